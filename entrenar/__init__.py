@@ -1,0 +1,1 @@
+"""entrenar: fine-tune LLaMA-family models on ordinary CPUs."""

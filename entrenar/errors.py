@@ -1,0 +1,41 @@
+"""The exceptions that entrenar raises: one class for each thing a caller may want to handle differently.
+
+Every message is one sentence that names the file, key, line or tensor, what was found, what was expected and what
+to do. The lowest floor of the package: it imports nothing.
+"""
+
+
+class EntrenarError(Exception):
+    """Base class of every error that entrenar raises on purpose."""
+
+
+class ShapeError(EntrenarError, ValueError):
+    """Array shapes do not fit together, or an index lies outside its axis."""
+
+
+class FormatError(EntrenarError, ValueError):
+    """A file from outside is missing, truncated, or not what its format says."""
+
+
+class ConfigError(EntrenarError, ValueError):
+    """A configuration key, value or option is unknown or out of range."""
+
+
+class QuantizationError(EntrenarError, ValueError):
+    """A tensor cannot be quantized, dequantized or used in its quantized form."""
+
+
+class NumericsError(EntrenarError, ArithmeticError):
+    """A loss, gradient or weight became NaN or infinite."""
+
+
+class GraphError(EntrenarError, RuntimeError):
+    """The autograd tape was used in a way that has no gradient (freed graph, non-scalar root, mutated input)."""
+
+
+class MemoryBudgetError(EntrenarError, MemoryError):
+    """The work would need more memory than the machine has available; raised before anything is allocated."""
+
+
+class HubError(EntrenarError, OSError):
+    """A model or data file could not be fetched or failed its checksum."""
