@@ -1,0 +1,144 @@
+"""The machine: SIMD tier, thread count, scratch memory. The only module that knows of OpenMP's runtime or of forks.
+
+The tier is chosen once, at import, from CPUID and what the operating system saves; ENTRENAR_ISA forces one. Threads:
+ENTRENAR_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs of this process's affinity mask and cgroup quota.
+"""
+import math
+import os
+from pathlib import Path
+
+from entrenar._kernels.simd.dispatch cimport simd_find, simd_supported, simd_table
+from entrenar.errors import ConfigError
+
+cdef extern from "scratch.h" nogil:
+    void* scratch_get(int slot, size_t nbytes)
+    size_t scratch_bytes_c "scratch_bytes"()
+    void scratch_release_c "scratch_release"()
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #define ENTRENAR_OPENMP 1
+    #else
+    #define ENTRENAR_OPENMP 0
+    #endif
+    """
+    const int ENTRENAR_OPENMP
+
+TIERS = ("base", "v3", "v4", "v4i")
+cdef int n_threads = 1
+cdef bint in_forked_child = False
+
+
+cdef int threads_for(Py_ssize_t work, Py_ssize_t grain) noexcept nogil:
+    """Threads worth waking for `work` units when each should get at least `grain`; results never depend on it."""
+    cdef Py_ssize_t useful
+    if n_threads == 1 or work < 2 * grain:
+        return 1
+    useful = work // grain
+    return n_threads if useful > n_threads else <int> useful
+
+
+cdef void* scratch(int slot, size_t nbytes) noexcept nogil:
+    """Scratch of the calling thread, uninitialised, 64-byte aligned, valid until the slot's next use; NULL if out."""
+    return scratch_get(slot, nbytes)
+
+
+def scratch_bytes():
+    """Bytes of kernel scratch that the calling thread holds."""
+    return scratch_bytes_c()
+
+
+def release_scratch():
+    """Free the calling thread's kernel scratch."""
+    scratch_release_c()
+
+
+def supported_tiers():
+    """The SIMD tiers that this build has and this machine runs, slowest first."""
+    return [tier for tier in TIERS if simd_supported(tier.encode())]
+
+
+def tier():
+    """The SIMD tier in use: base, v3 (AVX2 + FMA), v4 (AVX-512 F/BW/DQ/VL) or v4i (+ VNNI and VBMI)."""
+    return simd.tier.decode()
+
+
+def vector_floats():
+    """Floats in one vector register of the tier in use."""
+    return simd.vector_floats
+
+
+def set_tier(name):
+    """Use the SIMD tier `name` from now on (for tests and benchmarks); a ConfigError where it cannot run."""
+    global simd
+    if name not in TIERS:
+        raise ConfigError(f"ENTRENAR_ISA={name!r} is no SIMD tier; choose one of {', '.join(TIERS)}.")
+    if not simd_supported(name.encode()):
+        raise ConfigError(
+            f"ENTRENAR_ISA={name} needs instructions that this machine lacks; it runs {', '.join(supported_tiers())}.")
+    simd = simd_find(name.encode())
+
+
+def has_openmp():
+    """Whether the package was built with OpenMP; without it every kernel runs on one thread."""
+    return bool(ENTRENAR_OPENMP)
+
+
+def _cgroup_quota():
+    """CPUs that the cgroup's quota allows (version 2, then 1), or infinity where none is set or readable."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
+        return quota / int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()) if quota > 0 else math.inf
+    except (OSError, ValueError):
+        return math.inf
+
+
+def default_num_threads():
+    """Threads to use when nothing says otherwise: affinity mask, capped by the cgroup quota (rounded up)."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cpus, math.ceil(min(_cgroup_quota(), 1 << 16))))
+
+
+def get_num_threads():
+    """Threads that parallel kernels use at most."""
+    return n_threads
+
+
+def set_num_threads(count):
+    """Set how many threads kernels use at most. The results of every kernel are the same bits for any count."""
+    global n_threads
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ConfigError(f"The number of threads must be a positive integer, not {count!r}.")
+    if in_forked_child and count > 1:
+        raise ConfigError("A forked child process runs on one thread (OpenMP's threads do not survive a fork); "
+                          "start workers with the 'spawn' method to use more.")
+    n_threads = count if ENTRENAR_OPENMP else 1
+
+
+def _threads_from_environment():
+    for variable in ("ENTRENAR_NUM_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(variable, "").split(",")[0].strip()
+        if not text:
+            continue
+        if not text.isdigit() or int(text) < 1:
+            raise ConfigError(f"{variable}={text!r} must be a positive integer.")
+        return int(text)
+    return default_num_threads()
+
+
+def _after_fork_in_child():
+    global n_threads, in_forked_child
+    in_forked_child = True
+    n_threads = 1
+
+
+set_tier(os.environ.get("ENTRENAR_ISA") or supported_tiers()[-1])
+set_num_threads(_threads_from_environment())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

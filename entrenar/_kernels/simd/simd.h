@@ -1,0 +1,17 @@
+// The dispatch table: one family of micro-kernels a member, one table a tier. cpu.pyx picks a table at import.
+#pragma once
+#include "elementwise.h"
+
+// Every family of micro-kernels: X(norm) needs simd/norm.{c,h}, which define `norm_ops` and `norm_table_<tier>`.
+#define SIMD_FAMILIES(X) \
+    X(elementwise)
+
+#define SIMD_MEMBER(family) const family##_ops *family;
+typedef struct simd_table {
+    const char *tier;
+    int vector_floats;  // floats in one vector register as this tier uses it
+    SIMD_FAMILIES(SIMD_MEMBER)
+} simd_table;
+
+const simd_table *simd_find(const char *tier);  // NULL where this build has no such tier
+int simd_supported(const char *tier);           // CPU and operating system run it

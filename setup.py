@@ -1,0 +1,108 @@
+"""Build the compiled extensions, and the SIMD micro-kernels once per CPU tier. Metadata lives in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("entrenar/_kernels")
+SIMD = KERNELS / "simd"
+X86 = platform.machine().lower() in {"x86_64", "amd64", "i686"}
+V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
+V4 = [*V3, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
+# Features, never CPU names: the wheel runs anywhere and picks a tier at import.
+TIERS = {"base": []} | ({"v3": V3, "v4": V4, "v4i": [*V4, "-mavx512vnni", "-mavx512vbmi"]} if X86 else {})
+COMMON = ["-std=gnu11", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-fPIC", "-Wall", "-Wno-psabi"]
+
+
+def has_openmp(compiler: list[str]) -> bool:
+    """Whether the C compiler builds and links an OpenMP program (the package works serially without)."""
+    program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text(program)
+        command = [*compiler, "-fopenmp", str(source), "-o", str(Path(folder, "probe"))]
+        try:
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except OSError:
+            return False
+
+
+def extensions() -> list[Extension]:
+    """One Extension for each .pyx below entrenar/; only `cpu` links the SIMD objects (see BuildExt)."""
+    headers = [str(path) for path in sorted(KERNELS.rglob("*.h"))]
+    found = []
+    for source in sorted(Path("entrenar").rglob("*.pyx")):
+        name = ".".join(source.with_suffix("").parts)
+        depends = list(headers)
+        sources = [str(source)]
+        if source == KERNELS / "cpu.pyx":
+            sources.append(str(KERNELS / "scratch.c"))
+            depends += [str(path) for path in sorted(SIMD.glob("*.c"))]
+        found.append(Extension(name, sources, include_dirs=[str(KERNELS)], depends=depends))
+    return found
+
+
+class BuildExt(build_ext):
+    """build_ext that compiles each simd/*.c once per tier, with that tier's flags, into a folder of its own."""
+
+    def build_extensions(self) -> None:
+        self.parallel = self.parallel or os.cpu_count()
+        openmp = ["-fopenmp"] if has_openmp(self.compiler.compiler_so[:1]) else []
+        if not openmp:
+            print("entrenar: the C compiler has no OpenMP; building the single-threaded package", file=sys.stderr)
+        objects = self.simd_objects()
+        for extension in self.extensions:
+            extension.extra_compile_args = ["-O2", "-g0", *COMMON[1:], *openmp, "-Wno-unused-function"]
+            extension.extra_link_args = openmp
+            if extension.name == "entrenar._kernels.cpu":
+                extension.extra_objects = objects
+        super().build_extensions()
+
+    def simd_objects(self) -> list[str]:
+        """Compile what is out of date and return every object file."""
+        headers = max(path.stat().st_mtime for path in SIMD.glob("*.h"))
+        jobs, objects = [], []
+        for tier, flags in TIERS.items():
+            folder = Path(self.build_temp, "simd", tier)
+            folder.mkdir(parents=True, exist_ok=True)
+            for source in sorted(SIMD.glob("*.c")):
+                target = folder / f"{source.stem}.o"
+                objects.append(str(target))
+                if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, headers):
+                    jobs.append((source, target, [f"-DTIER={tier}", *flags]))
+        compiler = [part for part in self.compiler.compiler_so[:1] if part]
+
+        def compile_one(job: tuple[Path, Path, list[str]]) -> None:
+            source, target, flags = job
+            command = [*compiler, "-O3", "-g0", *COMMON, *flags, "-I", str(KERNELS), "-c", str(source), "-o", str(target)]
+            print(" ".join(command))
+            subprocess.run(command, check=True)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_one, jobs))
+        return objects
+
+
+# Bounds checks and negative indices stay on: kernels index pointers, and Python lists deserve them.
+DIRECTIVES = {
+    "language_level": 3,
+    "cdivision": True,
+    "embedsignature": True,
+    "binding": True,
+}
+setup(
+    ext_modules=cythonize(
+        extensions(), build_dir="build/cython", nthreads=os.cpu_count() or 1, compiler_directives=DIRECTIVES
+    ),
+    cmdclass={"build_ext": BuildExt},
+)
