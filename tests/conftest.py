@@ -1,0 +1,26 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from entrenar._kernels import cpu
+
+
+@pytest.fixture(params=cpu.supported_tiers())
+def tier(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each SIMD tier that this machine runs, in turn."""
+    before = cpu.tier()
+    cpu.set_tier(request.param)
+    yield request.param
+    cpu.set_tier(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the thread count after a test that changes it."""
+    before = cpu.get_num_threads()
+    yield
+    cpu.set_num_threads(before)
