@@ -1,10 +1,18 @@
 # The dispatch table as Cython sees it: one member a family, the same order as SIMD_FAMILIES in simd.h.
+from entrenar._kernels.simd.dropout cimport dropout_ops
 from entrenar._kernels.simd.elementwise cimport elementwise_ops
+from entrenar._kernels.simd.optimizer cimport optimizer_ops
+from entrenar._kernels.simd.reduce cimport reduce_ops
+from entrenar._kernels.simd.shape cimport shape_ops
 
 cdef extern from "simd/simd.h" nogil:
     ctypedef struct simd_table:
         const char* tier
         int vector_floats
         const elementwise_ops* elementwise
+        const reduce_ops* reduce
+        const shape_ops* shape
+        const dropout_ops* dropout
+        const optimizer_ops* optimizer
     const simd_table* simd_find(const char* tier)
     bint simd_supported(const char* tier)
