@@ -27,7 +27,7 @@ cdef uint64_t next_stream() noexcept:
 
 
 cdef uint64_t _checked(object value, str name, int bits) except? 0:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << bits:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0 or value.bit_length() > bits:
         raise ConfigError(f"The random {name} must be an integer from 0 to 2**{bits} - 1, not {value!r}.")
     return value
 

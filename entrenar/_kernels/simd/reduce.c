@@ -1,27 +1,22 @@
-// Sums are fp32 over short blocks and float64 over the blocks: the error stays near one ulp of fp32 at any length.
+// Sums accumulate in float64 (memory is the bottleneck, the conversion is free), those over rows by short fp32 blocks.
 #include "simd/reduce.h"
 #include "simd/vec.h"
 
-#define BLOCK 1024  // floats of a run added in fp32 before they go to float64
 #define ROW_BLOCK 16  // rows added in fp32 before they go to float64
 
-static float sum_block(const float *x, ptrdiff_t n) {
-    vf s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-    ptrdiff_t i = 0;
-    for (; i + 4 * VLEN <= n; i += 4 * VLEN) {
-        s0 += vload(x + i);
-        s1 += vload(x + i + VLEN);
-        s2 += vload(x + i + 2 * VLEN);
-        s3 += vload(x + i + 3 * VLEN);
-    }
-    for (; i + VLEN <= n; i += VLEN) s0 += vload(x + i);
-    if (i < n) s1 += vload_n(x + i, n - i, 0);
-    return vsum((s0 + s1) + (s2 + s3));
-}
+typedef double vd __attribute__((vector_size(8 * VLEN)));
 
 static double sum(const float *x, ptrdiff_t n) {
+    vd s0 = {0}, s1 = {0};
+    ptrdiff_t i = 0;
+    for (; i + 2 * VLEN <= n; i += 2 * VLEN) {
+        s0 += __builtin_convertvector(vload(x + i), vd);
+        s1 += __builtin_convertvector(vload(x + i + VLEN), vd);
+    }
+    s0 += s1;
     double total = 0;
-    for (ptrdiff_t i = 0; i < n; i += BLOCK) total += sum_block(x + i, n - i < BLOCK ? n - i : BLOCK);
+    for (int lane = 0; lane < VLEN; lane++) total += s0[lane];
+    for (; i < n; i++) total += x[i];
     return total;
 }
 

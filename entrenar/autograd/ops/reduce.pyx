@@ -1,4 +1,4 @@
-"""sum, mean and max along axes. Sums accumulate fp32 blocks in float64; the same bits for any number of threads."""
+"""sum, mean and max along axes. Sums accumulate in float64; the same bits for any number of threads."""
 from entrenar._kernels.elementwise cimport DIV, EQUAL, MUL, Binary, Broadcast, binary, plan_broadcast
 from entrenar._kernels.reduce cimport MAX, SUM, Reduction, reduce_axis
 from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
