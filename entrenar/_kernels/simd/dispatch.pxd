@@ -1,6 +1,9 @@
 # The dispatch table as Cython sees it: one member a family, the same order as SIMD_FAMILIES in simd.h.
+from entrenar._kernels.simd.dropout cimport dropout_ops
 from entrenar._kernels.simd.elementwise cimport elementwise_ops
 from entrenar._kernels.simd.gemm cimport gemm_ops
+from entrenar._kernels.simd.optimizer cimport optimizer_ops
+from entrenar._kernels.simd.reduce cimport reduce_ops
 
 cdef extern from "simd/simd.h" nogil:
     ctypedef struct simd_table:
@@ -8,5 +11,8 @@ cdef extern from "simd/simd.h" nogil:
         int vector_floats
         const elementwise_ops* elementwise
         const gemm_ops* gemm
+        const reduce_ops* reduce
+        const dropout_ops* dropout
+        const optimizer_ops* optimizer
     const simd_table* simd_find(const char* tier)
     bint simd_supported(const char* tier)
