@@ -21,6 +21,10 @@ V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 V4 = [*V3, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 # Features, never CPU names: the wheel runs anywhere and picks a tier at import.
 TIERS = {"base": []} | ({"v3": V3, "v4": V4, "v4i": [*V4, "-mavx512vnni", "-mavx512vbmi"]} if X86 else {})
+EXTRA_SOURCES = {
+    "entrenar._kernels.cpu": ["entrenar/_kernels/scratch.c"],
+    "entrenar.autograd.tensor": ["entrenar/autograd/allocator.c"],
+}
 COMMON = ["-std=gnu11", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-fPIC", "-Wall", "-Wno-psabi"]
 
 
@@ -39,16 +43,16 @@ def has_openmp(compiler: list[str]) -> bool:
 
 def extensions() -> list[Extension]:
     """One Extension for each .pyx below entrenar/; only `cpu` links the SIMD objects (see BuildExt)."""
-    headers = [str(path) for path in sorted(KERNELS.rglob("*.h"))]
+    headers = [str(path) for path in sorted(Path("entrenar").rglob("*.h"))]
     found = []
     for source in sorted(Path("entrenar").rglob("*.pyx")):
         name = ".".join(source.with_suffix("").parts)
         depends = list(headers)
         sources = [str(source)]
-        if source == KERNELS / "cpu.pyx":
-            sources.append(str(KERNELS / "scratch.c"))
+        sources += EXTRA_SOURCES.get(name, [])
+        if name == "entrenar._kernels.cpu":
             depends += [str(path) for path in sorted(SIMD.glob("*.c"))]
-        found.append(Extension(name, sources, include_dirs=[str(KERNELS)], depends=depends))
+        found.append(Extension(name, sources, include_dirs=[str(KERNELS), "entrenar/autograd"], depends=depends))
     return found
 
 

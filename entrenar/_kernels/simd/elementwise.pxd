@@ -1,11 +1,11 @@
 cdef extern from "simd/elementwise.h" nogil:
     ctypedef struct elementwise_ops:
-        void (*add)(float* y, const float* a, const float* b, Py_ssize_t n) noexcept
-        void (*sub)(float* y, const float* a, const float* b, Py_ssize_t n) noexcept
-        void (*mul)(float* y, const float* a, const float* b, Py_ssize_t n) noexcept
-        void (*div)(float* y, const float* a, const float* b, Py_ssize_t n) noexcept
-        void (*add_scalar)(float* y, const float* a, float b, Py_ssize_t n) noexcept
-        void (*scale)(float* y, const float* a, float b, Py_ssize_t n) noexcept
-        void (*scalar_div)(float* y, float a, const float* b, Py_ssize_t n) noexcept
-        void (*scale_add)(float* y, const float* a, float b, Py_ssize_t n) noexcept
-        void (*mul_add)(float* y, const float* a, const float* b, Py_ssize_t n) noexcept
+        void (*add)(float* y, const float* a, const float* b, Py_ssize_t n) noexcept nogil
+        void (*sub)(float* y, const float* a, const float* b, Py_ssize_t n) noexcept nogil
+        void (*mul)(float* y, const float* a, const float* b, Py_ssize_t n) noexcept nogil
+        void (*div)(float* y, const float* a, const float* b, Py_ssize_t n) noexcept nogil
+        void (*add_scalar)(float* y, const float* a, float b, Py_ssize_t n) noexcept nogil
+        void (*scale)(float* y, const float* a, float b, Py_ssize_t n) noexcept nogil
+        void (*scalar_div)(float* y, float a, const float* b, Py_ssize_t n) noexcept nogil
+        void (*scale_add)(float* y, const float* a, float b, Py_ssize_t n) noexcept nogil
+        void (*mul_add)(float* y, const float* a, const float* b, Py_ssize_t n) noexcept nogil

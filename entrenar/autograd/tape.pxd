@@ -1,0 +1,7 @@
+from entrenar.autograd.tensor cimport Node, Tensor
+
+cdef bint is_recording() noexcept
+cdef bint wants_grad(Tensor t) noexcept
+cdef Tensor record(Tensor out, Node node, tuple inputs, tuple saved)
+cdef Tensor grad_buffer(Tensor input, bint* accumulate)
+cdef int add_grad(Tensor input, Tensor gradient) except -1

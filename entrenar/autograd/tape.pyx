@@ -1,0 +1,260 @@
+"""The tape: operations record nodes, backward walks them newest first and adds gradients, checkpoint recomputes.
+
+A tensor used twice receives the sum of its gradients, once per path. What a node saved is freed as the walk passes it.
+Recording is switched per thread.
+"""
+import functools
+
+from cython.parallel cimport prange
+from libc.string cimport memcpy
+
+from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar.autograd.tensor cimport Node, Tensor, alias, as_tensor, check_float32, new_like, same_shape
+
+from entrenar.errors import GraphError, ShapeError
+
+cdef extern from *:
+    """
+    static _Thread_local int recording_off = 0;
+    """
+    int recording_off
+
+cdef unsigned long long last_sequence = 0
+cdef unsigned long long last_walk = 0
+
+
+cdef bint is_recording() noexcept:
+    return recording_off == 0
+
+
+cdef bint wants_grad(Tensor t) noexcept:
+    return recording_off == 0 and t is not None and t.needs_grad
+
+
+cdef Tensor record(Tensor out, Node node, tuple inputs, tuple saved):
+    """Make `node` the origin of `out`. A saved `out` is replaced by an alias: the graph holds no cycle."""
+    global last_sequence
+    last_sequence += 1
+    node.sequence = last_sequence
+    node.inputs = inputs
+    for item in saved:
+        if item is out:
+            saved = tuple([alias(out) if item is out else item for item in saved])
+            break
+    node.saved = saved
+    out.node = node
+    out.needs_grad = True
+    return out
+
+
+cdef void _add_into(float* target, const float* source, Py_ssize_t n) noexcept nogil:
+    """target += source"""
+    cdef Py_ssize_t block = 1 << 15, blocks = (n + block - 1) // block, i
+    for i in prange(blocks, schedule="static", num_threads=threads_for(n, 1 << 16)):
+        simd.elementwise.add(target + i * block, target + i * block, source + i * block,
+                             block if i < blocks - 1 else n - i * block)
+
+
+cdef Tensor _copy(Tensor t):
+    cdef Tensor copy = new_like(t)
+    memcpy(copy.data, t.data, t.size * sizeof(float))
+    return copy
+
+
+cdef Tensor grad_buffer(Tensor input, bint* accumulate):
+    """The buffer for `input`'s gradient, which nobody else holds: overwrite it where *accumulate is 0, else add."""
+    cdef Node node = input.node
+    cdef Tensor slot = input.gradient if node is None else node.gradient
+    accumulate[0] = slot is not None
+    if slot is None:
+        slot = new_like(input)
+    elif not (input.gradient_owned if node is None else node.gradient_owned):
+        slot = _copy(slot)
+    if node is None:
+        input.gradient = slot
+        input.gradient_owned = True
+    else:
+        node.gradient = slot
+        node.gradient_owned = True
+    return slot
+
+
+cdef int add_grad(Tensor input, Tensor gradient) except -1:
+    """Add `gradient` to that of `input`. The first one of a computed tensor is shared, not copied."""
+    cdef Node node = input.node
+    cdef bint accumulate
+    cdef Tensor slot
+    if not input.needs_grad:
+        return 0
+    if node is not None and node.gradient is None:
+        node.gradient = gradient
+        node.gradient_owned = False
+        return 0
+    slot = grad_buffer(input, &accumulate)
+    if accumulate:
+        _add_into(slot.data, gradient.data, slot.size)
+    else:
+        memcpy(slot.data, gradient.data, slot.size * sizeof(float))
+    return 0
+
+
+cdef list _reachable(Node root):
+    """The nodes that `root`'s gradient flows to, newest first."""
+    global last_walk
+    cdef Node node, parent
+    cdef Tensor tensor
+    cdef list stack = [root], found = []
+    last_walk += 1
+    root.walk = last_walk
+    while stack:
+        node = <Node> stack.pop()
+        if node.released:
+            raise GraphError("backward reached a part of the graph that an earlier backward freed; "
+                             "run the forward pass again before a second backward.")
+        found.append((node.sequence, node))
+        for item in node.inputs:
+            if item is None:
+                continue
+            tensor = <Tensor> item
+            parent = tensor.node
+            if parent is not None and parent.walk != last_walk:
+                parent.walk = last_walk
+                stack.append(parent)
+    found.sort(reverse=True)
+    return found
+
+
+def backward(tensor, gradient=None):
+    """Add d`tensor`/d(leaf) to the `grad` of every leaf that requires one.
+
+    `gradient`, of `tensor`'s shape, is the gradient of the final result with respect to `tensor`; it may be left out
+    for a scalar. Raises GraphError where nothing was recorded or the graph was already freed, ShapeError for a missing
+    or ill-shaped gradient.
+    """
+    if not isinstance(tensor, Tensor):
+        raise GraphError(f"backward needs a Tensor, not {type(tensor).__name__}.")
+    cdef Tensor root = <Tensor> tensor, seed
+    cdef Node node
+    if not root.needs_grad:
+        raise GraphError("backward needs a tensor that was computed from one with requires_grad=True, outside no_grad().")
+    if gradient is None:
+        if root.size != 1:
+            raise ShapeError(f"backward of a tensor of shape {root.shape} needs the gradient argument; "
+                             "only a tensor of one element has a gradient of 1 by default.")
+        seed = new_like(root)
+        seed.data[0] = 1.0
+    else:
+        seed = check_float32(as_tensor(gradient), "backward", "gradient")
+        if not same_shape(root, seed):
+            raise ShapeError(f"backward: the gradient has shape {seed.shape}, expected {root.shape}.")
+    if root.node is None:
+        add_grad(root, seed)
+        return
+    nodes = _reachable(root.node)
+    add_grad(root, seed)
+    seed = None
+    _walk(nodes)
+
+
+cdef int _walk(list nodes) except -1:
+    cdef Node node
+    cdef Tensor gradient
+    cdef Py_ssize_t i
+    for i in range(len(nodes)):
+        node = <Node> (<tuple> nodes[i])[1]
+        nodes[i] = None  # so that a node, and what it computed from, can be freed as soon as the walk has passed
+        gradient = node.gradient
+        node.gradient = None
+        if gradient is not None:
+            node.backward(gradient)
+        node.release()
+    return 0
+
+
+cdef class CheckpointNode(Node):
+    """Saves a function and its inputs instead of what the function's own nodes would save."""
+
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor original, copy, out
+        from entrenar.autograd import random
+        function, args, random_state = self.saved
+        copies = []
+        for item in args:
+            if isinstance(item, Tensor):
+                original = <Tensor> item
+                copy = alias(original)
+                copy.needs_grad = original.needs_grad
+                item = copy
+            copies.append(item)
+        now = random.get_state()
+        random.set_state(random_state)
+        with enable_grad():
+            out = function(*copies)
+            random.set_state(now)
+            if out.needs_grad:
+                backward(out, grad)
+        out = None
+        for item, copied in zip(args, copies):
+            if isinstance(item, Tensor) and (<Tensor> copied).gradient is not None:
+                add_grad(<Tensor> item, (<Tensor> copied).gradient)
+        return 0
+
+
+def checkpoint(function, *args):
+    """`function(*args)`, a Tensor, keeping only `args`: backward runs `function` again to get what it needs.
+
+    Trades one more forward pass of the block for its activations (Chen et al., "Training Deep Nets with Sublinear
+    Memory Cost", 2016). The random state is replayed, so dropout draws the same masks; gradients have the same bits
+    as without. Parameters that `function` closes over receive their gradients as usual.
+    """
+    if recording_off:
+        return function(*args)
+    from entrenar.autograd import random
+    random_state = random.get_state()
+    with no_grad():
+        result = function(*args)
+    if not isinstance(result, Tensor):
+        raise GraphError(f"checkpoint: the function must return one Tensor, not {type(result).__name__}.")
+    cdef Tensor out = alias(<Tensor> result)
+    cdef CheckpointNode node = CheckpointNode.__new__(CheckpointNode)
+    return record(out, node, tuple([item if isinstance(item, Tensor) else None for item in args]),
+                  (function, args, random_state))
+
+
+class no_grad:
+    """Context manager and decorator: operations of this thread record nothing inside."""
+
+    def __enter__(self):
+        global recording_off
+        recording_off += 1
+        return self
+
+    def __exit__(self, *exception):
+        global recording_off
+        recording_off -= 1
+
+    def __call__(self, function):
+        @functools.wraps(function)
+        def wrapped(*args, **kwargs):
+            with no_grad():
+                return function(*args, **kwargs)
+        return wrapped
+
+
+class enable_grad:
+    """Context manager: operations of this thread record again inside a no_grad block."""
+
+    def __enter__(self):
+        global recording_off
+        self.before = recording_off
+        recording_off = 0
+        return self
+
+    def __exit__(self, *exception):
+        global recording_off
+        recording_off = self.before
+
+
+def grad_enabled():
+    """Whether operations of this thread are recorded."""
+    return recording_off == 0

@@ -1,0 +1,50 @@
+cdef enum:
+    MAX_DIMS = 8
+
+cdef enum:
+    FLOAT32 = 0
+    BFLOAT16 = 1
+
+cdef class Storage:
+    """A block of the caching allocator, or memory that another object owns."""
+    cdef char* memory
+    cdef int size_class
+    cdef object owner
+
+cdef class Node:
+    """One recorded operation: what it was computed from, what its backward needs, and the gradient of its output."""
+    cdef tuple inputs
+    cdef tuple saved
+    cdef Tensor gradient
+    cdef bint gradient_owned
+    cdef bint released
+    cdef unsigned long long sequence
+    cdef unsigned long long walk
+    cdef int backward(self, Tensor grad) except -1
+    cdef void release(self)
+
+cdef class Tensor:
+    cdef float* data
+    cdef readonly int ndim
+    cdef int kind  # FLOAT32 or BFLOAT16
+    cdef bint needs_grad
+    cdef bint gradient_owned
+    cdef Py_ssize_t dims[MAX_DIMS]
+    cdef Py_ssize_t strides_bytes[MAX_DIMS]
+    cdef readonly Py_ssize_t size
+    cdef Storage storage
+    cdef Node node
+    cdef Tensor gradient
+    cdef object __weakref__
+
+cdef Tensor new_tensor(int ndim, const Py_ssize_t* dims)
+cdef Tensor new_like(Tensor t)
+cdef Tensor new_vector(Py_ssize_t n)
+cdef Tensor new_matrix(Py_ssize_t rows, Py_ssize_t cols)
+cdef Tensor new_scalar(float value)
+cdef Tensor alias(Tensor t)
+cdef Tensor alias_as(Tensor t, int ndim, const Py_ssize_t* dims)
+cdef Tensor as_tensor(object x)
+cdef Tensor check_float32(Tensor t, str op, str name)
+cdef bint same_shape(Tensor a, Tensor b) noexcept
+cdef str shape_str(Tensor t)

@@ -1,0 +1,461 @@
+"""Tensor: an aligned, C-contiguous buffer with a shape, a dtype, a gradient and the node that computed it.
+
+float32 is the dtype of everything with a gradient; bfloat16 is a storage type of frozen weights. A tensor shares memory
+with NumPy through the buffer protocol and with other libraries through DLPack, without a copy.
+"""
+import math
+
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_WRITABLE
+from libc.string cimport memcpy
+
+import numpy as np
+
+from entrenar.errors import ConfigError, GraphError, MemoryBudgetError, ShapeError
+
+cdef extern from "allocator.h" nogil:
+    void* allocator_take(size_t nbytes, int* size_class)
+    void allocator_give(void* memory, int size_class)
+    void allocator_trim(size_t keep)
+    size_t allocator_in_use()
+    size_t allocator_peak()
+    size_t allocator_cached()
+    void allocator_reset_peak()
+
+cdef object bfloat16_type = None  # ml_dtypes.bfloat16, imported when the first bf16 tensor is seen
+cdef object operators = None      # entrenar.autograd.ops, which registers itself: operators live a floor above
+
+
+cdef object _bfloat16():
+    global bfloat16_type
+    if bfloat16_type is None:
+        import ml_dtypes
+        bfloat16_type = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16_type
+
+
+cdef class Storage:
+    def __dealloc__(self):
+        if self.owner is None and self.memory != NULL:
+            allocator_give(self.memory, self.size_class)
+
+
+cdef Storage _allocate(size_t nbytes):
+    cdef Storage storage = Storage.__new__(Storage)
+    storage.memory = <char*> allocator_take(nbytes if nbytes else 1, &storage.size_class)
+    if storage.memory == NULL:
+        raise MemoryBudgetError(
+            f"A tensor of {nbytes / 2**20:,.1f} MiB could not be allocated: the machine is out of memory; use a "
+            "shorter sequence, a smaller batch or gradient checkpointing.")
+    return storage
+
+
+cdef class Node:
+    cdef int backward(self, Tensor grad) except -1:
+        raise GraphError(f"{type(self).__name__} has no backward.")
+
+    cdef void release(self):
+        self.inputs = None
+        self.saved = None
+        self.gradient = None
+        self.released = True
+
+    @property
+    def saved_bytes(self):
+        """Bytes of the buffers that this node keeps for its backward."""
+        return builtin_sum([t.nbytes for t in (self.saved or ()) if isinstance(t, Tensor)])
+
+
+builtin_sum = sum
+
+
+cdef inline int _set_shape(Tensor t, int ndim, const Py_ssize_t* dims) except -1:
+    cdef int i
+    cdef Py_ssize_t stride = 2 if t.kind == BFLOAT16 else 4
+    t.ndim = ndim
+    t.size = 1
+    for i in range(ndim - 1, -1, -1):
+        t.dims[i] = dims[i]
+        t.strides_bytes[i] = stride
+        stride *= dims[i]
+        t.size *= dims[i]
+    return 0
+
+
+cdef Tensor _allocate_tensor(int kind, int ndim, const Py_ssize_t* dims):
+    cdef Tensor t = Tensor.__new__(Tensor)
+    t.kind = kind
+    _set_shape(t, ndim, dims)
+    t.storage = _allocate(<size_t> t.size * (2 if kind == BFLOAT16 else 4))
+    t.data = <float*> t.storage.memory
+    return t
+
+
+cdef Tensor new_tensor(int ndim, const Py_ssize_t* dims):
+    """Uninitialised float32."""
+    return _allocate_tensor(FLOAT32, ndim, dims)
+
+
+cdef Tensor new_like(Tensor t):
+    return _allocate_tensor(FLOAT32, t.ndim, t.dims)
+
+
+cdef Tensor new_vector(Py_ssize_t n):
+    return _allocate_tensor(FLOAT32, 1, &n)
+
+
+cdef Tensor new_matrix(Py_ssize_t rows, Py_ssize_t cols):
+    cdef Py_ssize_t[2] dims
+    dims[0] = rows
+    dims[1] = cols
+    return _allocate_tensor(FLOAT32, 2, dims)
+
+
+cdef Tensor new_scalar(float value):
+    cdef Tensor t = _allocate_tensor(FLOAT32, 0, NULL)
+    t.data[0] = value
+    return t
+
+
+cdef Tensor alias(Tensor t):
+    """The same memory without the graph."""
+    return alias_as(t, t.ndim, t.dims)
+
+
+cdef Tensor alias_as(Tensor t, int ndim, const Py_ssize_t* dims):
+    """The same memory under another shape of the same size, without the graph."""
+    cdef Tensor a = Tensor.__new__(Tensor)
+    a.kind = t.kind
+    _set_shape(a, ndim, dims)
+    a.storage = t.storage
+    a.data = t.data
+    return a
+
+
+cdef Tensor as_tensor(object x):
+    """A Tensor passes; a number or array-like is copied to float32."""
+    if isinstance(x, Tensor):
+        return <Tensor> x
+    if isinstance(x, (int, float)):
+        return new_scalar(x)
+    return Tensor(x)
+
+
+cdef Tensor check_float32(Tensor t, str op, str name):
+    if t.kind != FLOAT32:
+        raise ConfigError(f"{op}: {name} is bfloat16, which is a storage type of frozen weights only; pass float32.")
+    return t
+
+
+cdef bint same_shape(Tensor a, Tensor b) noexcept:
+    cdef int i
+    if a.ndim != b.ndim:
+        return False
+    for i in range(a.ndim):
+        if a.dims[i] != b.dims[i]:
+            return False
+    return True
+
+
+cdef str shape_str(Tensor t):
+    return str(t.shape)
+
+
+cdef Tensor _wrap_array(object array):
+    """A Tensor over the memory of a C-contiguous float32 or bfloat16 array."""
+    cdef Tensor t = Tensor.__new__(Tensor)
+    cdef Py_ssize_t[MAX_DIMS] dims
+    cdef int i
+    if array.ndim > MAX_DIMS:
+        raise ShapeError(f"A tensor has at most {MAX_DIMS} axes, not {array.ndim}.")
+    for i in range(array.ndim):
+        dims[i] = array.shape[i]
+    t.kind = FLOAT32 if array.dtype == np.float32 else BFLOAT16
+    _set_shape(t, array.ndim, dims)
+    t.storage = Storage.__new__(Storage)
+    t.storage.owner = array
+    t.storage.memory = <char*> <size_t> array.ctypes.data
+    t.data = <float*> t.storage.memory
+    return t
+
+
+cdef class Tensor:
+    """An n-dimensional array that remembers how it was computed.
+
+    ``Tensor(data)`` copies numbers, nested lists or any array to float32; ``dtype="bfloat16"`` rounds to bfloat16
+    (storage of frozen weights: it takes part in `linear` and `embedding` only and has no gradient).
+    ``Tensor.from_numpy(array)`` shares memory instead.
+
+    Raises ConfigError for an unknown dtype or a bfloat16 tensor with a gradient, ShapeError for ragged data.
+    """
+
+    def __init__(self, data, requires_grad=False, dtype="float32"):
+        cdef Tensor t
+        if dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"A tensor's dtype is 'float32' or 'bfloat16', not {dtype!r}.")
+        target = np.dtype(np.float32) if dtype == "float32" else _bfloat16()
+        if isinstance(data, Tensor):
+            data = data.numpy()
+        try:
+            array = np.asarray(data)
+            if array.dtype == object:
+                raise ValueError("its elements are no numbers")
+            if array.dtype.kind == "c":
+                raise TypeError("complex numbers have no float32 form")
+            array = array.astype(target, order="C", copy=False)
+        except (ValueError, TypeError) as error:
+            raise ShapeError(f"A tensor needs a rectangular array of numbers: {error}.") from None
+        t = _wrap_array(np.ascontiguousarray(array).reshape(array.shape))
+        self.kind = t.kind
+        _set_shape(self, t.ndim, t.dims)
+        self.storage = _allocate(<size_t> self.nbytes)
+        self.data = <float*> self.storage.memory
+        memcpy(self.data, t.data, <size_t> self.nbytes)
+        self.requires_grad = requires_grad
+
+    @staticmethod
+    def from_numpy(array, requires_grad=False):
+        """A Tensor that shares the memory of a C-contiguous float32 (or ml_dtypes bfloat16) array."""
+        if not isinstance(array, np.ndarray) or array.dtype not in (np.dtype(np.float32), _bfloat16()):
+            found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise ConfigError(f"Tensor.from_numpy shares memory with float32 or bfloat16 arrays, not {found}; "
+                              "use Tensor(array) to copy.")
+        if not array.flags.c_contiguous:
+            raise ShapeError(f"Tensor.from_numpy needs a C-contiguous array; this one of shape {array.shape} has strides "
+                             f"{array.strides}; use Tensor(array) to copy.")
+        cdef Tensor t = _wrap_array(array)
+        t.requires_grad = requires_grad
+        return t
+
+    @staticmethod
+    def from_dlpack(exporter):
+        """A Tensor that shares the float32 memory of any CPU array that speaks DLPack."""
+        return Tensor.from_numpy(np.from_dlpack(exporter))
+
+    @staticmethod
+    def empty(*shape):
+        """An uninitialised float32 tensor."""
+        cdef Py_ssize_t[MAX_DIMS] dims
+        cdef int i
+        if len(shape) > MAX_DIMS or any(not isinstance(n, int) or n < 0 for n in shape):
+            raise ShapeError(f"A tensor's shape is at most {MAX_DIMS} non-negative integers, not {shape}.")
+        for i in range(len(shape)):
+            dims[i] = shape[i]
+        return new_tensor(len(shape), dims)
+
+    @property
+    def shape(self):
+        """The lengths of the axes, a tuple."""
+        return tuple([self.dims[i] for i in range(self.ndim)])
+
+    @property
+    def nbytes(self):
+        """Bytes of the elements."""
+        return self.size * (2 if self.kind == BFLOAT16 else 4)
+
+    @property
+    def dtype(self):
+        """'float32' or 'bfloat16'."""
+        return "bfloat16" if self.kind == BFLOAT16 else "float32"
+
+    @property
+    def is_leaf(self):
+        """Whether no recorded operation computed this tensor."""
+        return self.node is None
+
+    @property
+    def requires_grad(self):
+        """Whether backward computes a gradient for this tensor; may be set on leaves."""
+        return self.needs_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value):
+        if self.node is not None:
+            raise GraphError("requires_grad can be set on leaves only; this tensor was computed: use detach().")
+        if value and self.kind == BFLOAT16:
+            raise ConfigError("A bfloat16 tensor is storage of a frozen weight and has no gradient; use float32.")
+        self.needs_grad = bool(value)
+
+    @property
+    def grad(self):
+        """The gradient of a leaf after backward, a Tensor of the same shape, or None."""
+        return self.gradient
+
+    @grad.setter
+    def grad(self, value):
+        cdef Tensor t
+        if value is None:
+            self.gradient = None
+            return
+        t = as_tensor(value)
+        if not same_shape(self, t):
+            raise ShapeError(f"A gradient of shape {t.shape} does not fit a tensor of shape {self.shape}.")
+        self.gradient = t
+        self.gradient_owned = False
+
+    @property
+    def grad_fn(self):
+        """The node that computed this tensor, or None for a leaf."""
+        return self.node
+
+    def numpy(self):
+        """The elements as a NumPy array that shares this tensor's memory (bfloat16 through ml_dtypes)."""
+        array = np.asarray(memoryview(self))
+        return array.view(_bfloat16()) if self.kind == BFLOAT16 else array
+
+    def item(self):
+        """The only element as a Python float; a ShapeError where there are more."""
+        if self.size != 1:
+            raise ShapeError(f"item() needs a tensor of one element; this one has shape {self.shape}.")
+        return float(self.numpy().reshape(()))
+
+    def tolist(self):
+        """The elements as nested Python lists."""
+        return self.numpy().astype(np.float64).tolist()
+
+    def detach(self):
+        """The same memory as a leaf without a gradient."""
+        return alias(self)
+
+    def backward(self, gradient=None):
+        """Add the gradient of this tensor with respect to every leaf that requires one to the leaf's `grad`.
+
+        `gradient` is the gradient of the final result with respect to this tensor; 1 where this is a scalar.
+        """
+        from entrenar.autograd.tape import backward
+        backward(self, gradient)
+
+    def zero_grad(self):
+        """Forget the gradient."""
+        self.gradient = None
+
+    # ------------------------------------------------------------------ memory shared with others
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        view.buf = self.data
+        view.obj = self
+        view.len = self.nbytes
+        view.readonly = 0
+        view.itemsize = 2 if self.kind == BFLOAT16 else 4
+        view.format = NULL
+        if flags & PyBUF_FORMAT:
+            view.format = b"H" if self.kind == BFLOAT16 else b"f"
+        view.ndim = self.ndim
+        view.shape = self.dims
+        view.strides = self.strides_bytes
+        view.suboffsets = NULL
+        view.internal = NULL
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        return self.numpy().__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
+
+    def __dlpack_device__(self):
+        return (1, 0)  # kDLCPU
+
+    # ------------------------------------------------------------------ Python protocols
+    def __len__(self):
+        if self.ndim == 0:
+            raise TypeError("a tensor without axes has no length")
+        return self.dims[0]
+
+    def __float__(self):
+        return self.item()
+
+    def __bool__(self):
+        if self.size != 1:
+            raise ShapeError(f"The truth of a tensor of shape {self.shape} is ambiguous; compare its numpy().")
+        return bool(self.item())
+
+    def __repr__(self):
+        body = np.array2string(self.numpy(), precision=4, separator=", ", threshold=20, prefix="Tensor(")
+        extra = ", requires_grad=True" if self.node is None and self.needs_grad else ""
+        extra += f", grad_fn={type(self.node).__name__}" if self.node is not None else ""
+        extra += ", dtype=bfloat16" if self.kind == BFLOAT16 else ""
+        return f"Tensor({body}{extra})"
+
+    def __reduce__(self):
+        return Tensor, (self.numpy(), self.needs_grad and self.node is None, self.dtype)
+
+    # ------------------------------------------------------------------ operators: the ops floor registers itself
+    def __add__(self, other):
+        return operators.add(self, other)
+
+    def __radd__(self, other):
+        return operators.add(other, self)
+
+    def __sub__(self, other):
+        return operators.sub(self, other)
+
+    def __rsub__(self, other):
+        return operators.sub(other, self)
+
+    def __mul__(self, other):
+        return operators.mul(self, other)
+
+    def __rmul__(self, other):
+        return operators.mul(other, self)
+
+    def __truediv__(self, other):
+        return operators.div(self, other)
+
+    def __rtruediv__(self, other):
+        return operators.div(other, self)
+
+    def __matmul__(self, other):
+        return operators.matmul(self, other)
+
+    def __rmatmul__(self, other):
+        return operators.matmul(other, self)
+
+    def __neg__(self):
+        return operators.neg(self)
+
+    def __pow__(self, exponent, modulo):
+        return operators.pow(self, exponent)
+
+    def __getitem__(self, index):
+        return operators.slice(self, index)
+
+    def reshape(self, *shape):
+        """See `entrenar.autograd.reshape`."""
+        return operators.reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+
+    def transpose(self, *axes):
+        """See `entrenar.autograd.transpose`."""
+        return operators.transpose(self, axes or None)
+
+    @property
+    def T(self):
+        """The tensor with its axes reversed."""
+        return operators.transpose(self)
+
+    def sum(self, axis=None, keepdims=False):
+        """See `entrenar.autograd.sum`."""
+        return operators.sum(self, axis, keepdims)
+
+    def mean(self, axis=None, keepdims=False):
+        """See `entrenar.autograd.mean`."""
+        return operators.mean(self, axis, keepdims)
+
+    def max(self, axis=None, keepdims=False):
+        """See `entrenar.autograd.max`."""
+        return operators.max(self, axis, keepdims)
+
+
+def register_operators(namespace):
+    """Give Tensor's operators their functions (called once by entrenar.autograd)."""
+    global operators
+    operators = namespace
+
+
+def memory_stats():
+    """Bytes of tensor memory: in use, the peak since the last reset, and cached for reuse."""
+    return {"in_use": allocator_in_use(), "peak": allocator_peak(), "cached": allocator_cached()}
+
+
+def reset_peak_memory():
+    """Let memory_stats()['peak'] start again from what is in use now."""
+    allocator_reset_peak()
+
+
+def empty_cache():
+    """Return the cached blocks to the operating system."""
+    allocator_trim(0)

@@ -1,0 +1,257 @@
+"""LLaMA: embedding, blocks of grouped-query attention and SwiGLU around a residual stream, RMSNorm, head.
+
+Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models", 2023 (arXiv 2307.09288); parameter names and
+the half-split rotary embedding are those of Hugging Face transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from entrenar.autograd import (
+    Tensor,
+    attention,
+    cached_attention,
+    checkpoint,
+    linear,
+    linear_cross_entropy,
+    rope,
+    rope_table,
+    swiglu,
+)
+from entrenar.errors import ShapeError
+from entrenar.llama.budget import check_weights_fit
+from entrenar.llama.config import LLaMAConfig
+from entrenar.llama.modules import Embedding, Linear, Module, RMSNorm, Weight, random_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from entrenar.llama.generate import LayerCache
+    from entrenar.lora import LoRAConfig
+    from entrenar.qlora import QLoRAConfig
+
+WeightSource = Callable[[str, tuple[int, ...]], Weight]
+
+
+class Rotation:
+    """The rotary angles of a batch: cos/sin tables (positions, head_dim / 2) and the position of every token."""
+
+    def __init__(self, cos: Tensor, sin: Tensor, positions: np.ndarray | None) -> None:
+        self.cos, self.sin, self.positions = cos, sin, positions
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return rope(x, self.cos, self.sin, self.positions)
+
+
+class Attention(Module):
+    """Causal grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        hidden, q_size, kv_size = config.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = Linear(weights(f"{prefix}.q_proj.weight", (q_size, hidden)))
+        self.k_proj = Linear(weights(f"{prefix}.k_proj.weight", (kv_size, hidden)))
+        self.v_proj = Linear(weights(f"{prefix}.v_proj.weight", (kv_size, hidden)))
+        self.o_proj = Linear(weights(f"{prefix}.o_proj.weight", (hidden, q_size)))
+
+    def __call__(
+        self, x: Tensor, rotation: Rotation, cu_seqlens: np.ndarray | None, cache: LayerCache | None
+    ) -> Tensor:
+        batch, length, _ = x.shape
+        q = rotation(self.q_proj(x).reshape(batch, length, self.heads, self.head_dim))
+        k = rotation(self.k_proj(x).reshape(batch, length, self.kv_heads, self.head_dim))
+        v = self.v_proj(x).reshape(batch, length, self.kv_heads, self.head_dim)
+        if cache is None:
+            out = attention(q, k, v, cu_seqlens)
+        else:
+            out = cached_attention(q, *cache.append(k, v))
+        return self.o_proj(out.reshape(batch, length, self.heads * self.head_dim))
+
+
+class MLP(Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(weights(f"{prefix}.gate_proj.weight", (inner, hidden)))
+        self.up_proj = Linear(weights(f"{prefix}.up_proj.weight", (inner, hidden)))
+        self.down_proj = Linear(weights(f"{prefix}.down_proj.weight", (hidden, inner)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+def _norm(config: LLaMAConfig, name: str, weights: WeightSource) -> RMSNorm:
+    weight = weights(name, (config.hidden_size,))
+    assert isinstance(weight, Tensor)  # norms are never quantized
+    return RMSNorm(weight, config.rms_norm_eps)
+
+
+class Block(Module):
+    """One transformer layer: x + attention(norm(x)), then + mlp(norm(.))."""
+
+    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
+        self.input_layernorm = _norm(config, f"{prefix}.input_layernorm.weight", weights)
+        self.self_attn = Attention(config, f"{prefix}.self_attn", weights)
+        self.post_attention_layernorm = _norm(config, f"{prefix}.post_attention_layernorm.weight", weights)
+        self.mlp = MLP(config, f"{prefix}.mlp", weights)
+
+    def __call__(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        cu_seqlens: np.ndarray | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, cu_seqlens, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Trunk(Module):
+    """Everything below the head; the part that Hugging Face calls `model`."""
+
+    def __init__(self, config: LLaMAConfig, weights: WeightSource) -> None:
+        table = weights("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+        assert isinstance(table, Tensor)  # the embedding is never quantized
+        self.embed_tokens = Embedding(table)
+        self.layers = [Block(config, f"model.layers.{i}", weights) for i in range(config.num_hidden_layers)]
+        self.norm = _norm(config, "model.norm.weight", weights)
+
+
+class LLaMAModel(Module):
+    """A LLaMA-family causal language model.
+
+    ``LLaMAModel(config)`` draws random weights; ``LLaMAModel.from_pretrained(path)`` loads a checkpoint. Raises
+    MemoryBudgetError before anything is allocated where the weights cannot fit into the available memory.
+    """
+
+    def __init__(self, config: LLaMAConfig, *, seed: int = 0, weights: WeightSource | None = None) -> None:
+        if weights is None:
+            check_weights_fit(config)
+            weights = random_weights(seed, config.initializer_range)
+        self.config = config
+        self.gradient_checkpointing = False
+        self.unquantized: dict[str, str] = {}  # block linears that stayed in full precision in a 4-bit model, and why
+        self.lora_config: LoRAConfig | None = None
+        self.model = Trunk(config, weights)
+        self.lm_head: Linear | None = None
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(weights("lm_head.weight", (config.vocab_size, config.hidden_size)))
+        self._inv_freq = config.inverse_frequencies()
+        self._tables = rope_table(1, self._inv_freq)
+
+    @staticmethod
+    def from_pretrained(
+        path: str | Path, *, quantize: str | None = None, dtype: str = "float32", double_quantization: bool = True
+    ) -> LLaMAModel:
+        """Load a Hugging Face directory or a GGUF file, one tensor at a time; see `entrenar.llama.weights.load`."""
+        from entrenar.llama.weights import load
+
+        return load(path, quantize=quantize, dtype=dtype, double_quantization=double_quantization)
+
+    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
+        """Write a Hugging Face directory; see `entrenar.llama.weights.save`."""
+        from entrenar.llama.weights import save
+
+        save(self, directory, **options)
+
+    @property
+    def head_weight(self) -> Weight:
+        """The matrix (vocabulary, hidden) that turns hidden states into logits."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def __call__(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray | None = None,
+        cu_seqlens: np.ndarray | None = None,
+    ) -> Tensor:
+        """Logits (batch, seq, vocab) of integer tokens (batch, seq).
+
+        `positions` (batch, seq) defaults to 0, 1, ...; `cu_seqlens` bounds packed samples in the flattened tokens, none
+        of which sees another. Raises ShapeError for a token id outside the vocabulary or a sequence beyond the context.
+        """
+        return linear(self.hidden_states(tokens, positions, cu_seqlens), self.head_weight)
+
+    def loss(
+        self,
+        tokens: np.ndarray,
+        targets: np.ndarray,
+        positions: np.ndarray | None = None,
+        cu_seqlens: np.ndarray | None = None,
+        *,
+        reduction: str = "mean",
+        divisor: float | None = None,
+    ) -> Tensor:
+        """Cross-entropy of `targets` (batch, seq), already shifted, -100 ignored; logits exist a chunk at a time.
+
+        `divisor` replaces the number of targets under reduction "mean" (gradient accumulation divides each part by the
+        tokens of the whole step).
+        """
+        hidden = self.hidden_states(tokens, positions, cu_seqlens)
+        targets = np.asarray(targets)
+        if targets.shape != hidden.shape[:2]:
+            raise ShapeError(f"loss: targets have shape {targets.shape}, expected {hidden.shape[:2]} as the tokens.")
+        return linear_cross_entropy(hidden, self.head_weight, targets, reduction=reduction, divisor=divisor)
+
+    def hidden_states(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray | None = None,
+        cu_seqlens: np.ndarray | None = None,
+        caches: list[LayerCache] | None = None,
+    ) -> Tensor:
+        """Final normalised hidden states (batch, seq, hidden) of integer tokens (batch, seq)."""
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise ShapeError(f"tokens must be integers of shape (batch, seq), not {tokens.dtype} of shape {tokens.shape}.")
+        rotation = self._rotation(tokens, positions)
+        x = self.model.embed_tokens(tokens)
+        for index, block in enumerate(self.model.layers):
+            if caches is not None:
+                x = block(x, rotation, None, caches[index])
+            elif self.gradient_checkpointing:
+                x = checkpoint(block, x, rotation, cu_seqlens)
+            else:
+                x = block(x, rotation, cu_seqlens)
+        return self.model.norm(x)
+
+    def _rotation(self, tokens: np.ndarray, positions: np.ndarray | None) -> Rotation:
+        if positions is not None:
+            positions = np.asarray(positions)
+            if positions.shape != tokens.shape:
+                raise ShapeError(f"positions have shape {positions.shape}, expected {tokens.shape} as the tokens.")
+        length = tokens.shape[1] if positions is None else int(positions.max(initial=-1)) + 1
+        if length > self.config.max_position_embeddings:
+            raise ShapeError(
+                f"A sequence of {length} positions is longer than the model's context of "
+                f"{self.config.max_position_embeddings}; use a shorter sequence."
+            )
+        if length > self._tables[0].shape[0]:
+            size = min(self.config.max_position_embeddings, max(512, 1 << (length - 1).bit_length()))
+            self._tables = rope_table(size, self._inv_freq)
+        return Rotation(*self._tables, positions)
+
+    def generate(self, tokens: np.ndarray | list[int], **options: Any) -> list[int]:
+        """Continue one sequence; see `entrenar.llama.generate.generate`."""
+        from entrenar.llama.generate import generate
+
+        return generate(self, tokens, **options)
+
+    def to_lora(self, config: LoRAConfig) -> LLaMAModel:
+        """Freeze the model and put LoRA adapters on its target modules, in place; `config.apply(model)`."""
+        config.apply(self)
+        return self
+
+    def to_qlora(self, config: QLoRAConfig) -> LLaMAModel:
+        """Quantize the block linears that are not 4-bit yet and put LoRA adapters on them; `config.apply(model)`."""
+        config.apply(self)
+        return self

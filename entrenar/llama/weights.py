@@ -1,0 +1,247 @@
+"""Checkpoints <-> models: names, shapes, dtypes and 4-bit codes, one tensor in memory at a time.
+
+Hugging Face names are the model's own. GGUF names are mapped, and the rows of its q and k matrices, stored for an
+interleaved rotary embedding, are put back into half-split order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from entrenar.autograd import Tensor
+from entrenar.autograd.quantized import QuantizedTensor
+from entrenar.errors import ConfigError, FormatError, QuantizationError
+from entrenar.io.checkpoint import atomic_directory
+from entrenar.io.gguf import GGUFFile
+from entrenar.io.lazy import LazyTensor
+from entrenar.io.safetensors import open_safetensors_directory, save_sharded
+from entrenar.llama.budget import check_weights_fit
+from entrenar.llama.config import LLaMAConfig
+from entrenar.llama.model import LLaMAModel
+from entrenar.llama.modules import Weight
+
+QUANTIZE = (None, "auto", "nf4", "int4")
+DTYPES = ("float32", "bfloat16")
+GGUF_4BIT = {"Q4_0": "q4_0", "Q4_1": "q4_1"}
+GGUF_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+GGUF_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+ROW_CHUNK_BYTES = 32 << 20  # what a conversion holds in float32 beside the tensor it fills
+
+
+def hugging_face_name(gguf_name: str) -> str | None:
+    """The Hugging Face name of a GGUF tensor, or None for one that is no weight of a LLaMA (rope_freqs)."""
+    if gguf_name in GGUF_TOP:
+        return GGUF_TOP[gguf_name]
+    parts = gguf_name.split(".")
+    if len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in GGUF_LAYER and parts[3] == "weight":
+        return f"model.layers.{parts[1]}.{GGUF_LAYER[parts[2]]}.weight"
+    return None
+
+
+def half_split_rows(heads: int, head_dim: int) -> np.ndarray:
+    """The GGUF row that holds each row of a half-split q or k matrix: rows (2 i, 2 i + 1) of a head were halves."""
+    rows = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)
+    return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
+
+
+class Checkpoint:
+    """The tensors of a checkpoint by Hugging Face name, with the model's configuration."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: LLaMAConfig,
+        tensors: Mapping[str, LazyTensor],
+        row_orders: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self.path, self.config, self.tensors = path, config, tensors
+        self.row_orders = row_orders or {}
+
+    @staticmethod
+    def open(path: str | Path) -> Checkpoint:
+        """A GGUF file or a Hugging Face directory; FormatError where it is neither, is truncated, or is no LLaMA."""
+        path = Path(path)
+        if path.is_dir():
+            return _open_directory(path)
+        if not path.exists():
+            raise FormatError(f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory.")
+        return _open_gguf(path)
+
+    def check(self) -> None:
+        """Every weight the configuration names is there with its shape, and nothing is left over."""
+        expected = self.config.parameter_shapes()
+        for name, shape in expected.items():
+            if name not in self.tensors:
+                raise FormatError(f"{self.path}: the tensor {name} of shape {shape} is missing; the file is incomplete.")
+            found = tuple(self.tensors[name].shape)
+            if found != tuple(shape):
+                raise FormatError(f"{self.path}: the tensor {name} has shape {found}, expected {tuple(shape)}.")
+        unknown = [name for name in self.tensors if name not in expected]
+        if unknown:
+            raise FormatError(f"{self.path}: the tensor {unknown[0]} belongs to no LLaMA layer of this configuration.")
+
+
+def _open_directory(path: Path) -> Checkpoint:
+    config_file = path / "config.json"
+    if not config_file.exists():
+        raise FormatError(f"{path}: has no config.json; expected a Hugging Face model directory.")
+    config = LLaMAConfig.from_hf(config_file)
+    tensors = dict(open_safetensors_directory(path))
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)  # some writers store the tied head again
+    for name in [name for name in tensors if name.endswith("rotary_emb.inv_freq")]:
+        del tensors[name]  # a buffer that old checkpoints kept; it follows from the configuration
+    return Checkpoint(path, config, tensors)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    file = GGUFFile(path)
+    tensors: dict[str, LazyTensor] = {}
+    for name, tensor in file.tensors.items():
+        if name == "rope_freqs.weight":
+            continue
+        target = hugging_face_name(name)
+        if target is None:
+            raise FormatError(f"{path}: the tensor {name} belongs to no LLaMA layer; this architecture is not supported.")
+        tensors[target] = tensor
+    config = LLaMAConfig.from_gguf(file.metadata, tie_word_embeddings="lm_head.weight" not in tensors)
+    if "rope_freqs.weight" in file.tensors:
+        config.rope_frequency_factors = [float(f) for f in file.tensors["rope_freqs.weight"].load()]
+    q = half_split_rows(config.num_attention_heads, config.head_dim)
+    k = half_split_rows(config.num_key_value_heads, config.head_dim)
+    orders = {}
+    for i in range(config.num_hidden_layers):
+        orders[f"model.layers.{i}.self_attn.q_proj.weight"] = q
+        orders[f"model.layers.{i}.self_attn.k_proj.weight"] = k
+    return Checkpoint(path, config, tensors, orders)
+
+
+class _Loader:
+    """Makes the model's weights from a checkpoint, in the dtype or the 4-bit format that was asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, quantize: str | None, dtype: str, double_quantization: bool) -> None:
+        self.checkpoint, self.quantize, self.dtype = checkpoint, quantize, dtype
+        self.double_quantization = double_quantization
+        self.unquantized: dict[str, str] = {}  # block linears that could not become 4-bit, and why
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Weight:
+        lazy = self.checkpoint.tensors[name]
+        order = self.checkpoint.row_orders.get(name)
+        if self.quantize is not None and ".layers." in name and len(shape) == 2:
+            quantized = self._quantized(name, lazy, shape, order)
+            if quantized is not None:
+                return quantized
+        return self._plain(lazy, shape, order, "float32" if len(shape) == 1 else self.dtype)
+
+    def _quantized(
+        self, name: str, lazy: LazyTensor, shape: tuple[int, ...], order: np.ndarray | None
+    ) -> QuantizedTensor | None:
+        if self.quantize == "auto" and lazy.type in GGUF_4BIT:
+            return QuantizedTensor.from_gguf_blocks(lazy.raw(), GGUF_4BIT[lazy.type], shape, order)
+        kind = "nf4" if self.quantize == "auto" else self.quantize
+        try:
+            return QuantizedTensor.quantize_streaming(
+                _rows(lazy, shape, order), shape, kind, double_quantization=self.double_quantization
+            )
+        except QuantizationError as error:
+            if np.isfinite(lazy.load()).all():
+                self.unquantized[name] = str(error)
+                return None
+            raise FormatError(f"{self.checkpoint.path}: the tensor {name} holds NaN or infinite values.") from error
+
+    def _plain(self, lazy: LazyTensor, shape: tuple[int, ...], order: np.ndarray | None, dtype: str) -> Tensor:
+        if dtype == "float32":
+            target = np.empty(shape, np.float32)
+        else:
+            import ml_dtypes
+
+            target = np.empty(shape, ml_dtypes.bfloat16)
+        start = 0
+        for rows in _rows(lazy, shape, order):
+            target[start : start + len(rows)] = rows
+            start += len(rows)
+        return Tensor.from_numpy(target, requires_grad=dtype == "float32")
+
+
+def _rows(lazy: LazyTensor, shape: tuple[int, ...], order: np.ndarray | None) -> Iterator[np.ndarray]:
+    """The tensor in float32, a chunk of rows at a time, in the model's row order."""
+    if len(shape) == 1:
+        yield lazy.load()
+        return
+    if order is not None:
+        yield lazy.load()[order]
+        return
+    step = max(1, ROW_CHUNK_BYTES // (4 * shape[1]))
+    for start in range(0, shape[0], step):
+        yield lazy.load_rows(start, min(start + step, shape[0]))
+
+
+def load(
+    path: str | Path, *, quantize: str | None = None, dtype: str = "float32", double_quantization: bool = True
+) -> LLaMAModel:
+    """Load a GGUF file or a Hugging Face directory.
+
+    `quantize`: None keeps every weight in `dtype` ("float32" is trainable, "bfloat16" is frozen storage); "auto" keeps
+    the 4-bit codes (Q4_0, Q4_1) that a GGUF file has and makes NF4 of the other block linears; "nf4" and "int4" force
+    one format. Embedding, norms and head are never 4-bit. A block linear whose rows are no multiple of the block size
+    stays in `dtype` and is listed in the model's `unquantized`. Raises FormatError for a file that is missing,
+    truncated or no LLaMA, ConfigError for an unknown option, MemoryBudgetError before anything is allocated.
+    """
+    if quantize not in QUANTIZE:
+        raise ConfigError(f"quantize={quantize!r} is unknown; choose None, 'auto', 'nf4' or 'int4'.")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")
+    checkpoint = Checkpoint.open(path)
+    checkpoint.check()
+    check_weights_fit(checkpoint.config, dtype=dtype, quantize=quantize)
+    loader = _Loader(checkpoint, quantize, dtype, double_quantization)
+    model = LLaMAModel(checkpoint.config, weights=loader)
+    model.unquantized = loader.unquantized
+    return model
+
+
+def save(
+    model: LLaMAModel, directory: str | Path, *, dtype: str = "float32", max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write `config.json` and safetensors (sharded beyond `max_shard_bytes`), in a temporary folder that is renamed.
+
+    4-bit weights are dequantized to `dtype` one at a time. Raises ConfigError where LoRA adapters are still attached.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")
+    names = [name for name, _ in model.named_parameters()]
+    adapters = [name for name in names if ".lora_" in name]
+    if adapters:
+        raise ConfigError(f"The model still has LoRA adapters ({adapters[0]}); merge them or save the adapter instead.")
+    config = model.config.to_hf() | {"torch_dtype": dtype}
+    with atomic_directory(directory) as folder:
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_sharded(folder, _arrays(model, dtype), max_shard_bytes)
+
+
+def _arrays(model: LLaMAModel, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    for name, weight in model.named_parameters():
+        array = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.numpy()
+        if dtype == "bfloat16":
+            import ml_dtypes
+
+            array = array.astype(ml_dtypes.bfloat16)
+        yield name, array.astype(np.float32, copy=False) if dtype == "float32" else array

@@ -1,0 +1,36 @@
+"""QLoRA: quantize the block linears of a model that are not 4-bit yet, then put LoRA adapters on them.
+
+Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023 (arXiv 2305.14314).
+"""
+
+from __future__ import annotations
+
+from entrenar.autograd import Tensor
+from entrenar.autograd.quantized import QuantizedTensor
+from entrenar.llama.model import LLaMAModel
+from entrenar.llama.modules import Linear
+from entrenar.qlora.config import QLoRAConfig
+
+BLOCK_SIZE = {"nf4": 64, "int4": 32}
+
+
+def quantize_linears(model: LLaMAModel, kind: str, double_quantization: bool) -> dict[str, str]:
+    """Make every block linear 4-bit, one at a time, in place; returns those that stayed as they were, and why."""
+    kept = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, Linear) or ".layers." not in name or isinstance(module.weight, QuantizedTensor):
+            continue
+        if module.in_features % BLOCK_SIZE[kind]:
+            kept[f"{name}.weight"] = f"{module.in_features} columns are no multiple of {BLOCK_SIZE[kind]}"
+            continue
+        weight: Tensor = module.weight
+        module.weight = QuantizedTensor.quantize(weight, kind, double_quantization=double_quantization)
+    return kept
+
+
+def convert(model: LLaMAModel, config: QLoRAConfig, seed: int = 0) -> None:
+    """`to_qlora`: a 4-bit base under LoRA adapters, in place. A base that is already 4-bit keeps its codes."""
+    if config.quantize_4bit:
+        kind = "nf4" if config.quantize == "auto" else config.quantize
+        model.unquantized |= quantize_linears(model, kind, config.double_quantization)
+    config.lora.apply(model, seed)
