@@ -140,14 +140,15 @@ cdef inline attention_rows key_rows(Heads heads, Py_ssize_t first, Py_ssize_t ro
 cdef void forward_block(Block* b, float* out, float* maxima, float* inverse_sums, const float* q, const float* k,
                         const float* v, Heads heads, float scale) noexcept nogil:
     """One block of query rows against its keys; k and v point to the segment's first key of this head."""
-    cdef Py_ssize_t i, first, keys, row, dim = round_up(heads.dim, simd.vector_floats)
+    cdef Py_ssize_t i, tile, first, keys, row, dim = round_up(heads.dim, simd.vector_floats)
     cdef Py_ssize_t start = b.first_row * heads.dim
     cdef attention_rows view
     simd.attention.gather_transposed(b.query_t, ATTENTION_ROWS, q + start, &b.rows, scale)
     for i in range(b.padded_rows):
         b.maximum[i] = -FLT_MAX
         b.sum[i] = 0
-    for first in range(0, b.keys, ATTENTION_KEYS):
+    for tile in range((b.keys + ATTENTION_KEYS - 1) // ATTENTION_KEYS):
+        first = tile * ATTENTION_KEYS
         keys = min(<Py_ssize_t> ATTENTION_KEYS, b.keys - first)
         view = key_rows(heads, first, keys)
         simd.attention.gather(b.key, b.ld, k, &view)
@@ -206,7 +207,7 @@ cdef void backward_block(Block* b, float* dq, float* dk, float* dv, const float*
                          bint accumulate_q) noexcept nogil:
     """Gradients from one block of query rows; k, v, dk, dv point to the segment's first key; NULL gradients are not
     wanted; dk and dv are added to."""
-    cdef Py_ssize_t i, first, keys, row, dim = round_up(heads.dim, simd.vector_floats)
+    cdef Py_ssize_t i, tile, first, keys, row, dim = round_up(heads.dim, simd.vector_floats)
     cdef Py_ssize_t start = b.first_row * heads.dim, stride = heads.kv * heads.dim
     cdef attention_rows view
     simd.attention.gather_transposed(b.query_t, ATTENTION_ROWS, q + start, &b.rows, scale)
@@ -220,7 +221,8 @@ cdef void backward_block(Block* b, float* dq, float* dk, float* dv, const float*
         row = row_index(b, heads, min(i, b.rows.rows - 1))
         b.maximum[i] = maxima[row]
         b.sum[i] = inverse_sums[row]
-    for first in range(0, b.keys, ATTENTION_KEYS):
+    for tile in range((b.keys + ATTENTION_KEYS - 1) // ATTENTION_KEYS):
+        first = tile * ATTENTION_KEYS
         keys = min(<Py_ssize_t> ATTENTION_KEYS, b.keys - first)
         view = key_rows(heads, first, keys)
         simd.attention.gather(b.key, b.ld, k, &view)
@@ -275,16 +277,16 @@ cdef void backward_unit(float* memory, const Segment* s, Py_ssize_t head, Py_ssi
                         bint accumulate_k, bint accumulate_v) noexcept nogil:
     """One split of the query rows of one key head of one segment: its rows of dq, and its share of dk and dv."""
     cdef Block b
-    cdef Py_ssize_t first, start = (s.k_start * heads.kv + head) * heads.dim
+    cdef Py_ssize_t block, start = (s.k_start * heads.kv + head) * heads.dim
+    cdef Py_ssize_t first = split_start(s, heads, split, splits), end = split_start(s, heads, split + 1, splits)
     cdef Py_ssize_t keys = s.k_len if split == 0 else split_keys(s, heads, split, splits, causal)
     if dk != NULL and not accumulate_k:
         clear(dk, s, heads, head, keys)
     if dv != NULL and not accumulate_v:
         clear(dv, s, heads, head, keys)
     carve(&b, memory, heads.dim, True)
-    for first in range(split_start(s, heads, split, splits), split_start(s, heads, split + 1, splits),
-                       ATTENTION_ROWS):
-        place(&b, s, heads, head, first, causal)
+    for block in range((end - first + ATTENTION_ROWS - 1) // ATTENTION_ROWS):
+        place(&b, s, heads, head, first + block * ATTENTION_ROWS, causal)
         backward_block(&b, dq, dk + start if dk != NULL else NULL, dv + start if dv != NULL else NULL, grad, q,
                        k + start, v + start, out, maxima, inverse_sums, ones, heads, scale, accumulate_q)
 
