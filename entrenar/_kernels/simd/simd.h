@@ -1,10 +1,12 @@
 // The dispatch table: one family of micro-kernels a member, one table a tier. cpu.pyx picks a table at import.
 #pragma once
+#include "attention.h"
 #include "dropout.h"
 #include "elementwise.h"
 #include "gemm.h"
 #include "optimizer.h"
 #include "reduce.h"
+#include "rope.h"
 
 // Every family of micro-kernels: X(norm) needs simd/norm.{c,h}, which define `norm_ops` and `norm_table_<tier>`.
 #define SIMD_FAMILIES(X) \
@@ -12,7 +14,9 @@
     X(gemm) \
     X(reduce) \
     X(dropout) \
-    X(optimizer)
+    X(optimizer) \
+    X(attention) \
+    X(rope)
 
 #define SIMD_MEMBER(family) const family##_ops *family;
 typedef struct simd_table {
