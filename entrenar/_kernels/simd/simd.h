@@ -1,18 +1,28 @@
 // The dispatch table: one family of micro-kernels a member, one table a tier. cpu.pyx picks a table at import.
 #pragma once
+#include "activation.h"
+#include "attention.h"
 #include "dropout.h"
 #include "elementwise.h"
+#include "gemm.h"
+#include "norm.h"
 #include "optimizer.h"
 #include "reduce.h"
-#include "shape.h"
+#include "rope.h"
+#include "softmax.h"
 
 // Every family of micro-kernels: X(norm) needs simd/norm.{c,h}, which define `norm_ops` and `norm_table_<tier>`.
 #define SIMD_FAMILIES(X) \
     X(elementwise) \
+    X(gemm) \
     X(reduce) \
-    X(shape) \
     X(dropout) \
-    X(optimizer)
+    X(optimizer) \
+    X(attention) \
+    X(rope) \
+    X(norm) \
+    X(activation) \
+    X(softmax)
 
 #define SIMD_MEMBER(family) const family##_ops *family;
 typedef struct simd_table {
