@@ -8,6 +8,7 @@ from entrenar._kernels.simd.norm cimport norm_ops
 from entrenar._kernels.simd.optimizer cimport optimizer_ops
 from entrenar._kernels.simd.reduce cimport reduce_ops
 from entrenar._kernels.simd.rope cimport rope_ops
+from entrenar._kernels.simd.shape cimport shape_ops
 from entrenar._kernels.simd.softmax cimport softmax_ops
 
 cdef extern from "simd/simd.h" nogil:
@@ -24,5 +25,6 @@ cdef extern from "simd/simd.h" nogil:
         const norm_ops* norm
         const activation_ops* activation
         const softmax_ops* softmax
+        const shape_ops* shape
     const simd_table* simd_find(const char* tier)
     bint simd_supported(const char* tier)

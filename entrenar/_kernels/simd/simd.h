@@ -9,6 +9,7 @@
 #include "optimizer.h"
 #include "reduce.h"
 #include "rope.h"
+#include "shape.h"
 #include "softmax.h"
 
 // Every family of micro-kernels: X(norm) needs simd/norm.{c,h}, which define `norm_ops` and `norm_table_<tier>`.
@@ -22,7 +23,8 @@
     X(rope) \
     X(norm) \
     X(activation) \
-    X(softmax)
+    X(softmax) \
+    X(shape)
 
 #define SIMD_MEMBER(family) const family##_ops *family;
 typedef struct simd_table {
