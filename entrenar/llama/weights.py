@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from entrenar.autograd import Tensor
-from entrenar.autograd.quantized import QuantizedTensor
+from entrenar.autograd.quantized import BLOCK_SIZE, QuantizedTensor
 from entrenar.errors import ConfigError, FormatError, QuantizationError
 from entrenar.io.checkpoint import atomic_directory
 from entrenar.io.gguf import GGUFFile
@@ -157,15 +157,16 @@ class _Loader:
         if self.quantize == "auto" and lazy.type in GGUF_4BIT:
             return QuantizedTensor.from_gguf_blocks(lazy.raw(), GGUF_4BIT[lazy.type], shape, order)
         kind = "nf4" if self.quantize == "auto" else self.quantize
+        assert kind is not None
+        if shape[1] % BLOCK_SIZE[kind]:
+            self.unquantized[name] = f"its {shape[1]} columns are no multiple of {BLOCK_SIZE[kind]}"
+            return None
         try:
             return QuantizedTensor.quantize_streaming(
                 _rows(lazy, shape, order), shape, kind, double_quantization=self.double_quantization
             )
         except QuantizationError as error:
-            if np.isfinite(lazy.load()).all():
-                self.unquantized[name] = str(error)
-                return None
-            raise FormatError(f"{self.checkpoint.path}: the tensor {name} holds NaN or infinite values.") from error
+            raise FormatError(f"{self.checkpoint.path}: the tensor {name} cannot become {kind}: {error}") from error
 
     def _plain(self, lazy: LazyTensor, shape: tuple[int, ...], order: np.ndarray | None, dtype: str) -> Tensor:
         if dtype == "float32":

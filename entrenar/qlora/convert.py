@@ -6,12 +6,10 @@ Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023 (arXiv 23
 from __future__ import annotations
 
 from entrenar.autograd import Tensor
-from entrenar.autograd.quantized import QuantizedTensor
+from entrenar.autograd.quantized import BLOCK_SIZE, QuantizedTensor
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.modules import Linear
 from entrenar.qlora.config import QLoRAConfig
-
-BLOCK_SIZE = {"nf4": 64, "int4": 32}
 
 
 def quantize_linears(model: LLaMAModel, kind: str, double_quantization: bool) -> dict[str, str]:

@@ -1,0 +1,24 @@
+# The source of a weight matrix (fp32, bf16, NF4, Q4_0 or Q4_1 rows): Cython fills it in, micro-kernels decode it.
+from libc.stdint cimport uint8_t
+
+cdef extern from "simd/source.h" nogil:
+    enum:
+        SOURCE_F32
+        SOURCE_BF16
+        SOURCE_NF4
+        SOURCE_Q4_0
+        SOURCE_Q4_1
+        NF4_BLOCK
+        NF4_SECOND_BLOCK
+        Q4_BLOCK
+        Q4_0_BYTES
+        Q4_1_BYTES
+    ctypedef struct weight_source:
+        int kind
+        const void* data
+        Py_ssize_t row_stride
+        const float* absmax
+        const uint8_t* absmax_codes
+        const float* absmax_map
+        float absmax_offset
+        Py_ssize_t columns
