@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -71,7 +73,7 @@ def test_packed_sequences_have_the_bits_of_sequences_alone(cuts: tuple[int, ...]
     arrays = qkv((1, 130, 4, 2, 20))(rng)
     gradient = rng.standard_normal(arrays[0].shape).astype(np.float32)
     packed = with_gradients(arrays, gradient, cu_seqlens=np.array(cuts, np.int32))
-    for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, end in itertools.pairwise(cuts):
         alone = with_gradients([a[:, start:end] for a in arrays], gradient[:, start:end])
         for one, other in zip(packed, alone, strict=True):
             assert one[:, start:end].tobytes() == other.tobytes()

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused() -> None:
         rope(x, cos, sin, [[0, 1, 2], [1, 2, 4]])
     with pytest.raises(ShapeError, match=r"position -1 of token \(0, 1\)"):
         rope(x, cos, sin, [[0, -1, 2], [1, 2, 3]])
-    with pytest.raises(ShapeError, match="position 4 of x .* table of 4"):
+    with pytest.raises(ShapeError, match=r"position 4 of x .* table of 4"):
         rope(np.ones((1, 5, 1, 8)), cos, sin)
     with pytest.raises(ShapeError, match=r"integers of shape \(2, 3\)"):
         rope(x, cos, sin, [0, 1, 2])

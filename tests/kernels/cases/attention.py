@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ def reference_attention(
     if cu_seqlens is None:
         runs = [(b * length, (b + 1) * length, b * keys, (b + 1) * keys) for b in range(batch)]
     else:
-        runs = [(a, b, a, b) for a, b in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)]
+        runs = [(a, b, a, b) for a, b in itertools.pairwise(cu_seqlens)]
     q2, k2, v2 = q.reshape(-1, heads, dim), k.reshape(-1, kv_heads, dim), v.reshape(-1, kv_heads, dim)
     out = np.zeros_like(q2)
     for q_start, q_end, k_start, k_end in runs:
