@@ -6,6 +6,7 @@ from entrenar._kernels.simd.gemm cimport gemm_ops
 from entrenar._kernels.simd.optimizer cimport optimizer_ops
 from entrenar._kernels.simd.reduce cimport reduce_ops
 from entrenar._kernels.simd.rope cimport rope_ops
+from entrenar._kernels.simd.shape cimport shape_ops
 
 cdef extern from "simd/simd.h" nogil:
     ctypedef struct simd_table:
@@ -18,5 +19,6 @@ cdef extern from "simd/simd.h" nogil:
         const optimizer_ops* optimizer
         const attention_ops* attention
         const rope_ops* rope
+        const shape_ops* shape
     const simd_table* simd_find(const char* tier)
     bint simd_supported(const char* tier)

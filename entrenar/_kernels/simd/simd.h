@@ -7,6 +7,7 @@
 #include "optimizer.h"
 #include "reduce.h"
 #include "rope.h"
+#include "shape.h"
 
 // Every family of micro-kernels: X(norm) needs simd/norm.{c,h}, which define `norm_ops` and `norm_table_<tier>`.
 #define SIMD_FAMILIES(X) \
@@ -16,7 +17,8 @@
     X(dropout) \
     X(optimizer) \
     X(attention) \
-    X(rope)
+    X(rope) \
+    X(shape)
 
 #define SIMD_MEMBER(family) const family##_ops *family;
 typedef struct simd_table {
