@@ -1,10 +1,12 @@
 // The dispatch table: one family of micro-kernels a member, one table a tier. cpu.pyx picks a table at import.
 #pragma once
 #include "elementwise.h"
+#include "quant.h"
 
 // Every family of micro-kernels: X(norm) needs simd/norm.{c,h}, which define `norm_ops` and `norm_table_<tier>`.
 #define SIMD_FAMILIES(X) \
-    X(elementwise)
+    X(elementwise) \
+    X(quant)
 
 #define SIMD_MEMBER(family) const family##_ops *family;
 typedef struct simd_table {
