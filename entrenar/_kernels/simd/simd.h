@@ -7,6 +7,7 @@
 #include "gemm.h"
 #include "norm.h"
 #include "optimizer.h"
+#include "quant.h"
 #include "reduce.h"
 #include "rope.h"
 #include "shape.h"
@@ -21,6 +22,7 @@
     X(optimizer) \
     X(attention) \
     X(rope) \
+    X(quant) \
     X(norm) \
     X(activation) \
     X(softmax) \
