@@ -1,17 +1,25 @@
 """Tensors, the compiled tape, and the operations that are recorded on it."""
 
+from entrenar.autograd import ops
+from entrenar.autograd.ops import *  # noqa: F403
+from entrenar.autograd.ops import OPS
+from entrenar.autograd.quantized import QuantizedTensor
+from entrenar.autograd.random import manual_seed
 from entrenar.autograd.tape import backward, checkpoint, enable_grad, grad_enabled, no_grad
-from entrenar.autograd.tensor import Tensor, empty_cache, memory_stats, reset_peak_memory
+from entrenar.autograd.tensor import Tensor, empty_cache, memory_stats, register_operators, reset_peak_memory
 
-OPS: tuple[str, ...] = ()
+register_operators(ops)
 
 __all__ = [
+    "OPS",
+    "QuantizedTensor",
     "Tensor",
     "backward",
     "checkpoint",
     "empty_cache",
     "enable_grad",
     "grad_enabled",
+    "manual_seed",
     "memory_stats",
     "no_grad",
     "reset_peak_memory",

@@ -1,0 +1,15 @@
+"""Optimizers and gradient clipping."""
+
+from entrenar.optim.adam import Adam, AdamW
+from entrenar.optim.clip import clip_grad_norm, clip_grad_value
+from entrenar.optim.optimizer import Optimizer
+from entrenar.optim.sgd import SGD
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "clip_grad_norm",
+    "clip_grad_value",
+]

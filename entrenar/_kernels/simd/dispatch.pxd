@@ -1,12 +1,32 @@
 # The dispatch table as Cython sees it: one member a family, the same order as SIMD_FAMILIES in simd.h.
+from entrenar._kernels.simd.activation cimport activation_ops
+from entrenar._kernels.simd.attention cimport attention_ops
+from entrenar._kernels.simd.dropout cimport dropout_ops
 from entrenar._kernels.simd.elementwise cimport elementwise_ops
+from entrenar._kernels.simd.gemm cimport gemm_ops
+from entrenar._kernels.simd.norm cimport norm_ops
+from entrenar._kernels.simd.optimizer cimport optimizer_ops
 from entrenar._kernels.simd.quant cimport quant_ops
+from entrenar._kernels.simd.reduce cimport reduce_ops
+from entrenar._kernels.simd.rope cimport rope_ops
+from entrenar._kernels.simd.shape cimport shape_ops
+from entrenar._kernels.simd.softmax cimport softmax_ops
 
 cdef extern from "simd/simd.h" nogil:
     ctypedef struct simd_table:
         const char* tier
         int vector_floats
         const elementwise_ops* elementwise
+        const gemm_ops* gemm
+        const reduce_ops* reduce
+        const dropout_ops* dropout
+        const optimizer_ops* optimizer
+        const attention_ops* attention
+        const rope_ops* rope
         const quant_ops* quant
+        const norm_ops* norm
+        const activation_ops* activation
+        const softmax_ops* softmax
+        const shape_ops* shape
     const simd_table* simd_find(const char* tier)
     bint simd_supported(const char* tier)

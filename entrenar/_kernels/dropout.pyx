@@ -1,0 +1,32 @@
+"""Dropout whose mask is a function of (key, stream, element) and is drawn again in backward instead of stored."""
+from cython.parallel cimport prange
+from libc.stdint cimport uint32_t, uint64_t
+
+from entrenar._kernels.cpu cimport simd, threads_for
+
+cdef enum:
+    PIECE = 4096   # elements of a job, a multiple of PHILOX_GROUP
+    GRAIN = 16384  # elements that pay for waking one more thread
+
+
+# y [n] = mask [n] * x [n] / (1 - p), mask[i] = 1 with probability 1 - p from Philox4x32-10 at (key, stream, i);
+# 0 <= p <= 1. The backward is the same function on the gradient: dx = mask * dy / (1 - p).
+cdef void dropout_forward(float* y, const float* x, Py_ssize_t n, float p, uint64_t key, uint64_t stream,
+                          bint accumulate) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef bint nothing_kept = p >= 1
+    cdef uint32_t threshold = 0 if nothing_kept else <uint32_t> (<double> p * 4294967296.0)
+    cdef float scale = 0 if nothing_kept else <float> (1 / (1 - <double> p))
+    if nothing_kept:
+        if not accumulate:
+            for i in prange((n + PIECE - 1) // PIECE, schedule="static", num_threads=threads_for(n, GRAIN)):
+                simd.elementwise.fill(y + i * PIECE, 0, min(n - i * PIECE, <Py_ssize_t> PIECE))
+        return
+    for i in prange((n + PIECE - 1) // PIECE, schedule="static", num_threads=threads_for(n, GRAIN)):
+        simd.dropout.apply(y + i * PIECE, x + i * PIECE, min(n - i * PIECE, <Py_ssize_t> PIECE), i * PIECE, threshold,
+                           scale, key, stream, accumulate)
+
+
+# words [4] = Philox4x32-10 of counter [4] under key [2]
+cdef void philox(uint32_t* words, const uint32_t* counter, const uint32_t* key) noexcept nogil:
+    simd.dropout.philox(words, counter, key)

@@ -1,0 +1,42 @@
+"""Rows of a table by token id, and their gradients."""
+from cython.parallel cimport prange
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
+from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar._kernels.simd.source cimport weight_source
+
+cdef enum:
+    GRAIN = 16384  # elements that pay for waking one more thread
+    STRIPE = 64    # columns of a job in backward
+    ROWS = 256     # of the table that one job clears
+
+
+cdef void add_stripe(float* dtable, const float* dy, const int64_t* tokens, Py_ssize_t n, Py_ssize_t hidden,
+                     Py_ssize_t first) noexcept nogil:
+    cdef Py_ssize_t i, columns = STRIPE if hidden - first > STRIPE else hidden - first
+    cdef float* row
+    for i in range(n):
+        row = dtable + tokens[i] * hidden + first
+        simd.elementwise.add(row, row, dy + i * hidden + first, columns)
+
+
+# y [n][hidden] = table[tokens [n]]
+# dtable [vocabulary][hidden] (+)= rows of dy at their tokens; a job owns columns, so repeated tokens add in order
+cdef void embedding_forward(float* y, const weight_source* table, const int64_t* tokens, Py_ssize_t n,
+                            Py_ssize_t hidden) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in prange(n, schedule="static", num_threads=threads_for(n * hidden, GRAIN)):
+        simd.gemm.pack_columns(y + i * hidden, <int> hidden, table, 0, <int> hidden, tokens[i], 1)
+
+
+cdef void embedding_backward(float* dtable, const float* dy, const int64_t* tokens, Py_ssize_t n, Py_ssize_t vocabulary,
+                             Py_ssize_t hidden, bint accumulate) noexcept nogil:
+    cdef Py_ssize_t i, rows
+    if not accumulate:
+        for i in prange((vocabulary + ROWS - 1) // ROWS, schedule="static",
+                        num_threads=threads_for(vocabulary * hidden, GRAIN)):
+            rows = ROWS if vocabulary - i * ROWS > ROWS else vocabulary - i * ROWS
+            memset(dtable + i * ROWS * hidden, 0, rows * hidden * sizeof(float))
+    for i in prange((hidden + STRIPE - 1) // STRIPE, schedule="static", num_threads=threads_for(n * hidden, GRAIN)):
+        add_stripe(dtable, dy, tokens, n, hidden, i * STRIPE)

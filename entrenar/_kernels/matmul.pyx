@@ -1,0 +1,148 @@
+"""Matrix multiplication: one blocked driver for the three layouts and every source of the weights.
+
+    forward    Y  (m, n) = X  (m, k) W (n, k)^T
+    input      dX (m, k) = dY (m, n) W (n, k)
+    weight     dW (n, k) = dY (m, n)^T X (m, k)
+
+A is packed once per block of rows and shared; columns of C are independent jobs, each of which packs (and decodes) its
+panels of B into memory of its own thread. The contraction is cut into blocks that depend on its length only, so every
+element of C is the same sum in the same order for any number of threads.
+"""
+from cython.parallel cimport prange, threadid
+from libc.string cimport memset
+
+from entrenar._kernels.cpu cimport scratch, simd, threads_for
+from entrenar._kernels.simd.gemm cimport GEMM_FEW_ROWS
+from entrenar._kernels.simd.source cimport SOURCE_F32, weight_source
+
+cdef enum:
+    DEPTH = 384          # of one block of the contraction: an A panel stays in L1, the B panels of a job in L2
+    ROWS = 1024          # of C for which A is packed at once
+    ROWS_IN_CACHE = 96   # of A that are swept over a job's B panels before the next ones
+    GROUP = 6            # B panels of a job
+    GRAIN = 1 << 17      # multiply-adds worth a thread
+    FEW_ROWS_BLOCK = 16  # weight rows of a job of the few-row path
+
+
+cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef weight_source f32_source(const float* data, Py_ssize_t row_stride, Py_ssize_t columns) noexcept nogil:
+    cdef weight_source s
+    memset(&s, 0, sizeof(s))
+    s.kind = SOURCE_F32
+    s.data = data
+    s.row_stride = row_stride
+    s.columns = columns
+    return s
+
+
+cdef int few_rows(float* y, Py_ssize_t ldy, const float* x, Py_ssize_t ldx, const weight_source* w,
+                  Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
+    """Y (m, n) (+)= X (m, k) W (n, k)^T for few rows: each weight is read and decoded once."""
+    cdef Py_ssize_t block
+    for block in prange((n + FEW_ROWS_BLOCK - 1) // FEW_ROWS_BLOCK, schedule="static",
+                        num_threads=threads_for(m * n * k, GRAIN // 8)):
+        simd.gemm.few_rows(y, ldy, x, ldx, <int> m, w, block * FEW_ROWS_BLOCK,
+                           least(FEW_ROWS_BLOCK, n - block * FEW_ROWS_BLOCK), k, accumulate)
+    return 0
+
+
+cdef void pack_block(float* packed, const weight_source* a, bint transposed, Py_ssize_t row0, Py_ssize_t rows,
+                     Py_ssize_t k, Py_ssize_t depth, Py_ssize_t job) noexcept nogil:
+    """Pack one panel of one block of the contraction: packed[block of depth][panel][p][lane]."""
+    cdef int mr = simd.gemm.mr
+    cdef Py_ssize_t panels = (rows + mr - 1) // mr, panel = job % panels, start = job // panels * depth
+    cdef Py_ssize_t size = least(depth, k - start)
+    cdef int count = <int> least(mr, rows - panel * mr)
+    cdef float* out = packed + start * panels * mr + panel * mr * size
+    if transposed:
+        simd.gemm.pack_columns(out, mr, a, row0 + panel * mr, count, start, size)
+    else:
+        simd.gemm.pack_rows(out, mr, a, row0 + panel * mr, count, start, size)
+
+
+cdef void multiply_group(float* c, Py_ssize_t ldc, const float* packed, const weight_source* b, bint transposed,
+                         float* own, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k, Py_ssize_t depth,
+                         Py_ssize_t first, Py_ssize_t last, bint accumulate) noexcept nogil:
+    """C[:, panels first .. last) (+)= A B for the packed rows of A; `own` holds this thread's panels of B."""
+    cdef int mr = simd.gemm.mr, nr = simd.gemm.nr
+    cdef Py_ssize_t panels = (rows + mr - 1) // mr, per_cache = (ROWS_IN_CACHE + mr - 1) // mr
+    cdef Py_ssize_t start = 0, size, panel, i0, i
+    cdef int columns
+    while start < k:
+        size = least(depth, k - start)
+        for panel in range(first, last):
+            columns = <int> least(nr, n - panel * nr)
+            if transposed:
+                simd.gemm.pack_rows(own + (panel - first) * nr * size, nr, b, panel * nr, columns, start, size)
+            else:
+                simd.gemm.pack_columns(own + (panel - first) * nr * size, nr, b, panel * nr, columns, start, size)
+        i0 = 0
+        while i0 < panels:
+            for panel in range(first, last):
+                columns = <int> least(nr, n - panel * nr)
+                for i in range(i0, least(i0 + per_cache, panels)):
+                    simd.gemm.tile(c + i * mr * ldc + panel * nr, ldc, packed + start * panels * mr + i * mr * size,
+                                   own + (panel - first) * nr * size, size, <int> least(mr, rows - i * mr), columns,
+                                   accumulate or start > 0)
+            i0 += per_cache
+        start += size
+
+
+cdef int gemm(float* c, Py_ssize_t ldc, const weight_source* a, bint a_transposed, const weight_source* b,
+              bint b_transposed, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
+    """C (m, n) (+)= A B, row stride `ldc`. A is (m, k), or stored (k, m) where transposed; B is (k, n), or stored (n, k)."""
+    cdef int mr = simd.gemm.mr, nr = simd.gemm.nr
+    cdef int threads = threads_for(m * n * k, GRAIN)
+    cdef Py_ssize_t i, row0 = 0, rows
+    if m == 0 or n == 0:
+        return 0
+    if k == 0:
+        if not accumulate:
+            for i in range(m):
+                memset(c + i * ldc, 0, n * sizeof(float))
+        return 0
+    # equal blocks of the contraction, a multiple of 64 so that no 4-bit block is cut
+    cdef Py_ssize_t blocks = (k + DEPTH - 1) // DEPTH
+    cdef Py_ssize_t depth = ((k + blocks - 1) // blocks + 63) // 64 * 64
+    cdef Py_ssize_t most_rows = least(ROWS, m), most_panels = (most_rows + mr - 1) // mr
+    cdef Py_ssize_t panels = (n + nr - 1) // nr
+    cdef Py_ssize_t group = least(GROUP, (panels + 4 * threads - 1) // (4 * threads))
+    cdef Py_ssize_t groups = (panels + group - 1) // group
+    # a panel's last store may touch up to a vector beyond it
+    cdef size_t own_floats = <size_t> (group * nr * depth + 64)
+    cdef float* packed = <float*> scratch(0, (<size_t> most_panels * mr * k + 64) * sizeof(float))
+    cdef float* owned = <float*> scratch(1, own_floats * threads * sizeof(float))
+    if packed == NULL or owned == NULL:
+        return -1
+    while row0 < m:
+        rows = least(most_rows, m - row0)
+        for i in prange((rows + mr - 1) // mr * ((k + depth - 1) // depth), schedule="static", num_threads=threads):
+            pack_block(packed, a, a_transposed, row0, rows, k, depth, i)
+        for i in prange(groups, schedule="dynamic", num_threads=threads):
+            multiply_group(c + row0 * ldc, ldc, packed, b, b_transposed, owned + own_floats * threadid(), rows, n, k,
+                           depth, i * group, least((i + 1) * group, panels), accumulate)
+        row0 += rows
+    return 0
+
+
+cdef int linear_forward(float* y, const float* x, const weight_source* w,
+                        Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
+    cdef weight_source a = f32_source(x, k, k)
+    if 0 < m <= GEMM_FEW_ROWS:
+        return few_rows(y, n, x, k, w, m, n, k, accumulate)
+    return gemm(y, n, &a, False, w, True, m, n, k, accumulate)
+
+
+cdef int linear_backward_input(float* dx, const float* dy, const weight_source* w,
+                               Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
+    cdef weight_source a = f32_source(dy, n, n)
+    return gemm(dx, k, &a, False, w, False, m, k, n, accumulate)
+
+
+cdef int linear_backward_weight(float* dw, const float* dy, const float* x,
+                                Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
+    cdef weight_source a = f32_source(dy, n, n), b = f32_source(x, k, k)
+    return gemm(dw, k, &a, True, &b, False, n, k, m, accumulate)

@@ -1,0 +1,22 @@
+"""Rotary position embedding (RoFormer, Su et al. 2021), half-split as in Hugging Face LLaMA checkpoints."""
+from cython.parallel cimport prange
+from libc.stdint cimport int64_t
+
+from entrenar._kernels.cpu cimport simd, threads_for
+
+cdef enum:
+    GRAIN = 1 << 14  # floats
+
+
+# x, y (tokens, heads, 2 half); cos, sin (positions, half); positions (tokens) or NULL: token modulo seq.
+# forward (sign = 1):   (y1, y2) = (x1 c - x2 s, x2 c + x1 s) with x1, x2 the halves of a head
+# backward (sign = -1): the transposed rotation of the gradient
+cdef void rope_rotate(float* y, const float* x, const float* cos, const float* sin, const int64_t* positions,
+                      Py_ssize_t tokens, Py_ssize_t seq, Py_ssize_t heads, Py_ssize_t half, float sign,
+                      bint accumulate) noexcept nogil:
+    cdef Py_ssize_t token, position, width = 2 * half * heads
+    cdef int threads = threads_for(tokens * width, GRAIN)
+    for token in prange(tokens, schedule="static", num_threads=threads):
+        position = positions[token] if positions != NULL else token % seq
+        simd.rope.rotate(y + token * width, x + token * width, cos + position * half, sin + position * half, sign,
+                         heads, half, accumulate)

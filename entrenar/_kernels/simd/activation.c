@@ -1,0 +1,119 @@
+// Elementwise functions and their derivatives; outputs may alias inputs exactly.
+#include "simd/activation.h"
+#include "simd/math.h"
+
+#define SQRT_HALF 0.70710678118654752f
+#define SQRT_2_OVER_PI 0.79788456080286536f
+#define INV_SQRT_2PI 0.39894228040143268f
+#define GELU_CUBIC 0.044715f
+
+INLINE vf relu_(vf x) { return vselect(x > 0.0f, x, vselect(x == x, vset(0.0f), x)); }
+INLINE vf relu_slope(vf x) { return vselect(x > 0.0f, vset(1.0f), vset(0.0f)); }
+INLINE vf gelu_(vf x) { return 0.5f * x * (1.0f + verf(x * SQRT_HALF)); }
+INLINE vf gelu_slope(vf x) {
+    return 0.5f * (1.0f + verf(x * SQRT_HALF)) + x * INV_SQRT_2PI * vexp(x * x * -0.5f);
+}
+INLINE vf gelu_tanh_(vf x) {
+    return 0.5f * x * (1.0f + vtanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x)));
+}
+INLINE vf gelu_tanh_slope(vf x) {
+    vf t = vtanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x));
+    return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * SQRT_2_OVER_PI * (1.0f + 3.0f * GELU_CUBIC * x * x);
+}
+INLINE vf silu_(vf x) { return x * vsigmoid(x); }
+INLINE vf silu_slope(vf x) {
+    vf s = vsigmoid(x);
+    return s * (1.0f + x * (1.0f - s));
+}
+INLINE vf log_slope(vf x) { return 1.0f / x; }
+INLINE vf sigmoid_slope(vf y) { return y * (1.0f - y); }
+INLINE vf tanh_slope(vf y) { return 1.0f - y * y; }
+INLINE vf exp_slope(vf y) { return y; }
+INLINE vf sqrt_slope(vf y) { return 0.5f / y; }
+
+// The tail is one vector whose missing lanes hold 1, a point where every function is finite.
+#define FORWARD(name, function)                                             \
+    static void name(float *y, const float *x, ptrdiff_t n) {               \
+        ptrdiff_t i = 0;                                                    \
+        for (; i + VLEN <= n; i += VLEN) vstore(y + i, function(vload(x + i))); \
+        if (i < n) vstore_n(y + i, function(vload_n(x + i, n - i, 1.0f)), n - i); \
+    }
+#define BACKWARD(name, slope)                                               \
+    static void name(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) { \
+        ptrdiff_t i = 0;                                                    \
+        for (; i + VLEN <= n; i += VLEN) {                                  \
+            vf d = vload(dy + i) * slope(vload(saved + i));                 \
+            vstore(dx + i, accumulate ? vload(dx + i) + d : d);             \
+        }                                                                   \
+        if (i < n) {                                                        \
+            vf d = vload_n(dy + i, n - i, 0.0f) * slope(vload_n(saved + i, n - i, 1.0f)); \
+            vstore_n(dx + i, accumulate ? vload_n(dx + i, n - i, 0.0f) + d : d, n - i); \
+        }                                                                   \
+    }
+FORWARD(relu, relu_)
+FORWARD(gelu, gelu_)
+FORWARD(gelu_tanh, gelu_tanh_)
+FORWARD(silu, silu_)
+FORWARD(sigmoid, vsigmoid)
+FORWARD(tanh_forward, vtanh)
+FORWARD(exp_forward, vexp)
+FORWARD(log_forward, vlog)
+FORWARD(sqrt_forward, vsqrt)
+BACKWARD(relu_backward, relu_slope)
+BACKWARD(gelu_backward, gelu_slope)
+BACKWARD(gelu_tanh_backward, gelu_tanh_slope)
+BACKWARD(silu_backward, silu_slope)
+BACKWARD(log_backward, log_slope)
+BACKWARD(sigmoid_backward, sigmoid_slope)
+BACKWARD(tanh_backward, tanh_slope)
+BACKWARD(exp_backward, exp_slope)
+BACKWARD(sqrt_backward, sqrt_slope)
+
+// powf is libm's: a vector exp(e log x) loses digits as e grows
+static void power(float *y, const float *x, float exponent, ptrdiff_t n) {
+    if (exponent == 2.0f)
+        for (ptrdiff_t i = 0; i < n; i++) y[i] = x[i] * x[i];
+    else
+        for (ptrdiff_t i = 0; i < n; i++) y[i] = powf(x[i], exponent);
+}
+static void power_backward(float *dx, const float *dy, const float *x, float exponent, ptrdiff_t n, int accumulate) {
+    for (ptrdiff_t i = 0; i < n; i++) {
+        float slope = exponent == 0.0f ? 0.0f : exponent == 2.0f ? 2.0f * x[i] : exponent * powf(x[i], exponent - 1.0f);
+        dx[i] = accumulate ? dx[i] + dy[i] * slope : dy[i] * slope;
+    }
+}
+
+static void swiglu(float *y, const float *gate, const float *up, ptrdiff_t n) {
+    ptrdiff_t i = 0;
+    for (; i + VLEN <= n; i += VLEN) vstore(y + i, silu_(vload(gate + i)) * vload(up + i));
+    if (i < n) vstore_n(y + i, silu_(vload_n(gate + i, n - i, 1.0f)) * vload_n(up + i, n - i, 1.0f), n - i);
+}
+
+INLINE void swiglu_vector(vf dy, vf g, vf u, vf *dg, vf *du) {
+    vf s = vsigmoid(g), silu_of_g = g * s;
+    *du = dy * silu_of_g;
+    *dg = dy * u * (s + silu_of_g * (1.0f - s));
+}
+static void swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, ptrdiff_t n, int accumulate_gate, int accumulate_up) {
+    ptrdiff_t i = 0;
+    vf dg, du;
+    for (; i + VLEN <= n; i += VLEN) {
+        swiglu_vector(vload(dy + i), vload(gate + i), vload(up + i), &dg, &du);
+        if (dgate) vstore(dgate + i, accumulate_gate ? vload(dgate + i) + dg : dg);
+        if (dup) vstore(dup + i, accumulate_up ? vload(dup + i) + du : du);
+    }
+    if (i == n) return;
+    n -= i;
+    swiglu_vector(vload_n(dy + i, n, 0.0f), vload_n(gate + i, n, 1.0f), vload_n(up + i, n, 1.0f), &dg, &du);
+    if (dgate) vstore_n(dgate + i, accumulate_gate ? vload_n(dgate + i, n, 0.0f) + dg : dg, n);
+    if (dup) vstore_n(dup + i, accumulate_up ? vload_n(dup + i, n, 0.0f) + du : du, n);
+}
+
+const activation_ops TIERED(activation_table) = {
+    .relu = relu, .gelu = gelu, .gelu_tanh = gelu_tanh, .silu = silu, .sigmoid = sigmoid, .tanh = tanh_forward,
+    .exp = exp_forward, .log = log_forward, .sqrt = sqrt_forward,
+    .relu_backward = relu_backward, .gelu_backward = gelu_backward, .gelu_tanh_backward = gelu_tanh_backward,
+    .silu_backward = silu_backward, .log_backward = log_backward, .sigmoid_backward = sigmoid_backward,
+    .tanh_backward = tanh_backward, .exp_backward = exp_backward, .sqrt_backward = sqrt_backward,
+    .pow = power, .pow_backward = power_backward, .swiglu = swiglu, .swiglu_backward = swiglu_backward,
+};

@@ -1,0 +1,26 @@
+cdef extern from "simd/activation.h" nogil:
+    ctypedef void (*activation_forward)(float* y, const float* x, Py_ssize_t n) noexcept nogil
+    ctypedef void (*activation_backward)(float* dx, const float* dy, const float* saved, Py_ssize_t n, bint accumulate) noexcept nogil
+    ctypedef struct activation_ops:
+        activation_forward relu
+        activation_forward gelu
+        activation_forward gelu_tanh
+        activation_forward silu
+        activation_forward sigmoid
+        activation_forward tanh
+        activation_forward exp
+        activation_forward log
+        activation_forward sqrt
+        activation_backward relu_backward
+        activation_backward gelu_backward
+        activation_backward gelu_tanh_backward
+        activation_backward silu_backward
+        activation_backward log_backward
+        activation_backward sigmoid_backward
+        activation_backward tanh_backward
+        activation_backward exp_backward
+        activation_backward sqrt_backward
+        void (*pow)(float* y, const float* x, float exponent, Py_ssize_t n) noexcept nogil
+        void (*pow_backward)(float* dx, const float* dy, const float* x, float exponent, Py_ssize_t n, bint accumulate) noexcept nogil
+        void (*swiglu)(float* y, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
+        void (*swiglu_backward)(float* dgate, float* dup, const float* dy, const float* gate, const float* up, Py_ssize_t n, bint accumulate_gate, bint accumulate_up) noexcept nogil

@@ -1,0 +1,4 @@
+cdef extern from "simd/rope.h" nogil:
+    ctypedef struct rope_ops:
+        void (*rotate)(float* y, const float* x, const float* cos, const float* sin, float sign, Py_ssize_t heads,
+                       Py_ssize_t half, int accumulate) noexcept nogil

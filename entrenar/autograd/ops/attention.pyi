@@ -1,0 +1,19 @@
+from numpy.typing import ArrayLike
+
+from entrenar.autograd.tensor import Tensor
+
+def attention(
+    q: Tensor | ArrayLike,
+    k: Tensor | ArrayLike,
+    v: Tensor | ArrayLike,
+    cu_seqlens: ArrayLike | None = None,
+    scale: float | None = None,
+    causal: bool = True,
+) -> Tensor: ...
+def cached_attention(
+    q: Tensor | ArrayLike,
+    key_cache: Tensor | ArrayLike,
+    value_cache: Tensor | ArrayLike,
+    length: int,
+    scale: float | None = None,
+) -> Tensor: ...

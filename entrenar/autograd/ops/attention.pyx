@@ -1,0 +1,203 @@
+"""Causal grouped-query attention on the tape, and attention over a key/value cache for generation."""
+import math
+
+import numpy as np
+
+from libc.stdlib cimport free, malloc
+
+from entrenar._kernels.attention cimport Heads, Segment, attention_backward, attention_forward
+from entrenar.autograd.tape cimport add_grad, grad_buffer, record, wants_grad
+from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, new_vector, shape_str
+
+from entrenar.errors import ConfigError, GraphError, MemoryBudgetError, ShapeError
+
+
+cdef class Segments:
+    """The runs of tokens that attend to one another."""
+    cdef Segment* items
+    cdef Py_ssize_t count
+
+    def __cinit__(self, Py_ssize_t count):
+        self.count = count
+        self.items = <Segment*> malloc(max(<Py_ssize_t> 1, count) * sizeof(Segment))
+        if self.items == NULL:
+            raise MemoryBudgetError(f"attention: a table of {count} sequences could not be allocated.")
+
+    def __dealloc__(self):
+        free(self.items)
+
+    cdef void put(self, Py_ssize_t i, Py_ssize_t q_start, Py_ssize_t q_len, Py_ssize_t k_start, Py_ssize_t k_len):
+        self.items[i] = Segment(q_start, q_len, k_start, k_len, 0)
+
+
+cdef Segments batch_segments(Tensor q, Tensor k, Py_ssize_t k_len):
+    """One segment a batch row, over the first k_len keys of the row."""
+    cdef Segments segments = Segments(q.dims[0])
+    cdef Py_ssize_t i
+    for i in range(segments.count):
+        segments.put(i, i * q.dims[1], q.dims[1], i * k.dims[1], k_len)
+    return segments
+
+
+cdef Segments packed_segments(cu_seqlens, Py_ssize_t tokens):
+    """One segment a sequence of the cumulative lengths, checked."""
+    array = np.asarray(cu_seqlens)
+    if array.dtype.kind not in "iu" or array.ndim != 1 or array.size < 1:
+        raise ShapeError(f"attention: cu_seqlens must be a vector of integers (0, end of sequence 1, ...), found shape "
+                         f"{array.shape} of {array.dtype}.")
+    if array[0] != 0 or array[-1] != tokens:
+        raise ShapeError(f"attention: cu_seqlens runs from {array[0]} to {array[-1]}, expected from 0 to the {tokens} "
+                         "tokens of q (batch times length).")
+    backwards = np.flatnonzero(array[1:] < array[:-1])
+    if backwards.size:
+        raise ShapeError(f"attention: cu_seqlens must not decrease, found {array[backwards[0] + 1]} after "
+                         f"{array[backwards[0]]} at position {backwards[0] + 1}.")
+    cdef Segments segments = Segments(array.size - 1)
+    cdef Py_ssize_t i, start, length
+    ends = array.tolist()
+    for i in range(segments.count):
+        start, length = ends[i], ends[i + 1] - ends[i]
+        segments.put(i, start, length, start, length)
+    return segments
+
+
+cdef Heads check_heads(str op, Tensor q, Tensor k, Tensor v, str k_name, str v_name) except *:
+    """The head counts and the head size of (batch, length, heads, head size) tensors that fit together."""
+    check_float32(q, op, "q")
+    check_float32(k, op, k_name)
+    check_float32(v, op, v_name)
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
+        raise ShapeError(f"{op}: q, {k_name} and {v_name} must have four axes (batch, length, heads, head size), found "
+                         f"{shape_str(q)}, {shape_str(k)} and {shape_str(v)}.")
+    if k.shape != v.shape:
+        raise ShapeError(f"{op}: {k_name} has shape {shape_str(k)} but {v_name} has {shape_str(v)}; they must agree.")
+    if q.dims[0] != k.dims[0] or q.dims[3] != k.dims[3]:
+        raise ShapeError(f"{op}: q has shape {shape_str(q)} but {k_name} has {shape_str(k)}; batch and head size must "
+                         "agree.")
+    if q.dims[3] < 1 or k.dims[2] < 1 or q.dims[2] < 1 or q.dims[2] % k.dims[2]:
+        raise ShapeError(f"{op}: the {q.dims[2]} heads of q must be a positive multiple of the {k.dims[2]} of {k_name}, "
+                         f"and the head size ({q.dims[3]}) positive.")
+    return Heads(q.dims[2], k.dims[2], q.dims[3])
+
+
+cdef float check_scale(str op, scale, Py_ssize_t dim) except *:
+    if scale is None:
+        return <float> (1 / math.sqrt(dim))
+    if not math.isfinite(scale):
+        raise ConfigError(f"{op}: scale must be a finite number, found {scale!r}.")
+    return scale
+
+
+cdef int out_of_memory(str op, Tensor q) except -1:
+    raise MemoryBudgetError(f"{op}: scratch memory for q of shape {shape_str(q)} could not be allocated; use a shorter "
+                            "sequence or a smaller batch.")
+
+
+cdef class AttentionNode(Node):
+    cdef Segments segments
+    cdef Heads heads
+    cdef float scale
+    cdef bint causal
+
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor q = <Tensor> self.saved[0], k = <Tensor> self.saved[1], v = <Tensor> self.saved[2]
+        cdef Tensor out = <Tensor> self.saved[3], maxima = <Tensor> self.saved[4], inverse = <Tensor> self.saved[5]
+        cdef Tensor dq = None, dk = None, dv = None
+        cdef bint add_q = False, add_k = False, add_v = False, shared = q is k or q is v or k is v
+        cdef int status
+        if q.needs_grad:
+            dq = new_like(q) if shared else grad_buffer(q, &add_q)
+        if k.needs_grad:
+            dk = new_like(k) if shared else grad_buffer(k, &add_k)
+        if v.needs_grad:
+            dv = new_like(v) if shared else grad_buffer(v, &add_v)
+        cdef float* dq_data = dq.data if dq is not None else NULL
+        cdef float* dk_data = dk.data if dk is not None else NULL
+        cdef float* dv_data = dv.data if dv is not None else NULL
+        with nogil:
+            status = attention_backward(
+                dq_data, dk_data, dv_data, grad.data, q.data, k.data, v.data, out.data, maxima.data, inverse.data,
+                self.segments.items, self.segments.count, k.dims[0] * k.dims[1], self.heads, self.scale, self.causal,
+                add_q, add_k, add_v)
+        if status < 0:
+            out_of_memory("attention", q)
+        if shared:  # one tensor in two roles: its gradients are written apart, then added
+            for tensor, gradient in ((q, dq), (k, dk), (v, dv)):
+                if gradient is not None:
+                    add_grad(<Tensor> tensor, <Tensor> gradient)
+        return 0
+
+
+def attention(q, k, v, cu_seqlens=None, scale=None, causal=True):
+    """softmax(scale * q k^T + mask) v for each head, in memory linear in the length.
+
+    q (batch, T, heads, head size); k, v (batch, S, kv heads, head size), float32; heads is a multiple of kv heads, and
+    query head h reads kv head h // (heads / kv heads). Gives (batch, T, heads, head size).
+    With `causal`, query i sees the keys j <= S - T + i. `scale` defaults to 1 / sqrt(head size).
+    `cu_seqlens`, integers (0, n1, n1 + n2, ..., batch * T), cuts the tokens of all batch rows, taken as one run, into
+    sequences that do not see one another (T = S); sequences may be empty.
+    Backward recomputes the probabilities tile by tile (Dao, "FlashAttention-2", 2023).
+
+    Raises ShapeError where shapes or cu_seqlens do not fit, ConfigError for bfloat16 or a scale that is not finite.
+    """
+    cdef Tensor a = as_tensor(q), b = as_tensor(k), c = as_tensor(v)
+    cdef Heads heads = check_heads("attention", a, b, c, "k", "v")
+    cdef float factor = check_scale("attention", scale, heads.dim)
+    cdef bint masked = bool(causal)
+    cdef Segments segments
+    cdef AttentionNode node
+    cdef int status
+    if masked and b.dims[1] < a.dims[1]:
+        raise ShapeError(f"attention: causal attention needs at least as many keys as queries, found {b.dims[1]} keys "
+                         f"for {a.dims[1]} queries.")
+    if cu_seqlens is None:
+        segments = batch_segments(a, b, b.dims[1])
+    elif a.dims[1] != b.dims[1]:
+        raise ShapeError(f"attention: cu_seqlens needs as many keys as queries, found {b.dims[1]} keys for "
+                         f"{a.dims[1]} queries.")
+    else:
+        segments = packed_segments(cu_seqlens, a.dims[0] * a.dims[1])
+    cdef Tensor out = new_like(a)
+    cdef Py_ssize_t rows = a.dims[0] * a.dims[1] * a.dims[2]
+    cdef Tensor maxima = new_vector(rows), inverse = new_vector(rows)
+    with nogil:
+        status = attention_forward(out.data, maxima.data, inverse.data, a.data, b.data, c.data, segments.items,
+                                   segments.count, heads, factor, masked)
+    if status < 0:
+        out_of_memory("attention", a)
+    if wants_grad(a) or wants_grad(b) or wants_grad(c):
+        node = AttentionNode.__new__(AttentionNode)
+        node.segments, node.heads, node.scale, node.causal = segments, heads, factor, masked
+        record(out, node, (a, b, c), (a, b, c, out, maxima, inverse))
+    return out
+
+
+def cached_attention(q, key_cache, value_cache, length, scale=None):
+    """Causal attention of T new tokens over the first `length` entries of a key/value cache; not differentiable.
+
+    q (batch, T, heads, head size), float32; key_cache, value_cache (batch, capacity, kv heads, head size), of which the
+    first `length` positions are filled, the T new tokens' own being the last of them: query i sees the positions
+    j <= length - T + i. T = 1 decodes, T > 1 is a chunk of the prompt. Gives (batch, T, heads, head size).
+
+    Raises ShapeError where shapes or length do not fit, GraphError where a gradient would be lost.
+    """
+    cdef Tensor a = as_tensor(q), b = as_tensor(key_cache), c = as_tensor(value_cache)
+    cdef Heads heads = check_heads("cached_attention", a, b, c, "key_cache", "value_cache")
+    cdef float factor = check_scale("cached_attention", scale, heads.dim)
+    cdef Py_ssize_t keys = length
+    cdef int status
+    if not a.dims[1] <= keys <= b.dims[1]:
+        raise ShapeError(f"cached_attention: length {keys} must lie between the {a.dims[1]} queries and the cache's "
+                         f"capacity of {b.dims[1]}.")
+    if wants_grad(a) or wants_grad(b) or wants_grad(c):
+        raise GraphError("cached_attention has no backward; call it inside no_grad(), or use attention to train.")
+    cdef Segments segments = batch_segments(a, b, keys)
+    cdef Tensor out = new_like(a)
+    cdef Py_ssize_t rows = a.dims[0] * a.dims[1] * a.dims[2]
+    cdef Tensor maxima = new_vector(rows), inverse = new_vector(rows)
+    with nogil:
+        status = attention_forward(out.data, maxima.data, inverse.data, a.data, b.data, c.data, segments.items,
+                                   segments.count, heads, factor, True)
+    if status < 0:
+        out_of_memory("cached_attention", a)
+    return out

@@ -1,0 +1,151 @@
+"""add, sub, mul, div and neg, with NumPy's broadcasting. Gradients are summed over the axes that were broadcast."""
+from entrenar._kernels.elementwise cimport ADD, DIV, MUL, SUB, Binary, Broadcast, binary, plan_broadcast, scale
+from entrenar.autograd.ops.reduce cimport sum_to
+from entrenar.autograd.tape cimport add_grad, grad_buffer, record, wants_grad
+from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, check_float32, new_like, new_tensor, \
+    same_shape, shape_str
+
+from entrenar.errors import ShapeError
+
+
+cdef void _strides(Tensor t, int ndim, Py_ssize_t* strides) noexcept:
+    """t's strides in floats, right-aligned to `ndim` axes; 0 where t repeats."""
+    cdef Py_ssize_t stride = 1
+    cdef int i, lead = ndim - t.ndim
+    for i in range(ndim - 1, -1, -1):
+        strides[i] = 0 if i < lead or t.dims[i - lead] == 1 else stride
+        if i >= lead:
+            stride *= t.dims[i - lead]
+
+
+cdef void _apply(Binary op, Tensor out, Tensor a, Tensor b, bint accumulate) noexcept:
+    """out (+)= a op b, both broadcast to out's shape"""
+    cdef Py_ssize_t[MAX_DIMS] strides_a
+    cdef Py_ssize_t[MAX_DIMS] strides_b
+    cdef Broadcast plan
+    _strides(a, out.ndim, strides_a)
+    _strides(b, out.ndim, strides_b)
+    with nogil:
+        plan_broadcast(&plan, out.ndim, out.dims, strides_a, strides_b)
+        binary(op, out.data, a.data, b.data, &plan, accumulate)
+
+
+cdef Tensor _new_broadcast(Tensor a, Tensor b, str op):
+    cdef Py_ssize_t[MAX_DIMS] dims
+    cdef Py_ssize_t m, n
+    cdef int i, ndim = a.ndim if a.ndim > b.ndim else b.ndim
+    if same_shape(a, b):
+        return new_like(a)
+    for i in range(1, ndim + 1):
+        m = a.dims[a.ndim - i] if i <= a.ndim else 1
+        n = b.dims[b.ndim - i] if i <= b.ndim else 1
+        if m != n and m != 1 and n != 1:
+            raise ShapeError(f"{op}: shapes {shape_str(a)} and {shape_str(b)} do not broadcast: axis {-i} has "
+                             f"lengths {m} and {n}.")
+        dims[ndim - i] = n if m == 1 else m
+    return new_tensor(ndim, dims)
+
+
+cdef class BinaryNode(Node):
+    cdef Binary op
+
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor a = <Tensor> self.inputs[0], b = <Tensor> self.inputs[1], quotient
+        if self.op == ADD or self.op == SUB:
+            if a.needs_grad:
+                _pass_on(a, grad, 1)
+            if b.needs_grad:
+                _pass_on(b, grad, 1 if self.op == ADD else -1)
+            return 0
+        if a.needs_grad:  # d(a b)/da = b, d(a / b)/da = 1 / b
+            _send(a, self.op, grad, b, 1)
+        if b.needs_grad and self.op == MUL:
+            _send(b, MUL, grad, a, 1)
+        elif b.needs_grad:  # d(a / b)/db = -(a / b) / b
+            quotient = new_like(grad)
+            _apply(DIV, quotient, a, b, False)
+            _apply(DIV, quotient, quotient, b, False)
+            _apply(MUL, quotient, quotient, grad, False)
+            _pass_on(b, quotient, -1)
+        return 0
+
+
+cdef int _pass_on(Tensor input, Tensor gradient, int sign) except -1:
+    """Give `sign` * gradient to `input`, summed over the axes along which it was broadcast."""
+    cdef bint accumulate
+    cdef Tensor target
+    if not same_shape(input, gradient):
+        return sum_to(input, gradient, sign)
+    if sign == 1:
+        return add_grad(input, gradient)
+    target = grad_buffer(input, &accumulate)
+    with nogil:
+        scale(target.data, gradient.data, -1, gradient.size, accumulate)
+    return 0
+
+
+cdef int _send(Tensor input, Binary op, Tensor grad, Tensor other, int sign) except -1:
+    """Give sign * (grad op other) to `input`."""
+    cdef bint accumulate
+    cdef Tensor target
+    if same_shape(input, grad):
+        target = grad_buffer(input, &accumulate)
+        _apply(op, target, grad, other, accumulate)
+        return 0
+    target = new_like(grad)
+    _apply(op, target, grad, other, False)
+    return sum_to(input, target, sign)
+
+
+cdef class NegNode(Node):
+    cdef int backward(self, Tensor grad) except -1:
+        return _pass_on(<Tensor> self.inputs[0], grad, -1)
+
+
+cdef Tensor _binary(Binary op, object x, object y, str name):
+    cdef Tensor a = check_float32(as_tensor(x), name, "the first operand")
+    cdef Tensor b = check_float32(as_tensor(y), name, "the second operand")
+    cdef Tensor out = _new_broadcast(a, b, name)
+    cdef BinaryNode node
+    _apply(op, out, a, b, False)
+    if wants_grad(a) or wants_grad(b):
+        node = BinaryNode.__new__(BinaryNode)
+        node.op = op
+        record(out, node, (a, b), () if op == ADD or op == SUB else (a, b))
+    return out
+
+
+def add(a, b):
+    """a + b with NumPy broadcasting; tensors, numbers or arrays (converted to float32).
+
+    Raises ShapeError where the shapes do not broadcast, ConfigError for bfloat16 storage.
+    """
+    return _binary(ADD, a, b, "add")
+
+
+def sub(a, b):
+    """a - b (see `add`)."""
+    return _binary(SUB, a, b, "sub")
+
+
+def mul(a, b):
+    """a * b (see `add`)."""
+    return _binary(MUL, a, b, "mul")
+
+
+def div(a, b):
+    """a / b (see `add`); division by zero gives infinities and NaN as IEEE 754 says."""
+    return _binary(DIV, a, b, "div")
+
+
+def neg(x):
+    """-x."""
+    cdef Tensor a = check_float32(as_tensor(x), "neg", "x")
+    cdef Tensor out = new_like(a)
+    cdef NegNode node
+    with nogil:
+        scale(out.data, a.data, -1, a.size, False)
+    if wants_grad(a):
+        node = NegNode.__new__(NegNode)
+        record(out, node, (a,), ())
+    return out

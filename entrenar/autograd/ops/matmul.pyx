@@ -1,0 +1,368 @@
+"""matmul, linear and lora_linear: products of matrices, with the weight of a linear in any source format."""
+from libc.stdint cimport uint64_t
+
+from entrenar._kernels.dropout cimport dropout_forward
+from entrenar._kernels.matmul cimport (
+    f32_source,
+    gemm,
+    linear_backward_input,
+    linear_backward_weight,
+    linear_forward,
+)
+from entrenar._kernels.simd.source cimport SOURCE_BF16, weight_source
+from entrenar.autograd.quantized cimport QuantizedTensor
+from entrenar.autograd.random cimport next_stream, random_key
+from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
+from entrenar.autograd.tensor cimport (
+    BFLOAT16,
+    MAX_DIMS,
+    Node,
+    Tensor,
+    as_tensor,
+    check_float32,
+    new_like,
+    new_matrix,
+    new_tensor,
+)
+
+from entrenar.errors import ConfigError, MemoryBudgetError, ShapeError
+
+
+cdef int check_scratch(int status, str op) except -1:
+    if status != 0:
+        raise MemoryBudgetError(f"{op}: the machine has no memory left for scratch; use a smaller batch or sequence.")
+    return 0
+
+
+cdef int weight_source_of(object weight, str op, weight_source* s, Py_ssize_t* n, Py_ssize_t* k) except -1:
+    cdef Tensor t
+    if isinstance(weight, QuantizedTensor):
+        s[0] = (<QuantizedTensor> weight).source
+        n[0], k[0] = weight.shape
+        return 0
+    t = as_tensor(weight)
+    if t.ndim != 2:
+        raise ShapeError(f"{op}: the weight has shape {t.shape}, expected (out_features, in_features).")
+    n[0] = t.dims[0]
+    k[0] = t.dims[1]
+    s[0] = f32_source(t.data, k[0], k[0])
+    if t.kind == BFLOAT16:
+        s.kind = SOURCE_BF16
+    return 0
+
+
+cdef Tensor output_of(Tensor x, Py_ssize_t last):
+    """Uninitialised: the shape of x with `last` as its last axis."""
+    cdef Py_ssize_t[MAX_DIMS] dims
+    cdef int i
+    for i in range(x.ndim - 1):
+        dims[i] = x.dims[i]
+    dims[x.ndim - 1] = last
+    return new_tensor(x.ndim, dims)
+
+
+cdef Tensor checked_input(object x, str op, Py_ssize_t n, Py_ssize_t k):
+    cdef Tensor t = check_float32(as_tensor(x), op, "x")
+    if t.ndim == 0 or t.dims[t.ndim - 1] != k:
+        raise ShapeError(f"{op}: x of shape {t.shape} does not fit a weight of shape ({n}, {k}); "
+                         f"its last axis must be {k}.")
+    return t
+
+
+# ---------------------------------------------------------------- linear
+cdef class LinearNode(Node):
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor x = <Tensor> self.saved[0], dx, dw, w
+        cdef weight_source source
+        cdef Py_ssize_t n, k, m
+        cdef bint accumulate
+        cdef int status
+        weight_source_of(self.saved[1], "linear", &source, &n, &k)
+        m = grad.size // n if n else 0
+        if x.needs_grad:
+            dx = grad_buffer(x, &accumulate)
+            with nogil:
+                status = linear_backward_input(dx.data, grad.data, &source, m, n, k, accumulate)
+            check_scratch(status, "linear")
+        if isinstance(self.saved[1], Tensor) and (<Tensor> self.saved[1]).needs_grad:
+            w = <Tensor> self.saved[1]
+            dw = grad_buffer(w, &accumulate)
+            with nogil:
+                status = linear_backward_weight(dw.data, grad.data, x.data, m, n, k, accumulate)
+            check_scratch(status, "linear")
+        return 0
+
+
+def linear(x, weight, bias=None):
+    """y (..., n) = x (..., k) weight^T + bias, for a weight (n, k) and a bias (n,).
+
+    The weight is a float32 Tensor (which takes a gradient), a bfloat16 Tensor or a QuantizedTensor (frozen: decoded
+    inside the multiplication, never as a whole). Raises ShapeError where the shapes do not fit.
+    """
+    cdef weight_source source
+    cdef Py_ssize_t n, k, m
+    cdef int status
+    if not isinstance(weight, QuantizedTensor):
+        weight = as_tensor(weight)
+    weight_source_of(weight, "linear", &source, &n, &k)
+    cdef Tensor a = checked_input(x, "linear", n, k)
+    cdef Tensor out = output_of(a, n)
+    m = out.size // n if n else 0
+    with nogil:
+        status = linear_forward(out.data, a.data, &source, m, n, k, False)
+    check_scratch(status, "linear")
+    cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
+    if wants_grad(a) or wants_grad(w):
+        record(out, LinearNode.__new__(LinearNode), (a, w), (a, weight))
+    if bias is None:
+        return out
+    from entrenar.autograd.ops.elementwise import add
+    bias = as_tensor(bias)
+    if bias.shape != (n,):
+        raise ShapeError(f"linear: bias has shape {bias.shape}, expected ({n},).")
+    return add(out, bias)
+
+
+# ---------------------------------------------------------------- LoRA
+cdef class LoRALinearNode(Node):
+    cdef float scaling
+    cdef float dropout
+    cdef uint64_t key
+    cdef uint64_t stream
+
+    cdef int backward(self, Tensor grad) except -1:
+        # y = x W^T + h B^T with h = s dropout(x) A^T saved; g = s dy B: dB = dy^T h, dA = g^T dropout(x),
+        # dx = dy W + dropout'(g A)
+        cdef Tensor x = <Tensor> self.saved[0], a = <Tensor> self.saved[2], b = <Tensor> self.saved[3]
+        cdef Tensor h = <Tensor> self.saved[4], g, target, dropped = x, w
+        cdef weight_source source, a_source, b_source
+        cdef Py_ssize_t n, k, m, r = a.dims[0], i
+        cdef bint accumulate
+        cdef int status = 0
+        weight_source_of(self.saved[1], "lora_linear", &source, &n, &k)
+        m = grad.size // n if n else 0
+        a_source = f32_source(a.data, k, k)
+        b_source = f32_source(b.data, r, r)
+        if b.needs_grad:
+            target = grad_buffer(b, &accumulate)
+            with nogil:
+                status |= linear_backward_weight(target.data, grad.data, h.data, m, n, r, accumulate)
+        g = new_matrix(m, r)
+        with nogil:
+            status |= linear_backward_input(g.data, grad.data, &b_source, m, n, r, False)
+            for i in range(m * r):
+                g.data[i] *= self.scaling
+        if a.needs_grad:
+            target = grad_buffer(a, &accumulate)
+            if self.dropout > 0:
+                dropped = new_like(x)
+                dropout_forward(dropped.data, x.data, x.size, self.dropout, self.key, self.stream, False)
+            with nogil:
+                status |= linear_backward_weight(target.data, g.data, dropped.data, m, r, k, accumulate)
+        if x.needs_grad:
+            target = grad_buffer(x, &accumulate)
+            with nogil:
+                status |= linear_backward_input(target.data, grad.data, &source, m, n, k, accumulate)
+            if self.dropout > 0:
+                dropped = new_like(x)
+                with nogil:
+                    status |= linear_backward_input(dropped.data, g.data, &a_source, m, r, k, False)
+                dropout_forward(target.data, dropped.data, x.size, self.dropout, self.key, self.stream, True)
+            else:
+                with nogil:
+                    status |= linear_backward_input(target.data, g.data, &a_source, m, r, k, True)
+        if isinstance(self.saved[1], Tensor) and (<Tensor> self.saved[1]).needs_grad:
+            w = <Tensor> self.saved[1]
+            target = grad_buffer(w, &accumulate)
+            with nogil:
+                status |= linear_backward_weight(target.data, grad.data, x.data, m, n, k, accumulate)
+        return check_scratch(status, "lora_linear")
+
+
+def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0):
+    """y (..., n) = x W^T + scaling * (dropout(x) A^T) B^T, one node that keeps x once and the small x A^T.
+
+    x (..., k), W (n, k) in float32, bfloat16 or 4 bits, A (r, k) and B (n, r) float32. `dropout` is the probability of
+    a zero; its mask is drawn again in backward. Hu et al., "LoRA", 2021 (arXiv 2106.09685). Raises ShapeError where the
+    shapes do not fit, ConfigError for a dropout outside [0, 1).
+    """
+    cdef weight_source source, a_source, b_source
+    cdef Py_ssize_t n, k, m, r, i
+    cdef int status
+    cdef uint64_t key = 0, stream = 0
+    cdef float factor = scaling
+    cdef LoRALinearNode node
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"lora_linear: dropout is {dropout}, expected a probability in [0, 1).")
+    if not isinstance(weight, QuantizedTensor):
+        weight = as_tensor(weight)
+    weight_source_of(weight, "lora_linear", &source, &n, &k)
+    cdef Tensor t = checked_input(x, "lora_linear", n, k)
+    cdef Tensor a = check_float32(as_tensor(lora_A), "lora_linear", "lora_A")
+    cdef Tensor b = check_float32(as_tensor(lora_B), "lora_linear", "lora_B")
+    if a.ndim != 2 or a.dims[1] != k or b.ndim != 2 or b.dims[0] != n or b.dims[1] != a.dims[0]:
+        raise ShapeError(f"lora_linear: lora_A {a.shape} and lora_B {b.shape} do not fit a weight of shape ({n}, {k}); "
+                         f"expected (rank, {k}) and ({n}, rank).")
+    r = a.dims[0]
+    cdef Tensor out = output_of(t, n), dropped = t
+    m = out.size // n if n else 0
+    cdef Tensor h = new_matrix(m, r)
+    if dropout > 0:
+        key = random_key()
+        stream = next_stream()
+        dropped = new_like(t)
+        dropout_forward(dropped.data, t.data, t.size, dropout, key, stream, False)
+    a_source = f32_source(a.data, k, k)
+    b_source = f32_source(b.data, r, r)
+    with nogil:
+        status = linear_forward(out.data, t.data, &source, m, n, k, False)
+        status |= linear_forward(h.data, dropped.data, &a_source, m, r, k, False)
+        for i in range(m * r):
+            h.data[i] *= factor
+        status |= linear_forward(out.data, h.data, &b_source, m, n, r, True)
+    check_scratch(status, "lora_linear")
+    cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
+    if wants_grad(t) or wants_grad(a) or wants_grad(b) or wants_grad(w):
+        node = LoRALinearNode.__new__(LoRALinearNode)
+        node.scaling = factor
+        node.dropout = dropout
+        node.key = key
+        node.stream = stream
+        record(out, node, (t, a, b, w), (t, weight, a, b, h))
+    return out
+
+
+# ---------------------------------------------------------------- matmul
+cdef struct Batch:
+    # where the matrices of each operand lie: offsets follow from a broadcast index over the leading axes
+    int ndim
+    Py_ssize_t count
+    Py_ssize_t[MAX_DIMS] dims
+    Py_ssize_t[MAX_DIMS] a_strides
+    Py_ssize_t[MAX_DIMS] b_strides
+
+
+cdef int fill_batch(Batch* batch, Tensor a, Tensor b) except -1:
+    """Broadcast the leading axes of a (..., m, k) and b (..., k, n); strides are 0 along broadcast axes."""
+    cdef int i, ia, ib, axes = max(a.ndim, b.ndim) - 2
+    cdef Py_ssize_t da, db, sa = a.dims[a.ndim - 1] * a.dims[a.ndim - 2], sb = b.dims[b.ndim - 1] * b.dims[b.ndim - 2]
+    batch.ndim = axes
+    batch.count = 1
+    for i in range(axes - 1, -1, -1):
+        ia = i - (axes - (a.ndim - 2))
+        ib = i - (axes - (b.ndim - 2))
+        da = a.dims[ia] if ia >= 0 else 1
+        db = b.dims[ib] if ib >= 0 else 1
+        if da != db and da != 1 and db != 1:
+            raise ShapeError(f"matmul: the leading axes of {a.shape} and {b.shape} do not broadcast.")
+        batch.dims[i] = db if da == 1 else da
+        batch.a_strides[i] = 0 if da == 1 else sa
+        batch.b_strides[i] = 0 if db == 1 else sb
+        sa *= da
+        sb *= db
+        batch.count *= batch.dims[i]
+    return 0
+
+
+cdef void offsets(const Batch* batch, Py_ssize_t index, Py_ssize_t* a, Py_ssize_t* b) noexcept nogil:
+    cdef int i
+    a[0] = 0
+    b[0] = 0
+    for i in range(batch.ndim - 1, -1, -1):
+        a[0] += index % batch.dims[i] * batch.a_strides[i]
+        b[0] += index % batch.dims[i] * batch.b_strides[i]
+        index //= batch.dims[i]
+
+
+cdef class MatmulNode(Node):
+    cdef Batch batch
+
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor a = <Tensor> self.saved[0], b = <Tensor> self.saved[1]
+        if a.needs_grad:
+            self.operand(grad, a, b, True)
+        if b.needs_grad:
+            self.operand(grad, b, a, False)
+        return 0
+
+    cdef int operand(self, Tensor grad, Tensor target, Tensor other, bint left) except -1:
+        """dA (m, k) = dC B^T, or dB (k, n) = A^T dC; matrices that were broadcast get the sum over the batch in order."""
+        cdef bint accumulate
+        cdef Tensor out = grad_buffer(target, &accumulate)
+        cdef Py_ssize_t m = grad.dims[grad.ndim - 2], n = grad.dims[grad.ndim - 1], i, at, other_at
+        cdef Py_ssize_t k = other.dims[other.ndim - 2] if left else other.dims[other.ndim - 1]
+        cdef weight_source g, o
+        cdef int status = 0
+        if not accumulate:
+            for i in range(out.size):
+                out.data[i] = 0.0
+        for i in range(self.batch.count):
+            if left:
+                offsets(&self.batch, i, &at, &other_at)
+            else:
+                offsets(&self.batch, i, &other_at, &at)
+            g = f32_source(grad.data + i * m * n, n, n)
+            if left:
+                o = f32_source(other.data + other_at, n, n)
+                with nogil:
+                    status |= gemm(out.data + at, k, &g, False, &o, True, m, k, n, True)
+            else:
+                o = f32_source(other.data + other_at, k, k)
+                with nogil:
+                    status |= gemm(out.data + at, n, &o, True, &g, False, k, n, m, True)
+        return check_scratch(status, "matmul")
+
+
+cdef Tensor product(Tensor a, Tensor b):
+    """C (..., m, n) = A (..., m, k) B (..., k, n) for operands of at least two axes."""
+    cdef Batch batch
+    cdef Py_ssize_t m = a.dims[a.ndim - 2], k = a.dims[a.ndim - 1], n = b.dims[b.ndim - 1], i, a_at, b_at
+    cdef Py_ssize_t[MAX_DIMS] dims
+    cdef weight_source sa, sb
+    cdef int status = 0
+    cdef MatmulNode node
+    if b.dims[b.ndim - 2] != k:
+        raise ShapeError(f"matmul: {a.shape} and {b.shape} do not fit: {k} columns meet {b.dims[b.ndim - 2]} rows.")
+    fill_batch(&batch, a, b)
+    for i in range(batch.ndim):
+        dims[i] = batch.dims[i]
+    dims[batch.ndim] = m
+    dims[batch.ndim + 1] = n
+    cdef Tensor out = new_tensor(batch.ndim + 2, dims)
+    with nogil:
+        for i in range(batch.count):
+            offsets(&batch, i, &a_at, &b_at)
+            sa = f32_source(a.data + a_at, k, k)
+            sb = f32_source(b.data + b_at, n, n)
+            status |= gemm(out.data + i * m * n, n, &sa, False, &sb, False, m, n, k, False)
+    check_scratch(status, "matmul")
+    if wants_grad(a) or wants_grad(b):
+        node = MatmulNode.__new__(MatmulNode)
+        node.batch = batch
+        record(out, node, (a, b), (a, b))
+    return out
+
+
+def matmul(a, b):
+    """The matrix product of NumPy's `@`: 2-D matrices, stacks of them with broadcasting, and 1-D vectors.
+
+    float32 only (a bfloat16 or 4-bit weight goes through `linear`). Raises ShapeError, naming both shapes, where they
+    do not fit.
+    """
+    cdef Tensor left = check_float32(as_tensor(a), "matmul", "a"), right = check_float32(as_tensor(b), "matmul", "b")
+    if left.ndim == 0 or right.ndim == 0:
+        raise ShapeError(f"matmul: {left.shape} and {right.shape} do not fit: a scalar has no rows or columns; use mul.")
+    if left.ndim > 1 and right.ndim > 1:
+        return product(left, right)
+    from entrenar.autograd.ops.shape import reshape
+    row = reshape(left, (1,) + left.shape) if left.ndim == 1 else left
+    column = reshape(right, right.shape + (1,)) if right.ndim == 1 else right
+    if (<Tensor> row).dims[(<Tensor> row).ndim - 1] != (<Tensor> column).dims[(<Tensor> column).ndim - 2]:
+        raise ShapeError(f"matmul: {left.shape} and {right.shape} do not fit.")
+    out = product(row, column)
+    shape = list(out.shape)
+    if left.ndim == 1:
+        del shape[-2]
+    if right.ndim == 1:
+        del shape[-1]
+    return reshape(out, tuple(shape))

@@ -1,0 +1,6 @@
+from entrenar._kernels.reduce cimport Reduction
+from entrenar.autograd.tensor cimport Tensor
+
+cdef int reduce_axes(Reduction kind, float* y, Tensor x, unsigned int reduced, double divisor,
+                     bint accumulate) except -1
+cdef int sum_to(Tensor input, Tensor gradient, double divisor) except -1

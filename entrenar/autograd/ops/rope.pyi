@@ -1,0 +1,8 @@
+from numpy.typing import ArrayLike
+
+from entrenar.autograd.tensor import Tensor
+
+def rope_table(max_positions: int, inv_freq: ArrayLike) -> tuple[Tensor, Tensor]: ...
+def rope(
+    x: Tensor | ArrayLike, cos: Tensor | ArrayLike, sin: Tensor | ArrayLike, positions: ArrayLike | None = None
+) -> Tensor: ...

@@ -1,0 +1,102 @@
+"""Rotary position embedding on the tape, and its table of cosines and sines."""
+import functools
+
+import numpy as np
+
+from libc.stdint cimport int64_t
+
+from entrenar._kernels.rope cimport rope_rotate
+from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
+from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, shape_str
+
+from entrenar.autograd.tensor import Tensor as PyTensor
+from entrenar.errors import ShapeError
+
+
+@functools.lru_cache(maxsize=8)
+def _table(max_positions, frequencies):
+    angles = np.arange(max_positions, dtype=np.float64)[:, None] * np.frombuffer(frequencies, np.float64)
+    return PyTensor(np.cos(angles)), PyTensor(np.sin(angles))
+
+
+def rope_table(max_positions, inv_freq):
+    """The cosines and sines of position * inv_freq: two float32 tensors (max_positions, head size / 2).
+
+    `inv_freq` (head size / 2) holds radians per position: theta^(-2 i / head size) (Su et al., "RoFormer", 2021), scaled
+    as the model's rope scaling says. Computed in float64 and rounded once; the last tables are kept and shared, so
+    treat them as read-only. Raises ShapeError for an inv_freq that is no vector or a negative max_positions.
+    """
+    frequencies = np.asarray(inv_freq, dtype=np.float64)
+    if frequencies.ndim != 1:
+        raise ShapeError(f"rope_table: inv_freq must be a vector of head size / 2 numbers, found shape "
+                         f"{frequencies.shape}.")
+    if max_positions < 0:
+        raise ShapeError(f"rope_table: max_positions must not be negative, found {max_positions}.")
+    return _table(int(max_positions), frequencies.tobytes())
+
+
+cdef object check_positions(positions, Tensor x, Py_ssize_t limit):
+    """The positions as contiguous int64 (batch, seq), or None for 0, 1, ..., seq - 1; all of them inside the table."""
+    if positions is None:
+        if x.dims[1] > limit:
+            raise ShapeError(f"rope: position {x.dims[1] - 1} of x {shape_str(x)} lies outside the table of {limit} "
+                             "positions; build a longer rope_table.")
+        return None
+    array = np.asarray(positions)
+    if array.dtype.kind not in "iu" or array.shape != (x.dims[0], x.dims[1]):
+        raise ShapeError(f"rope: positions must be integers of shape {(x.dims[0], x.dims[1])}, found {array.dtype} of "
+                         f"shape {array.shape}.")
+    outside = np.argwhere((array < 0) | (array >= limit))
+    if outside.size:
+        row, column = outside[0].tolist()
+        raise ShapeError(f"rope: position {array[row, column]} of token ({row}, {column}) lies outside the table of "
+                         f"{limit} positions; build a longer rope_table.")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+cdef int rotate(Tensor y, Tensor x, Tensor cos, Tensor sin, object positions, float sign, bint accumulate) except -1:
+    cdef Py_ssize_t tokens = x.dims[0] * x.dims[1]
+    cdef const int64_t* index = NULL
+    if positions is not None:
+        index = <const int64_t*> <size_t> positions.ctypes.data
+    with nogil:
+        rope_rotate(y.data, x.data, cos.data, sin.data, index, tokens, x.dims[1], x.dims[2], x.dims[3] // 2, sign,
+                    accumulate)
+    return 0
+
+
+cdef class RopeNode(Node):
+    cdef object positions
+
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor x = <Tensor> self.inputs[0]
+        cdef bint accumulate
+        cdef Tensor dx = grad_buffer(x, &accumulate)
+        return rotate(dx, grad, <Tensor> self.saved[0], <Tensor> self.saved[1], self.positions, -1, accumulate)
+
+
+def rope(x, cos, sin, positions=None):
+    """Rotate each pair (x[i], x[i + head size / 2]) of every head by the angle of the token's position.
+
+    x (batch, seq, heads, head size), float32; cos, sin from `rope_table`, (positions, head size / 2); `positions`,
+    integers (batch, seq), or None for 0, 1, ..., seq - 1. Gives x's shape. The half-split pairing of Hugging Face LLaMA
+    checkpoints (`rotate_half`); backward is the inverse rotation. cos and sin receive no gradient.
+
+    Raises ShapeError where shapes do not fit or a position lies outside the table, ConfigError for bfloat16.
+    """
+    cdef Tensor a = check_float32(as_tensor(x), "rope", "x")
+    cdef Tensor c = check_float32(as_tensor(cos), "rope", "cos"), s = check_float32(as_tensor(sin), "rope", "sin")
+    cdef RopeNode node
+    if a.ndim != 4 or a.dims[3] % 2:
+        raise ShapeError(f"rope: x must have shape (batch, seq, heads, even head size), found {shape_str(a)}.")
+    if c.ndim != 2 or s.shape != c.shape or 2 * c.dims[1] != a.dims[3]:
+        raise ShapeError(f"rope: cos {shape_str(c)} and sin {shape_str(s)} must both have shape (positions, "
+                         f"{a.dims[3] // 2}) for x of shape {shape_str(a)}.")
+    index = check_positions(positions, a, c.dims[0])
+    cdef Tensor out = new_like(a)
+    rotate(out, a, c, s, index, 1, False)
+    if wants_grad(a):
+        node = RopeNode.__new__(RopeNode)
+        node.positions = index
+        record(out, node, (a,), (c, s))
+    return out

@@ -1,0 +1,179 @@
+"""What every optimizer shares: parameter groups, the walk over them, and its state as NumPy arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from entrenar.autograd import Tensor
+from entrenar.errors import ConfigError
+
+Parameters = Iterable[Any]  # Tensors, (name, Tensor) pairs, or dicts with "params" and options of their own
+
+
+def named(parameters: Tensor | Parameters) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of each parameter, a tied one once; those without a name are called by their position."""
+    seen = set()
+    for i, item in enumerate([parameters] if isinstance(parameters, Tensor) else parameters):
+        pair = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
+        name, tensor = item if pair else (f"parameter {i}", item)
+        if not isinstance(tensor, Tensor):
+            raise ConfigError(f"Expected Tensors or (name, Tensor) pairs as parameters; {name} is {type(tensor).__name__}.")
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+def check_range(owner: str, name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """A ConfigError unless low <= value < high."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not low <= value < high:
+        limits = f"at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g})"
+        raise ConfigError(f"{owner}: {name} must be a number {limits}, not {value!r}.")
+
+
+class Optimizer:
+    """Base of the optimizers. `param_groups` is a list of dicts: "params" (Tensors), "names", and the options.
+
+    A subclass checks options in `check(group)`, and updates one parameter in `update(parameter, state, group)`, where
+    `state` is that parameter's dict of Tensors and numbers, empty at its first step.
+    """
+
+    def __init__(self, params: Tensor | Parameters, defaults: dict[str, Any]) -> None:
+        self.defaults = defaults
+        self.param_groups: list[dict[str, Any]] = []
+        self.state: dict[int, dict[str, Any]] = {}  # by position among all parameters
+        items = [params] if isinstance(params, Tensor) else list(params)
+        grouped = any(isinstance(item, Mapping) for item in items)
+        seen: set[int] = set()
+        for group in items if grouped else [{"params": items}]:
+            self._add_group(group, seen)
+        if not seen:
+            raise ConfigError(f"{self.name}: there are no parameters to optimize; is everything frozen?")
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def check(self, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def update(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _add_group(self, group: Any, seen: set[int]) -> None:
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise ConfigError(f"{self.name}: a parameter group is a dict with the key 'params', not {group!r:.80}.")
+        unknown = set(group) - set(self.defaults) - {"params"}
+        if unknown:
+            raise ConfigError(
+                f"{self.name}: a parameter group has the unknown options {sorted(unknown)}; "
+                f"the known ones are {sorted(self.defaults)}."
+            )
+        new = {**self.defaults, **group, "params": [], "names": []}
+        for name, tensor in named(group["params"]):
+            if not tensor.requires_grad:
+                raise ConfigError(
+                    f"{self.name}: {name} is frozen (requires_grad is False); pass the trainable parameters only."
+                )
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                new["params"].append(tensor)
+                new["names"].append(name)
+        self.check(new)
+        self.param_groups.append(new)
+
+    def _parameters(self) -> Iterator[tuple[int, str, Tensor, dict[str, Any]]]:
+        position = 0
+        for group in self.param_groups:
+            for name, tensor in zip(group["names"], group["params"], strict=True):
+                yield position, name, tensor, group
+                position += 1
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the first group; setting it sets that of every group."""
+        return self.param_groups[0]["lr"]
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        check_range(self.name, "lr", value, 0)
+        for group in self.param_groups:
+            group["lr"] = float(value)
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient, in place."""
+        for position, _, tensor, group in self._parameters():
+            if tensor.grad is not None:
+                self.update(tensor, self.state.setdefault(position, {}), group)
+
+    def zero_grad(self) -> None:
+        """Forget every gradient (they become None, and their memory is free)."""
+        for _, _, tensor, _ in self._parameters():
+            tensor.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The options and the state: NumPy arrays, which share the optimizer's memory, and plain values.
+
+        {"param_groups": [{"names": [...], "lr": ..., ...}], "state": {position: {"step": ..., "exp_avg": array}}}
+        """
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in self.param_groups]
+        state = {
+            position: {key: value.numpy() if isinstance(value, Tensor) else value for key, value in entry.items()}
+            for position, entry in self.state.items()
+        }
+        return {"param_groups": groups, "state": state}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict()` gave; arrays are copied.
+
+        Raises ConfigError where names, options or array shapes are not those of this optimizer; nothing is changed then.
+        """
+        if not {"param_groups", "state"} <= set(state_dict):
+            raise ConfigError(f"{self.name}: a state has the keys 'param_groups' and 'state', not {sorted(state_dict)}.")
+        groups = self._checked_groups(state_dict["param_groups"])
+        tensors = {position: (name, tensor) for position, name, tensor, _ in self._parameters()}
+        state: dict[int, dict[str, Any]] = {}
+        for key, entry in state_dict["state"].items():
+            position = int(key)
+            if position not in tensors:
+                raise ConfigError(f"{self.name}: the state has parameter {key}, but there are {len(tensors)} parameters.")
+            state[position] = {name: self._loaded(name, value, *tensors[position]) for name, value in entry.items()}
+        self.state = state
+        for group, options in zip(self.param_groups, groups, strict=True):
+            group.update(options)
+
+    def _checked_groups(self, groups: Any) -> list[dict[str, Any]]:
+        if len(groups) != len(self.param_groups):
+            raise ConfigError(
+                f"{self.name}: the state has {len(groups)} parameter groups, expected {len(self.param_groups)}."
+            )
+        checked = []
+        for i, (group, mine) in enumerate(zip(groups, self.param_groups, strict=True)):
+            expected = set(mine) - {"params"}
+            if set(group) != expected:
+                raise ConfigError(
+                    f"{self.name}: group {i} of the state has the keys {sorted(group)}, expected {sorted(expected)}."
+                )
+            for ours, theirs in zip(mine["names"], group["names"], strict=False):
+                if ours != theirs:
+                    raise ConfigError(f"{self.name}: the state has parameter {theirs!r} where {ours!r} was expected.")
+            if len(group["names"]) != len(mine["names"]):
+                raise ConfigError(
+                    f"{self.name}: group {i} of the state has {len(group['names'])} parameters, "
+                    f"expected {len(mine['names'])}."
+                )
+            self.check({**mine, **group})
+            checked.append({key: value for key, value in group.items() if key != "names"})
+        return checked
+
+    def _loaded(self, key: str, value: Any, name: str, tensor: Tensor) -> Any:
+        if key == "step":
+            return int(value)
+        if np.shape(value) != tensor.shape:
+            raise ConfigError(
+                f"{self.name}: {key} of {name} has shape {np.shape(value)} in the state, expected {tensor.shape}."
+            )
+        return Tensor(value)
