@@ -1,6 +1,6 @@
 """Checkpoints of a run: trained weights, optimizer, schedule, random state and data position, written as a whole.
 
-`state.json` holds plain values, `state.safetensors` arrays; nothing is pickled.
+`state.json` holds plain values, `state.safetensors` the arrays, all float32; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def load(trainer: Trainer, directory: Path) -> None:
         raise FormatError(f"{directory}: has no checkpoint to resume; start without resume first.")
     try:
         values = json.loads((directory / VALUES).read_text())
-        arrays = {name: lazy.raw().view(np.float32).reshape(lazy.shape).copy() if lazy.type == "F32" else lazy.load() for name, lazy in open_safetensors(directory / ARRAYS).items()}
+        arrays = {name: lazy.load() for name, lazy in open_safetensors(directory / ARRAYS).items()}
         state = _join(values, arrays)
         weights = state["weights"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
