@@ -164,7 +164,8 @@ def finetune(
     loader = DataLoader(samples, t.batch_size, t.sequence_length, seed=t.seed, packing=config.data.packing, pad_id=pad)
     held_out_samples = [encode_example(example, tokenizer, t.sequence_length) for example in held_out]
     batches = list(evaluation_batches(held_out_samples, t.batch_size, t.sequence_length, config.data.packing, pad))
-    model = load(checkpoint, quantize=quantize, dtype=dtype)
+    double = config.qlora is None or config.qlora.double_quantization
+    model = load(checkpoint, quantize=quantize, dtype=dtype, double_quantization=double)
     if config.adapter is not None:
         config.adapter.apply(model, t.seed)
     model.gradient_checkpointing = checkpointing

@@ -1,0 +1,101 @@
+"""Batches without end, in an order that follows from seed and epoch, from any point of which a run can resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from entrenar.data.masking import Sample
+from entrenar.data.packing import Batch, collate, pack
+from entrenar.errors import ConfigError
+
+
+def _rows(samples: Sequence[Sample], sequence_length: int, packing: bool) -> list[list[int]]:
+    if packing:
+        return pack([len(sample) for sample in samples], sequence_length)
+    return [[index] for index in range(len(samples))]
+
+
+class DataLoader:
+    """Batches of `batch_size` rows of `sequence_length` tokens, shuffled anew each epoch by (seed, epoch).
+
+    With `packing`, several samples share a row; without, one sample has one. Samples longer than a row are cut
+    (`truncated` counts them). Raises ConfigError where nothing would be trained or no batch can be filled.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        batch_size: int,
+        sequence_length: int,
+        *,
+        seed: int = 0,
+        packing: bool = True,
+        pad_id: int = 0,
+    ) -> None:
+        self.samples, self.batch_size, self.sequence_length = samples, batch_size, sequence_length
+        self.seed, self.packing, self.pad_id = seed, packing, pad_id
+        kept = sum(min(len(sample), sequence_length) for sample in samples)
+        trained = sum(int(sample.trained[1:sequence_length].sum()) for sample in samples)
+        if not trained:
+            raise ConfigError(
+                f"None of the {kept} tokens of {len(samples)} examples is trained; the answers are missing, or cut off by "
+                f"the sequence length of {sequence_length}."
+            )
+        self.trained_fraction = trained / kept
+        self.truncated = sum(len(sample) > sequence_length for sample in samples)
+        self.epoch, self.position = 0, 0
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> list[list[int]]:
+        """This epoch's rows: which samples share one changes too."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
+        order = rng.permutation(len(self.samples))
+        rows = _rows([self.samples[i] for i in order], self.sequence_length, self.packing)
+        rows = [[int(order[i]) for i in row] for row in rows]
+        return [rows[i] for i in rng.permutation(len(rows))]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of this epoch; the last one is filled up from the next epoch."""
+        return -(-len(self._order) // self.batch_size)
+
+    def next_batch(self) -> Batch:
+        """The next batch; epochs follow each other without a gap."""
+        rows = []
+        while len(rows) < self.batch_size:
+            if self.position == len(self._order):
+                self.epoch, self.position = self.epoch + 1, 0
+                self._order = self._shuffled()
+            rows.append([self.samples[i] for i in self._order[self.position]])
+            self.position += 1
+        return collate(rows, self.sequence_length, self.pad_id)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands, as plain integers."""
+        return {"seed": self.seed, "epoch": self.epoch, "position": self.position, "samples": len(self.samples)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken; ConfigError where the data or the seed is another."""
+        if state.get("samples") != len(self.samples) or state.get("seed") != self.seed:
+            raise ConfigError(
+                f"The checkpoint read {state.get('samples')} examples with seed {state.get('seed')}, this run has "
+                f"{len(self.samples)} with seed {self.seed}; resume with the same data and seed."
+            )
+        self.epoch, self.position = state["epoch"], 0
+        self._order = self._shuffled()
+        if not 0 <= state["position"] <= len(self._order):
+            raise ConfigError(f"The checkpoint stands at row {state['position']} of {len(self._order)}; the data has changed.")
+        self.position = state["position"]
+
+
+def evaluation_batches(
+    samples: Sequence[Sample], batch_size: int, sequence_length: int, packing: bool = True, pad_id: int = 0
+) -> Iterator[Batch]:
+    """Every sample once, in a fixed order; the last batch may have fewer rows."""
+    rows = _rows(samples, sequence_length, packing)
+    for start in range(0, len(rows), batch_size):
+        chosen = [[samples[i] for i in row] for row in rows[start : start + batch_size]]
+        yield collate(chosen, sequence_length, pad_id)

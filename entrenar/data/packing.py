@@ -1,0 +1,69 @@
+"""Samples to rows: several in a row, each with its own positions, none seeing another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from entrenar.data.masking import Sample
+
+IGNORE = -100  # target of a token that is not trained
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows for the model.
+
+    tokens, targets and positions (batch, seq) int64; targets are shifted already (targets[t] is tokens[t + 1]) and
+    IGNORE where nothing is trained: prompts, padding, the last token of a sample. cu_seqlens (segments + 1,) int64
+    bounds samples and padding in the flattened tokens.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    positions: np.ndarray
+    cu_seqlens: np.ndarray
+    trained_tokens: int
+
+
+def pack(lengths: Sequence[int], sequence_length: int) -> list[list[int]]:
+    """Bins of sample indices whose lengths (capped) sum to at most `sequence_length`: best fit, longest first."""
+    order = sorted(range(len(lengths)), key=lambda i: (-min(lengths[i], sequence_length), i))
+    rooms: dict[int, list[int]] = {}  # free room -> bins that have it
+    bins: list[list[int]] = []
+    for index in order:
+        size = min(lengths[index], sequence_length)
+        room = next((room for room in range(size, sequence_length) if rooms.get(room)), None)
+        if room is None:
+            bins.append([index])
+            rooms.setdefault(sequence_length - size, []).append(len(bins) - 1)
+        else:
+            chosen = rooms[room].pop()
+            bins[chosen].append(index)
+            rooms.setdefault(room - size, []).append(chosen)
+    return bins
+
+
+def collate(rows: Sequence[Sequence[Sample]], sequence_length: int, pad_id: int) -> Batch:
+    """One batch of these rows, each of samples that fit into `sequence_length` (longer ones are cut) and padding."""
+    shape = (len(rows), sequence_length)
+    tokens, targets = np.full(shape, pad_id, np.int64), np.full(shape, IGNORE, np.int64)
+    positions = np.zeros(shape, np.int64)
+    bounds = [0]
+    for r, row in enumerate(rows):
+        start = 0
+        for sample in row:
+            size = min(len(sample), sequence_length - start)
+            stop = start + size
+            tokens[r, start:stop] = sample.tokens[:size]
+            wanted = np.where(sample.trained[1:size], sample.tokens[1:size], IGNORE)
+            targets[r, start : stop - 1] = wanted
+            positions[r, start:stop] = np.arange(size)
+            bounds.append(r * sequence_length + stop)
+            start = stop
+        if start < sequence_length:
+            positions[r, start:] = np.arange(sequence_length - start)
+            bounds.append((r + 1) * sequence_length)
+    return Batch(tokens, targets, positions, np.array(bounds, np.int64), int((targets != IGNORE).sum()))
