@@ -8,6 +8,7 @@ from entrenar._kernels.simd.norm cimport norm_ops
 from entrenar._kernels.simd.optimizer cimport optimizer_ops
 from entrenar._kernels.simd.reduce cimport reduce_ops
 from entrenar._kernels.simd.rope cimport rope_ops
+from entrenar._kernels.simd.shape cimport shape_ops
 from entrenar._kernels.simd.softmax cimport softmax_ops
 
 cdef extern from "simd/simd.h" nogil:
@@ -17,6 +18,7 @@ cdef extern from "simd/simd.h" nogil:
         const elementwise_ops* elementwise
         const gemm_ops* gemm
         const reduce_ops* reduce
+        const shape_ops* shape
         const dropout_ops* dropout
         const optimizer_ops* optimizer
         const attention_ops* attention

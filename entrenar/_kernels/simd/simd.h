@@ -9,6 +9,7 @@
 #include "optimizer.h"
 #include "reduce.h"
 #include "rope.h"
+#include "shape.h"
 #include "softmax.h"
 
 // Every family of micro-kernels: X(norm) needs simd/norm.{c,h}, which define `norm_ops` and `norm_table_<tier>`.
@@ -16,6 +17,7 @@
     X(elementwise) \
     X(gemm) \
     X(reduce) \
+    X(shape) \
     X(dropout) \
     X(optimizer) \
     X(attention) \
