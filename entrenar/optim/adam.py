@@ -42,9 +42,7 @@ class Adam(Optimizer):
 
     def update(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            state.update(
-                step=0, exp_avg=update.zeros_like(parameter), exp_avg_sq=update.zeros_like(parameter)
-            )
+            state.update(step=0, exp_avg=update.zeros_like(parameter), exp_avg_sq=update.zeros_like(parameter))
         state["step"] += 1
         beta1, beta2 = group["betas"]
         update.adam_step(

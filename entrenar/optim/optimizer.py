@@ -21,7 +21,9 @@ def named(parameters: Tensor | Parameters) -> Iterator[tuple[str, Tensor]]:
         pair = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
         name, tensor = item if pair else (f"parameter {i}", item)
         if not isinstance(tensor, Tensor):
-            raise ConfigError(f"Expected Tensors or (name, Tensor) pairs as parameters; {name} is {type(tensor).__name__}.")
+            raise ConfigError(
+                f"Expected Tensors or (name, Tensor) pairs as parameters; {name} is {type(tensor).__name__}."
+            )
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield name, tensor
@@ -132,14 +134,18 @@ class Optimizer:
         Raises ConfigError where names, options or array shapes are not those of this optimizer; nothing is changed then.
         """
         if not {"param_groups", "state"} <= set(state_dict):
-            raise ConfigError(f"{self.name}: a state has the keys 'param_groups' and 'state', not {sorted(state_dict)}.")
+            raise ConfigError(
+                f"{self.name}: a state has the keys 'param_groups' and 'state', not {sorted(state_dict)}."
+            )
         groups = self._checked_groups(state_dict["param_groups"])
         tensors = {position: (name, tensor) for position, name, tensor, _ in self._parameters()}
         state: dict[int, dict[str, Any]] = {}
         for key, entry in state_dict["state"].items():
             position = int(key)
             if position not in tensors:
-                raise ConfigError(f"{self.name}: the state has parameter {key}, but there are {len(tensors)} parameters.")
+                raise ConfigError(
+                    f"{self.name}: the state has parameter {key}, but there are {len(tensors)} parameters."
+                )
             state[position] = {name: self._loaded(name, value, *tensors[position]) for name, value in entry.items()}
         self.state = state
         for group, options in zip(self.param_groups, groups, strict=True):
