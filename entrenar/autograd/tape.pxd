@@ -5,3 +5,4 @@ cdef bint wants_grad(Tensor t) noexcept
 cdef Tensor record(Tensor out, Node node, tuple inputs, tuple saved)
 cdef Tensor grad_buffer(Tensor input, bint* accumulate)
 cdef int add_grad(Tensor input, Tensor gradient) except -1
+cdef int give_grad(Tensor input, Tensor gradient) except -1

@@ -98,6 +98,20 @@ cdef int add_grad(Tensor input, Tensor gradient) except -1:
     return 0
 
 
+cdef int give_grad(Tensor input, Tensor gradient) except -1:
+    """As add_grad, for a gradient that nobody else holds: the first one becomes `input`'s own."""
+    cdef Node node = input.node
+    if node is not None and node.gradient is None:
+        node.gradient = gradient
+        node.gradient_owned = True
+        return 0
+    if node is None and input.gradient is None and input.needs_grad:
+        input.gradient = gradient
+        input.gradient_owned = True
+        return 0
+    return add_grad(input, gradient)
+
+
 cdef list _reachable(Node root):
     """The nodes that `root`'s gradient flows to, newest first."""
     global last_walk

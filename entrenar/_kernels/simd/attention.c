@@ -1,23 +1,8 @@
 // Tiles of attention (see attention.h). Every product is an instance of `matmul` on scratch that fits L1 and L2.
 #include "simd/attention.h"
 #include <float.h>
+#include "simd/math.h"
 #include "simd/vec.h"
-
-// until simd/math.h is here
-INLINE vf vexp(vf x) {
-    vf clamped = vmin(vset(88.7f), vmax(vset(-87.3f), x));
-    vf shifted = clamped * 1.44269504f + 12582912.0f;  // the nearest integer in the low bits
-    vf n = shifted - 12582912.0f, r = clamped - n * 0.693359375f - n * -2.12194440e-4f;
-    vf p = vset(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    vf y = p * (vf)(((vi)shifted << 23) + 0x3f800000);
-    return vselect(x < -87.3f, vset(0), y);
-}
 
 #define ROWS ATTENTION_ROWS
 

@@ -7,6 +7,7 @@
 #include "gemm.h"
 #include "norm.h"
 #include "optimizer.h"
+#include "quant.h"
 #include "reduce.h"
 #include "rope.h"
 #include "shape.h"
@@ -22,9 +23,11 @@
     X(optimizer) \
     X(attention) \
     X(rope) \
+    X(quant) \
     X(norm) \
     X(activation) \
-    X(softmax)
+    X(softmax) \
+    X(shape)
 
 #define SIMD_MEMBER(family) const family##_ops *family;
 typedef struct simd_table {

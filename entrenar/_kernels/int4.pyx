@@ -1,0 +1,64 @@
+"""4-bit weights: quantization of fp32 rows to NF4, Q4_0 or Q4_1, and back. Parallel over rows, which are independent.
+
+The formats are described in simd/source.h. The quantizers return 0, or QUANT_* flags (combined with |) for input that
+cannot be quantized; the output is then unspecified.
+"""
+from cython.parallel cimport prange
+from libc.stdint cimport uint8_t
+
+from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar._kernels.simd.source cimport (
+    NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q4_BLOCK, weight_source,
+)
+
+cdef enum:
+    GRAIN = 32768  # weights that are worth a thread
+
+
+# codes[n, k/2], absmax[n, k/64] <- x[n, k]: absmax = max |x| of a block, code = nearest NF4 value to x * (1 / absmax)
+cdef int nf4_quantize(uint8_t* codes, float* absmax, const float* x, Py_ssize_t rows,
+                      Py_ssize_t columns) noexcept nogil:
+    cdef Py_ssize_t row
+    cdef int status = 0
+    for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, GRAIN)):
+        status |= simd.quant.nf4(codes + row * (columns // 2), absmax + row * (columns // NF4_BLOCK), x + row * columns,
+                                 columns)
+    return status
+
+
+# blocks[n, k/32 * (18 or 20)] <- x[n, k]: Q4_0, or with `minimum` Q4_1
+cdef int q4_quantize(uint8_t* blocks, const float* x, Py_ssize_t rows, Py_ssize_t columns, bint minimum) noexcept nogil:
+    cdef Py_ssize_t row, stride = columns // Q4_BLOCK * (Q4_1_BYTES if minimum else Q4_0_BYTES)
+    cdef int status = 0
+    for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, GRAIN)):
+        if minimum:
+            status |= simd.quant.q4_1(blocks + row * stride, x + row * columns, columns)
+        else:
+            status |= simd.quant.q4_0(blocks + row * stride, x + row * columns, columns)
+    return status
+
+
+# QUANT_NOT_FINITE where a scale or minimum of blocks[n, stride] is infinite or NaN
+cdef int q4_check(const uint8_t* blocks, Py_ssize_t rows, Py_ssize_t columns, bint minimum) noexcept nogil:
+    cdef Py_ssize_t row, stride = columns // Q4_BLOCK * (Q4_1_BYTES if minimum else Q4_0_BYTES)
+    cdef int status = 0
+    for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, 8 * GRAIN)):
+        status |= simd.quant.q4_scales(blocks + row * stride, columns, minimum)
+    return status
+
+
+# codes[n], second[ceil(n / 256)] <- absmax[n]: the map value nearest to (absmax - offset) / second
+cdef void absmax_quantize(uint8_t* codes, float* second, const float* absmax, float offset, const float* map,
+                          Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t group, start, groups = (count + NF4_SECOND_BLOCK - 1) // NF4_SECOND_BLOCK
+    for group in prange(groups, schedule="static", num_threads=threads_for(count * 16, GRAIN)):
+        start = group * NF4_SECOND_BLOCK
+        simd.quant.absmax(codes + start, second + group, absmax + start, offset, map,
+                          min(<Py_ssize_t> NF4_SECOND_BLOCK, count - start))
+
+
+# out[rows, k] <- rows [first, first + rows) of any source
+cdef void dequantize_rows(float* out, const weight_source* source, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
+    cdef Py_ssize_t row, columns = source.columns
+    for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, GRAIN)):
+        simd.quant.decode(source, first + row, 0, columns, out + row * columns)

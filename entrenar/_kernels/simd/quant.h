@@ -1,0 +1,16 @@
+// 4-bit quantization of weight rows (NF4, Q4_0, Q4_1), 8-bit quantization of NF4's absmax, decoding of any source.
+#pragma once
+#include "source.h"
+
+enum { QUANT_OK = 0, QUANT_NOT_FINITE = 1, QUANT_SCALE_OVERFLOW = 2 };  // combined with |
+
+typedef struct quant_ops {
+    // One row of `columns` floats (a multiple of the block size) to packed codes; QUANT_* tells what was wrong in it.
+    int (*nf4)(uint8_t *codes, float *absmax, const float *x, ptrdiff_t columns);  // columns/2 bytes, columns/64 floats
+    int (*q4_0)(uint8_t *blocks, const float *x, ptrdiff_t columns);               // columns/32 * 18 bytes
+    int (*q4_1)(uint8_t *blocks, const float *x, ptrdiff_t columns);               // columns/32 * 20 bytes
+    // count <= 256 absmax values to 8 bits: second = max |absmax - offset|; codes: nearest of the 256 sorted map values
+    void (*absmax)(uint8_t *codes, float *second, const float *absmax, float offset, const float *map, ptrdiff_t count);
+    int (*q4_scales)(const uint8_t *blocks, ptrdiff_t columns, int minimum);       // QUANT_NOT_FINITE for an inf or NaN
+    void (*decode)(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out);  // source_decode
+} quant_ops;

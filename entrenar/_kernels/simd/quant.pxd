@@ -1,0 +1,18 @@
+from libc.stdint cimport uint8_t
+
+from entrenar._kernels.simd.source cimport weight_source
+
+cdef extern from "simd/quant.h" nogil:
+    enum:
+        QUANT_OK
+        QUANT_NOT_FINITE
+        QUANT_SCALE_OVERFLOW
+    ctypedef struct quant_ops:
+        int (*nf4)(uint8_t* codes, float* absmax, const float* x, Py_ssize_t columns) noexcept nogil
+        int (*q4_0)(uint8_t* blocks, const float* x, Py_ssize_t columns) noexcept nogil
+        int (*q4_1)(uint8_t* blocks, const float* x, Py_ssize_t columns) noexcept nogil
+        void (*absmax)(uint8_t* codes, float* second, const float* absmax, float offset, const float* map,
+                       Py_ssize_t count) noexcept nogil
+        int (*q4_scales)(const uint8_t* blocks, Py_ssize_t columns, int minimum) noexcept nogil
+        void (*decode)(const weight_source* s, Py_ssize_t row, Py_ssize_t k0, Py_ssize_t count,
+                       float* out) noexcept nogil

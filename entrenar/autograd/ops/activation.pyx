@@ -1,0 +1,145 @@
+"""Elementwise functions: relu, gelu, silu, sigmoid, tanh, exp, log, sqrt, pow, and swiglu fused into one node."""
+from entrenar._kernels.activation cimport (
+    map_backward,
+    map_forward,
+    pow_backward,
+    pow_forward,
+    swiglu_backward,
+    swiglu_forward,
+)
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.simd.activation cimport activation_backward, activation_forward
+from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
+from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, same_shape
+
+from entrenar.errors import ConfigError, ShapeError
+
+
+cdef class MapNode(Node):
+    cdef activation_backward slope
+
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor x = <Tensor> self.inputs[0], saved = <Tensor> self.saved[0]
+        cdef bint accumulate
+        cdef Tensor dx = grad_buffer(x, &accumulate)
+        with nogil:
+            map_backward(self.slope, dx.data, grad.data, saved.data, x.size, accumulate)
+        return 0
+
+
+cdef Tensor mapped(object x, str op, activation_forward function, activation_backward slope, bint saves_output):
+    cdef Tensor a = check_float32(as_tensor(x), op, "x"), out = new_like(a)
+    cdef MapNode node
+    with nogil:
+        map_forward(function, out.data, a.data, a.size)
+    if wants_grad(a):
+        node = MapNode.__new__(MapNode)
+        node.slope = slope
+        record(out, node, (a,), (out if saves_output else a,))
+    return out
+
+
+def relu(x):
+    """max(x, 0), elementwise; the gradient at 0 is 0."""
+    return mapped(x, "relu", simd.activation.relu, simd.activation.relu_backward, False)
+
+
+def gelu(x, approximate="none"):
+    """x Phi(x), elementwise: exact through erf, or approximate="tanh". Hendrycks and Gimpel, 2016 (arXiv 1606.08415)."""
+    if approximate == "none":
+        return mapped(x, "gelu", simd.activation.gelu, simd.activation.gelu_backward, False)
+    if approximate == "tanh":
+        return mapped(x, "gelu", simd.activation.gelu_tanh, simd.activation.gelu_tanh_backward, False)
+    raise ConfigError(f"gelu: approximate={approximate!r} is unknown; choose 'none' or 'tanh'.")
+
+
+def silu(x):
+    """x sigmoid(x), elementwise, also called swish. Ramachandran et al., 2017 (arXiv 1710.05941)."""
+    return mapped(x, "silu", simd.activation.silu, simd.activation.silu_backward, False)
+
+
+swish = silu
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x), elementwise."""
+    return mapped(x, "sigmoid", simd.activation.sigmoid, simd.activation.sigmoid_backward, True)
+
+
+def tanh(x):
+    """The hyperbolic tangent, elementwise."""
+    return mapped(x, "tanh", simd.activation.tanh, simd.activation.tanh_backward, True)
+
+
+def exp(x):
+    """e^x, elementwise."""
+    return mapped(x, "exp", simd.activation.exp, simd.activation.exp_backward, True)
+
+
+def log(x):
+    """The natural logarithm, elementwise; -inf at 0 and NaN below."""
+    return mapped(x, "log", simd.activation.log, simd.activation.log_backward, False)
+
+
+def sqrt(x):
+    """The square root, elementwise; NaN below 0."""
+    return mapped(x, "sqrt", simd.activation.sqrt, simd.activation.sqrt_backward, True)
+
+
+cdef class PowNode(Node):
+    cdef float exponent
+
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor x = <Tensor> self.saved[0]
+        cdef bint accumulate
+        cdef Tensor dx = grad_buffer(x, &accumulate)
+        with nogil:
+            pow_backward(dx.data, grad.data, x.data, self.exponent, x.size, accumulate)
+        return 0
+
+
+def pow(x, exponent):
+    """x to the power of a number, elementwise. Raises ConfigError where the exponent is no plain number."""
+    cdef Tensor a = check_float32(as_tensor(x), "pow", "x"), out = new_like(a)
+    cdef PowNode node
+    if not isinstance(exponent, (int, float)) or isinstance(exponent, bool):
+        raise ConfigError(f"pow: the exponent must be a number, not {type(exponent).__name__}.")
+    cdef float e = exponent
+    with nogil:
+        pow_forward(out.data, a.data, e, a.size)
+    if wants_grad(a):
+        node = PowNode.__new__(PowNode)
+        node.exponent = e
+        record(out, node, (a,), (a,))
+    return out
+
+
+cdef class SwiGLUNode(Node):
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor gate = <Tensor> self.saved[0], up = <Tensor> self.saved[1]
+        cdef bint accumulate_gate = False, accumulate_up = False
+        cdef float* dgate = grad_buffer(gate, &accumulate_gate).data if gate.needs_grad else NULL
+        # the same tensor as gate and up takes both gradients one after the other
+        cdef bint shared = gate is up
+        cdef float* dup = NULL if shared or not up.needs_grad else grad_buffer(up, &accumulate_up).data
+        with nogil:
+            swiglu_backward(dgate, dup, grad.data, gate.data, up.data, gate.size, accumulate_gate, accumulate_up)
+            if shared:
+                swiglu_backward(NULL, dgate, grad.data, gate.data, up.data, gate.size, True, True)
+        return 0
+
+
+def swiglu(gate, up):
+    """silu(gate) * up, elementwise, one node that keeps gate and up only. Shazeer, 2020 (arXiv 2002.05202).
+
+    Raises ShapeError where the shapes differ.
+    """
+    cdef Tensor g = check_float32(as_tensor(gate), "swiglu", "gate"), u = check_float32(as_tensor(up), "swiglu", "up")
+    if not same_shape(g, u):
+        raise ShapeError(f"swiglu: gate has shape {g.shape} and up {u.shape}; expected the same.")
+    cdef Tensor out = new_like(g)
+    with nogil:
+        swiglu_forward(out.data, g.data, u.data, g.size)
+    if wants_grad(g) or wants_grad(u):
+        record(out, SwiGLUNode.__new__(SwiGLUNode), (g, u), (g, u))
+    return out

@@ -1,0 +1,219 @@
+"""cross_entropy of logits, and linear_cross_entropy, which never holds more than a chunk of them."""
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset
+
+import numpy as np
+
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.cross_entropy cimport cross_entropy_backward, cross_entropy_forward
+from entrenar._kernels.matmul cimport linear_backward_input, linear_backward_weight, linear_forward
+from entrenar._kernels.simd.source cimport weight_source
+from entrenar.autograd.ops.embedding cimport checked_indices
+from entrenar.autograd.ops.matmul cimport check_scratch, checked_input, weight_source_of
+from entrenar.autograd.quantized cimport QuantizedTensor
+from entrenar.autograd.tape cimport give_grad, grad_buffer, record, wants_grad
+from entrenar.autograd.tensor cimport (
+    MAX_DIMS,
+    Node,
+    Tensor,
+    as_tensor,
+    check_float32,
+    new_like,
+    new_matrix,
+    new_scalar,
+    new_tensor,
+    new_vector,
+)
+
+from entrenar.errors import ConfigError, NumericsError, ShapeError
+
+cdef enum:
+    CHUNK_BYTES = 32 << 20  # of logits, or their gradients, that linear_cross_entropy holds
+
+
+cdef int check_reduction(object reduction, tuple allowed, str op) except -1:
+    if reduction not in allowed:
+        raise ConfigError(f"{op}: reduction={reduction!r} is unknown; choose one of {', '.join(allowed)}.")
+    return 0
+
+
+cdef double divisor_of(object reduction, object divisor, Py_ssize_t counted, str op) except? -1:
+    """What the summed loss is divided by."""
+    if reduction != "mean":
+        return 1.0
+    if divisor is not None:
+        if not divisor > 0:
+            raise ConfigError(f"{op}: divisor is {divisor}, expected a positive number of tokens.")
+        return divisor
+    if counted == 0:
+        raise NumericsError(f"{op}: every target is ignored, so the mean has no tokens; check the prompt masking.")
+    return counted
+
+
+cdef double total(const float* losses, Py_ssize_t n) noexcept nogil:
+    cdef double sum = 0
+    cdef Py_ssize_t i
+    for i in range(n):
+        sum += losses[i]
+    return sum
+
+
+# ---------------------------------------------------------------- cross_entropy
+cdef class CrossEntropyNode(Node):
+    cdef float inverse
+    cdef int64_t ignore_index
+    cdef bint per_row
+
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor logits = <Tensor> self.saved[0], lse = <Tensor> self.saved[1], dlogits
+        cdef const int64_t[::1] targets = self.saved[2]
+        cdef Py_ssize_t rows = targets.shape[0], vocabulary = logits.dims[logits.ndim - 1]
+        cdef float scale = 0
+        cdef bint accumulate
+        if rows == 0:
+            return 0
+        dlogits = grad_buffer(logits, &accumulate)
+        if not self.per_row:
+            scale = grad.data[0] * self.inverse
+        with nogil:
+            cross_entropy_backward(dlogits.data, logits.data, lse.data, &targets[0],
+                                   grad.data if self.per_row else &scale, 1 if self.per_row else 0, rows, vocabulary,
+                                   self.ignore_index, accumulate)
+        return 0
+
+
+def cross_entropy(logits, targets, int64_t ignore_index=-100, reduction="mean"):
+    """-log softmax(logits)[target], for logits (..., vocabulary) float32 and integer targets (...).
+
+    Rows whose target is `ignore_index` count nothing. `reduction`: "mean" over the rows that count, "sum", or "none"
+    (one loss a row). Raises ShapeError for a target outside the vocabulary or shapes that do not fit, NumericsError for
+    the mean of no row.
+    """
+    cdef Tensor x = check_float32(as_tensor(logits), "cross_entropy", "logits"), losses, lse, out
+    cdef Py_ssize_t rows, vocabulary
+    cdef CrossEntropyNode node
+    check_reduction(reduction, ("mean", "sum", "none"), "cross_entropy")
+    if x.ndim == 0 or x.dims[x.ndim - 1] == 0:
+        raise ShapeError(f"cross_entropy: logits have shape {x.shape}, expected (..., vocabulary).")
+    vocabulary = x.dims[x.ndim - 1]
+    array = checked_indices(targets, "cross_entropy", "targets", vocabulary, ignore_index)
+    if array.shape != x.shape[:-1]:
+        raise ShapeError(f"cross_entropy: targets have shape {array.shape}, expected {x.shape[:-1]} for logits {x.shape}.")
+    flat = array.reshape(-1)
+    cdef const int64_t[::1] ids = flat
+    rows = ids.shape[0]
+    cdef Py_ssize_t[MAX_DIMS] dims
+    cdef int i
+    for i in range(x.ndim - 1):
+        dims[i] = x.dims[i]
+    losses = new_tensor(x.ndim - 1, dims)
+    lse = new_vector(rows)
+    if rows:
+        with nogil:
+            cross_entropy_forward(losses.data, lse.data, x.data, &ids[0], rows, vocabulary, ignore_index)
+    cdef double divisor = divisor_of(reduction, None, np.count_nonzero(flat != ignore_index), "cross_entropy")
+    out = losses if reduction == "none" else new_scalar(total(losses.data, rows) / divisor)
+    if wants_grad(x):
+        node = CrossEntropyNode.__new__(CrossEntropyNode)
+        node.inverse = 1.0 / divisor
+        node.ignore_index = ignore_index
+        node.per_row = reduction == "none"
+        record(out, node, (x,), (x, lse, flat))
+    return out
+
+
+# ---------------------------------------------------------------- the head and its loss as one
+cdef class LinearCrossEntropyNode(Node):
+    """Saves the gradients for an output gradient of 1: they were computed chunk by chunk, with the logits at hand."""
+
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor x = <Tensor> self.inputs[0], w = self.inputs[1]
+        cdef Tensor dx = self.saved[0], dw = self.saved[1], out
+        cdef const int64_t[::1] rows = self.saved[2]
+        cdef Py_ssize_t hidden = x.dims[x.ndim - 1], i
+        cdef bint accumulate
+        cdef float scale = grad.data[0]
+        cdef float* row
+        if x.needs_grad:
+            out = grad_buffer(x, &accumulate)
+            if not accumulate:
+                memset(out.data, 0, out.size * sizeof(float))
+            for i in range(rows.shape[0]):
+                row = out.data + rows[i] * hidden
+                simd.elementwise.scale_add(row, dx.data + i * hidden, scale, hidden)
+        if dw is not None:
+            simd.elementwise.scale(dw.data, dw.data, scale, dw.size)
+            give_grad(w, dw)
+        return 0
+
+
+cdef double fused_chunks(Tensor x, weight_source* head, const int64_t* rows, const int64_t* targets, Py_ssize_t count,
+                         Py_ssize_t vocabulary, float inverse, Tensor dx, Tensor dw) except? -1:
+    """The summed loss of `count` rows of x; gradients of loss * inverse go to dx (count, hidden) and dw, if not None."""
+    cdef Py_ssize_t hidden = x.dims[x.ndim - 1], first = 0, n, i
+    cdef Py_ssize_t per_chunk = max(1, min(count, CHUNK_BYTES // (4 * vocabulary)))
+    cdef Tensor logits = new_matrix(per_chunk, vocabulary), gathered = new_matrix(per_chunk, hidden)
+    cdef Tensor losses = new_vector(per_chunk), lse = new_vector(per_chunk)
+    cdef double loss = 0
+    cdef int status = 0
+    while first < count:
+        n = min(per_chunk, count - first)
+        for i in range(n):
+            memcpy(gathered.data + i * hidden, x.data + rows[first + i] * hidden, hidden * sizeof(float))
+        with nogil:
+            status |= linear_forward(logits.data, gathered.data, head, n, vocabulary, hidden, False)
+            cross_entropy_forward(losses.data, lse.data, logits.data, targets + first, n, vocabulary, -1)
+            loss += total(losses.data, n)
+        if dx is not None or dw is not None:
+            with nogil:
+                cross_entropy_backward(logits.data, logits.data, lse.data, targets + first, &inverse, 0, n, vocabulary,
+                                       -1, False)
+        if dx is not None:
+            with nogil:
+                status |= linear_backward_input(dx.data + first * hidden, logits.data, head, n, vocabulary, hidden, False)
+        if dw is not None:
+            with nogil:
+                status |= linear_backward_weight(dw.data, logits.data, gathered.data, n, vocabulary, hidden, first > 0)
+        check_scratch(status, "linear_cross_entropy")
+        first += n
+    if dw is not None and count == 0:
+        memset(dw.data, 0, dw.size * sizeof(float))
+    return loss
+
+
+def linear_cross_entropy(x, weight, targets, int64_t ignore_index=-100, reduction="mean", divisor=None):
+    """cross_entropy(linear(x, weight), targets) that holds at most 32 MiB of logits at a time.
+
+    x (..., hidden), weight (vocabulary, hidden) in float32, bfloat16 or 4 bits, integer targets (...). Rows whose target
+    is `ignore_index` are not multiplied at all. `reduction` is "mean" or "sum"; `divisor` replaces the number of
+    counted rows under "mean". The gradients are computed in the forward pass, chunk by chunk, as Liger Kernel does
+    (Hsu et al., 2024, arXiv 2410.10989). Raises what cross_entropy and linear raise.
+    """
+    cdef weight_source head
+    cdef Py_ssize_t vocabulary, hidden, count
+    cdef Tensor dx = None, dw = None, out
+    check_reduction(reduction, ("mean", "sum"), "linear_cross_entropy")
+    if not isinstance(weight, QuantizedTensor):
+        weight = as_tensor(weight)
+    weight_source_of(weight, "linear_cross_entropy", &head, &vocabulary, &hidden)
+    cdef Tensor t = checked_input(x, "linear_cross_entropy", vocabulary, hidden)
+    array = checked_indices(targets, "linear_cross_entropy", "targets", vocabulary, ignore_index)
+    if array.shape != t.shape[:-1]:
+        raise ShapeError(f"linear_cross_entropy: targets have shape {array.shape}, expected {t.shape[:-1]} for x {t.shape}.")
+    flat = array.reshape(-1)
+    kept = np.flatnonzero(flat != ignore_index).astype(np.int64)
+    chosen = flat[kept]
+    count = len(kept)
+    cdef const int64_t[::1] rows = kept, ids = chosen
+    cdef double scale = divisor_of(reduction, divisor, count, "linear_cross_entropy")
+    cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
+    if wants_grad(t):
+        dx = new_matrix(count, hidden)
+    if wants_grad(w):
+        dw = new_like(w)
+    cdef double loss = fused_chunks(t, &head, &rows[0] if count else NULL, &ids[0] if count else NULL, count, vocabulary,
+                                    1.0 / scale, dx, dw)
+    out = new_scalar(loss / scale)
+    if dx is not None or dw is not None:
+        record(out, LinearCrossEntropyNode.__new__(LinearCrossEntropyNode), (t, w), (dx, dw, kept))
+    return out

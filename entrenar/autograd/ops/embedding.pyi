@@ -1,0 +1,7 @@
+import numpy as np
+from numpy.typing import NDArray
+
+from entrenar.autograd.quantized import QuantizedTensor
+from entrenar.autograd.tensor import ArrayLike, Tensor
+
+def embedding(tokens: NDArray[np.integer] | list[int], weight: ArrayLike | QuantizedTensor) -> Tensor: ...

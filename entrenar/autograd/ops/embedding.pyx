@@ -1,0 +1,72 @@
+"""embedding: rows of a table by token id."""
+from libc.stdint cimport int64_t
+
+import numpy as np
+
+from entrenar._kernels.embedding cimport embedding_backward, embedding_forward
+from entrenar._kernels.simd.source cimport weight_source
+from entrenar.autograd.ops.matmul cimport weight_source_of
+from entrenar.autograd.quantized cimport QuantizedTensor
+from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
+from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, new_tensor
+
+from entrenar.errors import ShapeError
+
+
+cdef object checked_indices(object values, str op, str name, Py_ssize_t bound, object ignored):
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise ShapeError(f"{op}: {name} must be integers, not {array.dtype}.")
+    array = np.ascontiguousarray(array, dtype=np.int64)
+    wrong = (array < 0) | (array >= bound)
+    if ignored is not None:
+        wrong &= array != ignored
+    if wrong.any():
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ShapeError(f"{op}: {name}{list(where)} is {array[where]}, outside the vocabulary of {bound} entries.")
+    return array
+
+
+cdef class EmbeddingNode(Node):
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor table = <Tensor> self.saved[0]
+        cdef const int64_t[::1] tokens = self.saved[1]
+        cdef Py_ssize_t n = tokens.shape[0]
+        cdef const int64_t* first = &tokens[0] if n else NULL
+        cdef bint accumulate
+        cdef Tensor dtable = grad_buffer(table, &accumulate)
+        with nogil:
+            embedding_backward(dtable.data, grad.data, first, n, table.dims[0], table.dims[1], accumulate)
+        return 0
+
+
+def embedding(tokens, weight):
+    """y (..., hidden) = weight[tokens], for integer tokens of any shape and a table (vocabulary, hidden).
+
+    A float32 table takes a gradient; a bfloat16 or 4-bit one is frozen. Raises ShapeError, naming the id and its place,
+    for a token outside the table.
+    """
+    cdef weight_source table
+    cdef Py_ssize_t vocabulary, hidden, n
+    cdef Py_ssize_t[MAX_DIMS] dims
+    cdef int i
+    if not isinstance(weight, QuantizedTensor):
+        weight = as_tensor(weight)
+    weight_source_of(weight, "embedding", &table, &vocabulary, &hidden)
+    array = checked_indices(tokens, "embedding", "tokens", vocabulary, None)
+    if array.ndim + 1 > MAX_DIMS:
+        raise ShapeError(f"embedding: tokens have {array.ndim} axes; at most {MAX_DIMS - 1} are supported.")
+    for i in range(array.ndim):
+        dims[i] = array.shape[i]
+    dims[array.ndim] = hidden
+    flat = array.reshape(-1)
+    cdef const int64_t[::1] ids = flat
+    n = ids.shape[0]
+    cdef const int64_t* first = &ids[0] if n else NULL
+    cdef Tensor out = new_tensor(array.ndim + 1, dims)
+    with nogil:
+        embedding_forward(out.data, &table, first, n, hidden)
+    cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
+    if wants_grad(w):
+        record(out, EmbeddingNode.__new__(EmbeddingNode), (w,), (w, flat))
+    return out

@@ -1,0 +1,102 @@
+"""rms_norm and layer_norm over the last axis."""
+from entrenar._kernels.norm cimport (
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+)
+from entrenar.autograd.ops.matmul cimport check_scratch
+from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
+from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, new_vector
+
+from entrenar.errors import ShapeError
+
+
+cdef Tensor checked_input(object x, str op):
+    cdef Tensor t = check_float32(as_tensor(x), op, "x")
+    if t.ndim == 0 or t.dims[t.ndim - 1] == 0:
+        raise ShapeError(f"{op}: x has shape {t.shape}; it needs a last axis of at least one element.")
+    return t
+
+
+cdef Tensor checked_vector(object vector, str op, str name, Tensor x):
+    cdef Tensor t = check_float32(as_tensor(vector), op, name)
+    if t.ndim != 1 or t.dims[0] != x.dims[x.ndim - 1]:
+        raise ShapeError(f"{op}: {name} has shape {t.shape}, expected ({x.dims[x.ndim - 1]},) to match the last axis "
+                         f"of x {x.shape}.")
+    return t
+
+
+cdef class RMSNormNode(Node):
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor x = <Tensor> self.saved[0], w = <Tensor> self.saved[1], rstd = <Tensor> self.saved[2]
+        cdef Py_ssize_t dim = x.dims[x.ndim - 1]
+        cdef bint accumulate_x = False, accumulate_w = False
+        cdef float* dx = grad_buffer(x, &accumulate_x).data if x.needs_grad else NULL
+        cdef float* dw = grad_buffer(w, &accumulate_w).data if w.needs_grad else NULL
+        cdef int status
+        with nogil:
+            status = rms_norm_backward(dx, dw, grad.data, x.data, w.data, rstd.data, x.size // dim, dim,
+                                       accumulate_x, accumulate_w)
+        return check_scratch(status, "rms_norm")
+
+
+def rms_norm(x, weight, double eps=1e-5):
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis, for x (..., dim) and weight (dim,), float32.
+
+    Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019 (arXiv 1910.07467). Raises ShapeError where the
+    weight does not match the last axis.
+    """
+    cdef Tensor a = checked_input(x, "rms_norm"), w = checked_vector(weight, "rms_norm", "weight", a)
+    cdef Py_ssize_t dim = a.dims[a.ndim - 1], rows = a.size // dim
+    cdef Tensor out = new_like(a), rstd = new_vector(rows)
+    with nogil:
+        rms_norm_forward(out.data, rstd.data, a.data, w.data, rows, dim, eps)
+    if wants_grad(a) or wants_grad(w):
+        record(out, RMSNormNode.__new__(RMSNormNode), (a, w), (a, w, rstd))
+    return out
+
+
+cdef class LayerNormNode(Node):
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor x = <Tensor> self.saved[0], w = self.saved[1], b = self.saved[2]
+        cdef Tensor mean = <Tensor> self.saved[3], rstd = <Tensor> self.saved[4]
+        cdef Py_ssize_t dim = x.dims[x.ndim - 1]
+        cdef bint accumulate_x = False, accumulate_w = False, accumulate_b = False
+        cdef float* dx = grad_buffer(x, &accumulate_x).data if x.needs_grad else NULL
+        cdef float* dw = NULL
+        cdef float* db = NULL
+        cdef const float* weight = NULL
+        cdef int status
+        if w is not None:
+            weight = w.data
+            if w.needs_grad:
+                dw = grad_buffer(w, &accumulate_w).data
+        if b is not None and b.needs_grad:
+            db = grad_buffer(b, &accumulate_b).data
+        with nogil:
+            status = layer_norm_backward(dx, dw, db, grad.data, x.data, weight, mean.data, rstd.data, x.size // dim, dim,
+                                         accumulate_x, accumulate_w, accumulate_b)
+        return check_scratch(status, "layer_norm")
+
+
+def layer_norm(x, weight=None, bias=None, double eps=1e-5):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis; weight and bias (dim,) may be None.
+
+    The variance is the biased one. Ba, Kiros and Hinton, "Layer Normalization", 2016 (arXiv 1607.06450). Raises
+    ShapeError where weight or bias does not match the last axis.
+    """
+    cdef Tensor a = checked_input(x, "layer_norm"), w = None, b = None
+    if weight is not None:
+        w = checked_vector(weight, "layer_norm", "weight", a)
+    if bias is not None:
+        b = checked_vector(bias, "layer_norm", "bias", a)
+    cdef Py_ssize_t dim = a.dims[a.ndim - 1], rows = a.size // dim
+    cdef Tensor out = new_like(a), mean = new_vector(rows), rstd = new_vector(rows)
+    cdef const float* wp = NULL if w is None else w.data
+    cdef const float* bp = NULL if b is None else b.data
+    with nogil:
+        layer_norm_forward(out.data, mean.data, rstd.data, a.data, wp, bp, rows, dim, eps)
+    if wants_grad(a) or wants_grad(w) or wants_grad(b):
+        record(out, LayerNormNode.__new__(LayerNormNode), (a, w, b), (a, w, b, mean, rstd))
+    return out

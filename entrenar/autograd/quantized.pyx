@@ -1,0 +1,476 @@
+"""QuantizedTensor: a frozen weight matrix that stays 4-bit in memory; kernels decode it as they read it.
+
+NF4 and its double quantization follow Dettmers et al., "QLoRA" (arXiv 2305.14314), with the bits of bitsandbytes: 64
+columns a block, the first code of a byte in the high nibble, 4.127 bits a weight (4.5 without double quantization).
+Q4_0 and Q4_1 are ggml's block formats (32 columns, fp16 scale, Q4_1 also an fp16 minimum; 4.5 and 5 bits a weight).
+"int4" stands for Q4_1: of ggml's two formats the one with the smaller error.
+"""
+from libc.stdint cimport uint8_t
+
+import numpy as np
+
+from entrenar._kernels.int4 cimport absmax_quantize, dequantize_rows, nf4_quantize, q4_check, q4_quantize
+from entrenar._kernels.simd.quant cimport QUANT_NOT_FINITE
+from entrenar._kernels.simd.source cimport (
+    NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q4_BLOCK, SOURCE_NF4, SOURCE_Q4_0, SOURCE_Q4_1, weight_source,
+)
+from entrenar.autograd.tensor cimport Tensor
+from entrenar.errors import ConfigError, QuantizationError, ShapeError
+
+BLOCK_SIZE = {"nf4": NF4_BLOCK, "int4": Q4_BLOCK, "q4_0": Q4_BLOCK, "q4_1": Q4_BLOCK}
+STREAM_BYTES = 8 << 20  # of float32 rows that a conversion works on at a time
+NF4_VALUES = np.array(
+    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], np.float32)
+NF4_VALUES.flags.writeable = False
+
+
+def _dynamic_map():
+    """The 256 sorted values of 8-bit absmax codes (Dettmers, arXiv 1511.04561): 7 decades, each finer than the last."""
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        edges = _linspace(2**exponent + 1)
+        magnitudes = np.float32(10.0 ** (exponent - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
+        values += [*magnitudes.tolist(), *(-magnitudes).tolist()]
+    table = np.sort(np.array(values, np.float32))
+    table.flags.writeable = False
+    return table
+
+
+def _linspace(int count):
+    """0.1 to 1 in float32, each half counted from its own end and rounded once, as PyTorch does on a CPU with FMA."""
+    start, step = np.float64(np.float32(0.1)), np.float64((np.float32(1) - np.float32(0.1)) / np.float32(count - 1))
+    i = np.arange(count)
+    return np.where(i < count // 2, start + step * i, 1.0 - step * (count - 1 - i)).astype(np.float32)
+
+
+DYNAMIC_MAP = _dynamic_map()
+
+
+cdef const void* _address(object array):
+    """The first element of an array that the caller keeps alive."""
+    return <const void*> <size_t> array.ctypes.data
+
+
+cdef str _format(object kind):
+    """The block format behind a name; ConfigError for an unknown one."""
+    if kind not in BLOCK_SIZE:
+        raise ConfigError(f"The 4-bit kind {kind!r} is unknown; choose one of {', '.join(BLOCK_SIZE)}.")
+    return "q4_1" if kind == "int4" else kind
+
+
+cdef Py_ssize_t _row_bytes(str kind, Py_ssize_t columns):
+    if kind == "nf4":
+        return columns // 2
+    return columns // Q4_BLOCK * (Q4_1_BYTES if kind == "q4_1" else Q4_0_BYTES)
+
+
+cdef tuple _matrix_shape(object shape, str kind):
+    """(rows, columns) as integers; QuantizationError where a row is no whole number of blocks."""
+    if len(shape) != 2:
+        raise QuantizationError(f"Only matrices can be {kind}; the shape must be (rows, columns), not {tuple(shape)}.")
+    rows, columns = int(shape[0]), int(shape[1])
+    if rows < 0 or columns < 0:
+        raise QuantizationError(f"The shape ({rows}, {columns}) has a negative size; both must be 0 or more.")
+    if columns % BLOCK_SIZE[kind]:
+        raise QuantizationError(
+            f"A matrix of shape ({rows}, {columns}) cannot be {kind}: its {columns} columns are no multiple of the "
+            f"block size {BLOCK_SIZE[kind]}; keep it in float32 or bfloat16.")
+    return rows, columns
+
+
+cdef object _expect(object array, str name, object dtype, Py_ssize_t size):
+    """`array` as contiguous memory of `dtype`, without a copy where it is that already; QuantizationError by size."""
+    array = np.asarray(array)
+    if dtype is np.uint8 and array.dtype != np.uint8:
+        raise QuantizationError(f"{name} has dtype {array.dtype}, expected uint8.")
+    if array.size != size:
+        raise QuantizationError(f"{name} has {array.size} elements, expected {size} for this shape.")
+    array = np.ascontiguousarray(array, dtype)
+    if dtype is np.float32 and not np.isfinite(array).all():
+        raise QuantizationError(f"{name} holds a value that is infinite or NaN, expected finite numbers.")
+    return array
+
+
+cdef QuantizedTensor _assemble(str kind, Py_ssize_t rows, Py_ssize_t columns, object codes, object absmax=None,
+                               object absmax_codes=None, object absmax_map=None, object offset=0.0):
+    """Check every buffer against the shape, keep it alive and point `source` at it."""
+    cdef QuantizedTensor q = QuantizedTensor.__new__(QuantizedTensor)
+    cdef Py_ssize_t stride = _row_bytes(kind, columns), blocks = rows * (columns // NF4_BLOCK)
+    q.kind, q.rows, q.columns = kind, rows, columns
+    q.codes = _expect(codes, "codes", np.uint8, rows * stride).reshape(rows, stride)
+    q.source.kind = {"nf4": SOURCE_NF4, "q4_0": SOURCE_Q4_0, "q4_1": SOURCE_Q4_1}[kind]
+    q.source.data = _address(q.codes)
+    q.source.row_stride = stride
+    q.source.columns = columns
+    if kind != "nf4":
+        if q4_check(<const uint8_t*> q.source.data, rows, columns, kind == "q4_1"):
+            raise QuantizationError(f"A {kind} block has a scale that is infinite or NaN, expected a finite one.")
+        return q
+    if absmax_codes is not None:
+        q.absmax_codes = _expect(absmax_codes, "absmax_codes", np.uint8, blocks)
+        q.absmax_map = _expect(absmax_map, "absmax_map", np.float32, 256)
+        if q.absmax_map.tobytes() == DYNAMIC_MAP.tobytes():
+            q.absmax_map = DYNAMIC_MAP  # one copy for all tensors
+        q.source.absmax_codes = <const uint8_t*> _address(q.absmax_codes)
+        q.source.absmax_map = <const float*> _address(q.absmax_map)
+        q.source.absmax_offset = _expect(offset, "absmax_offset", np.float32, 1).reshape(-1)[0]
+        blocks = -(-blocks // NF4_SECOND_BLOCK)
+    q.absmax = _expect(absmax, "absmax", np.float32, blocks)
+    q.source.absmax = <const float*> _address(q.absmax)
+    return q
+
+
+cdef object _float_rows(object chunk, Py_ssize_t columns):
+    """A chunk of rows in contiguous float32; QuantizationError where it is no such thing."""
+    chunk = np.asarray(chunk)
+    if chunk.ndim != 2 or chunk.shape[1] != columns:
+        raise QuantizationError(f"The rows to quantize came as shape {chunk.shape}, expected (any, {columns}).")
+    if chunk.dtype.kind in "cOSUMm":
+        raise QuantizationError(f"The rows to quantize have dtype {chunk.dtype}, expected floating-point numbers.")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused with its position
+        return np.ascontiguousarray(chunk, np.float32)
+
+
+def _refuse(int status, str kind, object x, Py_ssize_t first_row):
+    """Raise the error of a quantizer that returned `status` for the rows x."""
+    if status & QUANT_NOT_FINITE:
+        row, column = np.argwhere(~np.isfinite(x))[0]
+        raise QuantizationError(
+            f"The weight at row {first_row + row}, column {column} is {x[row, column]}; {kind} holds finite ones only.")
+    row, column = np.unravel_index(np.argmax(np.abs(x)), x.shape)
+    raise QuantizationError(
+        f"The weight at row {first_row + row}, column {column} is {x[row, column]:g}, beyond the float16 scale of "
+        f"{kind}; use nf4, whose scale is float32.")
+
+
+cdef object _quantize_chunk(str kind, object x, object codes, object absmax, Py_ssize_t first_row):
+    """Quantize contiguous float32 rows x into `codes` and (NF4) `absmax`, which hold just these rows."""
+    cdef uint8_t* to = <uint8_t*> _address(codes)
+    cdef const float* rows = <const float*> _address(x)
+    cdef float* scales = NULL
+    cdef Py_ssize_t n = x.shape[0], columns = x.shape[1]
+    cdef bint minimum = kind == "q4_1"
+    cdef int status
+    if kind == "nf4":
+        scales = <float*> _address(absmax)
+        with nogil:
+            status = nf4_quantize(to, scales, rows, n, columns)
+    else:
+        with nogil:
+            status = q4_quantize(to, rows, n, columns, minimum)
+    if status:
+        _refuse(status, kind, x, first_row)
+
+
+cdef tuple _double_quantize(object absmax):
+    """(codes, second-level absmax, offset) of contiguous float32 absmax: QLoRA's double quantization."""
+    cdef Py_ssize_t count = absmax.size
+    offset = np.float32(absmax.mean(dtype=np.float64)) if count else np.float32(0)
+    codes = np.empty(count, np.uint8)
+    second = np.empty(-(-count // NF4_SECOND_BLOCK), np.float32)
+    absmax_quantize(<uint8_t*> _address(codes), <float*> _address(second), <const float*> _address(absmax), offset,
+                    <const float*> _address(DYNAMIC_MAP), count)
+    return codes, second, offset
+
+
+cdef object _decode(const weight_source* source, Py_ssize_t first, Py_ssize_t rows):
+    out = np.empty((rows, source.columns), np.float32)
+    cdef float* to = <float*> _address(out)
+    with nogil:
+        dequantize_rows(to, source, first, rows)
+    return out
+
+
+cdef class QuantizedTensor:
+    """A frozen 4-bit matrix of shape (rows, columns) = (out_features, in_features). It never takes a gradient.
+
+    `kind` is "nf4", "q4_0" or "q4_1"; `codes` (uint8, one line a row), `absmax`, `absmax_codes` and `absmax_map` are
+    the arrays that it holds (None where the kind has none). Made by `quantize`, `quantize_streaming`,
+    `from_gguf_blocks`, `from_bitsandbytes` or `from_arrays`.
+    """
+
+    def __init__(self):
+        raise TypeError("Make a QuantizedTensor with quantize() or one of the from_...() functions.")
+
+    @staticmethod
+    def quantize(array, str kind, *, bint double_quantization=True):
+        """Quantize a matrix (Tensor or array of any float dtype), a few rows at a time.
+
+        `kind`: "nf4", "q4_0", "q4_1", or "int4" for q4_1. `double_quantization` stores NF4's absmax in 8 bits. Raises
+        QuantizationError for a NaN or infinite weight, for columns that are no multiple of the block size (64 for nf4,
+        32 for the others), and for weights whose scale overflows the float16 of q4_0 and q4_1.
+        """
+        array = array.numpy() if isinstance(array, Tensor) else np.asarray(array)
+        return QuantizedTensor.quantize_streaming(
+            lambda start, stop: array[start:stop], array.shape, kind, double_quantization=double_quantization)
+
+    @staticmethod
+    def quantize_streaming(rows, shape, str kind, *, bint double_quantization=True):
+        """Quantize a matrix of `shape` that never exists as a whole in full precision.
+
+        `rows` is an iterable of consecutive arrays of rows, or a function (start, stop) -> rows. Otherwise as
+        `quantize`; also raises QuantizationError where the rows do not add up to the shape.
+        """
+        cdef Py_ssize_t n, columns, start = 0, stop
+        kind = _format(kind)
+        n, columns = _matrix_shape(shape, kind)
+        codes = np.empty((n, _row_bytes(kind, columns)), np.uint8)
+        absmax = np.empty((n, columns // NF4_BLOCK), np.float32) if kind == "nf4" else None
+        for chunk in _chunks(rows, n, columns) if callable(rows) else rows:
+            x = _float_rows(chunk, columns)
+            stop = start + len(x)
+            if stop > n:
+                raise QuantizationError(f"More rows came than the {n} of the shape ({n}, {columns}).")
+            _quantize_chunk(kind, x, codes[start:stop], None if absmax is None else absmax[start:stop], start)
+            start = stop
+        if start != n:
+            raise QuantizationError(f"Only {start} rows came, expected the {n} of the shape ({n}, {columns}).")
+        if kind != "nf4" or not double_quantization:
+            return _assemble(kind, n, columns, codes, absmax)
+        absmax_codes, second, offset = _double_quantize(absmax)
+        return _assemble(kind, n, columns, codes, second, absmax_codes, DYNAMIC_MAP, offset)
+
+    @staticmethod
+    def from_gguf_blocks(raw, str kind, shape, row_permutation=None):
+        """A Q4_0 or Q4_1 tensor of a GGUF file as it is: `raw` holds its uint8 blocks and is not copied if contiguous.
+
+        Row i of the result is row `row_permutation[i]` of the file (whole rows of blocks move, which copies). Raises
+        QuantizationError for another kind, for blocks that do not fill the shape, and for infinite or NaN scales.
+        """
+        kind = _format(kind)
+        if kind == "nf4":
+            raise QuantizationError("GGUF files hold q4_0 or q4_1 blocks; 'nf4' has no GGUF form.")
+        rows, columns = _matrix_shape(shape, kind)
+        stride = _row_bytes(kind, columns)
+        raw = _expect(raw, "The GGUF tensor", np.uint8, rows * stride).reshape(rows, stride)
+        if row_permutation is not None:
+            order = np.asarray(row_permutation)
+            if order.shape != (rows,) or not np.array_equal(np.sort(order), np.arange(rows)):
+                raise QuantizationError(f"row_permutation must hold each of the {rows} rows once.")
+            raw = raw[order]
+        return _assemble(kind, rows, columns, raw)
+
+    @staticmethod
+    def from_bitsandbytes(codes, absmax, shape, *, int blocksize=64, quant_map=None, nested_absmax=None,
+                          nested_quant_map=None, nested_offset=0.0, int nested_blocksize=256):
+        """An NF4 tensor with the codes that bitsandbytes stored; the arguments have the names of its state dicts.
+
+        `codes` is the packed uint8 weight, `absmax` float32, or uint8 where the nested_* parts are given. Raises
+        QuantizationError for FP4, for other block sizes than 64 and 256, and for columns that are no multiple of 64:
+        there blocks cross rows; `dequantize_bitsandbytes` takes such tensors.
+        """
+        rows, columns = _matrix_shape(shape, "nf4")
+        _check_nf4_map(quant_map)
+        if blocksize != NF4_BLOCK or (nested_absmax is not None and nested_blocksize != NF4_SECOND_BLOCK):
+            raise QuantizationError(
+                f"The bitsandbytes tensor has blocks of {blocksize} (nested {nested_blocksize}), expected {NF4_BLOCK} "
+                f"(nested {NF4_SECOND_BLOCK}); dequantize_bitsandbytes reads other sizes.")
+        if nested_absmax is None:
+            return _assemble("nf4", rows, columns, codes, absmax)
+        return _assemble("nf4", rows, columns, codes, nested_absmax, absmax, nested_quant_map, nested_offset)
+
+    @staticmethod
+    def from_arrays(arrays, str kind):
+        """The tensor that `to_arrays` took apart; QuantizationError where an array is missing or has the wrong size."""
+        kind = _format(kind)
+        names = ["codes"] if kind != "nf4" else ["codes", "absmax"]
+        if kind == "nf4" and "absmax_codes" in arrays:
+            names += ["absmax_codes", "absmax_map", "absmax_offset"]
+        missing, unknown = [n for n in names if n not in arrays], [n for n in arrays if n not in names]
+        if missing or unknown:
+            raise QuantizationError(f"The arrays of a {kind} tensor must be {names}, not {sorted(arrays)}.")
+        codes = np.asarray(arrays["codes"])
+        per_block = _row_bytes(kind, BLOCK_SIZE[kind])
+        if codes.ndim != 2 or codes.shape[1] % per_block:
+            raise QuantizationError(f"codes of {kind} has shape {codes.shape}, expected (rows, {per_block} n).")
+        return _assemble(kind, codes.shape[0], codes.shape[1] // per_block * BLOCK_SIZE[kind], codes,
+                         arrays.get("absmax"), arrays.get("absmax_codes"), arrays.get("absmax_map"),
+                         arrays.get("absmax_offset", 0.0))
+
+    def to_arrays(self):
+        """The arrays to save, by name (not copied): `codes`, and for NF4 `absmax` and its second level."""
+        arrays = {"codes": self.codes}
+        if self.kind == "nf4":
+            arrays["absmax"] = self.absmax
+        if self.absmax_codes is not None:
+            arrays |= {"absmax_codes": self.absmax_codes, "absmax_map": self.absmax_map,
+                       "absmax_offset": np.array([self.absmax_offset], np.float32)}
+        return arrays
+
+    def __reduce__(self):
+        return QuantizedTensor.from_arrays, (self.to_arrays(), self.kind)
+
+    @property
+    def shape(self):
+        """(rows, columns)"""
+        return self.rows, self.columns
+
+    @property
+    def ndim(self):
+        return 2
+
+    @property
+    def size(self):
+        """Number of weights."""
+        return self.rows * self.columns
+
+    @property
+    def dtype(self):
+        """The kind: "nf4", "q4_0" or "q4_1"."""
+        return self.kind
+
+    @property
+    def requires_grad(self):
+        """Always False: a 4-bit weight is frozen."""
+        return False
+
+    @property
+    def absmax_offset(self):
+        """What double quantization subtracted from every absmax; 0 without it."""
+        return self.source.absmax_offset
+
+    @property
+    def double_quantized(self):
+        """Whether NF4's absmax is stored in 8 bits."""
+        return self.absmax_codes is not None
+
+    @property
+    def nbytes(self):
+        """Bytes of everything it holds (a mapped file's pages included); the one map that all tensors share is not."""
+        held = [self.codes, self.absmax, self.absmax_codes, self.absmax_map]
+        return sum([array.nbytes for array in held if array is not None and array is not DYNAMIC_MAP])
+
+    def dequantize(self):
+        """The weights as a new float32 array of shape (rows, columns)."""
+        return _decode(&self.source, 0, self.rows)
+
+    def dequantize_rows(self, Py_ssize_t start, Py_ssize_t stop):
+        """Rows [start, stop) as a new float32 array; ShapeError where they are not within the matrix."""
+        if not 0 <= start <= stop <= self.rows:
+            raise ShapeError(f"Rows [{start}, {stop}) do not lie within the {self.rows} rows of the 4-bit matrix.")
+        return _decode(&self.source, start, stop - start)
+
+    def __repr__(self):
+        bits = f", {8 * self.nbytes / self.size:.3f} bits a weight" if self.size else ""
+        return f"QuantizedTensor(shape={self.shape}, kind={self.kind!r}{bits})"
+
+
+def _chunks(rows, Py_ssize_t n, Py_ssize_t columns):
+    """What `rows(start, stop)` gives, STREAM_BYTES of float32 at a time."""
+    step = max(1, STREAM_BYTES // max(1, 4 * columns))
+    for start in range(0, n, step):
+        yield rows(start, min(n, start + step))
+
+
+def _check_nf4_map(quant_map):
+    if quant_map is not None and not np.array_equal(np.asarray(quant_map, np.float32).reshape(-1), NF4_VALUES):
+        raise QuantizationError("The bitsandbytes tensor's quant_map is not NF4's (FP4?); only NF4 can be read.")
+
+
+def dequantize_bitsandbytes(codes, absmax, shape, *, Py_ssize_t blocksize=64, quant_map=None, nested_absmax=None,
+                            nested_quant_map=None, nested_offset=0.0, Py_ssize_t nested_blocksize=256):
+    """Float32 array of any `shape` from a bitsandbytes NF4 tensor of any block size; blocks run over the flat tensor.
+
+    Arguments as in `QuantizedTensor.from_bitsandbytes`. Raises QuantizationError for FP4 and for sizes that do not fit.
+    """
+    _check_nf4_map(quant_map)
+    if blocksize < 2 or blocksize % 2 or nested_blocksize < 1:
+        raise QuantizationError(f"bitsandbytes writes no blocks of {blocksize} (nested {nested_blocksize}).")
+    size = 1
+    for extent in shape:
+        size *= int(extent)
+    blocks = -(-size // blocksize)
+    codes = _expect(codes, "codes", np.uint8, -(-size // 2)).reshape(-1)
+    if nested_absmax is not None:
+        absmax = _expect(absmax, "absmax", np.uint8, blocks).reshape(-1)
+        second = _expect(nested_absmax, "nested_absmax", np.float32, -(-blocks // nested_blocksize)).reshape(-1)
+        table = _expect(nested_quant_map, "nested_quant_map", np.float32, 256).reshape(-1)
+        absmax = table[absmax] * np.repeat(second, nested_blocksize)[:blocks] + np.float32(nested_offset)
+    absmax = _expect(absmax, "absmax", np.float32, blocks).reshape(-1)
+    pairs = np.stack([np.repeat(NF4_VALUES, 16), np.tile(NF4_VALUES, 16)], axis=1)  # both values of every byte
+    out = pairs[codes]
+    whole = codes.size // (blocksize // 2) * (blocksize // 2)
+    out[:whole].reshape(-1, blocksize)[...] *= absmax[: whole // (blocksize // 2), None]
+    if whole < codes.size:
+        out[whole:] *= absmax[-1]
+    return out.reshape(-1)[:size].reshape(shape)
+
+
+cdef tuple _plain_input(object x, str kind):
+    x = np.asarray(x.numpy() if isinstance(x, Tensor) else x)
+    if x.ndim < 1:
+        raise QuantizationError(f"Only arrays with a last axis can be {kind}; a scalar was given.")
+    lead, columns = x.shape[:-1], x.shape[-1]
+    rows = 1
+    for extent in lead:
+        rows *= extent
+    rows, columns = _matrix_shape((rows, columns), kind)
+    return _float_rows(x.reshape(rows, columns), columns), lead
+
+
+def quantize_nf4(x):
+    """(codes, absmax) of an array (..., k), k a multiple of 64: uint8 (..., k/2) and float32 (..., k/64).
+
+    Bit-equal with bitsandbytes. Raises QuantizationError for NaN, infinity or another k.
+    """
+    x, lead = _plain_input(x, "nf4")
+    codes = np.empty((len(x), x.shape[1] // 2), np.uint8)
+    absmax = np.empty((len(x), x.shape[1] // NF4_BLOCK), np.float32)
+    _quantize_chunk("nf4", x, codes, absmax, 0)
+    return codes.reshape(*lead, codes.shape[1]), absmax.reshape(*lead, absmax.shape[1])
+
+
+def dequantize_nf4(codes, absmax):
+    """Float32 (..., k) from what `quantize_nf4` returned; QuantizationError where the two do not fit together."""
+    codes = np.asarray(codes)
+    if codes.ndim < 1 or codes.shape[-1] % (NF4_BLOCK // 2):
+        raise QuantizationError(f"codes has shape {codes.shape}, expected a last axis of {NF4_BLOCK // 2} n bytes.")
+    flat = codes.reshape(-1, codes.shape[-1]) if codes.size else codes.reshape(0, codes.shape[-1])
+    q = _assemble("nf4", flat.shape[0], 2 * flat.shape[1], flat, absmax)
+    return q.dequantize().reshape(*codes.shape[:-1], 2 * codes.shape[-1])
+
+
+def quantize_int4(x, str kind="int4"):
+    """uint8 blocks (..., k/32 * 20) of an array (..., k) as Q4_1, or (..., k/32 * 18) with kind="q4_0"."""
+    kind = _format(kind)
+    if kind == "nf4":
+        raise ConfigError("quantize_int4 makes q4_0 or q4_1 (int4) blocks; quantize_nf4 makes nf4.")
+    x, lead = _plain_input(x, kind)
+    blocks = np.empty((len(x), _row_bytes(kind, x.shape[1])), np.uint8)
+    _quantize_chunk(kind, x, blocks, None, 0)
+    return blocks.reshape(*lead, blocks.shape[1])
+
+
+def dequantize_int4(blocks, str kind="int4"):
+    """Float32 (..., k) from what `quantize_int4` returned for the same kind."""
+    kind = _format(kind)
+    if kind == "nf4":
+        raise ConfigError("dequantize_int4 reads q4_0 or q4_1 (int4) blocks; dequantize_nf4 reads nf4.")
+    blocks = np.asarray(blocks)
+    size = _row_bytes(kind, Q4_BLOCK)
+    if blocks.ndim < 1 or blocks.shape[-1] % size:
+        raise QuantizationError(f"blocks has shape {blocks.shape}, expected a last axis of a multiple of {size} bytes.")
+    flat = blocks.reshape(-1, blocks.shape[-1]) if blocks.size else blocks.reshape(0, blocks.shape[-1])
+    columns = blocks.shape[-1] // size * Q4_BLOCK
+    return _assemble(kind, flat.shape[0], columns, flat).dequantize().reshape(*blocks.shape[:-1], columns)
+
+
+def pack_nibbles(codes):
+    """Bytes (..., k/2) from codes (..., k), the first of a pair in the high nibble; QuantizationError above 15."""
+    codes = np.asarray(codes)
+    if codes.ndim < 1 or codes.shape[-1] % 2:
+        raise QuantizationError(f"An even number of codes was expected on the last axis of shape {codes.shape}.")
+    if codes.dtype.kind not in "iu" or (codes.size and not 0 <= codes.min() <= codes.max() <= 15):
+        raise QuantizationError("4-bit codes are integers from 0 to 15.")
+    codes = codes.astype(np.uint8)
+    return codes[..., ::2] << 4 | codes[..., 1::2]
+
+
+def unpack_nibbles(packed):
+    """4-bit codes (..., 2 n) from bytes (..., n), the high nibble first."""
+    packed = np.asarray(packed)
+    if packed.dtype != np.uint8 or packed.ndim < 1:
+        raise QuantizationError(f"Packed codes are uint8 with a last axis, not {packed.dtype} of shape {packed.shape}.")
+    return np.stack([packed >> 4, packed & 15], axis=-1).reshape(*packed.shape[:-1], 2 * packed.shape[-1])

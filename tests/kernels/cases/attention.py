@@ -1,0 +1,127 @@
+"""Cases of attention and cached_attention, and the float64 reference that attention's other tests use too."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from entrenar.autograd.ops.attention import attention, cached_attention
+
+from .base import Case, normal
+
+Shape = tuple[int, int, int, int, int]  # batch, length, heads, kv heads, head size
+
+
+def reference_attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    cu_seqlens: Sequence[int] | None = None,
+    scale: float | None = None,
+    causal: bool = True,
+) -> np.ndarray:
+    """The textbook formula, one head of one sequence at a time, with the whole probability matrix."""
+    (batch, length, heads, dim), (keys, kv_heads) = q.shape, k.shape[1:3]
+    scale = dim**-0.5 if scale is None else scale
+    if cu_seqlens is None:
+        runs = [(b * length, (b + 1) * length, b * keys, (b + 1) * keys) for b in range(batch)]
+    else:
+        runs = [(a, b, a, b) for a, b in itertools.pairwise(cu_seqlens)]
+    q2, k2, v2 = q.reshape(-1, heads, dim), k.reshape(-1, kv_heads, dim), v.reshape(-1, kv_heads, dim)
+    out = np.zeros_like(q2)
+    for q_start, q_end, k_start, k_end in runs:
+        if q_start == q_end:
+            continue
+        visible = np.ones((q_end - q_start, k_end - k_start), bool)
+        if causal:
+            visible = np.tril(visible, k_end - k_start - (q_end - q_start))
+        for h in range(heads):
+            kv = h // (heads // kv_heads)
+            scores = np.where(visible, scale * q2[q_start:q_end, h] @ k2[k_start:k_end, kv].T, -np.inf)
+            p = np.exp(scores - scores.max(-1, keepdims=True))
+            out[q_start:q_end, h] = p / p.sum(-1, keepdims=True) @ v2[k_start:k_end, kv]
+    return out.reshape(q.shape)
+
+
+def qkv(shape: Shape, keys: int | None = None) -> Callable[[np.random.Generator], list[np.ndarray]]:
+    """Standard normal q, k and v; `keys` is the length of k and v where it differs."""
+    batch, length, heads, kv_heads, dim = shape
+    kv = (batch, length if keys is None else keys, kv_heads, dim)
+    return normal((batch, length, heads, dim), kv, kv)
+
+
+def case(
+    label: str,
+    shape: Shape,
+    keys: int | None = None,
+    gradient: bool = True,
+    differentiable: tuple[int, ...] | None = None,
+    **options: object,
+) -> Case:
+    return Case(
+        op="attention",
+        label=f"{label} {'x'.join(map(str, shape))}",
+        inputs=qkv(shape, keys),
+        run=lambda q, k, v: attention(q, k, v, **options),
+        reference=lambda q, k, v: reference_attention(q, k, v, **options),
+        tolerance=5e-7,
+        gradient=gradient,
+        differentiable=differentiable,
+    )
+
+
+def cached_case(label: str, shape: Shape, capacity: int, length: int, tolerance: float = 5e-7) -> Case:
+    return Case(
+        op="cached_attention",
+        label=f"{label} {'x'.join(map(str, shape))} {length} of {capacity}",
+        inputs=qkv(shape, capacity),
+        run=lambda q, k, v: cached_attention(q, k, v, length),
+        reference=lambda q, k, v: reference_attention(q, k[:, :length], v[:, :length]),
+        tolerance=tolerance,
+        gradient=False,
+        differentiable=(),
+    )
+
+
+def zeros(rng: np.random.Generator) -> list[np.ndarray]:
+    q, k, v = qkv((1, 5, 2, 1, 4))(rng)
+    return [0 * q, 0 * k, v]
+
+
+# a tile is 64 rows (query heads of a kv head times tokens) by 64 keys
+CASES = [
+    # its gradients of q and k are zero, of which a relative error says nothing
+    case("one token", (1, 1, 1, 1, 16), differentiable=(2,)),
+    case("tiny", (2, 5, 1, 1, 3)),
+    case("equal heads", (1, 7, 3, 3, 6)),
+    case("grouped", (2, 5, 4, 2, 6)),
+    case("one kv head", (1, 7, 8, 1, 4)),
+    case("odd head size", (1, 7, 3, 1, 20)),
+    case("scale", (1, 6, 2, 1, 5), scale=0.3),
+    case("bidirectional", (1, 6, 2, 1, 5), causal=False),
+    case("more keys", (2, 3, 2, 1, 5), keys=8),
+    case("more keys, bidirectional", (1, 3, 2, 1, 5), keys=8, causal=False),
+    case("packed", (2, 6, 2, 1, 5), cu_seqlens=(0, 0, 1, 5, 5, 11, 12)),
+    Case(
+        op="attention",
+        label="zero queries and keys average the values",
+        inputs=zeros,
+        run=lambda q, k, v: attention(q, k, v),
+        reference=lambda q, k, v: v.cumsum(1).repeat(2, 2) / np.arange(1, 6).reshape(1, 5, 1, 1),
+        tolerance=2e-7,
+    ),
+    *[case("lengths", (1, length, 3, 1, 48), gradient=False) for length in (64, 65, 130)],
+    *[case("head sizes", (1, 70, 6, 2, dim), gradient=False) for dim in (16, 48, 64, 80, 128, 20, 5)],
+    *[case("heads", (1, 130, heads, kv, 16), gradient=False) for heads, kv in ((1, 1), (3, 3), (8, 8), (8, 1), (9, 3))],
+    case("large, rows split", (1, 700, 9, 3, 64), gradient=False),
+    case("large, batch", (3, 260, 4, 4, 40), gradient=False),
+    case("large, packed", (1, 600, 3, 1, 32), gradient=False, cu_seqlens=(0, 300, 300, 301, 470, 600)),
+    case("large, bidirectional", (1, 300, 8, 1, 32), gradient=False, causal=False),
+    cached_case("decode", (2, 1, 9, 3, 64), 80, 70),
+    cached_case("decode, first token", (1, 1, 4, 2, 20), 8, 1),
+    cached_case("decode, full cache", (1, 1, 4, 4, 16), 130, 130),
+    cached_case("prompt chunk", (2, 33, 4, 2, 20), 128, 100),
+    cached_case("large decode", (1, 1, 32, 8, 64), 1000, 900, tolerance=8e-7),
+]
