@@ -28,7 +28,8 @@ def clip_grad_norm(parameters: Tensor | Parameters, max_norm: float, error_if_no
         squares = update.sum_squares(tensor.grad)
         if error_if_nonfinite and not math.isfinite(squares):
             raise NumericsError(
-                f"The gradient of {name} has the norm {math.sqrt(squares)}; lower the learning rate or look for a bad example."
+                f"The gradient of {name} has the norm {math.sqrt(squares)}, expected a finite one; "
+                "lower the learning rate or look for a bad example."
             )
         total += squares
         gradients.append(tensor.grad)

@@ -131,7 +131,7 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from what `state_dict()` gave; arrays are copied.
 
-        Raises ConfigError where names, options or array shapes are not those of this optimizer; nothing is changed then.
+        Raises ConfigError, and changes nothing, where names, options or array shapes are not this optimizer's.
         """
         if not {"param_groups", "state"} <= set(state_dict):
             raise ConfigError(
