@@ -1,34 +1,18 @@
 """Tensors, the compiled tape, and the operations that are recorded on it."""
 
 from entrenar.autograd import ops
-from entrenar.autograd.ops.dropout import dropout
-from entrenar.autograd.ops.elementwise import add, div, mul, neg, sub
-from entrenar.autograd.ops.reduce import max, mean, sum
-from entrenar.autograd.ops.shape import concatenate, reshape, slice, transpose
+from entrenar.autograd.ops import *  # noqa: F403
+from entrenar.autograd.ops import OPS
+from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.autograd.random import manual_seed
 from entrenar.autograd.tape import backward, checkpoint, enable_grad, grad_enabled, no_grad
 from entrenar.autograd.tensor import Tensor, empty_cache, memory_stats, register_operators, reset_peak_memory
 
-OPS: tuple[str, ...] = (
-    "add",
-    "concatenate",
-    "div",
-    "dropout",
-    "max",
-    "mean",
-    "mul",
-    "neg",
-    "reshape",
-    "slice",
-    "sub",
-    "sum",
-    "transpose",
-)
-for _name in OPS:
-    setattr(ops, _name, globals()[_name])
 register_operators(ops)
 
 __all__ = [
+    "OPS",
+    "QuantizedTensor",
     "Tensor",
     "backward",
     "checkpoint",

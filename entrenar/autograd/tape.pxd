@@ -4,5 +4,6 @@ cdef bint is_recording() noexcept
 cdef bint wants_grad(Tensor t) noexcept
 cdef Tensor record(Tensor out, Node node, tuple inputs, tuple saved)
 cdef Tensor grad_buffer(Tensor input, bint* accumulate)
+cdef float* grad_pointer(Tensor input, bint* accumulate) except? NULL
 cdef int add_grad(Tensor input, Tensor gradient) except -1
 cdef int give_grad(Tensor input, Tensor gradient) except -1

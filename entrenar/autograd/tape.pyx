@@ -11,6 +11,7 @@ from libc.string cimport memcpy
 from entrenar._kernels.cpu cimport simd, threads_for
 from entrenar.autograd.tensor cimport Node, Tensor, alias, as_tensor, check_float32, new_like, same_shape
 
+from entrenar.autograd import random
 from entrenar.errors import GraphError, ShapeError
 
 cdef extern from *:
@@ -77,6 +78,14 @@ cdef Tensor grad_buffer(Tensor input, bint* accumulate):
         node.gradient = slot
         node.gradient_owned = True
     return slot
+
+
+cdef float* grad_pointer(Tensor input, bint* accumulate) except? NULL:
+    """As grad_buffer, its memory; NULL where `input` is None or takes no gradient."""
+    if input is None or not input.needs_grad:
+        return NULL
+    cdef Tensor buffer = grad_buffer(input, accumulate)
+    return buffer.data
 
 
 cdef int add_grad(Tensor input, Tensor gradient) except -1:
@@ -190,7 +199,6 @@ cdef class CheckpointNode(Node):
 
     cdef int backward(self, Tensor grad) except -1:
         cdef Tensor original, copy, out
-        from entrenar.autograd import random
         function, args, random_state = self.saved
         copies = []
         for item in args:
@@ -223,7 +231,6 @@ def checkpoint(function, *args):
     """
     if recording_off:
         return function(*args)
-    from entrenar.autograd import random
     random_state = random.get_state()
     with no_grad():
         result = function(*args)

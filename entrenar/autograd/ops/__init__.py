@@ -1,0 +1,56 @@
+"""The operations of the tape, a file a family; their kernels have the same stem in entrenar/_kernels."""
+
+from entrenar.autograd.ops.activation import exp, gelu, log, pow, relu, sigmoid, silu, sqrt, swiglu, swish, tanh
+from entrenar.autograd.ops.attention import attention, cached_attention
+from entrenar.autograd.ops.cross_entropy import cross_entropy, linear_cross_entropy
+from entrenar.autograd.ops.dropout import dropout
+from entrenar.autograd.ops.elementwise import add, div, mul, neg, sub
+from entrenar.autograd.ops.embedding import embedding
+from entrenar.autograd.ops.matmul import linear, lora_linear, matmul
+from entrenar.autograd.ops.norm import layer_norm, rms_norm
+from entrenar.autograd.ops.reduce import max, mean, sum
+from entrenar.autograd.ops.rope import rope, rope_table
+from entrenar.autograd.ops.shape import concatenate, reshape, slice, transpose
+from entrenar.autograd.ops.softmax import log_softmax, softmax
+
+# Every operation that computes a tensor from tensors: each has cases in tests/kernels/cases.
+OPS = (
+    "add",
+    "attention",
+    "cached_attention",
+    "concatenate",
+    "cross_entropy",
+    "div",
+    "dropout",
+    "embedding",
+    "exp",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "linear_cross_entropy",
+    "log",
+    "log_softmax",
+    "lora_linear",
+    "matmul",
+    "max",
+    "mean",
+    "mul",
+    "neg",
+    "pow",
+    "relu",
+    "reshape",
+    "rms_norm",
+    "rope",
+    "sigmoid",
+    "silu",
+    "slice",
+    "softmax",
+    "sqrt",
+    "sub",
+    "sum",
+    "swiglu",
+    "tanh",
+    "transpose",
+)
+
+__all__ = [*OPS, "rope_table", "swish"]  # noqa: PLE0604

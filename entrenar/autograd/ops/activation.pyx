@@ -9,7 +9,7 @@ from entrenar._kernels.activation cimport (
 )
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.simd.activation cimport activation_backward, activation_forward
-from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
+from entrenar.autograd.tape cimport grad_buffer, grad_pointer, record, wants_grad
 from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, same_shape
 
 from entrenar.errors import ConfigError, ShapeError
@@ -118,10 +118,10 @@ cdef class SwiGLUNode(Node):
     cdef int backward(self, Tensor grad) except -1:
         cdef Tensor gate = <Tensor> self.saved[0], up = <Tensor> self.saved[1]
         cdef bint accumulate_gate = False, accumulate_up = False
-        cdef float* dgate = grad_buffer(gate, &accumulate_gate).data if gate.needs_grad else NULL
+        cdef float* dgate = grad_pointer(gate, &accumulate_gate)
         # the same tensor as gate and up takes both gradients one after the other
         cdef bint shared = gate is up
-        cdef float* dup = NULL if shared or not up.needs_grad else grad_buffer(up, &accumulate_up).data
+        cdef float* dup = NULL if shared else grad_pointer(up, &accumulate_up)
         with nogil:
             swiglu_backward(dgate, dup, grad.data, gate.data, up.data, gate.size, accumulate_gate, accumulate_up)
             if shared:

@@ -3,7 +3,6 @@ import math
 
 import numpy as np
 
-from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 
 from entrenar._kernels.attention cimport Heads, Segment, attention_backward, attention_forward

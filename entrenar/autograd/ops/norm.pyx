@@ -6,7 +6,7 @@ from entrenar._kernels.norm cimport (
     rms_norm_forward,
 )
 from entrenar.autograd.ops.matmul cimport check_scratch
-from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
+from entrenar.autograd.tape cimport grad_pointer, record, wants_grad
 from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, new_vector
 
 from entrenar.errors import ShapeError
@@ -32,8 +32,8 @@ cdef class RMSNormNode(Node):
         cdef Tensor x = <Tensor> self.saved[0], w = <Tensor> self.saved[1], rstd = <Tensor> self.saved[2]
         cdef Py_ssize_t dim = x.dims[x.ndim - 1]
         cdef bint accumulate_x = False, accumulate_w = False
-        cdef float* dx = grad_buffer(x, &accumulate_x).data if x.needs_grad else NULL
-        cdef float* dw = grad_buffer(w, &accumulate_w).data if w.needs_grad else NULL
+        cdef float* dx = grad_pointer(x, &accumulate_x)
+        cdef float* dw = grad_pointer(w, &accumulate_w)
         cdef int status
         with nogil:
             status = rms_norm_backward(dx, dw, grad.data, x.data, w.data, rstd.data, x.size // dim, dim,
@@ -63,17 +63,13 @@ cdef class LayerNormNode(Node):
         cdef Tensor mean = <Tensor> self.saved[3], rstd = <Tensor> self.saved[4]
         cdef Py_ssize_t dim = x.dims[x.ndim - 1]
         cdef bint accumulate_x = False, accumulate_w = False, accumulate_b = False
-        cdef float* dx = grad_buffer(x, &accumulate_x).data if x.needs_grad else NULL
-        cdef float* dw = NULL
-        cdef float* db = NULL
+        cdef float* dx = grad_pointer(x, &accumulate_x)
+        cdef float* dw = grad_pointer(w, &accumulate_w)
+        cdef float* db = grad_pointer(b, &accumulate_b)
         cdef const float* weight = NULL
         cdef int status
         if w is not None:
             weight = w.data
-            if w.needs_grad:
-                dw = grad_buffer(w, &accumulate_w).data
-        if b is not None and b.needs_grad:
-            db = grad_buffer(b, &accumulate_b).data
         with nogil:
             status = layer_norm_backward(dx, dw, db, grad.data, x.data, weight, mean.data, rstd.data, x.size // dim, dim,
                                          accumulate_x, accumulate_w, accumulate_b)
