@@ -19,7 +19,6 @@ cdef extern from "simd/simd.h" nogil:
         const elementwise_ops* elementwise
         const gemm_ops* gemm
         const reduce_ops* reduce
-        const shape_ops* shape
         const dropout_ops* dropout
         const optimizer_ops* optimizer
         const attention_ops* attention

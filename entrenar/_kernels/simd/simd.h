@@ -18,7 +18,6 @@
     X(elementwise) \
     X(gemm) \
     X(reduce) \
-    X(shape) \
     X(dropout) \
     X(optimizer) \
     X(attention) \
