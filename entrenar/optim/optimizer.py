@@ -62,7 +62,7 @@ class Optimizer:
     def check(self, group: dict[str, Any]) -> None:
         raise NotImplementedError
 
-    def update(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         raise NotImplementedError
 
     def _add_group(self, group: Any, seen: set[int]) -> None:
@@ -108,8 +108,9 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
         for position, _, tensor, group in self._parameters():
-            if tensor.grad is not None:
-                self.update(tensor, self.state.setdefault(position, {}), group)
+            gradient = tensor.grad
+            if gradient is not None:
+                self.update(tensor, gradient, self.state.setdefault(position, {}), group)
 
     def zero_grad(self) -> None:
         """Forget every gradient (they become None, and their memory is free)."""
