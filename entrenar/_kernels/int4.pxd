@@ -8,3 +8,5 @@ cdef int q4_check(const uint8_t* blocks, Py_ssize_t rows, Py_ssize_t columns, bi
 cdef void absmax_quantize(uint8_t* codes, float* second, const float* absmax, float offset, const float* map,
                           Py_ssize_t count) noexcept nogil
 cdef void dequantize_rows(float* out, const weight_source* source, Py_ssize_t first, Py_ssize_t rows) noexcept nogil
+cdef void decode_run(float* out, const weight_source* source, Py_ssize_t row, Py_ssize_t k0,
+                     Py_ssize_t count) noexcept nogil

@@ -62,3 +62,9 @@ cdef void dequantize_rows(float* out, const weight_source* source, Py_ssize_t fi
     cdef Py_ssize_t row, columns = source.columns
     for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, GRAIN)):
         simd.quant.decode(source, first + row, 0, columns, out + row * columns)
+
+
+# out[count] <- columns [k0, k0 + count) of one row of any source
+cdef void decode_run(float* out, const weight_source* source, Py_ssize_t row, Py_ssize_t k0,
+                     Py_ssize_t count) noexcept nogil:
+    simd.quant.decode(source, row, k0, count, out)

@@ -9,7 +9,9 @@ from libc.stdint cimport uint8_t
 
 import numpy as np
 
-from entrenar._kernels.int4 cimport absmax_quantize, dequantize_rows, nf4_quantize, q4_check, q4_quantize
+from entrenar._kernels.int4 cimport (
+    absmax_quantize, decode_run, dequantize_rows, nf4_quantize, q4_check, q4_quantize,
+)
 from entrenar._kernels.simd.quant cimport QUANT_NOT_FINITE
 from entrenar._kernels.simd.source cimport (
     NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q4_BLOCK, SOURCE_NF4, SOURCE_Q4_0, SOURCE_Q4_1, weight_source,
@@ -66,6 +68,10 @@ cdef Py_ssize_t _row_bytes(str kind, Py_ssize_t columns):
     return columns // Q4_BLOCK * (Q4_1_BYTES if kind == "q4_1" else Q4_0_BYTES)
 
 
+cdef Py_ssize_t _ceil_div(Py_ssize_t a, Py_ssize_t b):
+    return (a + b - 1) // b
+
+
 cdef tuple _matrix_shape(object shape, str kind):
     """(rows, columns) as integers; QuantizationError where a row is no whole number of blocks."""
     if len(shape) != 2:
@@ -116,7 +122,7 @@ cdef QuantizedTensor _assemble(str kind, Py_ssize_t rows, Py_ssize_t columns, ob
         q.source.absmax_codes = <const uint8_t*> _address(q.absmax_codes)
         q.source.absmax_map = <const float*> _address(q.absmax_map)
         q.source.absmax_offset = _expect(offset, "absmax_offset", np.float32, 1).reshape(-1)[0]
-        blocks = -(-blocks // NF4_SECOND_BLOCK)
+        blocks = _ceil_div(blocks, NF4_SECOND_BLOCK)
     q.absmax = _expect(absmax, "absmax", np.float32, blocks)
     q.source.absmax = <const float*> _address(q.absmax)
     return q
@@ -169,7 +175,7 @@ cdef tuple _double_quantize(object absmax):
     cdef Py_ssize_t count = absmax.size
     offset = np.float32(absmax.mean(dtype=np.float64)) if count else np.float32(0)
     codes = np.empty(count, np.uint8)
-    second = np.empty(-(-count // NF4_SECOND_BLOCK), np.float32)
+    second = np.empty(_ceil_div(count, NF4_SECOND_BLOCK), np.float32)
     absmax_quantize(<uint8_t*> _address(codes), <float*> _address(second), <const float*> _address(absmax), offset,
                     <const float*> _address(DYNAMIC_MAP), count)
     return codes, second, offset
@@ -352,6 +358,14 @@ cdef class QuantizedTensor:
             raise ShapeError(f"Rows [{start}, {stop}) do not lie within the {self.rows} rows of the 4-bit matrix.")
         return _decode(&self.source, start, stop - start)
 
+    def dequantize_run(self, Py_ssize_t row, Py_ssize_t start, Py_ssize_t stop):
+        """Columns [start, stop) of one row as a new float32 array, read as the matmuls read a tile of it."""
+        if not (0 <= row < self.rows and 0 <= start <= stop <= self.columns):
+            raise ShapeError(f"Row {row}, columns [{start}, {stop}) do not lie within a matrix of shape {self.shape}.")
+        out = np.empty(stop - start, np.float32)
+        decode_run(<float*> _address(out), &self.source, row, start, stop - start)
+        return out
+
     def __repr__(self):
         bits = f", {8 * self.nbytes / self.size:.3f} bits a weight" if self.size else ""
         return f"QuantizedTensor(shape={self.shape}, kind={self.kind!r}{bits})"
@@ -381,11 +395,11 @@ def dequantize_bitsandbytes(codes, absmax, shape, *, Py_ssize_t blocksize=64, qu
     size = 1
     for extent in shape:
         size *= int(extent)
-    blocks = -(-size // blocksize)
-    codes = _expect(codes, "codes", np.uint8, -(-size // 2)).reshape(-1)
+    blocks = _ceil_div(size, blocksize)
+    codes = _expect(codes, "codes", np.uint8, _ceil_div(size, 2)).reshape(-1)
     if nested_absmax is not None:
         absmax = _expect(absmax, "absmax", np.uint8, blocks).reshape(-1)
-        second = _expect(nested_absmax, "nested_absmax", np.float32, -(-blocks // nested_blocksize)).reshape(-1)
+        second = _expect(nested_absmax, "nested_absmax", np.float32, _ceil_div(blocks, nested_blocksize)).reshape(-1)
         table = _expect(nested_quant_map, "nested_quant_map", np.float32, 256).reshape(-1)
         absmax = table[absmax] * np.repeat(second, nested_blocksize)[:blocks] + np.float32(nested_offset)
     absmax = _expect(absmax, "absmax", np.float32, blocks).reshape(-1)

@@ -2,15 +2,6 @@
 #include "simd/quant.h"
 #include "simd/vec.h"
 
-// Keeps the compiler from fusing a product with the sum that follows: the reference rounds in between.
-#if defined(__SSE2__)
-#define ROUNDED(v) __asm__("" : "+x"(v))
-#elif defined(__aarch64__)
-#define ROUNDED(v) __asm__("" : "+w"(v))
-#else
-#define ROUNDED(v) __asm__("" : "+m"(v))
-#endif
-
 enum { INFINITY_BITS = 0x7f800000 };
 
 INLINE float float_from_bits(uint32_t bits) {

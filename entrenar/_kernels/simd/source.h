@@ -51,11 +51,21 @@ INLINE float half_to_float(const uint8_t *bytes) {
 #endif
 }
 
-// The product is rounded to float before the sum (through double it cannot be fused), so every tier gets the same bits.
+// Keeps the compiler from fusing a product with the sum that follows: the reference rounds in between.
+#if defined(__SSE2__)
+#define ROUNDED(v) __asm__("" : "+x"(v))
+#elif defined(__aarch64__)
+#define ROUNDED(v) __asm__("" : "+w"(v))
+#else
+#define ROUNDED(v) __asm__("" : "+m"(v))
+#endif
+
+// The absmax of block number `block` of the whole matrix, the same bits on every tier
 INLINE float nf4_absmax(const weight_source *s, ptrdiff_t block) {
     if (!s->absmax_codes) return s->absmax[block];
-    double product = (double)s->absmax_map[s->absmax_codes[block]] * s->absmax[block / NF4_SECOND_BLOCK];
-    return (float)product + s->absmax_offset;
+    float product = s->absmax_map[s->absmax_codes[block]] * s->absmax[block / NF4_SECOND_BLOCK];
+    ROUNDED(product);
+    return product + s->absmax_offset;
 }
 
 // 16 columns from 8 bytes: out[i] = NF4_VALUES[code i] * scale

@@ -1,0 +1,244 @@
+"""One definition of a configuration: a dataclass whose fields say help, unit and range gives TOML keys, flags and help."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from entrenar.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    unit: str = "",
+    minimum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    maximum: float | None = None,
+    choices: Sequence[Any] | None = None,
+    factory: Callable[[], Any] | Any = MISSING,
+) -> Any:
+    """A dataclass field with its documentation and the range that its value must lie in."""
+    limits = {"minimum": minimum, "above": above, "below": below, "maximum": maximum, "choices": choices}
+    metadata = {"help": help, "unit": unit, **limits}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata)
+    if default is MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """", did you mean 'x'?" for the closest valid name, or the list of them."""
+    names = list(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(names))}."
+
+
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """The table of a TOML file; ConfigError where it is missing or is not TOML."""
+    path = Path(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a TOML configuration file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}.") from error
+
+
+def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """The dataclass from a table of its keys; ConfigError, naming `where` and the key, for anything that does not fit."""
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where}: is {table!r}, expected a table of keys.")
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}.{key}: is no known key; {nearest(key, known)}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, spec in known.items():
+        if name in table:
+            values[name] = _value(table[name], hints[name], spec, f"{where}.{name}")
+        elif spec.default is MISSING and spec.default_factory is MISSING:
+            raise ConfigError(f"{where}.{name}: is missing; {spec.metadata.get('help', 'it has no default')}.")
+    return cls(**values)
+
+
+def _value(value: Any, hint: Any, spec: Field[Any], where: str) -> Any:
+    if is_dataclass(hint):
+        return from_table(hint, value, where)  # type: ignore[arg-type]
+    return check_value(convert(value, hint, where), spec, where)
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type that `hint` says; ConfigError where it is of another."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for argument in sorted(arguments, key=lambda a: a is float):  # an int stays one where both are allowed
+            if argument is type(None) and value is None:
+                return None
+            if argument is not type(None) and _fits(value, argument):
+                return convert(value, argument, where)
+    elif origin in (list, tuple):
+        if isinstance(value, list | tuple):
+            return origin(convert(item, arguments[0] if arguments else object, where) for item in value)
+    elif _fits(value, hint):
+        return float(value) if hint is float else value
+    raise ConfigError(f"{where}: is {value!r}, expected {type_name(hint)}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) in (list, tuple):
+        return isinstance(value, list | tuple)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, typing.get_origin(hint) or hint)
+
+
+def type_name(hint: Any) -> str:
+    """How a message calls a type."""
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", dict: "a table"}
+    arguments = [argument for argument in typing.get_args(hint) if argument is not type(None)]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(type_name(argument) for argument in arguments)
+    if typing.get_origin(hint) in (list, tuple):
+        return "a list"
+    return names.get(hint, str(hint))
+
+
+def check_value(value: Any, spec: Field[Any], where: str) -> Any:
+    """The value, if it lies in the range that its field says; ConfigError otherwise."""
+    limits = spec.metadata
+    choices = limits.get("choices")
+    if choices is not None and value not in choices and value is not None:
+        hint = nearest(value, map(str, choices)) if isinstance(value, str) else f"expected one of {tuple(choices)}."
+        raise ConfigError(f"{where}: is {value!r}; {hint}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        tests: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+            ("minimum", lambda limit: value >= limit, "at least"),
+            ("above", lambda limit: value > limit, "more than"),
+            ("below", lambda limit: value < limit, "less than"),
+            ("maximum", lambda limit: value <= limit, "at most"),
+        )
+        for key, holds, words in tests:
+            if limits.get(key) is not None and not holds(limits[key]):
+                raise ConfigError(f"{where}: is {value}, expected {words} {limits[key]}.")
+    return value
+
+
+def check_dataclass(config: Any, where: str) -> None:
+    """Hold every field of an instance against its type and range, as a table's values are held."""
+    hints = typing.get_type_hints(type(config))
+    for spec in fields(config):
+        value = getattr(config, spec.name)
+        if not is_dataclass(value):
+            object.__setattr__(config, spec.name, check_value(convert(value, hints[spec.name], f"{where}.{spec.name}"), spec, f"{where}.{spec.name}"))
+
+
+def describe(spec: Field[Any]) -> str:
+    """Help, unit and default of a field in one line."""
+    unit = f" [{spec.metadata['unit']}]" if spec.metadata.get("unit") else ""
+    if spec.default is MISSING and spec.default_factory is MISSING:
+        default = "required"
+    else:
+        default = f"default {toml_value(default_of(spec))}"
+    return f"{spec.metadata['help']}{unit}; {default}"
+
+
+def default_of(spec: Field[Any]) -> Any:
+    """The default of a field."""
+    return spec.default_factory() if spec.default_factory is not MISSING else spec.default
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it ("unset" for None, which TOML leaves out)."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    return repr(value)
+
+
+def dump_toml(config: Any, section: str) -> str:
+    """A section of TOML in which every key is commented with its help, unit and default."""
+    lines = [f"[{section}]"]
+    for spec in fields(config):
+        value = getattr(config, spec.name)
+        setting = f"{spec.name} = {toml_value(value)}" if value is not None else f"# {spec.name} ="
+        lines.append(f"{setting}  # {describe(spec)}")
+    return "\n".join(lines) + "\n"
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse that answers an unknown flag with the nearest valid one, in one sentence."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            valid = [name for action in self._actions for name in action.option_strings]
+            self.error(f"unknown argument {flag}; {nearest(flag, valid)}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser, cls: type[Any], defaults: Any = None) -> None:
+    """A flag for each field of a dataclass: the same name (with dashes), help and default; `defaults` is an instance."""
+    hints = typing.get_type_hints(cls)
+    for spec in fields(cls):
+        default = getattr(defaults, spec.name) if defaults is not None else default_of(spec)
+        flag = "--" + spec.name.replace("_", "-")
+        help_text = describe(spec).rsplit("; default", 1)[0] + f" (default: {toml_value(default)})"
+        hint = hints[spec.name]
+        if hint is bool:
+            parser.add_argument(flag, default=default, action=argparse.BooleanOptionalAction, help=help_text)
+        else:
+            parser.add_argument(flag, default=default, type=_argument_type(hint), metavar="VALUE", help=help_text)
+
+
+def _argument_type(hint: Any) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        arguments = typing.get_args(hint)
+        if typing.get_origin(hint) in (list, tuple):
+            return [_scalar(part.strip(), (str,) if not arguments else arguments) for part in text.split(",")]
+        return _scalar(text, arguments or (hint,))
+
+    return parse
+
+
+def _scalar(text: str, hints: tuple[Any, ...]) -> Any:
+    if bool in hints and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        if kind in hints:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    if str in hints:
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join(type_name(hint) for hint in hints)}")

@@ -1,0 +1,87 @@
+"""GGUF files through the `gguf` library: metadata as plain values, tensors mapped and dequantized when asked for."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entrenar.errors import FormatError
+from entrenar.io.lazy import LazyTensor
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+LEAST_TENSOR_BYTES = 24  # of a tensor's entry: name length, axes, type, offset
+LEAST_FIELD_BYTES = 13  # of a metadata entry: key length, type, one byte of value
+
+
+class GGUFTensor(LazyTensor):
+    """A tensor of a GGUF file; `raw()` gives whole blocks of a quantized type, a row of bytes for each row."""
+
+    def __init__(self, path: Path, tensor: Any) -> None:
+        shape = tuple(int(n) for n in reversed(tensor.shape))
+        super().__init__(tensor.name, shape, tensor.tensor_type.name)
+        self._path, self._data, self._type = path, tensor.data, tensor.tensor_type
+
+    def raw(self) -> np.ndarray:
+        data = np.ascontiguousarray(self._data)
+        return data.view(np.uint8).reshape(self.shape[0] if self.shape else 1, -1)
+
+    def load_rows(self, start: int, stop: int) -> np.ndarray:
+        import gguf
+
+        try:
+            values = gguf.dequantize(self._data[start:stop], self._type)
+        except NotImplementedError as error:
+            raise FormatError(
+                f"{self._path}: the tensor {self.name} has type {self.type}, which the gguf library cannot dequantize; "
+                "use a file of another quantization."
+            ) from error
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+
+class GGUFFile:
+    """The metadata and tensors of a GGUF file.
+
+    Raises FormatError where the file is missing, is no GGUF, or is shorter than it says.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        _check_header(self.path)
+        import gguf
+
+        try:
+            reader = gguf.GGUFReader(self.path)
+            self.metadata: dict[str, Any] = {
+                name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")
+            }
+            self.tensors = {tensor.name: GGUFTensor(self.path, tensor) for tensor in reader.tensors}
+        except Exception as error:  # on a hostile file the library raises whatever its parsing runs into
+            raise FormatError(
+                f"{self.path}: is truncated or damaged ({type(error).__name__}: {error}); fetch the file again."
+            ) from error
+
+
+def _check_header(path: Path) -> None:
+    """Hold magic, version and counts against the size of the file before the library trusts them."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(24)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a GGUF file.") from error
+    if header[:4] != MAGIC:
+        raise FormatError(f"{path}: starts with {header[:4]!r}, expected {MAGIC!r}; it is not a GGUF file.")
+    if len(header) < 24:
+        raise FormatError(f"{path}: is truncated after {size} bytes; fetch the file again.")
+    version, tensors, fields = struct.unpack("<IQQ", header[4:])
+    if version not in VERSIONS:
+        raise FormatError(f"{path}: is GGUF version {version}, expected one of {VERSIONS}; convert it with a newer tool.")
+    if tensors * LEAST_TENSOR_BYTES + fields * LEAST_FIELD_BYTES > size:
+        raise FormatError(
+            f"{path}: names {tensors} tensors and {fields} metadata entries, more than its {size} bytes can hold; "
+            "the file is damaged."
+        )

@@ -1,0 +1,34 @@
+"""LazyTensor: a named array in a file, read when asked for, a run of rows at a time if need be."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+
+class LazyTensor(ABC):
+    """One tensor of a checkpoint file. Shapes are in NumPy order: the last axis is contiguous.
+
+    `type` names how the elements are stored: "F32", "F16", "BF16", "Q4_1", ...
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], type: str) -> None:
+        self.name, self.shape, self.type = name, shape, type
+
+    @abstractmethod
+    def raw(self) -> np.ndarray:
+        """The stored bytes, uint8, mapped from the file: one row of bytes for each row of the tensor."""
+
+    @abstractmethod
+    def load_rows(self, start: int, stop: int) -> np.ndarray:
+        """Elements [start, stop) along the first axis, converted to float32; FormatError for a type without a meaning."""
+
+    def load(self) -> np.ndarray:
+        """The whole tensor in float32."""
+        if not self.shape:
+            return self.load_rows(0, 1).reshape(())
+        return self.load_rows(0, self.shape[0])
+
+    def __repr__(self) -> str:
+        return f"LazyTensor({self.name}, {self.shape}, {self.type})"

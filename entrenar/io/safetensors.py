@@ -1,0 +1,152 @@
+"""safetensors files through the `safetensors` library: single files, sharded directories, lazy reading, atomic writing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entrenar.errors import FormatError
+from entrenar.io.checkpoint import atomic_file
+from entrenar.io.lazy import LazyTensor
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+NUMPY_TYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+
+class SafetensorsTensor(LazyTensor):
+    """A tensor of a safetensors file, mapped."""
+
+    def __init__(self, path: Path, name: str, handle: Any, data: np.ndarray) -> None:
+        view = handle.get_slice(name)
+        super().__init__(name, tuple(view.get_shape()), view.get_dtype())
+        self._path, self._data = path, data
+
+    def raw(self) -> np.ndarray:
+        return self._data.reshape(self.shape[0] if self.shape else 1, -1)
+
+    def load_rows(self, start: int, stop: int) -> np.ndarray:
+        raw = self.raw()[start:stop]
+        shape = (stop - start, *self.shape[1:])
+        if self.type == "BF16":
+            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        if self.type not in NUMPY_TYPES:
+            raise FormatError(
+                f"{self._path}: the tensor {self.name} has type {self.type}; expected F32, F16 or BF16 weights."
+            )
+        return raw.view(NUMPY_TYPES[self.type]).astype(np.float32).reshape(shape)
+
+
+def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
+    """The tensors of one file by name. FormatError where it is missing, truncated or not safetensors."""
+    path = Path(path)
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FormatError(f"{path}: no such file; expected safetensors weights.")
+    try:
+        handle = safe_open(path, framework="numpy")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FormatError(f"{path}: is truncated or no safetensors file ({error}); fetch it again.") from error
+    offsets, start = _offsets(path)
+    data = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
+    return {
+        name: SafetensorsTensor(path, name, handle, data[start + first : start + last])
+        for name, (first, last) in offsets.items()
+    }
+
+
+def _offsets(path: Path) -> tuple[dict[str, tuple[int, int]], int]:
+    """Where each tensor's bytes lie, and where the data starts; the library has checked the header already."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: tuple(entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__"}, 8 + length
+
+
+def open_safetensors_directory(directory: str | Path) -> dict[str, LazyTensor]:
+    """The tensors of a Hugging Face directory: model.safetensors, or the shards that its index names."""
+    directory = Path(directory)
+    index = directory / INDEX_FILE
+    if not index.exists():
+        if not (directory / SINGLE_FILE).exists():
+            raise FormatError(f"{directory}: has neither {SINGLE_FILE} nor {INDEX_FILE}; expected safetensors weights.")
+        return open_safetensors(directory / SINGLE_FILE)
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{index}: is no index of shards ({type(error).__name__}: {error}).") from error
+    tensors: dict[str, LazyTensor] = {}
+    for file in files:
+        if not isinstance(file, str) or Path(file).name != file:
+            raise FormatError(f"{index}: names the shard {file!r}, expected a file in the same folder.")
+        tensors |= open_safetensors(directory / file)
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
+        raise FormatError(f"{index}: promises the tensor {missing[0]}, which none of its shards holds.")
+    return {name: tensors[name] for name in weight_map}
+
+
+def save_safetensors(
+    path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write float32, bfloat16 (ml_dtypes) or other NumPy arrays to one file, atomically."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    with atomic_file(path) as temporary:
+        save_file(arrays, str(temporary), dict(metadata or {}))
+
+
+def save_sharded(
+    directory: str | Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write a model's tensors as they come: one file, or shards of at most `max_shard_bytes` with an index.
+
+    At most one shard is held in memory. `directory` exists; use atomic_directory around this for the whole.
+    """
+    directory = Path(directory)
+    shards: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+    held_bytes = total = 0
+
+    def flush() -> None:
+        nonlocal held_bytes
+        save_safetensors(directory / f"shard-{len(shards)}.safetensors", held, {"format": "pt"})
+        shards.append(list(held))
+        held.clear()
+        held_bytes = 0
+
+    for name, array in tensors:
+        if held and held_bytes + array.nbytes > max_shard_bytes:
+            flush()
+        held[name] = array
+        held_bytes += array.nbytes
+        total += array.nbytes
+    flush()
+    if len(shards) == 1:
+        (directory / "shard-0.safetensors").rename(directory / SINGLE_FILE)
+        return
+    weight_map = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (directory / f"shard-{number}.safetensors").rename(directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+    with atomic_file(directory / INDEX_FILE) as temporary:
+        temporary.write_text(text + "\n")

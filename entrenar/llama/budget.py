@@ -1,0 +1,50 @@
+"""What a model's weights need in memory, and what the machine has: asked before anything is allocated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from entrenar.errors import MemoryBudgetError
+from entrenar.llama.config import LLaMAConfig
+
+BYTES = {"float32": 4.0, "bfloat16": 2.0}
+# codes, then scales: NF4 with an 8-bit absmax per 64 and an fp32 one per 256 of those; Q4_1 with two fp16 per 32
+BYTES_4BIT = {"nf4": 0.5 + (1 + 4 / 256) / 64, "int4": 20 / 32}
+CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def available_memory() -> int:
+    """Bytes that this process can still take: the machine's free memory, capped by its cgroup's limit."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    for limit_file, usage_file in CGROUP_FILES:
+        try:
+            limit, usage = int(Path(limit_file).read_text()), int(Path(usage_file).read_text())
+        except (OSError, ValueError):
+            continue  # no such cgroup version here, or "max"
+        available = min(available, max(0, limit - usage))
+    return available
+
+
+def weight_bytes(config: LLaMAConfig, dtype: str = "float32", quantize: str | None = None) -> int:
+    """Bytes of the weights: block linears in 4 bits where `quantize` says so, everything else in `dtype`."""
+    blocks = config.num_block_linear_parameters()
+    rest = config.num_parameters() - blocks
+    # "auto" may keep a file's Q4_1 codes, the larger of the formats
+    per_block_weight = BYTES[dtype] if quantize is None else BYTES_4BIT["nf4" if quantize == "nf4" else "int4"]
+    return int(blocks * per_block_weight + rest * BYTES[dtype])
+
+
+def check_weights_fit(config: LLaMAConfig, dtype: str = "float32", quantize: str | None = None) -> None:
+    """Raise MemoryBudgetError where the weights alone exceed the available memory."""
+    needed, available = weight_bytes(config, dtype, quantize), available_memory()
+    if needed > available:
+        advice = "a smaller model" if quantize else "a 4-bit base (quantize='nf4') or a smaller model"
+        raise MemoryBudgetError(
+            f"The weights of this {config.num_parameters() / 1e9:.1f}-billion-parameter model need "
+            f"{needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB is available; use {advice}."
+        )

@@ -1,0 +1,263 @@
+"""LLaMAConfig: the shape of a model, from TOML, a Hugging Face config.json or GGUF metadata; exact counts, no allocation."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entrenar.config import check_dataclass, from_table, load_toml, nearest, option
+from entrenar.errors import ConfigError, FormatError
+
+SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "lora", "qlora")
+ROPE_SCALING = ("linear", "llama3")
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class LLaMAConfig:
+    """The architecture of a LLaMA-family model, with Hugging Face's names. Raises ConfigError for impossible shapes."""
+
+    vocab_size: int = option(32000, help="entries of the vocabulary", unit="tokens", minimum=1)
+    hidden_size: int = option(4096, help="width of the residual stream", minimum=1)
+    intermediate_size: int = option(11008, help="width inside the feed-forward layers", minimum=1)
+    num_hidden_layers: int = option(32, help="transformer blocks", minimum=1)
+    num_attention_heads: int = option(32, help="query heads", minimum=1)
+    num_key_value_heads: int | None = option(None, help="key and value heads; unset is one per query head", minimum=1)
+    head_dim: int | None = option(None, help="width of a head; unset is hidden_size / num_attention_heads", minimum=2)
+    max_position_embeddings: int = option(4096, help="longest sequence", unit="tokens", minimum=1)
+    rms_norm_eps: float = option(1e-5, help="added to the mean square under the root of RMSNorm", above=0)
+    rope_theta: float = option(10000.0, help="base of the rotary frequencies", above=0)
+    rope_scaling: dict[str, Any] | None = option(None, help="rotary scaling as config.json spells it (linear, llama3)")
+    rope_frequency_factors: list[float] | None = option(None, help="divisors of the rotary frequencies (GGUF rope_freqs)")
+    tie_word_embeddings: bool = option(False, help="whether the head is the embedding matrix")
+    initializer_range: float = option(0.02, help="standard deviation of random initial weights", above=0)
+    bos_token_id: int | None = option(None, help="token that begins a text", minimum=0)
+    eos_token_id: int | None = option(None, help="token that ends a text", minimum=0)
+
+    def __post_init__(self) -> None:
+        check_dataclass(self, "model")
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"model.num_attention_heads: is {self.num_attention_heads}, expected a multiple of "
+                f"num_key_value_heads = {self.num_key_value_heads}."
+            )
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ConfigError(
+                    f"model.hidden_size: is {self.hidden_size}, expected a multiple of num_attention_heads = "
+                    f"{self.num_attention_heads}, or set head_dim."
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.head_dim % 2:
+            raise ConfigError(f"model.head_dim: is {self.head_dim}, expected an even number (rotary halves).")
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        factors = self.rope_frequency_factors
+        if factors is not None and (len(factors) != self.head_dim // 2 or not all(f > 0 for f in factors)):
+            raise ConfigError(f"model.rope_frequency_factors: expected {self.head_dim // 2} positive numbers.")
+        if self.rope_scaling is None:
+            return
+        kind = self.rope_scaling.get("rope_type", self.rope_scaling.get("type"))
+        if kind in (None, "default"):
+            self.rope_scaling = None
+            return
+        if kind not in ROPE_SCALING:
+            raise ConfigError(f"model.rope_scaling: type {kind!r} is not supported; {nearest(str(kind), ROPE_SCALING)}")
+        needed = ["factor"]
+        if kind == "llama3":
+            needed += ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+        for key in needed:
+            value = self.rope_scaling.get(key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ConfigError(f"model.rope_scaling.{key}: is {value!r}, expected a positive number.")
+
+    # ------------------------------------------------------------------ files
+    @classmethod
+    def from_file(cls, path: str | Path) -> LLaMAConfig:
+        """The `[model]` section of a TOML file; ConfigError for an unknown key or section, a wrong type or range."""
+        table = load_toml(path)
+        for section in table:
+            if section not in SECTIONS:
+                raise ConfigError(f"{path}: [{section}] is no known section; {nearest(section, SECTIONS)}")
+        if "model" not in table:
+            raise ConfigError(f"{path}: has no [model] section.")
+        try:
+            return from_table(cls, table["model"], "model")
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_hf(cls, source: str | Path | Mapping[str, Any]) -> LLaMAConfig:
+        """From a Hugging Face config.json (path or its content); ConfigError for another architecture."""
+        where = "config.json" if isinstance(source, Mapping) else str(source)
+        table = source if isinstance(source, Mapping) else _read_json(Path(source))
+        if table.get("model_type", "llama") not in ("llama", "mistral"):
+            raise ConfigError(f"{where}: model_type is {table.get('model_type')!r}, expected 'llama'.")
+        for key in ("attention_bias", "mlp_bias"):
+            if table.get(key):
+                raise ConfigError(f"{where}: {key} is true; linear layers with a bias are not supported.")
+        if table.get("hidden_act", "silu") != "silu":
+            raise ConfigError(f"{where}: hidden_act is {table['hidden_act']!r}, expected 'silu'.")
+        if table.get("sliding_window") is not None and table.get("use_sliding_window", True):
+            raise ConfigError(f"{where}: sliding_window is {table['sliding_window']}; windowed attention is not supported.")
+        values = {name: table[name] for name in cls.__dataclass_fields__ if table.get(name) is not None}
+        rope = table.get("rope_parameters")  # transformers 5 keeps theta and scaling together
+        if isinstance(rope, Mapping):
+            values.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+            values.setdefault("rope_scaling", dict(rope))
+        for name in ("bos_token_id", "eos_token_id"):
+            if isinstance(values.get(name), list):
+                values[name] = values[name][0]
+        try:
+            return from_table(cls, values, "model")
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of a config.json that transformers reads."""
+        if self.rope_frequency_factors is not None:
+            raise ConfigError("config.json has no place for the rotary frequency factors of this GGUF model.")
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            **{
+                name: getattr(self, name) for name in self.__dataclass_fields__ if name != "rope_frequency_factors"
+            },
+        }
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], *, tie_word_embeddings: bool) -> LLaMAConfig:
+        """From GGUF metadata (keys `llama.*`); ConfigError for another architecture or scaling that is not supported."""
+        architecture = metadata.get("general.architecture")
+        if architecture != "llama":
+            raise ConfigError(f"general.architecture is {architecture!r}, expected 'llama'.")
+        if metadata.get("llama.expert_count"):
+            raise ConfigError(f"llama.expert_count is {metadata['llama.expert_count']}; mixtures of experts are not supported.")
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        keys = {
+            "hidden_size": "llama.embedding_length",
+            "intermediate_size": "llama.feed_forward_length",
+            "num_hidden_layers": "llama.block_count",
+            "num_attention_heads": "llama.attention.head_count",
+            "num_key_value_heads": "llama.attention.head_count_kv",
+            "head_dim": "llama.attention.key_length",
+            "max_position_embeddings": "llama.context_length",
+            "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
+            "rope_theta": "llama.rope.freq_base",
+            "vocab_size": "llama.vocab_size",
+            "bos_token_id": "tokenizer.ggml.bos_token_id",
+            "eos_token_id": "tokenizer.ggml.eos_token_id",
+        }
+        values: dict[str, Any] = {name: metadata[key] for name, key in keys.items() if metadata.get(key) is not None}
+        if "vocab_size" not in values and tokens is not None:
+            values["vocab_size"] = len(tokens)
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            if name not in values:
+                raise ConfigError(f"{keys[name]} is missing from the GGUF metadata.")
+        kind = metadata.get("llama.rope.scaling.type", "none")
+        if kind == "linear":
+            values["rope_scaling"] = {"rope_type": "linear", "factor": metadata.get("llama.rope.scaling.factor")}
+        elif kind != "none":
+            raise ConfigError(f"llama.rope.scaling.type is {kind!r}, expected 'none' or 'linear'.")
+        values["tie_word_embeddings"] = tie_word_embeddings
+        return from_table(cls, values, "model")
+
+    # ------------------------------------------------------------------ what follows from the shape
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight by Hugging Face name; `lm_head.weight` is absent where it is the embedding."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        q_size, kv_size = self.num_attention_heads * self._head_dim, self._kv_heads * self._head_dim
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        for i in range(self.num_hidden_layers):
+            prefix = f"model.layers.{i}"
+            shapes |= {
+                f"{prefix}.input_layernorm.weight": (hidden,),
+                f"{prefix}.self_attn.q_proj.weight": (q_size, hidden),
+                f"{prefix}.self_attn.k_proj.weight": (kv_size, hidden),
+                f"{prefix}.self_attn.v_proj.weight": (kv_size, hidden),
+                f"{prefix}.self_attn.o_proj.weight": (hidden, q_size),
+                f"{prefix}.post_attention_layernorm.weight": (hidden,),
+                f"{prefix}.mlp.gate_proj.weight": (inner, hidden),
+                f"{prefix}.mlp.up_proj.weight": (inner, hidden),
+                f"{prefix}.mlp.down_proj.weight": (hidden, inner),
+            }
+        shapes["model.norm.weight"] = (hidden,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes
+
+    @property
+    def _head_dim(self) -> int:
+        assert self.head_dim is not None  # set by __post_init__
+        return self.head_dim
+
+    @property
+    def _kv_heads(self) -> int:
+        assert self.num_key_value_heads is not None  # set by __post_init__
+        return self.num_key_value_heads
+
+    def num_parameters(self) -> int:
+        """The exact number of weights; a tied head counts once."""
+        return sum(math.prod(shape) for shape in self.parameter_shapes().values())
+
+    def num_block_linear_parameters(self) -> int:
+        """The weights of the block linears: those that QLoRA keeps in 4 bits."""
+        shapes = self.parameter_shapes()
+        return sum(math.prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2)
+
+    def num_lora_parameters(self, rank: int, target_modules: Iterable[str]) -> int:
+        """The weights of LoRA adapters of this rank on the named linears of every block."""
+        targets = set(target_modules)
+        unknown = sorted(targets - set(LINEAR_LAYERS))
+        if unknown:
+            raise ConfigError(f"target_modules: {unknown[0]!r} is no linear layer; {nearest(unknown[0], LINEAR_LAYERS)}")
+        shapes = self.parameter_shapes()
+        return sum(
+            rank * (shape[0] + shape[1])
+            for name, shape in shapes.items()
+            if ".layers." in name and len(shape) == 2 and name.split(".")[-2] in targets
+        )
+
+    def inverse_frequencies(self) -> np.ndarray:
+        """Rotary frequencies (head_dim / 2,), float64, scaled as the configuration says.
+
+        Su et al., "RoFormer", 2021 (arXiv 2104.09864); "linear" divides them by a factor; "llama3" divides the long
+        wavelengths, keeps the short ones and blends between (Meta's Llama 3.1 reference).
+        """
+        exponents = np.arange(0, self._head_dim, 2, dtype=np.float64) / self._head_dim
+        frequencies = self.rope_theta**-exponents
+        if self.rope_frequency_factors is not None:
+            return frequencies / np.asarray(self.rope_frequency_factors)
+        if self.rope_scaling is None:
+            return frequencies
+        factor = float(self.rope_scaling["factor"])
+        if self.rope_scaling.get("rope_type", self.rope_scaling.get("type")) == "linear":
+            return frequencies / factor
+        low, high = float(self.rope_scaling["low_freq_factor"]), float(self.rope_scaling["high_freq_factor"])
+        turns = self.rope_scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        return frequencies / factor * (1 - blend) + frequencies * blend
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a Hugging Face config.json.") from error
+    except ValueError as error:
+        raise FormatError(f"{path}: is not JSON ({error}).") from error
+    if not isinstance(table, dict):
+        raise FormatError(f"{path}: holds a JSON {type(table).__name__}, expected an object.")
+    return table

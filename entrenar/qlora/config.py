@@ -1,0 +1,40 @@
+"""QLoRAConfig: LoRA adapters over a base in 4 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from entrenar.config import check_dataclass, option
+from entrenar.lora.config import LoRAConfig
+
+if TYPE_CHECKING:
+    from entrenar.llama.model import LLaMAModel
+
+
+@dataclass
+class QLoRAConfig(LoRAConfig):
+    """QLoRA (Dettmers et al., 2023): the block linears in 4 bits, frozen, under LoRA adapters."""
+
+    quantize_4bit: bool = option(True, help="quantize the block linears that are not 4-bit yet")
+    quantize: str = option(
+        "auto",
+        help="4-bit format: auto keeps the codes that a file has and makes NF4 of the rest",
+        choices=("auto", "nf4", "int4"),
+    )
+    double_quantization: bool = option(True, help="keep the scales of NF4 in 8 bits")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_dataclass(self, "qlora")
+
+    @property
+    def lora(self) -> LoRAConfig:
+        """The adapters alone."""
+        return LoRAConfig(self.rank, self.alpha, self.dropout, list(self.target_modules), self.use_rslora)
+
+    def apply(self, model: LLaMAModel, seed: int = 0) -> None:
+        """Quantize what is not yet 4-bit and put adapters on the target modules, in place."""
+        from entrenar.qlora.convert import convert
+
+        convert(model, self, seed)
