@@ -87,3 +87,14 @@ def test_nothing_is_recorded_without_a_gradient():
     assert (Tensor([1.0]) + 1.0).grad_fn is None
     with autograd.no_grad():
         assert (random(3) * 2.0).grad_fn is None
+
+
+@pytest.mark.unit
+def test_operand_that_was_frozen_when_recorded_gets_no_gradient():
+    for left in (True, False):
+        x, frozen = random(3), random(3, requires_grad=False)
+        out = frozen * x if left else x * frozen
+        frozen.requires_grad = True  # too late for this graph
+        out.backward(np.ones(3))
+        assert frozen.grad is None
+        assert np.array_equal(x.grad.numpy(), frozen.numpy())
