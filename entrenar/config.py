@@ -206,18 +206,32 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def add_arguments(parser: argparse.ArgumentParser, cls: type[Any], defaults: Any = None) -> None:
-    """A flag for each field of a dataclass: the same name (with dashes), help and default; `defaults` is an instance."""
+def add_arguments(
+    parser: argparse.ArgumentParser, cls: type[Any], defaults: Any = None, names: Mapping[str, str] | None = None
+) -> None:
+    """A flag for each field of a dataclass: its name (with dashes, or as `names` says), help and default.
+
+    `defaults` is an instance whose values become the flags' defaults.
+    """
     hints = typing.get_type_hints(cls)
     for spec in fields(cls):
         default = getattr(defaults, spec.name) if defaults is not None else default_of(spec)
-        flag = "--" + spec.name.replace("_", "-")
+        name = (names or {}).get(spec.name, spec.name)
+        flag = "--" + name.replace("_", "-")
         help_text = describe(spec).rsplit("; default", 1)[0] + f" (default: {toml_value(default)})"
+        help_text = help_text.replace("%", "%%")
         hint = hints[spec.name]
         if hint is bool:
-            parser.add_argument(flag, default=default, action=argparse.BooleanOptionalAction, help=help_text)
+            parser.add_argument(flag, dest=name, default=default, action=argparse.BooleanOptionalAction, help=help_text)
         else:
-            parser.add_argument(flag, default=default, type=_argument_type(hint), metavar="VALUE", help=help_text)
+            parser.add_argument(
+                flag, dest=name, default=default, type=_argument_type(hint), metavar="VALUE", help=help_text
+            )
+
+
+def from_arguments(cls: type[T], arguments: argparse.Namespace, names: Mapping[str, str] | None = None) -> T:
+    """The dataclass from the flags that `add_arguments` made; ConfigError for a value out of range."""
+    return cls(**{f.name: getattr(arguments, (names or {}).get(f.name, f.name)) for f in fields(cls)})  # type: ignore[arg-type]
 
 
 def _argument_type(hint: Any) -> Callable[[str], Any]:

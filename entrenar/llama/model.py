@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from entrenar.llama.generate import LayerCache
+    from entrenar.llama.weights import Checkpoint
     from entrenar.lora import LoRAConfig
     from entrenar.qlora import QLoRAConfig
 
@@ -150,7 +151,11 @@ class LLaMAModel(Module):
 
     @staticmethod
     def from_pretrained(
-        path: str | Path, *, quantize: str | None = None, dtype: str = "float32", double_quantization: bool = True
+        path: str | Path | Checkpoint,
+        *,
+        quantize: str | None = None,
+        dtype: str = "float32",
+        double_quantization: bool = True,
     ) -> LLaMAModel:
         """Load a Hugging Face directory or a GGUF file, one tensor at a time; see `entrenar.llama.weights.load`."""
         from entrenar.llama.weights import load

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from entrenar.io.checkpoint import atomic_directory
 from entrenar.io.gguf import GGUFFile
 from entrenar.io.lazy import LazyTensor
 from entrenar.io.safetensors import open_safetensors_directory, save_sharded
+from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.budget import check_weights_fit
 from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.model import LLaMAModel
@@ -71,9 +73,11 @@ class Checkpoint:
         config: LLaMAConfig,
         tensors: Mapping[str, LazyTensor],
         row_orders: Mapping[str, np.ndarray] | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.config, self.tensors = path, config, tensors
         self.row_orders = row_orders or {}
+        self.metadata = metadata  # of a GGUF file
 
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
@@ -84,6 +88,10 @@ class Checkpoint:
         if not path.exists():
             raise FormatError(f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory.")
         return _open_gguf(path)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that comes with the weights."""
+        return Tokenizer.from_directory(self.path) if self.metadata is None else Tokenizer.from_gguf(self.metadata)
 
     def check(self) -> None:
         """Every weight the configuration names is there with its shape, and nothing is left over."""
@@ -131,7 +139,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     for i in range(config.num_hidden_layers):
         orders[f"model.layers.{i}.self_attn.q_proj.weight"] = q
         orders[f"model.layers.{i}.self_attn.k_proj.weight"] = k
-    return Checkpoint(path, config, tensors, orders)
+    return Checkpoint(path, config, tensors, orders, file.metadata)
 
 
 class _Loader:
@@ -196,9 +204,9 @@ def _rows(lazy: LazyTensor, shape: tuple[int, ...], order: np.ndarray | None) ->
 
 
 def load(
-    path: str | Path, *, quantize: str | None = None, dtype: str = "float32", double_quantization: bool = True
+    path: str | Path | Checkpoint, *, quantize: str | None = None, dtype: str = "float32", double_quantization: bool = True
 ) -> LLaMAModel:
-    """Load a GGUF file or a Hugging Face directory.
+    """Load a GGUF file or a Hugging Face directory, or one that `Checkpoint.open` opened.
 
     `quantize`: None keeps every weight in `dtype` ("float32" is trainable, "bfloat16" is frozen storage); "auto" keeps
     the 4-bit codes (Q4_0, Q4_1) that a GGUF file has and makes NF4 of the other block linears; "nf4" and "int4" force
@@ -210,7 +218,7 @@ def load(
         raise ConfigError(f"quantize={quantize!r} is unknown; choose None, 'auto', 'nf4' or 'int4'.")
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")
-    checkpoint = Checkpoint.open(path)
+    checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
     checkpoint.check()
     check_weights_fit(checkpoint.config, dtype=dtype, quantize=quantize)
     loader = _Loader(checkpoint, quantize, dtype, double_quantization)

@@ -1,15 +1,29 @@
-"""Optimizers and gradient clipping."""
+"""Optimizers, learning-rate schedules and gradient clipping."""
 
 from entrenar.optim.adam import Adam, AdamW
 from entrenar.optim.clip import clip_grad_norm, clip_grad_value
 from entrenar.optim.optimizer import Optimizer
+from entrenar.optim.schedule import (
+    ConstantLR,
+    CosineAnnealingLR,
+    ExponentialLR,
+    Schedule,
+    StepLR,
+    WarmupCosineLR,
+)
 from entrenar.optim.sgd import SGD
 
 __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "ExponentialLR",
     "Optimizer",
+    "Schedule",
+    "StepLR",
+    "WarmupCosineLR",
     "clip_grad_norm",
     "clip_grad_value",
 ]

@@ -1,0 +1,1 @@
+"""The command line: what a program does around its work."""

@@ -1,0 +1,169 @@
+"""TrainConfig: the sections of a training configuration file, each key read by the trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from entrenar.config import check_dataclass, from_table, load_toml, nearest, option
+from entrenar.errors import ConfigError
+from entrenar.llama.config import SECTIONS
+from entrenar.lora.config import LoRAConfig
+from entrenar.optim import (
+    SGD,
+    Adam,
+    AdamW,
+    ConstantLR,
+    CosineAnnealingLR,
+    ExponentialLR,
+    Optimizer,
+    Schedule,
+    StepLR,
+    WarmupCosineLR,
+)
+from entrenar.qlora.config import QLoRAConfig
+
+
+class Section:
+    """A section whose fields are checked when it is made."""
+
+    def __post_init__(self) -> None:
+        check_dataclass(self, SECTION_NAMES[type(self)])
+
+
+@dataclass
+class Training(Section):
+    """[training]: how long, how much at once, with which optimizer."""
+
+    steps: int = option(60, help="optimizer steps", minimum=1)
+    batch_size: int = option(1, help="rows that run through the model at once", minimum=1)
+    gradient_accumulation: int = option(1, help="batches whose gradients make one step", minimum=1)
+    sequence_length: int = option(512, help="length of a row", unit="tokens", minimum=2)
+    optimizer: str = option("adamw", help="update rule", choices=("adamw", "adam", "sgd"))
+    learning_rate: float = option(1e-3, help="peak learning rate", above=0)
+    weight_decay: float = option(0.0, help="decay of the weights in each step", minimum=0)
+    beta1: float = option(0.9, help="decay of Adam's mean of gradients", minimum=0, below=1)
+    beta2: float = option(0.999, help="decay of Adam's mean of squares", minimum=0, below=1)
+    eps: float = option(1e-8, help="added to the root in Adam's step", above=0)
+    momentum: float = option(0.9, help="momentum of sgd", minimum=0, below=1)
+    max_grad_norm: float = option(1.0, help="gradients are scaled down to this joint norm", above=0)
+    seed: int = option(0, help="seed of initial weights, data order and dropout", minimum=0)
+    threads: int = option(0, help="threads; 0 takes what the machine and environment say", minimum=0)
+    evaluate_every: int = option(0, help="steps between held-out evaluations; 0 is before and after only", minimum=0)
+    gradient_checkpointing: str = option(
+        "auto",
+        help="recompute blocks in backward to save memory: auto does so where the estimate does not fit",
+        choices=("auto", "on", "off"),
+    )
+
+
+@dataclass
+class LRSchedule(Section):
+    """[lr_schedule]: the learning rate over the steps."""
+
+    name: str = option(
+        "warmup_cosine",
+        help="shape",
+        choices=("constant", "step", "exponential", "cosine", "warmup_cosine"),
+    )
+    warmup_steps: int = option(5, help="steps of linear warmup (constant and warmup_cosine)", minimum=0)
+    min_lr: float = option(0.0, help="learning rate at the end (cosine and warmup_cosine)", minimum=0)
+    step_size: int = option(30, help="steps between decays (step)", minimum=1)
+    gamma: float = option(0.1, help="factor of a decay (step and exponential)", above=0)
+
+
+@dataclass
+class Data(Section):
+    """[data]: what is learned."""
+
+    path: str | None = option(None, help="examples, .jsonl or .json; unset is the standard library's documentation")
+    held_out_fraction: float = option(0.02, help="share of the examples kept for evaluation", above=0, below=1)
+    max_examples: int = option(0, help="use at most this many examples; 0 is all", minimum=0)
+    packing: bool = option(True, help="put several examples into one row")
+    train_on_prompt: bool = option(False, help="train on the prompts too, not only on the answers")
+
+
+@dataclass
+class Checkpointing(Section):
+    """[checkpointing]: what is written, and how often."""
+
+    directory: str = option("outputs/run", help="folder for the result, metrics.csv and checkpoints")
+    every: int = option(0, help="steps between checkpoints; 0 writes none", minimum=0)
+    resume: bool = option(False, help="continue from the checkpoint in the directory, to the same bits")
+
+
+@dataclass
+class TrainConfig:
+    """A whole run. `lora` and `qlora` are None where the file has no such section: then every weight is trained."""
+
+    training: Training = field(default_factory=Training)
+    lr_schedule: LRSchedule = field(default_factory=LRSchedule)
+    data: Data = field(default_factory=Data)
+    checkpointing: Checkpointing = field(default_factory=Checkpointing)
+    lora: LoRAConfig | None = None
+    qlora: QLoRAConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.lora is not None and self.qlora is not None:
+            raise ConfigError("[lora] and [qlora] are both there; keep one.")
+        if self.lr_schedule.name == "warmup_cosine" and self.lr_schedule.warmup_steps > self.training.steps:
+            raise ConfigError(
+                f"lr_schedule.warmup_steps: is {self.lr_schedule.warmup_steps}, expected at most training.steps = "
+                f"{self.training.steps}."
+            )
+
+    @property
+    def adapter(self) -> LoRAConfig | None:
+        """The adapters to train, or None for full fine-tuning."""
+        return self.qlora or self.lora
+
+    @staticmethod
+    def from_file(path: str | Path) -> TrainConfig:
+        """The training sections of a TOML file ([model] is LLaMAConfig's); ConfigError naming file, section and key."""
+        table = load_toml(path)
+        sections: dict[str, Any] = {}
+        for name, content in table.items():
+            if name not in SECTIONS:
+                raise ConfigError(f"{path}: [{name}] is no known section; {nearest(name, SECTIONS)}")
+            if name == "model":
+                continue
+            try:
+                sections[name] = from_table(SECTION_TYPES[name], content, name)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from error
+        return TrainConfig(**sections)
+
+    def make_optimizer(self, parameters: Any) -> Optimizer:
+        """The optimizer of [training] over (name, tensor) pairs."""
+        t = self.training
+        if t.optimizer == "sgd":
+            return SGD(parameters, lr=t.learning_rate, momentum=t.momentum, weight_decay=t.weight_decay)
+        kind = AdamW if t.optimizer == "adamw" else Adam
+        return kind(
+            parameters, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay
+        )
+
+    def make_schedule(self, optimizer: Optimizer) -> Schedule:
+        """The schedule of [lr_schedule]."""
+        s, steps = self.lr_schedule, self.training.steps
+        if s.name == "constant":
+            return ConstantLR(optimizer, s.warmup_steps)
+        if s.name == "step":
+            return StepLR(optimizer, s.step_size, s.gamma)
+        if s.name == "exponential":
+            return ExponentialLR(optimizer, s.gamma)
+        if s.name == "cosine":
+            return CosineAnnealingLR(optimizer, steps, s.min_lr)
+        return WarmupCosineLR(optimizer, s.warmup_steps, steps, s.min_lr)
+
+
+SECTION_TYPES: dict[str, type] = {
+    "training": Training,
+    "lr_schedule": LRSchedule,
+    "data": Data,
+    "checkpointing": Checkpointing,
+    "lora": LoRAConfig,
+    "qlora": QLoRAConfig,
+}
+SECTION_NAMES = {kind: name for name, kind in SECTION_TYPES.items()}

@@ -1,0 +1,44 @@
+"""Held-out loss and perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from entrenar.autograd import no_grad
+from entrenar.data import Batch
+from entrenar.errors import NumericsError
+from entrenar.llama.model import LLaMAModel
+from entrenar.lora.adapter import set_training
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy (nats a trained token) over `tokens` targets."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+def evaluate(model: LLaMAModel, batches: Iterable[Batch]) -> Evaluation:
+    """The mean loss over all targets of `batches`, without dropout; NumericsError where it is not finite or empty."""
+    total, tokens = 0.0, 0
+    set_training(model, False)
+    try:
+        with no_grad():
+            for batch in batches:
+                loss = model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, reduction="sum")
+                total += loss.item()
+                tokens += batch.trained_tokens
+    finally:
+        set_training(model, True)
+    if not tokens:
+        raise NumericsError("The held-out set has no trained tokens; hold out more examples.")
+    if not math.isfinite(total):
+        raise NumericsError(f"The held-out loss is {total}; the weights hold values that are not finite.")
+    return Evaluation(total / tokens, tokens)

@@ -1,0 +1,91 @@
+"""What a run shows and records: the table at its start, the progress bar, metrics.csv, the result."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from entrenar.io.checkpoint import atomic_file
+from entrenar.train.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from entrenar.train.trainer import StepReport
+
+PLAIN_EVERY = 5  # steps between lines where the output is no terminal
+COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens", "trained_tokens", "seconds", "held_out_loss")
+
+
+def facts(console: Console, title: str, rows: dict[str, str]) -> None:
+    """A two-column table."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB."""
+    return f"{size / 2**30:.2f} GiB"
+
+
+class StepDisplay:
+    """A progress bar with loss, tokens/s and time left; lines every few steps where the output is no terminal."""
+
+    def __init__(self, console: Console, progress: Progress, task: TaskID, total: int) -> None:
+        self.console, self.progress, self.task, self.total = console, progress, task, total
+        self.tokens, self.seconds = 0, 0.0
+
+    def __call__(self, report: StepReport) -> None:
+        self.tokens += report.tokens
+        self.seconds += report.seconds
+        rate = self.tokens / self.seconds
+        text = f"loss {report.loss:.4f}  {rate:6.1f} tokens/s"
+        self.progress.update(self.task, completed=report.step, description=text)
+        if not self.console.is_terminal and (report.step % PLAIN_EVERY == 0 or report.step in (1, 3, self.total)):
+            left = (self.total - report.step) * report.tokens / rate
+            self.console.print(f"step {report.step}/{self.total}  {text}  {left:4.0f} s left")
+        if report.held_out is not None:
+            self.console.print(f"step {report.step}: held-out loss {report.held_out.loss:.4f}")
+
+
+@contextmanager
+def steps(console: Console, total: int, done: int) -> Iterator[StepDisplay]:
+    """The display of the training steps."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("training", total=total, completed=done)
+        yield StepDisplay(console, progress, task, total)
+
+
+def write_metrics(path: Path, reports: list[StepReport]) -> None:
+    """One line a step; losses and rates with all their digits."""
+    with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for r in reports:
+            held_out = repr(r.held_out.loss) if r.held_out else ""
+            writer.writerow(
+                [r.step, repr(r.loss), repr(r.learning_rate), repr(r.grad_norm), r.tokens, r.trained_tokens]
+                + [f"{r.seconds:.4f}", held_out]
+            )
+
+
+def comparison(console: Console, before: Evaluation, after: Evaluation) -> None:
+    """Held-out loss and perplexity before and after."""
+    table = Table(title=f"Held-out ({before.tokens} tokens)", title_justify="left")
+    for heading in ("", "before", "after", "change"):
+        table.add_column(heading, justify="right")
+    change = (after.loss / before.loss - 1) * 100
+    table.add_row("loss", f"{before.loss:.4f}", f"{after.loss:.4f}", f"{change:+.1f} %")
+    change = (after.perplexity / before.perplexity - 1) * 100
+    table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}", f"{change:+.1f} %")
+    console.print(table)

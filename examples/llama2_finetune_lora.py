@@ -1,0 +1,14 @@
+"""Fine-tune a real pretrained LLaMA with LoRA over a float32 or bfloat16 base, on this machine's CPUs.
+
+    python examples/llama2_finetune_lora.py
+    python examples/llama2_finetune_lora.py --dtype bfloat16 --rank 8 --target-modules q_proj,v_proj
+
+The adapter that is written loads in PEFT.
+"""
+
+from entrenar.cli.finetune import main
+from entrenar.cli.run import run
+from entrenar.lora import LoRAConfig
+
+if __name__ == "__main__":
+    run(lambda: main(LoRAConfig(rank=16, alpha=32.0, target_modules=["all-linear"]), "outputs/lora", __doc__))

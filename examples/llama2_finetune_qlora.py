@@ -1,0 +1,14 @@
+"""Fine-tune a real pretrained LLaMA with QLoRA on this machine's CPUs: by default SmolLM2-135M on Python's documentation.
+
+    python examples/llama2_finetune_qlora.py
+    python examples/llama2_finetune_qlora.py --model DIRECTORY_OR_GGUF --data my_examples.jsonl --steps 200
+
+The base stays in 4 bits (a GGUF file's own codes are kept); the adapter that is written loads in PEFT.
+"""
+
+from entrenar.cli.finetune import main
+from entrenar.cli.run import run
+from entrenar.qlora import QLoRAConfig
+
+if __name__ == "__main__":
+    run(lambda: main(QLoRAConfig(rank=16, alpha=32.0, target_modules=["all-linear"]), "outputs/qlora", __doc__))
