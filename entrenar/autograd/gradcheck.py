@@ -16,11 +16,12 @@ STEP = 1e-3
 TINY = 1e-12
 
 
-def _projection(run: Callable[..., Tensor], arrays: Sequence[np.ndarray], weights: np.ndarray | None) -> float:
+def _projection(run: Callable[..., Tensor], arrays: Sequence[np.ndarray], weights: np.ndarray) -> float:
     """<weights, run(arrays)>, summed in float64."""
     with no_grad():
         out = run(*[Tensor(array) for array in arrays]).numpy().astype(np.float64)
-    return float(np.sum(out * weights))
+    with np.errstate(invalid="ignore"):  # a NaN makes the error NaN, which is no pass
+        return float(np.sum(out * weights))
 
 
 def numeric_gradient(

@@ -40,16 +40,14 @@ class Adam(Optimizer):
         for i, beta in enumerate(group["betas"]):
             check_range(self.name, f"betas[{i}]", beta, 0, 1)
 
-    def update(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            state.update(
-                step=0, exp_avg=update.zeros_like(parameter), exp_avg_sq=update.zeros_like(parameter)
-            )
+            state.update(step=0, exp_avg=update.zeros_like(parameter), exp_avg_sq=update.zeros_like(parameter))
         state["step"] += 1
         beta1, beta2 = group["betas"]
         update.adam_step(
             parameter,
-            parameter.grad,
+            gradient,
             state["exp_avg"],
             state["exp_avg_sq"],
             state["step"],

@@ -10,9 +10,7 @@ from entrenar.optim import update
 from entrenar.optim.optimizer import Parameters, check_range, named
 
 
-def clip_grad_norm(
-    parameters: Tensor | Parameters, max_norm: float, error_if_nonfinite: bool = True
-) -> float:
+def clip_grad_norm(parameters: Tensor | Parameters, max_norm: float, error_if_nonfinite: bool = True) -> float:
     """Scale all gradients in place so that their joint 2-norm is at most `max_norm`; returns the norm before.
 
     `parameters`: Tensors or (name, Tensor) pairs; a tied one counts once, one without a gradient not at all. The norm
@@ -30,7 +28,8 @@ def clip_grad_norm(
         squares = update.sum_squares(tensor.grad)
         if error_if_nonfinite and not math.isfinite(squares):
             raise NumericsError(
-                f"The gradient of {name} has the norm {math.sqrt(squares)}; lower the learning rate or look for a bad example."
+                f"The gradient of {name} has the norm {math.sqrt(squares)}, expected a finite one; "
+                "lower the learning rate or look for a bad example."
             )
         total += squares
         gradients.append(tensor.grad)

@@ -21,7 +21,9 @@ def named(parameters: Tensor | Parameters) -> Iterator[tuple[str, Tensor]]:
         pair = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
         name, tensor = item if pair else (f"parameter {i}", item)
         if not isinstance(tensor, Tensor):
-            raise ConfigError(f"Expected Tensors or (name, Tensor) pairs as parameters; {name} is {type(tensor).__name__}.")
+            raise ConfigError(
+                f"Expected Tensors or (name, Tensor) pairs as parameters; {name} is {type(tensor).__name__}."
+            )
         if id(tensor) not in seen:
             seen.add(id(tensor))
             yield name, tensor
@@ -60,7 +62,7 @@ class Optimizer:
     def check(self, group: dict[str, Any]) -> None:
         raise NotImplementedError
 
-    def update(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         raise NotImplementedError
 
     def _add_group(self, group: Any, seen: set[int]) -> None:
@@ -106,8 +108,9 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient, in place."""
         for position, _, tensor, group in self._parameters():
-            if tensor.grad is not None:
-                self.update(tensor, self.state.setdefault(position, {}), group)
+            gradient = tensor.grad
+            if gradient is not None:
+                self.update(tensor, gradient, self.state.setdefault(position, {}), group)
 
     def zero_grad(self) -> None:
         """Forget every gradient (they become None, and their memory is free)."""
@@ -129,17 +132,21 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from what `state_dict()` gave; arrays are copied.
 
-        Raises ConfigError where names, options or array shapes are not those of this optimizer; nothing is changed then.
+        Raises ConfigError, and changes nothing, where names, options or array shapes are not this optimizer's.
         """
         if not {"param_groups", "state"} <= set(state_dict):
-            raise ConfigError(f"{self.name}: a state has the keys 'param_groups' and 'state', not {sorted(state_dict)}.")
+            raise ConfigError(
+                f"{self.name}: a state has the keys 'param_groups' and 'state', not {sorted(state_dict)}."
+            )
         groups = self._checked_groups(state_dict["param_groups"])
         tensors = {position: (name, tensor) for position, name, tensor, _ in self._parameters()}
         state: dict[int, dict[str, Any]] = {}
         for key, entry in state_dict["state"].items():
             position = int(key)
             if position not in tensors:
-                raise ConfigError(f"{self.name}: the state has parameter {key}, but there are {len(tensors)} parameters.")
+                raise ConfigError(
+                    f"{self.name}: the state has parameter {key}, but there are {len(tensors)} parameters."
+                )
             state[position] = {name: self._loaded(name, value, *tensors[position]) for name, value in entry.items()}
         self.state = state
         for group, options in zip(self.param_groups, groups, strict=True):

@@ -45,13 +45,13 @@ class SGD(Optimizer):
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ConfigError("SGD: Nesterov momentum needs a momentum above 0 and no dampening.")
 
-    def update(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         first = "momentum_buffer" not in state
         if group["momentum"] and first:
             state["momentum_buffer"] = update.zeros_like(parameter)
         update.sgd_step(
             parameter,
-            parameter.grad,
+            gradient,
             state["momentum_buffer"] if group["momentum"] else None,
             lr=group["lr"],
             momentum=group["momentum"],

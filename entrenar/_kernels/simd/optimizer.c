@@ -1,8 +1,6 @@
 // The tail of a run goes through the same vector code, padded, so that where a run is cut never changes a bit.
 #include "simd/optimizer.h"
-#include "simd/vec.h"
-
-typedef double vd __attribute__((vector_size(8 * VLEN)));
+#include "simd/double.h"
 
 INLINE void sgd_step(vf *p, vf *buffer, vf g, const sgd_options *o) {
     g += *p * o->weight_decay;
@@ -56,14 +54,16 @@ static void adam(float *p, float *m, float *v, const float *g, ptrdiff_t n, cons
 
 // squares in float64: the square of a large fp32 gradient overflows fp32
 static double sum_squares(const float *x, ptrdiff_t n) {
-    vd s = {0};
+    vd s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
     ptrdiff_t i = 0;
-    for (; i + VLEN <= n; i += VLEN) {
-        vd wide = __builtin_convertvector(vload(x + i), vd);
-        s += wide * wide;
+    for (; i + 4 * DLEN <= n; i += 4 * DLEN) {
+        vd x0 = vload_double(x + i), x1 = vload_double(x + i + DLEN);
+        vd x2 = vload_double(x + i + 2 * DLEN), x3 = vload_double(x + i + 3 * DLEN);
+        s0 += x0 * x0, s1 += x1 * x1, s2 += x2 * x2, s3 += x3 * x3;
     }
+    s0 = (s0 + s1) + (s2 + s3);
     double total = 0;
-    for (int lane = 0; lane < VLEN; lane++) total += s[lane];
+    for (int lane = 0; lane < DLEN; lane++) total += s0[lane];
     for (; i < n; i++) total += (double)x[i] * x[i];
     return total;
 }

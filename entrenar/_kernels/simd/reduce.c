@@ -1,21 +1,21 @@
 // Sums accumulate in float64 (memory is the bottleneck, the conversion is free), those over rows by short fp32 blocks.
 #include "simd/reduce.h"
-#include "simd/vec.h"
+#include "simd/double.h"
 
 #define ROW_BLOCK 16  // rows added in fp32 before they go to float64
 
-typedef double vd __attribute__((vector_size(8 * VLEN)));
-
 static double sum(const float *x, ptrdiff_t n) {
-    vd s0 = {0}, s1 = {0};
+    vd s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
     ptrdiff_t i = 0;
-    for (; i + 2 * VLEN <= n; i += 2 * VLEN) {
-        s0 += __builtin_convertvector(vload(x + i), vd);
-        s1 += __builtin_convertvector(vload(x + i + VLEN), vd);
+    for (; i + 4 * DLEN <= n; i += 4 * DLEN) {
+        s0 += vload_double(x + i);
+        s1 += vload_double(x + i + DLEN);
+        s2 += vload_double(x + i + 2 * DLEN);
+        s3 += vload_double(x + i + 3 * DLEN);
     }
-    s0 += s1;
+    s0 = (s0 + s1) + (s2 + s3);
     double total = 0;
-    for (int lane = 0; lane < VLEN; lane++) total += s0[lane];
+    for (int lane = 0; lane < DLEN; lane++) total += s0[lane];
     for (; i < n; i++) total += x[i];
     return total;
 }

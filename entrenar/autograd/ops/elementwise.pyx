@@ -50,21 +50,25 @@ cdef class BinaryNode(Node):
     cdef Binary op
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor a = <Tensor> self.inputs[0], b = <Tensor> self.inputs[1], quotient
+        cdef Tensor a = <Tensor> self.inputs[0], b = <Tensor> self.inputs[1], quotient, divisor
         if self.op == ADD or self.op == SUB:
             if a.needs_grad:
                 _pass_on(a, grad, 1)
             if b.needs_grad:
                 _pass_on(b, grad, 1 if self.op == ADD else -1)
             return 0
-        if a.needs_grad:  # d(a b)/da = b, d(a / b)/da = 1 / b
-            _send(a, self.op, grad, b, 1)
-        if b.needs_grad and self.op == MUL:
-            _send(b, MUL, grad, a, 1)
-        elif b.needs_grad:  # d(a / b)/db = -(a / b) / b
+        # a factor was saved only where the other operand wanted a gradient
+        if a.needs_grad and self.saved[1] is not None:  # d(a b)/da = b, d(a / b)/da = 1 / b
+            _send(a, self.op, grad, <Tensor> self.saved[1])
+        if not b.needs_grad or self.saved[0] is None:
+            return 0
+        if self.op == MUL:
+            _send(b, MUL, grad, <Tensor> self.saved[0])
+        else:  # d(a / b)/db = -(a / b) / b
+            divisor = <Tensor> self.saved[1]
             quotient = new_like(grad)
-            _apply(DIV, quotient, a, b, False)
-            _apply(DIV, quotient, quotient, b, False)
+            _apply(DIV, quotient, <Tensor> self.saved[0], divisor, False)
+            _apply(DIV, quotient, quotient, divisor, False)
             _apply(MUL, quotient, quotient, grad, False)
             _pass_on(b, quotient, -1)
         return 0
@@ -84,8 +88,8 @@ cdef int _pass_on(Tensor input, Tensor gradient, int sign) except -1:
     return 0
 
 
-cdef int _send(Tensor input, Binary op, Tensor grad, Tensor other, int sign) except -1:
-    """Give sign * (grad op other) to `input`."""
+cdef int _send(Tensor input, Binary op, Tensor grad, Tensor other) except -1:
+    """Give (grad op other) to `input`, summed over the axes along which it was broadcast."""
     cdef bint accumulate
     cdef Tensor target
     if same_shape(input, grad):
@@ -94,7 +98,7 @@ cdef int _send(Tensor input, Binary op, Tensor grad, Tensor other, int sign) exc
         return 0
     target = new_like(grad)
     _apply(op, target, grad, other, False)
-    return sum_to(input, target, sign)
+    return sum_to(input, target, 1)
 
 
 cdef class NegNode(Node):
@@ -111,7 +115,10 @@ cdef Tensor _binary(Binary op, object x, object y, str name):
     if wants_grad(a) or wants_grad(b):
         node = BinaryNode.__new__(BinaryNode)
         node.op = op
-        record(out, node, (a, b), () if op == ADD or op == SUB else (a, b))
+        if op == ADD or op == SUB:
+            record(out, node, (a, b), ())
+        else:
+            record(out, node, (a, b), (a if b.needs_grad else None, b if a.needs_grad or op == DIV else None))
     return out
 
 

@@ -58,7 +58,9 @@ CASES += [
     Case("add", "the same tensor twice", normal((7, 5)), lambda x: x + x, lambda x: x + x, 0.0),
     Case("mul", "python number", normal((7, 5)), lambda x: 3 * x, lambda x: 3 * x, 6e-8),
     Case("sub", "number minus tensor", normal((7, 5)), lambda x: 1.5 - x, lambda x: 1.5 - x, 6e-8),
-    Case("div", "number by tensor", lambda rng: divisors((1,), (7, 5))(rng)[1:], lambda x: 2 / x, lambda x: 2 / x, 6e-8),
+    Case(
+        "div", "number by tensor", lambda rng: divisors((1,), (7, 5))(rng)[1:], lambda x: 2 / x, lambda x: 2 / x, 6e-8
+    ),
     Case("add", "zeros", lambda rng: [np.zeros((4, 9), np.float32)] * 2, autograd.add, np.add, 0.0),
     Case("neg", "scalar", normal(()), autograd.neg, np.negative, 0.0),
     Case("neg", "5x7", normal((5, 7)), autograd.neg, np.negative, 0.0),
