@@ -32,12 +32,38 @@ cdef bint wants_grad(Tensor t) noexcept:
     return recording_off == 0 and t is not None and t.needs_grad
 
 
+cdef tuple _without_memory(tuple inputs, tuple saved):
+    """`inputs`, where a computed tensor that is not saved is replaced by its shape and origin: its memory can go."""
+    cdef Tensor tensor, shell
+    cdef list kept = []
+    cdef bint changed = False
+    for item in inputs:
+        tensor = item
+        if tensor is not None and tensor.node is not None and not _holds(saved, tensor):
+            shell = alias(tensor)
+            shell.storage = None
+            shell.data = NULL
+            shell.node = tensor.node
+            shell.needs_grad = True
+            item = shell
+            changed = True
+        kept.append(item)
+    return tuple(kept) if changed else inputs
+
+
+cdef bint _holds(tuple saved, Tensor tensor):
+    for item in saved:
+        if item is tensor:
+            return True
+    return False
+
+
 cdef Tensor record(Tensor out, Node node, tuple inputs, tuple saved):
     """Make `node` the origin of `out`. A saved `out` is replaced by an alias: the graph holds no cycle."""
     global last_sequence
     last_sequence += 1
     node.sequence = last_sequence
-    node.inputs = inputs
+    node.inputs = _without_memory(inputs, saved)
     for item in saved:
         if item is out:
             saved = tuple([alias(out) if item is out else item for item in saved])
