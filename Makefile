@@ -1,18 +1,56 @@
 # Every developer command. `make help` lists them.
 PYTHON ?= python
+# The script, not `python -m pytest`: that would put this folder, with its uncompiled sources, before the installed package.
+PYTEST = "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/pytest"
+FUZZ_RUNS ?= 1000000
+FUZZ_GRAPH_RUNS ?= 100000
 .DEFAULT_GOAL := help
 
-.PHONY: help build gradients clean
+.PHONY: help build install test test-peers lint format gradients bench llama-fuzz fuzz-check clean
+
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-build:  ## compile the extensions in place
+build:  ## compile the extensions in place (for work on the sources)
 	$(PYTHON) setup.py -q build_ext --inplace
 
-gradients:  ## print every op's gradient error against finite differences
+install:  ## install the package with what its tests need
+	$(PYTHON) -m pip install -q '.[test]'
+
+test: install  ## install and run the tests
+	$(PYTEST)
+
+test-peers:  ## also install PyTorch, transformers, PEFT and bitsandbytes, and run the tests with them
+	$(PYTHON) -m pip install -q torch==2.13.0
+	$(PYTHON) -m pip install -q '.[test,peers]'
+	$(PYTEST)
+
+lint:  ## ruff, mypy, and no performance hints from Cython
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) scripts/check_cython.py
+
+format:  ## let ruff format and sort imports
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+gradients: build  ## print the finite-difference error of every op's cases
 	$(PYTHON) -m tests.kernels.gradient_table
 
+bench:  ## compare matrix multiplication and attention with PyTorch in one run (needs the peers extra)
+	$(PYTHON) benchmarks/kernels.py
+
+llama-fuzz:  ## fuzz configurations and op graphs (FUZZ_RUNS, FUZZ_GRAPH_RUNS)
+	$(PYTHON) -m pip install -q '.[fuzz]'
+	$(PYTHON) fuzz/parameter_calc.py -runs=$(FUZZ_RUNS)
+	$(PYTHON) fuzz/lora_config.py -runs=$(FUZZ_RUNS)
+	$(PYTHON) fuzz/tensor_ops.py -runs=$(FUZZ_GRAPH_RUNS)
+
+fuzz-check:  ## show that each fuzz target finds a bug planted in Python and one planted in a kernel
+	$(PYTHON) scripts/plant_bugs.py
+
 clean:  ## remove everything that a build or a test run made
-	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache fuzz/corpus
 	find entrenar -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

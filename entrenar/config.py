@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import sys
 import types
 import typing
@@ -132,6 +133,8 @@ def check_value(value: Any, spec: Field[Any], where: str) -> Any:
         hint = nearest(value, map(str, choices)) if isinstance(value, str) else f"expected one of {tuple(choices)}."
         raise ConfigError(f"{where}: is {value!r}; {hint}")
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: is {value}, expected a finite number.")
         tests: tuple[tuple[str, Callable[[float], bool], str], ...] = (
             ("minimum", lambda limit: value >= limit, "at least"),
             ("above", lambda limit: value > limit, "more than"),

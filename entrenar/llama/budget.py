@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 from entrenar.errors import MemoryBudgetError
 from entrenar.llama.config import LLaMAConfig
 
-BYTES = {"float32": 4.0, "bfloat16": 2.0}
+BYTES = {"float32": 4, "bfloat16": 2}
 # codes, then scales: NF4 with an 8-bit absmax per 64 and an fp32 one per 256 of those; Q4_1 with two fp16 per 32
-BYTES_4BIT = {"nf4": 0.5 + (1 + 4 / 256) / 64, "int4": 20 / 32}
+BYTES_4BIT = {"nf4": Fraction(1, 2) + (1 + Fraction(4, 256)) / 64, "int4": Fraction(20, 32)}
 CGROUP_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
