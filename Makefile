@@ -32,8 +32,8 @@ lint:  ## ruff, mypy, and no performance hints from Cython
 	$(PYTHON) scripts/check_cython.py
 
 format:  ## let ruff format and sort imports
-	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
 
 gradients: build  ## print the finite-difference error of every op's cases
 	$(PYTHON) -m tests.kernels.gradient_table

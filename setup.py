@@ -88,7 +88,19 @@ class BuildExt(build_ext):
 
         def compile_one(job: tuple[Path, Path, list[str]]) -> None:
             source, target, flags = job
-            command = [*compiler, "-O3", "-g0", *COMMON, *flags, "-I", str(KERNELS), "-c", str(source), "-o", str(target)]
+            command = [
+                *compiler,
+                "-O3",
+                "-g0",
+                *COMMON,
+                *flags,
+                "-I",
+                str(KERNELS),
+                "-c",
+                str(source),
+                "-o",
+                str(target),
+            ]
             print(" ".join(command))
             subprocess.run(command, check=True)
 

@@ -1,4 +1,4 @@
-"""One definition of a configuration: a dataclass whose fields say help, unit and range gives TOML keys, flags and help."""
+"""One definition of a configuration: dataclass fields that say help, unit and range give TOML keys, flags and help."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def option(
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """", did you mean 'x'?" for the closest valid name, or the list of them."""
+    """ ", did you mean 'x'?" for the closest valid name, or the list of them."""
     names = list(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(names))}."
@@ -64,7 +64,7 @@ def load_toml(path: str | Path) -> dict[str, Any]:
 
 
 def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
-    """The dataclass from a table of its keys; ConfigError, naming `where` and the key, for anything that does not fit."""
+    """The dataclass from a table of its keys; ConfigError, naming `where` and the key, for whatever does not fit."""
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where}: is {table!r}, expected a table of keys.")
@@ -153,7 +153,11 @@ def check_dataclass(config: Any, where: str) -> None:
     for spec in fields(config):
         value = getattr(config, spec.name)
         if not is_dataclass(value):
-            object.__setattr__(config, spec.name, check_value(convert(value, hints[spec.name], f"{where}.{spec.name}"), spec, f"{where}.{spec.name}"))
+            object.__setattr__(
+                config,
+                spec.name,
+                check_value(convert(value, hints[spec.name], f"{where}.{spec.name}"), spec, f"{where}.{spec.name}"),
+            )
 
 
 def describe(spec: Field[Any]) -> str:
@@ -241,7 +245,7 @@ def _argument_type(hint: Any) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         arguments = typing.get_args(hint)
         if typing.get_origin(hint) in (list, tuple):
-            return [_scalar(part.strip(), (str,) if not arguments else arguments) for part in text.split(",")]
+            return [_scalar(part.strip(), arguments or (str,)) for part in text.split(",")]
         return _scalar(text, arguments or (hint,))
 
     return parse

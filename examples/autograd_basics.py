@@ -1,6 +1,6 @@
 """Tensors, the tape, and a small network that learns XOR: the autograd in twenty lines.
 
-    python examples/autograd_basics.py
+python examples/autograd_basics.py
 """
 
 import numpy as np

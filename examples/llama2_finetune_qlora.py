@@ -1,4 +1,4 @@
-"""Fine-tune a real pretrained LLaMA with QLoRA on this machine's CPUs: by default SmolLM2-135M on Python's documentation.
+"""Fine-tune a real pretrained LLaMA with QLoRA on CPUs: by default SmolLM2-135M on Python's documentation.
 
     python examples/llama2_finetune_qlora.py
     python examples/llama2_finetune_qlora.py --model DIRECTORY_OR_GGUF --data my_examples.jsonl --steps 200

@@ -139,7 +139,22 @@ def linear(a: Value, w: Value) -> Value:
 # ---------------------------------------------------------------------- random graphs
 SHAPES: list[tuple[int, ...]] = [(), (1,), (5,), (3, 1), (3, 5), (2, 3, 5), (2, 1, 5), (17,), (4, 33)]
 UNARY = ["relu", "sigmoid", "tanh", "silu", "exp"]
-KINDS = ["add", "sub", "mul", "div", "residual", "neg", "reduce", "move", "join", "checkpoint", *UNARY, "softmax", "rms_norm", "linear"]
+KINDS = [
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "residual",
+    "neg",
+    "reduce",
+    "move",
+    "join",
+    "checkpoint",
+    *UNARY,
+    "softmax",
+    "rms_norm",
+    "linear",
+]
 MOST_ELEMENTS = 500
 LEAST_MEAN_SQUARE = 0.05  # below, rms_norm's gain makes rounding errors large
 MOST_MAGNITUDE = 50.0  # squares of squares leave float32's precision
@@ -201,7 +216,9 @@ def structural(choose: Choose, kind: str, t: Tensor, v: Value) -> Pair:
         return getattr(autograd, op)(t, axis, keepdims), reduction(op, v, axis, keepdims)
     if kind == "join":
         axis = choose(t.ndim)
-        return autograd.concatenate([t, t * 2.0, t], axis), joined([v, binary("mul", v, Value(np.float64(2.0))), v], axis)
+        return autograd.concatenate([t, t * 2.0, t], axis), joined(
+            [v, binary("mul", v, Value(np.float64(2.0))), v], axis
+        )
     how = ["transpose", "flip", "flatten", "last", "new"][choose(5)]
     if how == "transpose":
         return t.T, moved(v, np.transpose)

@@ -21,6 +21,14 @@ def fuzz(name: str, target: Callable[[bytes], None]) -> None:
     """Run libFuzzer on `target` with the corpus folder of `name`; a crash is an exception that the target lets out."""
     folder = CORPUS / name
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = [sys.argv[0], str(folder), "-print_final_stats=1", "-max_len=256", "-len_control=0", "-timeout=60", *sys.argv[1:]]
+    arguments = [
+        sys.argv[0],
+        str(folder),
+        "-print_final_stats=1",
+        "-max_len=256",
+        "-len_control=0",
+        "-timeout=60",
+        *sys.argv[1:],
+    ]
     atheris.Setup(arguments, target)
     atheris.Fuzz()

@@ -1,6 +1,6 @@
 """Fuzz target: adapter configurations. One gives exact counts and a PEFT file that reads back, or a ConfigError.
 
-    python fuzz/lora_config.py -runs=1000000
+python fuzz/lora_config.py -runs=1000000
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import atheris
 with atheris.instrument_imports(include=["entrenar.config", "entrenar.lora.config", "entrenar.qlora.config"]):
     import harness
     import numpy as np
+
     from entrenar.autograd import Tensor, lora_linear
     from entrenar.errors import ConfigError
     from entrenar.llama.config import LINEAR_LAYERS
@@ -50,7 +51,12 @@ def target(data: bytes) -> None:
     assert config.scaling == scaling
     table = json.loads(json.dumps(config.to_peft("base")))
     again = LoRAConfig.from_peft(table)
-    assert (again.rank, again.alpha, again.dropout, again.use_rslora) == (config.rank, config.alpha, config.dropout, rslora)
+    assert (again.rank, again.alpha, again.dropout, again.use_rslora) == (
+        config.rank,
+        config.alpha,
+        config.dropout,
+        rslora,
+    )
     assert again.target_modules == config.target_modules
     spoil(choose, table)
     if choose(COMPUTE_ONE_IN) == 0:

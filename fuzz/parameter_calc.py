@@ -1,6 +1,6 @@
 """Fuzz target: model shapes. A configuration gives exact counts or a ConfigError; a small model bears the counts out.
 
-    python fuzz/parameter_calc.py -runs=1000000
+python fuzz/parameter_calc.py -runs=1000000
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable
 import atheris
 
 with atheris.instrument_imports(include=["entrenar.config", "entrenar.llama.config", "entrenar.llama.budget"]):
-    import entrenar.llama.budget as budget
     import harness
     import numpy as np
+
+    import entrenar.llama.budget as budget
     from entrenar.errors import ConfigError
     from entrenar.llama.config import LINEAR_LAYERS, LLaMAConfig
     from entrenar.llama.model import LLaMAModel
@@ -38,7 +39,9 @@ def shape(choose: Callable[[int], int]) -> dict[str, object]:
     if choose(3) == 0:
         table["head_dim"] = SIZES[choose(len(SIZES))]
     if choose(16) == 0:
-        table[["rope_theta", "rms_norm_eps", "hidden_size", "vocab_size"][choose(4)]] = [0, -1.0, "8", None, math.nan][choose(5)]
+        table[["rope_theta", "rms_norm_eps", "hidden_size", "vocab_size"][choose(4)]] = [0, -1.0, "8", None, math.nan][
+            choose(5)
+        ]
     return table
 
 
@@ -59,7 +62,11 @@ def target(data: bytes) -> None:
         return
     count = config.num_parameters()
     assert count == expected(config), f"{table}: {count} parameters, expected {expected(config)}"
-    assert config.hidden_size > 0 and config.head_dim % 2 == 0 and config.num_attention_heads % config.num_key_value_heads == 0
+    assert (
+        config.hidden_size > 0
+        and config.head_dim % 2 == 0
+        and config.num_attention_heads % config.num_key_value_heads == 0
+    )
     rank = 1 + choose(64)
     targets = [name for name in LINEAR_LAYERS if choose(2)]
     adapters = config.num_lora_parameters(rank, targets)

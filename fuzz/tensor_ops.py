@@ -1,6 +1,6 @@
 """Fuzz target: random graphs of operations, forward and backward, against float64 NumPy.
 
-    python fuzz/tensor_ops.py -runs=100000
+python fuzz/tensor_ops.py -runs=100000
 """
 
 from __future__ import annotations

@@ -23,5 +23,5 @@ __all__ = [
     "memory_stats",
     "no_grad",
     "reset_peak_memory",
-    *OPS,
 ]
+__all__ += ops.__all__

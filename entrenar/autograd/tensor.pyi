@@ -1,11 +1,10 @@
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
-ArrayLike = Tensor | NDArray[Any] | Sequence[Any] | float
+ArrayLike: TypeAlias = "Tensor | NDArray[Any] | Sequence[Any] | float"
 
 class Node:
     @property

@@ -24,9 +24,13 @@ FLAGS = {
 def parser_for(adapter: LoRAConfig, output: str, description: str | None) -> ArgumentParser:
     """Flags for every key of the configuration, with these defaults."""
     parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="GGUF file or Hugging Face directory (default: SmolLM2-135M-Instruct, fetched once)")
+    parser.add_argument(
+        "--model", help="GGUF file or Hugging Face directory (default: SmolLM2-135M-Instruct, fetched once)"
+    )
     if not isinstance(adapter, QLoRAConfig):
-        parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the base (default: float32)")
+        parser.add_argument(
+            "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the base (default: float32)"
+        )
     add_arguments(parser, type(adapter), adapter)
     for section in (Training, LRSchedule, Data):
         add_arguments(parser, section, None, FLAGS.get(section))

@@ -108,5 +108,7 @@ def _conversation(turns: Any, key: str, where: str) -> Example:
         content = _text(turn, "content" if "content" in turn else "value", where)
         messages.append({"role": ROLES[role], "content": content})
     if messages[-1]["role"] != "assistant":
-        raise FormatError(f"{where}: the last message is the {messages[-1]['role']}'s, expected the assistant's answer.")
+        raise FormatError(
+            f"{where}: the last message is the {messages[-1]['role']}'s, expected the assistant's answer."
+        )
     return Example(messages)

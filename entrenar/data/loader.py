@@ -41,8 +41,8 @@ class DataLoader:
         trained = sum(int(sample.trained[1:sequence_length].sum()) for sample in samples)
         if not trained:
             raise ConfigError(
-                f"None of the {kept} tokens of {len(samples)} examples is trained; the answers are missing, or cut off by "
-                f"the sequence length of {sequence_length}."
+                f"None of the {kept} tokens of {len(samples)} examples is trained; the answers are missing, or cut off "
+                f"by the sequence length of {sequence_length}."
             )
         self.trained_fraction = trained / kept
         self.truncated = sum(len(sample) > sequence_length for sample in samples)
@@ -64,7 +64,7 @@ class DataLoader:
 
     def next_batch(self) -> Batch:
         """The next batch; epochs follow each other without a gap."""
-        rows = []
+        rows: list[list[Sample]] = []
         while len(rows) < self.batch_size:
             if self.position == len(self._order):
                 self.epoch, self.position = self.epoch + 1, 0
@@ -87,7 +87,9 @@ class DataLoader:
         self.epoch, self.position = state["epoch"], 0
         self._order = self._shuffled()
         if not 0 <= state["position"] <= len(self._order):
-            raise ConfigError(f"The checkpoint stands at row {state['position']} of {len(self._order)}; the data has changed.")
+            raise ConfigError(
+                f"The checkpoint stands at row {state['position']} of {len(self._order)}; the data has changed."
+            )
         self.position = state["position"]
 
 

@@ -32,10 +32,16 @@ def encode_example(
     Longer ones are cut to `max_length`. As in transformers, the text of a special token inside a message is read as
     that token. Raises ConfigError where the template does not write conversations as growing prefixes.
     """
-    segments = _template_segments(example, tokenizer) if tokenizer.chat_template else _plain_segments(example, tokenizer)
+    segments = (
+        _template_segments(example, tokenizer) if tokenizer.chat_template else _plain_segments(example, tokenizer)
+    )
     tokens: list[int] = []
     trained: list[bool] = []
-    if tokenizer.adds_bos and tokenizer.bos_id is not None and not segments[0][0].startswith(tokenizer.token(tokenizer.bos_id)):
+    if (
+        tokenizer.adds_bos
+        and tokenizer.bos_id is not None
+        and not segments[0][0].startswith(tokenizer.token(tokenizer.bos_id))
+    ):
         tokens, trained = [tokenizer.bos_id], [False]
     for text, is_answer in segments:
         ids = tokenizer.encode(text, parse_special=True)

@@ -39,7 +39,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -64,11 +64,11 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
         try:
             if path.exists():
-                os.replace(path, old / path.name)
-            os.replace(temporary, path)
+                path.replace(old / path.name)
+            temporary.replace(path)
         finally:
             if not path.exists() and (old / path.name).exists():
-                os.replace(old / path.name, path)  # the second rename failed: put back what was there
+                (old / path.name).replace(path)  # the second rename failed: put back what was there
             shutil.rmtree(old)
         _sync(path.parent)
     finally:

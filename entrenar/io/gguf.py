@@ -79,7 +79,9 @@ def _check_header(path: Path) -> None:
         raise FormatError(f"{path}: is truncated after {size} bytes; fetch the file again.")
     version, tensors, fields = struct.unpack("<IQQ", header[4:])
     if version not in VERSIONS:
-        raise FormatError(f"{path}: is GGUF version {version}, expected one of {VERSIONS}; convert it with a newer tool.")
+        raise FormatError(
+            f"{path}: is GGUF version {version}, expected one of {VERSIONS}; convert it with a newer tool."
+        )
     if tensors * LEAST_TENSOR_BYTES + fields * LEAST_FIELD_BYTES > size:
         raise FormatError(
             f"{path}: names {tensors} tensors and {fields} metadata entries, more than its {size} bytes can hold; "

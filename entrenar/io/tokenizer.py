@@ -19,7 +19,8 @@ Message = Mapping[str, str]
 # The regular expressions by which GGUF's pre-tokenizer names split text, as their models' tokenizer.json state them.
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,7 +37,8 @@ GGUF_PRE = {
 CONTROL, USER_DEFINED, UNKNOWN = 3, 4, 2  # token types of GGUF
 TRAINED_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 CHATML_TEMPLATE = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -216,7 +218,9 @@ class Tokenizer:
 
         least = 256 + len(TRAINED_SPECIAL)
         if vocab_size < least:
-            raise ConfigError(f"vocab_size is {vocab_size}, expected at least {least}: 256 bytes and the special tokens.")
+            raise ConfigError(
+                f"vocab_size is {vocab_size}, expected at least {least}: 256 bytes and the special tokens."
+            )
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
@@ -279,14 +283,18 @@ def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> tokenizer
 
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if pre not in GGUF_PRE:
-        raise FormatError(f"tokenizer.ggml.pre is {pre!r}, a split that is not known; expected one of {sorted(GGUF_PRE)}.")
+        raise FormatError(
+            f"tokenizer.ggml.pre is {pre!r}, a split that is not known; expected one of {sorted(GGUF_PRE)}."
+        )
     merges = metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, list):
         raise FormatError("The GGUF metadata has no tokenizer.ggml.merges; a byte-level BPE tokenizer needs them.")
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     try:
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre in ("llama-bpe", "llama3")))
+        backend = tokenizers.Tokenizer(
+            models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre in ("llama-bpe", "llama3"))
+        )
     except Exception as error:  # the library raises plain Exception
         raise FormatError(f"The GGUF vocabulary and merges do not fit together ({error}).") from error
     digits, expression = GGUF_PRE[pre]
@@ -304,7 +312,9 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> tokeni
 
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
-        raise FormatError("The GGUF metadata has no tokenizer.ggml.scores for its tokens; a SentencePiece tokenizer needs them.")
+        raise FormatError(
+            "The GGUF metadata has no tokenizer.ggml.scores for its tokens; a SentencePiece tokenizer needs them."
+        )
     vocabulary = {token: index for index, token in enumerate(tokens)}
     # SentencePiece merges the adjacent pair whose union scores highest: every way to split a piece is a merge,
     # ranked by the score of the whole

@@ -1,4 +1,4 @@
-"""LLaMAConfig: the shape of a model, from TOML, a Hugging Face config.json or GGUF metadata; exact counts, no allocation."""
+"""LLaMAConfig: the shape of a model, from TOML, config.json or GGUF metadata; exact counts, no allocation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class LLaMAConfig:
     rms_norm_eps: float = option(1e-5, help="added to the mean square under the root of RMSNorm", above=0)
     rope_theta: float = option(10000.0, help="base of the rotary frequencies", above=0)
     rope_scaling: dict[str, Any] | None = option(None, help="rotary scaling as config.json spells it (linear, llama3)")
-    rope_frequency_factors: list[float] | None = option(None, help="divisors of the rotary frequencies (GGUF rope_freqs)")
+    rope_frequency_factors: list[float] | None = option(
+        None, help="divisors of the rotary frequencies (GGUF rope_freqs)"
+    )
     tie_word_embeddings: bool = option(False, help="whether the head is the embedding matrix")
     initializer_range: float = option(0.02, help="standard deviation of random initial weights", above=0)
     bos_token_id: int | None = option(None, help="token that begins a text", minimum=0)
@@ -44,7 +46,7 @@ class LLaMAConfig:
         check_dataclass(self, "model")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_attention_heads % self.kv_heads:
             raise ConfigError(
                 f"model.num_attention_heads: is {self.num_attention_heads}, expected a multiple of "
                 f"num_key_value_heads = {self.num_key_value_heads}."
@@ -56,14 +58,14 @@ class LLaMAConfig:
                     f"{self.num_attention_heads}, or set head_dim."
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.head_dim % 2:
-            raise ConfigError(f"model.head_dim: is {self.head_dim}, expected an even number (rotary halves).")
+        if self.head_size % 2:
+            raise ConfigError(f"model.head_dim: is {self.head_size}, expected an even number (rotary halves).")
         self._check_rope()
 
     def _check_rope(self) -> None:
         factors = self.rope_frequency_factors
-        if factors is not None and (len(factors) != self.head_dim // 2 or not all(f > 0 for f in factors)):
-            raise ConfigError(f"model.rope_frequency_factors: expected {self.head_dim // 2} positive numbers.")
+        if factors is not None and (len(factors) != self.head_size // 2 or not all(f > 0 for f in factors)):
+            raise ConfigError(f"model.rope_frequency_factors: expected {self.head_size // 2} positive numbers.")
         if self.rope_scaling is None:
             return
         kind = self.rope_scaling.get("rope_type", self.rope_scaling.get("type"))
@@ -108,7 +110,9 @@ class LLaMAConfig:
         if table.get("hidden_act", "silu") != "silu":
             raise ConfigError(f"{where}: hidden_act is {table['hidden_act']!r}, expected 'silu'.")
         if table.get("sliding_window") is not None and table.get("use_sliding_window", True):
-            raise ConfigError(f"{where}: sliding_window is {table['sliding_window']}; windowed attention is not supported.")
+            raise ConfigError(
+                f"{where}: sliding_window is {table['sliding_window']}; windowed attention is not supported."
+            )
         values = {name: table[name] for name in cls.__dataclass_fields__ if table.get(name) is not None}
         rope = table.get("rope_parameters")  # transformers 5 keeps theta and scaling together
         if isinstance(rope, Mapping):
@@ -132,19 +136,19 @@ class LLaMAConfig:
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
-            **{
-                name: getattr(self, name) for name in self.__dataclass_fields__ if name != "rope_frequency_factors"
-            },
+            **{name: getattr(self, name) for name in self.__dataclass_fields__ if name != "rope_frequency_factors"},
         }
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, tie_word_embeddings: bool) -> LLaMAConfig:
-        """From GGUF metadata (keys `llama.*`); ConfigError for another architecture or scaling that is not supported."""
+        """From GGUF metadata (keys `llama.*`); ConfigError for another architecture or an unsupported scaling."""
         architecture = metadata.get("general.architecture")
         if architecture != "llama":
             raise ConfigError(f"general.architecture is {architecture!r}, expected 'llama'.")
         if metadata.get("llama.expert_count"):
-            raise ConfigError(f"llama.expert_count is {metadata['llama.expert_count']}; mixtures of experts are not supported.")
+            raise ConfigError(
+                f"llama.expert_count is {metadata['llama.expert_count']}; mixtures of experts are not supported."
+            )
         tokens = metadata.get("tokenizer.ggml.tokens")
         keys = {
             "hidden_size": "llama.embedding_length",
@@ -178,7 +182,7 @@ class LLaMAConfig:
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight by Hugging Face name; `lm_head.weight` is absent where it is the embedding."""
         hidden, inner = self.hidden_size, self.intermediate_size
-        q_size, kv_size = self.num_attention_heads * self._head_dim, self._kv_heads * self._head_dim
+        q_size, kv_size = self.num_attention_heads * self.head_size, self.kv_heads * self.head_size
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
         for i in range(self.num_hidden_layers):
             prefix = f"model.layers.{i}"
@@ -199,13 +203,15 @@ class LLaMAConfig:
         return shapes
 
     @property
-    def _head_dim(self) -> int:
-        assert self.head_dim is not None  # set by __post_init__
+    def head_size(self) -> int:
+        """`head_dim`, which __post_init__ has filled in."""
+        assert self.head_dim is not None
         return self.head_dim
 
     @property
-    def _kv_heads(self) -> int:
-        assert self.num_key_value_heads is not None  # set by __post_init__
+    def kv_heads(self) -> int:
+        """`num_key_value_heads`, which __post_init__ has filled in."""
+        assert self.num_key_value_heads is not None
         return self.num_key_value_heads
 
     def num_parameters(self) -> int:
@@ -222,7 +228,9 @@ class LLaMAConfig:
         targets = set(target_modules)
         unknown = sorted(targets - set(LINEAR_LAYERS))
         if unknown:
-            raise ConfigError(f"target_modules: {unknown[0]!r} is no linear layer; {nearest(unknown[0], LINEAR_LAYERS)}")
+            raise ConfigError(
+                f"target_modules: {unknown[0]!r} is no linear layer; {nearest(unknown[0], LINEAR_LAYERS)}"
+            )
         shapes = self.parameter_shapes()
         return sum(
             rank * (shape[0] + shape[1])
@@ -236,7 +244,7 @@ class LLaMAConfig:
         Su et al., "RoFormer", 2021 (arXiv 2104.09864); "linear" divides them by a factor; "llama3" divides the long
         wavelengths, keeps the short ones and blends between (Meta's Llama 3.1 reference).
         """
-        exponents = np.arange(0, self._head_dim, 2, dtype=np.float64) / self._head_dim
+        exponents = np.arange(0, self.head_size, 2, dtype=np.float64) / self.head_size
         frequencies = self.rope_theta**-exponents
         if self.rope_frequency_factors is not None:
             return frequencies / np.asarray(self.rope_frequency_factors)

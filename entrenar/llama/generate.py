@@ -86,9 +86,7 @@ def generate(
     _check(model, prompt, temperature, top_k, top_p, max_new_tokens)
     config = model.config
     capacity = prompt.size + max_new_tokens
-    caches = [
-        LayerCache(1, capacity, config.num_key_value_heads, config.head_dim) for _ in range(config.num_hidden_layers)
-    ]
+    caches = [LayerCache(1, capacity, config.kv_heads, config.head_size) for _ in range(config.num_hidden_layers)]
     rng = np.random.Generator(np.random.Philox(seed))
     produced: list[int] = []
     pending = prompt.astype(np.int64)[None, :]

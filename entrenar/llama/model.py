@@ -52,11 +52,7 @@ class Attention(Module):
     """Causal grouped-query self-attention with rotary positions."""
 
     def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
-        self.heads, self.kv_heads, self.head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
+        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.kv_heads, config.head_size
         hidden, q_size, kv_size = config.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.q_proj = Linear(weights(f"{prefix}.q_proj.weight", (q_size, hidden)))
         self.k_proj = Linear(weights(f"{prefix}.k_proj.weight", (kv_size, hidden)))
@@ -217,7 +213,9 @@ class LLaMAModel(Module):
         """Final normalised hidden states (batch, seq, hidden) of integer tokens (batch, seq)."""
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-            raise ShapeError(f"tokens must be integers of shape (batch, seq), not {tokens.dtype} of shape {tokens.shape}.")
+            raise ShapeError(
+                f"tokens must be integers of shape (batch, seq), not {tokens.dtype} of shape {tokens.shape}."
+            )
         rotation = self._rotation(tokens, positions)
         x = self.model.embed_tokens(tokens)
         for index, block in enumerate(self.model.layers):

@@ -114,7 +114,9 @@ def random_weights(seed: int, std: float) -> Callable[[str, tuple[int, ...]], Te
     def make(name: str, shape: tuple[int, ...]) -> Tensor:
         if len(shape) == 1:
             return Tensor.from_numpy(np.ones(shape, np.float32), requires_grad=True)
-        stream = np.random.Generator(np.random.Philox(key=[seed, int.from_bytes(name.encode()[-64:], "little") % 2**63]))
+        stream = np.random.Generator(
+            np.random.Philox(key=[seed, int.from_bytes(name.encode()[-64:], "little") % 2**63])
+        )
         values = stream.standard_normal(shape, np.float32)
         values *= np.float32(std)
         return Tensor.from_numpy(values, requires_grad=True)

@@ -98,7 +98,9 @@ class Checkpoint:
         expected = self.config.parameter_shapes()
         for name, shape in expected.items():
             if name not in self.tensors:
-                raise FormatError(f"{self.path}: the tensor {name} of shape {shape} is missing; the file is incomplete.")
+                raise FormatError(
+                    f"{self.path}: the tensor {name} of shape {shape} is missing; the file is incomplete."
+                )
             found = tuple(self.tensors[name].shape)
             if found != tuple(shape):
                 raise FormatError(f"{self.path}: the tensor {name} has shape {found}, expected {tuple(shape)}.")
@@ -128,13 +130,15 @@ def _open_gguf(path: Path) -> Checkpoint:
             continue
         target = hugging_face_name(name)
         if target is None:
-            raise FormatError(f"{path}: the tensor {name} belongs to no LLaMA layer; this architecture is not supported.")
+            raise FormatError(
+                f"{path}: the tensor {name} belongs to no LLaMA layer; this architecture is not supported."
+            )
         tensors[target] = tensor
     config = LLaMAConfig.from_gguf(file.metadata, tie_word_embeddings="lm_head.weight" not in tensors)
     if "rope_freqs.weight" in file.tensors:
         config.rope_frequency_factors = [float(f) for f in file.tensors["rope_freqs.weight"].load()]
-    q = half_split_rows(config.num_attention_heads, config.head_dim)
-    k = half_split_rows(config.num_key_value_heads, config.head_dim)
+    q = half_split_rows(config.num_attention_heads, config.head_size)
+    k = half_split_rows(config.kv_heads, config.head_size)
     orders = {}
     for i in range(config.num_hidden_layers):
         orders[f"model.layers.{i}.self_attn.q_proj.weight"] = q
@@ -204,7 +208,11 @@ def _rows(lazy: LazyTensor, shape: tuple[int, ...], order: np.ndarray | None) ->
 
 
 def load(
-    path: str | Path | Checkpoint, *, quantize: str | None = None, dtype: str = "float32", double_quantization: bool = True
+    path: str | Path | Checkpoint,
+    *,
+    quantize: str | None = None,
+    dtype: str = "float32",
+    double_quantization: bool = True,
 ) -> LLaMAModel:
     """Load a GGUF file or a Hugging Face directory, or one that `Checkpoint.open` opened.
 
@@ -227,9 +235,7 @@ def load(
     return model
 
 
-def save(
-    model: LLaMAModel, directory: str | Path, *, dtype: str = "float32", max_shard_bytes: int = 5 * 10**9
-) -> None:
+def save(model: LLaMAModel, directory: str | Path, *, dtype: str = "float32", max_shard_bytes: int = 5 * 10**9) -> None:
     """Write `config.json` and safetensors (sharded beyond `max_shard_bytes`), in a temporary folder that is renamed.
 
     4-bit weights are dequantized to `dtype` one at a time. Raises ConfigError where LoRA adapters are still attached.

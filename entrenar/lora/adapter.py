@@ -111,9 +111,7 @@ def load_adapter(model: LLaMAModel, directory: str | Path) -> None:
         layer.lora_B.numpy()[...] = stored[f"{PREFIX}{name}.lora_B.weight"].load()
 
 
-def check_adapter_shapes(
-    model: LLaMAModel, config: LoRAConfig, stored: dict[str, tuple[int, ...]], path: Path
-) -> None:
+def check_adapter_shapes(model: LLaMAModel, config: LoRAConfig, stored: dict[str, tuple[int, ...]], path: Path) -> None:
     """Hold the names and shapes of a file against the layers that the configuration names, before anything changes."""
     expected = {}
     for name, module in model.named_modules():
@@ -122,9 +120,13 @@ def check_adapter_shapes(
             expected[f"{PREFIX}{name}.lora_B.weight"] = (module.out_features, config.rank)
     for name, shape in expected.items():
         if name not in stored:
-            raise FormatError(f"{path}: the tensor {name} of shape {shape} is missing; the adapter does not fit the model.")
+            raise FormatError(
+                f"{path}: the tensor {name} of shape {shape} is missing; the adapter does not fit the model."
+            )
         if stored[name] != shape:
             raise FormatError(f"{path}: the tensor {name} has shape {stored[name]}, expected {shape}.")
     unknown = sorted(set(stored) - set(expected))
     if unknown:
-        raise FormatError(f"{path}: the tensor {unknown[0]} belongs to no layer that the adapter's configuration names.")
+        raise FormatError(
+            f"{path}: the tensor {unknown[0]} belongs to no layer that the adapter's configuration names."
+        )

@@ -6,12 +6,13 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021 (arXiv 210
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from entrenar.autograd import Tensor, lora_linear
 from entrenar.autograd.quantized import QuantizedTensor
-from entrenar.llama.modules import Linear
+from entrenar.llama.modules import Linear, Weight
 
 
 class LoRALinear(Linear):
@@ -20,9 +21,7 @@ class LoRALinear(Linear):
     A starts as kaiming-uniform noise and B as zeros (as PEFT does), so a new adapter changes nothing.
     """
 
-    def __init__(
-        self, base: Linear, rank: int, scaling: float, dropout: float, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, base: Linear, rank: int, scaling: float, dropout: float, rng: np.random.Generator) -> None:
         super().__init__(base.weight)
         if isinstance(base.weight, Tensor):
             base.weight.requires_grad = False
@@ -33,7 +32,7 @@ class LoRALinear(Linear):
         self.lora_A = Tensor.from_numpy(a, requires_grad=True)
         self.lora_B = Tensor.from_numpy(np.zeros((self.out_features, rank), np.float32), requires_grad=True)
 
-    def own_weights(self):  # type: ignore[no-untyped-def]
+    def own_weights(self) -> Iterator[tuple[str, Weight]]:
         """The base weight under its own name, and the adapter's under PEFT's."""
         yield "weight", self.weight
         yield "lora_A.weight", self.lora_A

@@ -116,7 +116,9 @@ class WarmupCosineLR(Schedule):
     def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, min_lr: float = 0.0) -> None:
         _positive("WarmupCosineLR: total_steps", total_steps)
         if not 0 <= warmup_steps <= total_steps:
-            raise ConfigError(f"WarmupCosineLR: warmup_steps is {warmup_steps}, expected 0 to total_steps = {total_steps}.")
+            raise ConfigError(
+                f"WarmupCosineLR: warmup_steps is {warmup_steps}, expected 0 to total_steps = {total_steps}."
+            )
         if min_lr < 0:
             raise ConfigError(f"WarmupCosineLR: min_lr is {min_lr}, expected 0 or more.")
         self.warmup_steps, self.total_steps, self.min_lr = warmup_steps, total_steps, min_lr

@@ -77,7 +77,9 @@ def load(trainer: Trainer, directory: Path) -> None:
     found = {name: array.shape for name, array in weights.items()}
     if expected != found:
         name = next(iter(set(expected.items()) ^ set(found.items())))[0]
-        raise FormatError(f"{directory}: its weight {name} does not fit this model; resume with the configuration it began with.")
+        raise FormatError(
+            f"{directory}: its weight {name} does not fit this model; resume with the configuration it began with."
+        )
     for name, tensor in trainer.parameters:
         tensor.numpy()[...] = weights[name]
     trainer.optimizer.load_state_dict(state["optimizer"])

@@ -140,9 +140,7 @@ class TrainConfig:
         if t.optimizer == "sgd":
             return SGD(parameters, lr=t.learning_rate, momentum=t.momentum, weight_decay=t.weight_decay)
         kind = AdamW if t.optimizer == "adamw" else Adam
-        return kind(
-            parameters, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay
-        )
+        return kind(parameters, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay)
 
     def make_schedule(self, optimizer: Optimizer) -> Schedule:
         """The schedule of [lr_schedule]."""

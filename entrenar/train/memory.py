@@ -31,9 +31,10 @@ def block_activation_floats(config: LLaMAConfig, lora: LoRAConfig | None) -> int
     Residual input, norm output, q, k and v before and after the rotation, attention output and its log-sum-exp, second
     residual and norm output, gate, up and their product, each linear's x A^T.
     """
-    assert config.head_dim is not None and config.num_key_value_heads is not None
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    floats = 4 * config.hidden_size + 2 * (q + kv) + kv + q + 2 * config.num_attention_heads + 3 * config.intermediate_size
+    q, kv = config.num_attention_heads * config.head_size, config.kv_heads * config.head_size
+    floats = (
+        4 * config.hidden_size + 2 * (q + kv) + kv + q + 2 * config.num_attention_heads + 3 * config.intermediate_size
+    )
     return floats + (lora.rank * len(lora.target_modules) if lora else 0)
 
 

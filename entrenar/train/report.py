@@ -74,8 +74,10 @@ def write_metrics(path: Path, reports: list[StepReport]) -> None:
         for r in reports:
             held_out = repr(r.held_out.loss) if r.held_out else ""
             writer.writerow(
-                [r.step, repr(r.loss), repr(r.learning_rate), repr(r.grad_norm), r.tokens, r.trained_tokens]
-                + [f"{r.seconds:.4f}", held_out]
+                [
+                    *(r.step, repr(r.loss), repr(r.learning_rate), repr(r.grad_norm), r.tokens, r.trained_tokens),
+                    *(f"{r.seconds:.4f}", held_out),
+                ]
             )
 
 

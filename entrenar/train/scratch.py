@@ -9,7 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from entrenar._kernels import cpu
-from entrenar.data import DataLoader, documentation_examples, evaluation_batches, read_examples, split_held_out, text_windows
+from entrenar.data import (
+    DataLoader,
+    documentation_examples,
+    evaluation_batches,
+    read_examples,
+    split_held_out,
+    text_windows,
+)
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.budget import available_memory
@@ -73,7 +80,9 @@ def train_from_scratch(shape: LLaMAConfig, config: TrainConfig, console: Console
     if not windows[0] or not windows[1]:
         raise ConfigError("The text is too short for one row to train on and one to hold out; give more text.")
     pad = tokenizer.pad_id or 0
-    loader = DataLoader(windows[0], t.batch_size, t.sequence_length, seed=t.seed, packing=config.data.packing, pad_id=pad)
+    loader = DataLoader(
+        windows[0], t.batch_size, t.sequence_length, seed=t.seed, packing=config.data.packing, pad_id=pad
+    )
     batches = list(evaluation_batches(windows[1], t.batch_size, t.sequence_length, config.data.packing, pad))
     model = LLaMAModel(shape, seed=t.seed)
     model.gradient_checkpointing = on

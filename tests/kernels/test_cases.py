@@ -1,4 +1,4 @@
-"""Every case of every op: value against float64 NumPy, gradient against finite differences, same bits for any threads."""
+"""Every case of every op: value against float64 NumPy, gradient against finite differences, bits for any threads."""
 
 from __future__ import annotations
 

@@ -72,11 +72,12 @@ cdef class CrossEntropyNode(Node):
         cdef bint accumulate
         if rows == 0:
             return 0
+        cdef const int64_t* first = &targets[0]
         dlogits = grad_buffer(logits, &accumulate)
         if not self.per_row:
             scale = grad.data[0] * self.inverse
         with nogil:
-            cross_entropy_backward(dlogits.data, logits.data, lse.data, &targets[0],
+            cross_entropy_backward(dlogits.data, logits.data, lse.data, first,
                                    grad.data if self.per_row else &scale, 1 if self.per_row else 0, rows, vocabulary,
                                    self.ignore_index, accumulate)
         return 0
@@ -102,6 +103,7 @@ def cross_entropy(logits, targets, int64_t ignore_index=-100, reduction="mean"):
     flat = array.reshape(-1)
     cdef const int64_t[::1] ids = flat
     rows = ids.shape[0]
+    cdef const int64_t* first = &ids[0] if rows else NULL
     cdef Py_ssize_t[MAX_DIMS] dims
     cdef int i
     for i in range(x.ndim - 1):
@@ -110,7 +112,7 @@ def cross_entropy(logits, targets, int64_t ignore_index=-100, reduction="mean"):
     lse = new_vector(rows)
     if rows:
         with nogil:
-            cross_entropy_forward(losses.data, lse.data, x.data, &ids[0], rows, vocabulary, ignore_index)
+            cross_entropy_forward(losses.data, lse.data, x.data, first, rows, vocabulary, ignore_index)
     cdef double divisor = divisor_of(reduction, None, np.count_nonzero(flat != ignore_index), "cross_entropy")
     out = losses if reduction == "none" else new_scalar(total(losses.data, rows) / divisor)
     if wants_grad(x):
