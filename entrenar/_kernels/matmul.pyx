@@ -5,15 +5,17 @@
     weight     dW (n, k) = dY (m, n)^T X (m, k)
 
 A is packed once per block of rows and shared; columns of C are independent jobs, each of which packs (and decodes) its
-panels of B into memory of its own thread. The contraction is cut into blocks that depend on its length only, so every
-element of C is the same sum in the same order for any number of threads.
+panels of B into memory of its own thread. Panels are fp32, or block-scaled int16 or int8 (simd/gemm.h): the precision
+chooses the format, any source packs to any of them. The contraction is cut into blocks that depend on its length only, so
+every element of C is the same sum in the same order for any number of threads.
 """
 from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport scratch, simd, threads_for
-from entrenar._kernels.simd.gemm cimport GEMM_FEW_ROWS
-from entrenar._kernels.simd.source cimport SOURCE_F32, weight_source
+from entrenar._kernels.simd.gemm cimport GEMM_BLOCK, GEMM_FEW_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_packer
+from entrenar._kernels.simd.source cimport SOURCE_F32, SOURCE_NF4, weight_source
+from entrenar.errors import ConfigError
 
 cdef enum:
     DEPTH = 384          # of one block of the contraction: an A panel stays in L1, the B panels of a job in L2
@@ -22,6 +24,9 @@ cdef enum:
     GROUP = 6            # B panels of a job
     GRAIN = 1 << 17      # multiply-adds worth a thread
     FEW_ROWS_BLOCK = 16  # weight rows of a job of the few-row path
+
+PRECISIONS = ("highest", "high", "medium")  # by their format's number
+cdef int precision = GEMM_FP32
 
 
 cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -49,44 +54,55 @@ cdef int few_rows(float* y, Py_ssize_t ldy, const float* x, Py_ssize_t ldx, cons
     return 0
 
 
-cdef void pack_block(float* packed, const weight_source* a, bint transposed, Py_ssize_t row0, Py_ssize_t rows,
-                     Py_ssize_t k, Py_ssize_t depth, Py_ssize_t job) noexcept nogil:
-    """Pack one panel of one block of the contraction: packed[block of depth][panel][p][lane]."""
-    cdef int mr = simd.gemm.mr
-    cdef Py_ssize_t panels = (rows + mr - 1) // mr, panel = job % panels, start = job // panels * depth
+cdef inline Py_ssize_t lane_words(const gemm_format* f, Py_ssize_t depth) noexcept nogil:
+    """32-bit words that a lane of a panel takes for `depth` steps of the contraction."""
+    return (depth + f.block - 1) // f.block * f.block_words
+
+
+cdef const gemm_format* choose_format(const weight_source* b, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """The format that the precision in force asks for and the tier has; fp32 where packing would outweigh the product."""
+    cdef int format = precision
+    if k < GEMM_BLOCK or n < GEMM_BLOCK:
+        return simd.gemm.format[GEMM_FP32]
+    if format == GEMM_INT8 and b.kind < SOURCE_NF4:
+        format = GEMM_INT16  # 8 bits are for weights that have only 4 themselves
+    while simd.gemm.format[format].rows == 0:
+        format -= 1
+    return simd.gemm.format[format]
+
+
+cdef void pack_left(float* packed, const gemm_format* f, const weight_source* a, bint transposed, Py_ssize_t row0,
+                    Py_ssize_t rows, Py_ssize_t k, Py_ssize_t depth, Py_ssize_t job) noexcept nogil:
+    """Pack one panel of one block of the contraction: packed[block of depth][panel][step][lane]."""
+    cdef Py_ssize_t panels = (rows + f.rows - 1) // f.rows, panel = job % panels, start = job // panels * depth
     cdef Py_ssize_t size = least(depth, k - start)
-    cdef int count = <int> least(mr, rows - panel * mr)
-    cdef float* out = packed + start * panels * mr + panel * mr * size
-    if transposed:
-        simd.gemm.pack_columns(out, mr, a, row0 + panel * mr, count, start, size)
-    else:
-        simd.gemm.pack_rows(out, mr, a, row0 + panel * mr, count, start, size)
+    cdef float* out = packed + (lane_words(f, start) * panels + panel * lane_words(f, size)) * f.left_lanes
+    cdef gemm_packer pack = f.pack_left_columns if transposed else f.pack_left_rows
+    pack(out, f.left_lanes, a, row0 + panel * f.rows, <int> least(f.rows, rows - panel * f.rows), start, size)
 
 
-cdef void multiply_group(float* c, Py_ssize_t ldc, const float* packed, const weight_source* b, bint transposed,
-                         float* own, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k, Py_ssize_t depth,
+cdef void multiply_group(float* c, Py_ssize_t ldc, const float* packed, const gemm_format* f, const weight_source* b,
+                         bint transposed, float* own, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k, Py_ssize_t depth,
                          Py_ssize_t first, Py_ssize_t last, bint accumulate) noexcept nogil:
     """C[:, panels first .. last) (+)= A B for the packed rows of A; `own` holds this thread's panels of B."""
-    cdef int mr = simd.gemm.mr, nr = simd.gemm.nr
+    cdef int mr = f.rows, nr = f.right_lanes
     cdef Py_ssize_t panels = (rows + mr - 1) // mr, per_cache = (ROWS_IN_CACHE + mr - 1) // mr
-    cdef Py_ssize_t start = 0, size, panel, i0, i
-    cdef int columns
+    cdef Py_ssize_t start = 0, size, panel, i0, i, words
+    cdef const float* block
+    cdef gemm_packer pack = f.pack_right_rows if transposed else f.pack_right_columns
     while start < k:
         size = least(depth, k - start)
+        words = lane_words(f, size)
+        block = packed + lane_words(f, start) * panels * f.left_lanes
         for panel in range(first, last):
-            columns = <int> least(nr, n - panel * nr)
-            if transposed:
-                simd.gemm.pack_rows(own + (panel - first) * nr * size, nr, b, panel * nr, columns, start, size)
-            else:
-                simd.gemm.pack_columns(own + (panel - first) * nr * size, nr, b, panel * nr, columns, start, size)
+            pack(own + (panel - first) * nr * words, nr, b, panel * nr, <int> least(nr, n - panel * nr), start, size)
         i0 = 0
         while i0 < panels:
             for panel in range(first, last):
-                columns = <int> least(nr, n - panel * nr)
                 for i in range(i0, least(i0 + per_cache, panels)):
-                    simd.gemm.tile(c + i * mr * ldc + panel * nr, ldc, packed + start * panels * mr + i * mr * size,
-                                   own + (panel - first) * nr * size, size, <int> least(mr, rows - i * mr), columns,
-                                   accumulate or start > 0)
+                    f.tile(c + i * mr * ldc + panel * nr, ldc, block + i * f.left_lanes * words,
+                           own + (panel - first) * nr * words, size, <int> least(mr, rows - i * mr),
+                           <int> least(nr, n - panel * nr), accumulate or start > 0)
             i0 += per_cache
         start += size
 
@@ -94,7 +110,7 @@ cdef void multiply_group(float* c, Py_ssize_t ldc, const float* packed, const we
 cdef int gemm(float* c, Py_ssize_t ldc, const weight_source* a, bint a_transposed, const weight_source* b,
               bint b_transposed, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
     """C (m, n) (+)= A B, row stride `ldc`. A is (m, k), or stored (k, m) where transposed; B is (k, n), or stored (n, k)."""
-    cdef int mr = simd.gemm.mr, nr = simd.gemm.nr
+    cdef const gemm_format* f = choose_format(b, n, k)
     cdef int threads = threads_for(m * n * k, GRAIN)
     cdef Py_ssize_t i, row0 = 0, rows
     if m == 0 or n == 0:
@@ -107,23 +123,25 @@ cdef int gemm(float* c, Py_ssize_t ldc, const weight_source* a, bint a_transpose
     # equal blocks of the contraction, a multiple of 64 so that no 4-bit block is cut
     cdef Py_ssize_t blocks = (k + DEPTH - 1) // DEPTH
     cdef Py_ssize_t depth = ((k + blocks - 1) // blocks + 63) // 64 * 64
-    cdef Py_ssize_t most_rows = least(ROWS, m), most_panels = (most_rows + mr - 1) // mr
-    cdef Py_ssize_t panels = (n + nr - 1) // nr
+    cdef Py_ssize_t most_rows = least(ROWS, m), most_panels = (most_rows + f.rows - 1) // f.rows
+    cdef Py_ssize_t panels = (n + f.right_lanes - 1) // f.right_lanes
     cdef Py_ssize_t group = least(GROUP, (panels + 4 * threads - 1) // (4 * threads))
     cdef Py_ssize_t groups = (panels + group - 1) // group
     # a panel's last store may touch up to a vector beyond it
-    cdef size_t own_floats = <size_t> (group * nr * depth + 64)
-    cdef float* packed = <float*> scratch(0, (<size_t> most_panels * mr * k + 64) * sizeof(float))
+    cdef size_t own_floats = <size_t> (group * f.right_lanes * lane_words(f, depth) + 64)
+    cdef size_t packed_floats = <size_t> (most_panels * f.left_lanes * lane_words(f, k) + 64)
+    cdef float* packed = <float*> scratch(0, packed_floats * sizeof(float))
     cdef float* owned = <float*> scratch(1, own_floats * threads * sizeof(float))
     if packed == NULL or owned == NULL:
         return -1
     while row0 < m:
         rows = least(most_rows, m - row0)
-        for i in prange((rows + mr - 1) // mr * ((k + depth - 1) // depth), schedule="static", num_threads=threads):
-            pack_block(packed, a, a_transposed, row0, rows, k, depth, i)
+        for i in prange((rows + f.rows - 1) // f.rows * ((k + depth - 1) // depth), schedule="static",
+                        num_threads=threads):
+            pack_left(packed, f, a, a_transposed, row0, rows, k, depth, i)
         for i in prange(groups, schedule="dynamic", num_threads=threads):
-            multiply_group(c + row0 * ldc, ldc, packed, b, b_transposed, owned + own_floats * threadid(), rows, n, k,
-                           depth, i * group, least((i + 1) * group, panels), accumulate)
+            multiply_group(c + row0 * ldc, ldc, packed, f, b, b_transposed, owned + own_floats * threadid(), rows, n,
+                           k, depth, i * group, least((i + 1) * group, panels), accumulate)
         row0 += rows
     return 0
 
@@ -146,3 +164,30 @@ cdef int linear_backward_weight(float* dw, const float* dy, const float* x,
                                 Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
     cdef weight_source a = f32_source(dy, n, n), b = f32_source(x, k, k)
     return gemm(dw, k, &a, True, &b, False, n, k, m, accumulate)
+
+
+def get_matmul_precision():
+    """The precision in force: "highest", "high" or "medium"."""
+    return PRECISIONS[precision]
+
+
+def set_matmul_precision(name):
+    """Set how matrices are multiplied from now on, in the whole process.
+
+    "highest" is fp32. "high" multiplies block-scaled 16-bit integers (64 steps of the contraction share a scale; relative
+    error 1e-4 to 4e-4, closer than TF32). "medium" multiplies 8-bit ones where the weight is 4-bit (1e-2) and is "high"
+    elsewhere. A tier that lacks the instructions computes the next finer one; `effective_precision` says which. Raises
+    ConfigError for another name.
+    """
+    global precision
+    if name not in PRECISIONS:
+        raise ConfigError(f"The matmul precision {name!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
+    precision = PRECISIONS.index(name)
+
+
+def effective_precision(name):
+    """What the tier in use computes where `name` is asked for."""
+    cdef int format = PRECISIONS.index(name)
+    while simd.gemm.format[format].rows == 0:
+        format -= 1
+    return PRECISIONS[format]

@@ -65,7 +65,7 @@ INLINE void transpose_lanes(float *out, int lanes, int lane0, const float *const
     }
 }
 
-static void pack_rows(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) {
+void TIERED(gemm_pack_rows)(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) {
     float decoded[VLEN][CHUNK];
     const float *rows[VLEN];
     for (ptrdiff_t p = 0; p < depth; p += CHUNK) {
@@ -87,7 +87,7 @@ static void pack_rows(float *out, int lanes, const weight_source *s, ptrdiff_t f
     }
 }
 
-static void pack_columns(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) {
+void TIERED(gemm_pack_columns)(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) {
     for (ptrdiff_t p = 0; p < depth; p++, out += lanes) {
         if (s->kind == SOURCE_F32 && count == NR && lanes == NR) {
             const float *x = (const float *)s->data + (start + p) * s->row_stride + first;
@@ -165,6 +165,12 @@ static void few_rows(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int
     }
 }
 
+static const gemm_format fp32 = {
+    .rows = MR, .left_lanes = MR, .right_lanes = NR, .block = 1, .block_words = 1,
+    .pack_left_rows = TIERED(gemm_pack_rows), .pack_left_columns = TIERED(gemm_pack_columns),
+    .pack_right_rows = TIERED(gemm_pack_rows), .pack_right_columns = TIERED(gemm_pack_columns), .tile = tile,
+};
 const gemm_ops TIERED(gemm_table) = {
-    .mr = MR, .nr = NR, .pack_rows = pack_rows, .pack_columns = pack_columns, .tile = tile, .few_rows = few_rows,
+    .format = {[GEMM_FP32] = &fp32, [GEMM_INT16] = &TIERED(gemm_int16), [GEMM_INT8] = &TIERED(gemm_int8)},
+    .pack_columns = TIERED(gemm_pack_columns), .few_rows = few_rows,
 };

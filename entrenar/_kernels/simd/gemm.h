@@ -1,21 +1,42 @@
 // Packed matrix multiplication: panels, the register tile, and the dot products of a few rows.
 //
-// A panel holds `lanes` rows of one operand, the contraction running down it: panel[p][lane]. Operand A is packed in
-// panels of MR lanes, operand B in panels of NR; a tile is C[MR][NR] (+)= A panel^T B panel.
+// A panel holds lanes of one operand (rows of the left, columns of the right), the contraction running down it; a tile is
+// C[rows][right_lanes] (+)= left panel^T right panel. A format says what a panel is made of: fp32, or integers whose
+// blocks of GEMM_BLOCK steps share a scale (gemm_integer.c). Any source can be packed to any format.
 #pragma once
 #include <stddef.h>
 #include "simd/source.h"
 
 enum { GEMM_FEW_ROWS = 4 };  // up to here few_rows beats packing
+enum { GEMM_BLOCK = 64 };    // steps of the contraction that share a scale
+enum { GEMM_FP32 = 0, GEMM_INT16 = 1, GEMM_INT8 = 2, GEMM_FORMATS = 3 };
+
+typedef void gemm_packer_function(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth);
+typedef gemm_packer_function *gemm_packer;
+
+typedef struct gemm_format {
+    int rows;                     // of a tile; 0 where the tier lacks the format
+    int left_lanes, right_lanes;  // of a panel
+    int block, block_words;       // `block` steps of the contraction take block_words 32-bit words a lane
+    // left panel: lane l, step p = source[first + l][start + p] (rows) or source[start + p][first + l] (columns)
+    gemm_packer pack_left_rows;
+    gemm_packer pack_left_columns;
+    gemm_packer pack_right_rows;
+    gemm_packer pack_right_columns;
+    // c[rows][columns] (+)= sum_p left[p][row] right[p][column], rows <= .rows, columns <= right_lanes
+    void (*tile)(float *c, ptrdiff_t ldc, const float *left, const float *right, ptrdiff_t depth, int rows, int columns, int accumulate);
+} gemm_format;
 
 typedef struct gemm_ops {
-    int mr, nr;  // lanes of an A and of a B panel on this tier
-    // out[p][lane] = source[first + lane][start + p], p < depth; lanes from count on are zero
-    void (*pack_rows)(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth);
+    const gemm_format *format[GEMM_FORMATS];
     // out[p][lane] = source[start + p][first + lane], p < depth; lanes from count on are zero
-    void (*pack_columns)(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth);
-    // c[rows][columns] (+)= sum_p a[p][row] b[p][column], rows <= mr, columns <= nr
-    void (*tile)(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t depth, int rows, int columns, int accumulate);
+    gemm_packer pack_columns;
     // y[r][first + i] (+)= x[r] . source[first + i], i < count, r < rows <= GEMM_FEW_ROWS
     void (*few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
 } gemm_ops;
+
+#ifdef TIER
+extern const gemm_format TIERED(gemm_int16), TIERED(gemm_int8);
+// fp32 panels, out[p][lane]; lanes from count on are zero
+gemm_packer_function TIERED(gemm_pack_rows), TIERED(gemm_pack_columns);
+#endif
