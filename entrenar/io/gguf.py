@@ -42,6 +42,22 @@ class GGUFTensor(LazyTensor):
         return np.ascontiguousarray(values, dtype=np.float32)
 
 
+def _reader(path: Path) -> Any:
+    """The library's reader over a plain view of the mapped file: np.memmap's own slices, one a token, cost seconds."""
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.memmap) -> None:
+            self._data = mapped.view(np.ndarray)
+
+    return Reader(path)
+
+
 class GGUFFile:
     """The metadata and tensors of a GGUF file.
 
@@ -51,10 +67,8 @@ class GGUFFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         _check_header(self.path)
-        import gguf
-
         try:
-            reader = gguf.GGUFReader(self.path)
+            reader = _reader(self.path)
             self.metadata: dict[str, Any] = {
                 name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")
             }
