@@ -16,7 +16,7 @@ from entrenar.errors import ConfigError, FormatError
 
 SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "lora", "qlora")
 ROPE_SCALING = ("linear", "llama3")
-# What transformers takes for a key that a config.json leaves out, where it differs from our own default; None: required.
+# What a config.json that leaves a key out means by it, where that is not our own default; None: it must be there.
 HF_DEFAULTS: dict[str, Any] = {
     "vocab_size": None,
     "hidden_size": None,
