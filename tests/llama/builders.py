@@ -88,6 +88,13 @@ def gradients_of(model: LLaMAModel) -> Arrays:
     return {name: weight.grad.numpy().copy() for name, weight in model.trainable_parameters()}
 
 
+def assert_same(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    """The same names, and under each the same values."""
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
+
+
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """The norm of the difference over the norm of what is expected."""
     expected = np.asarray(expected, np.float64)
