@@ -82,7 +82,7 @@ class Optimizer:
                 )
             if not tensor.numpy().flags.writeable:
                 raise ConfigError(
-                    f"{self.name}: {name} shares read-only memory, which a step cannot change; copy it with Tensor(...)."
+                    f"{self.name}: {name} shares read-only memory, which no step can change; copy it with Tensor(...)."
                 )
             if id(tensor) not in seen:
                 seen.add(id(tensor))
