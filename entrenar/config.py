@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import math
 import sys
 import types
@@ -90,6 +91,8 @@ def _value(value: Any, hint: Any, spec: Field[Any], where: str) -> Any:
 def convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type that `hint` says; ConfigError where it is of another."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, int) and not -(2**63) < value < 2**63:  # such counts and sizes overflow later arithmetic
+        raise ConfigError(f"{where}: is an integer of {value.bit_length()} bits, expected a number below 2**63.")
     if origin in (typing.Union, types.UnionType):
         for argument in sorted(arguments, key=lambda a: a is float):  # an int stays one where both are allowed
             if argument is type(None) and value is None:
@@ -122,7 +125,7 @@ def type_name(hint: Any) -> str:
         return " or ".join(type_name(argument) for argument in arguments)
     if typing.get_origin(hint) in (list, tuple):
         return "a list"
-    return names.get(hint, str(hint))
+    return names.get(typing.get_origin(hint) or hint, str(hint))
 
 
 def check_value(value: Any, spec: Field[Any], where: str) -> Any:
@@ -181,8 +184,10 @@ def toml_value(value: Any) -> str:
         return "unset"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, str):  # JSON escapes what TOML wants escaped, except DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml_value(str(key))} = {toml_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
     return repr(value)

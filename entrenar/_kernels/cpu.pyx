@@ -26,6 +26,7 @@ cdef extern from *:
     const int ENTRENAR_OPENMP
 
 TIERS = ("base", "v3", "v4", "v4i")
+MAX_THREADS = 1024  # beyond it a count is a mistake, and OpenMP's runtime may end the process
 cdef int n_threads = 1
 cdef bint in_forked_child = False
 
@@ -113,8 +114,8 @@ def get_num_threads():
 def set_num_threads(count):
     """Set how many threads kernels use at most. The results of every kernel are the same bits for any count."""
     global n_threads
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ConfigError(f"The number of threads must be a positive integer, not {count!r}.")
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_THREADS:
+        raise ConfigError(f"The number of threads must be an integer from 1 to {MAX_THREADS}, not {count!r}.")
     if in_forked_child and count > 1:
         raise ConfigError("A forked child process runs on one thread (OpenMP's threads do not survive a fork); "
                           "start workers with the 'spawn' method to use more.")
@@ -126,8 +127,8 @@ def _threads_from_environment():
         text = os.environ.get(variable, "").split(",")[0].strip()
         if not text:
             continue
-        if not text.isdigit() or int(text) < 1:
-            raise ConfigError(f"{variable}={text!r} must be a positive integer.")
+        if not text.isdecimal() or not 1 <= int(text) <= MAX_THREADS:
+            raise ConfigError(f"{variable}={text!r} must be an integer from 1 to {MAX_THREADS}.")
         return int(text)
     return default_num_threads()
 

@@ -3,6 +3,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import Never, disjoint_base
 
 from entrenar.autograd.tensor import Tensor
 
@@ -11,7 +12,9 @@ STREAM_BYTES: int
 NF4_VALUES: NDArray[np.float32]
 DYNAMIC_MAP: NDArray[np.float32]
 
+@disjoint_base
 class QuantizedTensor:
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @staticmethod
     def quantize(array: Tensor | ArrayLike, kind: str, *, double_quantization: bool = True) -> QuantizedTensor: ...
     @staticmethod

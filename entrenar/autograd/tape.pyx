@@ -147,8 +147,8 @@ cdef int give_grad(Tensor input, Tensor gradient) except -1:
     return add_grad(input, gradient)
 
 
-cdef list _reachable(Node root):
-    """The nodes that `root`'s gradient flows to, newest first."""
+cdef list _reachable(Node root, unsigned long long since):
+    """The nodes that `root`'s gradient flows to, newest first; all of them must be newer than `since`."""
     global last_walk
     cdef Node node, parent
     cdef Tensor tensor
@@ -160,6 +160,9 @@ cdef list _reachable(Node root):
         if node.released:
             raise GraphError("backward reached a part of the graph that an earlier backward freed; "
                              "run the forward pass again before a second backward.")
+        if node.sequence <= since:
+            raise GraphError("checkpoint: the function uses a tensor that was computed outside of it; "
+                             "pass it as an argument, or detach() it.")
         found.append((node.sequence, node))
         for item in node.inputs:
             if item is None:
@@ -199,7 +202,7 @@ def backward(tensor, gradient=None):
     if root.node is None:
         add_grad(root, seed)
         return
-    nodes = _reachable(root.node)
+    nodes = _reachable(root.node, 0)
     add_grad(root, seed)
     seed = None
     _walk(nodes)
@@ -209,14 +212,51 @@ cdef int _walk(list nodes) except -1:
     cdef Node node
     cdef Tensor gradient
     cdef Py_ssize_t i
-    for i in range(len(nodes)):
-        node = <Node> (<tuple> nodes[i])[1]
-        nodes[i] = None  # so that a node, and what it computed from, can be freed as soon as the walk has passed
-        gradient = node.gradient
-        node.gradient = None
-        if gradient is not None:
-            node.backward(gradient)
+    try:
+        for i in range(len(nodes)):
+            node = <Node> (<tuple> nodes[i])[1]
+            nodes[i] = None  # so that a node, and what it computed from, can be freed as soon as the walk has passed
+            gradient = node.gradient
+            node.gradient = None
+            if gradient is not None:
+                node.backward(gradient)
+            node.release()
+    except BaseException:  # half a sum of gradients must never meet a later backward
+        for item in nodes:
+            if item is not None:
+                (<Node> (<tuple> item)[1]).release()
         node.release()
+        raise
+    return 0
+
+
+cdef Tensor _stand_in(Tensor original):
+    """A leaf over the same memory that takes the gradient received so far along: sums keep their order, and bits."""
+    cdef Tensor copy = alias(original)
+    cdef Node node = original.node
+    copy.needs_grad = original.needs_grad
+    if not copy.needs_grad:
+        return copy
+    if node is None:
+        copy.gradient, copy.gradient_owned = original.gradient, original.gradient_owned
+        original.gradient = None
+    else:
+        copy.gradient, copy.gradient_owned = node.gradient, node.gradient_owned
+        node.gradient = None
+    return copy
+
+
+cdef int _take_back(Tensor original, Tensor copy) except -1:
+    """Return the gradient of `original`'s stand-in, grown meanwhile."""
+    cdef Node node = original.node
+    if not copy.needs_grad or copy.gradient is None:
+        return 0
+    if node is None and original.gradient is None:
+        original.gradient, original.gradient_owned = copy.gradient, copy.gradient_owned
+    elif node is not None and node.gradient is None:
+        node.gradient, node.gradient_owned = copy.gradient, copy.gradient_owned
+    else:
+        add_grad(original, copy.gradient)
     return 0
 
 
@@ -224,28 +264,34 @@ cdef class CheckpointNode(Node):
     """Saves a function and its inputs instead of what the function's own nodes would save."""
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor original, copy, out
         function, args, random_state = self.saved
-        copies = []
-        for item in args:
-            if isinstance(item, Tensor):
-                original = <Tensor> item
-                copy = alias(original)
-                copy.needs_grad = original.needs_grad
-                item = copy
-            copies.append(item)
+        tensors = {id(item): item for item in args if isinstance(item, Tensor)}
+        copies = {key: _stand_in(<Tensor> item) for key, item in tensors.items()}
+        try:
+            self.replay(grad, function, [copies.get(id(item), item) for item in args], random_state)
+        finally:
+            for key, item in tensors.items():
+                _take_back(<Tensor> item, <Tensor> copies[key])
+        return 0
+
+    cdef int replay(self, Tensor grad, object function, list args, object random_state) except -1:
+        cdef Tensor out
+        cdef unsigned long long since = last_sequence
         now = random.get_state()
         random.set_state(random_state)
-        with enable_grad():
-            out = function(*copies)
+        try:
+            with enable_grad():
+                out = function(*args)
+        finally:
             random.set_state(now)
-            if out.needs_grad:
-                backward(out, grad)
+        if not same_shape(out, grad):
+            raise GraphError(f"checkpoint: the function gave shape {out.shape} when run again, and {grad.shape} before.")
+        if out.node is None:
+            return add_grad(out, grad)
+        nodes = _reachable(out.node, since)
+        add_grad(out, grad)
         out = None
-        for item, copied in zip(args, copies):
-            if isinstance(item, Tensor) and (<Tensor> copied).gradient is not None:
-                add_grad(<Tensor> item, (<Tensor> copied).gradient)
-        return 0
+        return _walk(nodes)
 
 
 def checkpoint(function, *args):

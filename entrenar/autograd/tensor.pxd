@@ -9,6 +9,7 @@ cdef class Storage:
     """A block of the caching allocator, or memory that another object owns."""
     cdef char* memory
     cdef int size_class
+    cdef bint readonly
     cdef object owner
 
 cdef class Node:

@@ -21,6 +21,8 @@ cdef extern from "allocator.h" nogil:
     size_t allocator_cached()
     void allocator_reset_peak()
 
+cdef double MAX_BYTES = 2.0 ** 62
+
 cdef object bfloat16_type = None  # ml_dtypes.bfloat16, imported when the first bf16 tensor is seen
 cdef object operators = None      # entrenar.autograd.ops, which registers itself: operators live a floor above
 
@@ -71,6 +73,7 @@ builtin_sum = sum
 cdef inline int _set_shape(Tensor t, int ndim, const Py_ssize_t* dims) except -1:
     cdef int i
     cdef Py_ssize_t stride = 2 if t.kind == BFLOAT16 else 4
+    cdef double bytes = stride  # a product that wrapped around would look small
     t.ndim = ndim
     t.size = 1
     for i in range(ndim - 1, -1, -1):
@@ -78,6 +81,9 @@ cdef inline int _set_shape(Tensor t, int ndim, const Py_ssize_t* dims) except -1
         t.strides_bytes[i] = stride
         stride *= dims[i]
         t.size *= dims[i]
+        bytes *= dims[i]
+    if bytes > MAX_BYTES:
+        raise ShapeError(f"A tensor of shape {t.shape} has more bytes than a machine can address.")
     return 0
 
 
@@ -174,6 +180,7 @@ cdef Tensor _wrap_array(object array):
     t.storage = Storage.__new__(Storage)
     t.storage.owner = array
     t.storage.memory = <char*> <size_t> array.ctypes.data
+    t.storage.readonly = not array.flags.writeable
     t.data = <float*> t.storage.memory
     return t
 
@@ -187,6 +194,8 @@ cdef class Tensor:
 
     Raises ConfigError for an unknown dtype or a bfloat16 tensor with a gradient, ShapeError for ragged data.
     """
+
+    __array_priority__ = 1000.0  # array + tensor is the tensor's affair: NumPy would drop the graph
 
     def __init__(self, data, requires_grad=False, dtype="float32"):
         cdef Tensor t
@@ -214,14 +223,14 @@ cdef class Tensor:
 
     @staticmethod
     def from_numpy(array, requires_grad=False):
-        """A Tensor that shares the memory of a C-contiguous float32 (or ml_dtypes bfloat16) array."""
+        """A Tensor that shares the memory of a C-contiguous float32 (or ml_dtypes bfloat16) array; read-only stays so."""
         if not isinstance(array, np.ndarray) or array.dtype not in (np.dtype(np.float32), _bfloat16()):
             found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise ConfigError(f"Tensor.from_numpy shares memory with float32 or bfloat16 arrays, not {found}; "
                               "use Tensor(array) to copy.")
-        if not array.flags.c_contiguous:
-            raise ShapeError(f"Tensor.from_numpy needs a C-contiguous array; this one of shape {array.shape} has strides "
-                             f"{array.strides}; use Tensor(array) to copy.")
+        if not array.flags.c_contiguous or not array.flags.aligned:
+            raise ShapeError(f"Tensor.from_numpy needs a C-contiguous, aligned array; this one of shape {array.shape} has "
+                             f"strides {array.strides} at address {array.ctypes.data:#x}; use Tensor(array) to copy.")
         cdef Tensor t = _wrap_array(array)
         t.requires_grad = requires_grad
         return t
@@ -286,7 +295,7 @@ cdef class Tensor:
         if value is None:
             self.gradient = None
             return
-        t = as_tensor(value)
+        t = check_float32(as_tensor(value), "grad", "the gradient")
         if not same_shape(self, t):
             raise ShapeError(f"A gradient of shape {t.shape} does not fit a tensor of shape {self.shape}.")
         self.gradient = t
@@ -330,10 +339,12 @@ cdef class Tensor:
 
     # ------------------------------------------------------------------ memory shared with others
     def __getbuffer__(self, Py_buffer* view, int flags):
+        if self.storage.readonly and flags & PyBUF_WRITABLE:
+            raise BufferError("This tensor shares read-only memory; copy it with Tensor(tensor) to write.")
         view.buf = self.data
         view.obj = self
         view.len = self.nbytes
-        view.readonly = 0
+        view.readonly = self.storage.readonly
         view.itemsize = 2 if self.kind == BFLOAT16 else 4
         view.format = NULL
         if flags & PyBUF_FORMAT:

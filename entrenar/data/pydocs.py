@@ -92,17 +92,23 @@ def _pieces(paragraph: str) -> list[str]:
 def _docstring_pairs() -> Iterator[tuple[str, str]]:
     root = Path(sysconfig.get_path("stdlib"))
     found = 0
-    for file in sorted(root.rglob("*.py")):
+    for file in _sources(root):
         relative = file.relative_to(root)
-        if any(part in SKIPPED or part.startswith("_") for part in relative.with_suffix("").parts[:-1]):
-            continue
-        if relative.stem.startswith(("_", "test")) and relative.stem != "__init__":
-            continue
         for pair in _file_pairs(file, ".".join(relative.with_suffix("").parts).removesuffix(".__init__")):
             yield pair
             found += 1
             if found == MOST_DOCSTRINGS:
                 return
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    """The public modules below a folder, in the order of their names; what is skipped is not entered."""
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if entry.is_dir():
+            if not entry.is_symlink() and entry.name not in SKIPPED and not entry.name.startswith("_"):
+                yield from _sources(entry)
+        elif entry.suffix == ".py" and (not entry.stem.startswith(("_", "test")) or entry.stem == "__init__"):
+            yield entry
 
 
 def _file_pairs(file: Path, module: str) -> Iterator[tuple[str, str]]:

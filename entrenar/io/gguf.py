@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from entrenar.errors import FormatError
+from entrenar.io.gguf_header import check_header
 from entrenar.io.lazy import LazyTensor
-
-MAGIC = b"GGUF"
-VERSIONS = (2, 3)
-LEAST_TENSOR_BYTES = 24  # of a tensor's entry: name length, axes, type, offset
-LEAST_FIELD_BYTES = 13  # of a metadata entry: key length, type, one byte of value
 
 
 class GGUFTensor(LazyTensor):
@@ -32,6 +27,8 @@ class GGUFTensor(LazyTensor):
     def load_rows(self, start: int, stop: int) -> np.ndarray:
         import gguf
 
+        if start == stop:  # which the library cannot
+            return np.empty((0, *self.shape[1:]), np.float32)
         try:
             values = gguf.dequantize(self._data[start:stop], self._type)
         except NotImplementedError as error:
@@ -42,6 +39,22 @@ class GGUFTensor(LazyTensor):
         return np.ascontiguousarray(values, dtype=np.float32)
 
 
+def _reader(path: Path) -> Any:
+    """The library's reader over a plain view of the mapped file: np.memmap's own slices, one a token, cost seconds."""
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.memmap) -> None:
+            self._data = mapped.view(np.ndarray)
+
+    return Reader(path)
+
+
 class GGUFFile:
     """The metadata and tensors of a GGUF file.
 
@@ -50,11 +63,9 @@ class GGUFFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        _check_header(self.path)
-        import gguf
-
+        check_header(self.path)
         try:
-            reader = gguf.GGUFReader(self.path)
+            reader = _reader(self.path)
             self.metadata: dict[str, Any] = {
                 name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")
             }
@@ -63,27 +74,3 @@ class GGUFFile:
             raise FormatError(
                 f"{self.path}: is truncated or damaged ({type(error).__name__}: {error}); fetch the file again."
             ) from error
-
-
-def _check_header(path: Path) -> None:
-    """Hold magic, version and counts against the size of the file before the library trusts them."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header = file.read(24)
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a GGUF file.") from error
-    if header[:4] != MAGIC:
-        raise FormatError(f"{path}: starts with {header[:4]!r}, expected {MAGIC!r}; it is not a GGUF file.")
-    if len(header) < 24:
-        raise FormatError(f"{path}: is truncated after {size} bytes; fetch the file again.")
-    version, tensors, fields = struct.unpack("<IQQ", header[4:])
-    if version not in VERSIONS:
-        raise FormatError(
-            f"{path}: is GGUF version {version}, expected one of {VERSIONS}; convert it with a newer tool."
-        )
-    if tensors * LEAST_TENSOR_BYTES + fields * LEAST_FIELD_BYTES > size:
-        raise FormatError(
-            f"{path}: names {tensors} tensors and {fields} metadata entries, more than its {size} bytes can hold; "
-            "the file is damaged."
-        )

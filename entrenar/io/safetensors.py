@@ -11,6 +11,7 @@ import numpy as np
 
 from entrenar.errors import FormatError
 from entrenar.io.checkpoint import atomic_file
+from entrenar.io.json_file import read_json_object
 from entrenar.io.lazy import LazyTensor
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -37,7 +38,8 @@ class SafetensorsTensor(LazyTensor):
         self._path, self._data = path, data
 
     def raw(self) -> np.ndarray:
-        return self._data.reshape(self.shape[0] if self.shape else 1, -1)
+        rows = self.shape[0] if self.shape else 1
+        return self._data.reshape(rows, self._data.size // max(rows, 1))
 
     def load_rows(self, start: int, stop: int) -> np.ndarray:
         raw = self.raw()[start:stop]
@@ -86,14 +88,12 @@ def open_safetensors_directory(directory: str | Path) -> dict[str, LazyTensor]:
         if not (directory / SINGLE_FILE).exists():
             raise FormatError(f"{directory}: has neither {SINGLE_FILE} nor {INDEX_FILE}; expected safetensors weights.")
         return open_safetensors(directory / SINGLE_FILE)
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"{index}: is no index of shards ({type(error).__name__}: {error}).") from error
+    weight_map = read_json_object(index, "an index of shards").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{index}: has no weight_map; expected the shard of every tensor.")
     tensors: dict[str, LazyTensor] = {}
-    for file in files:
-        if not isinstance(file, str) or Path(file).name != file:
+    for file in dict.fromkeys(map(str, weight_map.values())):
+        if Path(file).name != file:
             raise FormatError(f"{index}: names the shard {file!r}, expected a file in the same folder.")
         tensors |= open_safetensors(directory / file)
     missing = sorted(set(weight_map) - set(tensors))
@@ -108,7 +108,7 @@ def save_safetensors(
     """Write float32, bfloat16 (ml_dtypes) or other NumPy arrays to one file, atomically."""
     from safetensors.numpy import save_file
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with atomic_file(path) as temporary:
         save_file(arrays, str(temporary), dict(metadata or {}))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entrenar.errors import ConfigError, FormatError
+from entrenar.io.json_file import read_json_object
 
 if TYPE_CHECKING:
     import tokenizers
@@ -266,15 +267,7 @@ class Tokenizer:
 
 
 def _json_object(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FormatError(f"{path}: is not JSON ({error}).") from error
-    if not isinstance(table, dict):
-        raise FormatError(f"{path}: holds a JSON {type(table).__name__}, expected an object.")
-    return table
+    return read_json_object(path, "a tokenizer_config.json") if path.is_file() else {}
 
 
 def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> tokenizers.Tokenizer:

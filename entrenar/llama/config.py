@@ -16,6 +16,16 @@ from entrenar.errors import ConfigError, FormatError
 
 SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "lora", "qlora")
 ROPE_SCALING = ("linear", "llama3")
+# What a config.json that leaves a key out means by it, where that is not our own default; None: it must be there.
+HF_DEFAULTS: dict[str, Any] = {
+    "vocab_size": None,
+    "hidden_size": None,
+    "intermediate_size": None,
+    "num_hidden_layers": None,
+    "num_attention_heads": None,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+}
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -26,7 +36,7 @@ class LLaMAConfig:
     vocab_size: int = option(32000, help="entries of the vocabulary", unit="tokens", minimum=1)
     hidden_size: int = option(4096, help="width of the residual stream", minimum=1)
     intermediate_size: int = option(11008, help="width inside the feed-forward layers", minimum=1)
-    num_hidden_layers: int = option(32, help="transformer blocks", minimum=1)
+    num_hidden_layers: int = option(32, help="transformer blocks", minimum=1, maximum=10_000)
     num_attention_heads: int = option(32, help="query heads", minimum=1)
     num_key_value_heads: int | None = option(None, help="key and value heads; unset is one per query head", minimum=1)
     head_dim: int | None = option(None, help="width of a head; unset is hidden_size / num_attention_heads", minimum=2)
@@ -64,7 +74,7 @@ class LLaMAConfig:
 
     def _check_rope(self) -> None:
         factors = self.rope_frequency_factors
-        if factors is not None and (len(factors) != self.head_size // 2 or not all(f > 0 for f in factors)):
+        if factors is not None and (len(factors) != self.head_size // 2 or not all(0 < f < math.inf for f in factors)):
             raise ConfigError(f"model.rope_frequency_factors: expected {self.head_size // 2} positive numbers.")
         if self.rope_scaling is None:
             return
@@ -79,8 +89,13 @@ class LLaMAConfig:
             needed += ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
         for key in needed:
             value = self.rope_scaling.get(key)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
                 raise ConfigError(f"model.rope_scaling.{key}: is {value!r}, expected a positive number.")
+        if kind == "llama3" and not self.rope_scaling["high_freq_factor"] > self.rope_scaling["low_freq_factor"]:
+            raise ConfigError(
+                f"model.rope_scaling.high_freq_factor: is {self.rope_scaling['high_freq_factor']}, expected more than "
+                f"low_freq_factor = {self.rope_scaling['low_freq_factor']}."
+            )
 
     # ------------------------------------------------------------------ files
     @classmethod
@@ -114,12 +129,19 @@ class LLaMAConfig:
                 f"{where}: sliding_window is {table['sliding_window']}; windowed attention is not supported."
             )
         values = {name: table[name] for name in cls.__dataclass_fields__ if table.get(name) is not None}
+        for name, default in HF_DEFAULTS.items():
+            if values.setdefault(name, default) is None:
+                raise ConfigError(f"{where}: {name} is missing.")
         rope = table.get("rope_parameters")  # transformers 5 keeps theta and scaling together
         if isinstance(rope, Mapping):
             values.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
             values.setdefault("rope_scaling", dict(rope))
+        for part in (table, rope, table.get("rope_scaling")):
+            fraction = part.get("partial_rotary_factor") if isinstance(part, Mapping) else None
+            if fraction not in (None, 1):
+                raise ConfigError(f"{where}: partial_rotary_factor is {fraction!r}; partial rotation is not supported.")
         for name in ("bos_token_id", "eos_token_id"):
-            if isinstance(values.get(name), list):
+            if isinstance(values.get(name), list) and values[name]:
                 values[name] = values[name][0]
         try:
             return from_table(cls, values, "model")
@@ -176,7 +198,14 @@ class LLaMAConfig:
         elif kind != "none":
             raise ConfigError(f"llama.rope.scaling.type is {kind!r}, expected 'none' or 'linear'.")
         values["tie_word_embeddings"] = tie_word_embeddings
-        return from_table(cls, values, "model")
+        config = from_table(cls, values, "model")
+        rotated = metadata.get("llama.rope.dimension_count", config.head_size)
+        if rotated != config.head_size:
+            raise ConfigError(
+                f"llama.rope.dimension_count is {rotated!r}, expected the head size {config.head_size}; "
+                "partial rotation is not supported."
+            )
+        return config
 
     # ------------------------------------------------------------------ what follows from the shape
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -247,7 +276,7 @@ class LLaMAConfig:
         exponents = np.arange(0, self.head_size, 2, dtype=np.float64) / self.head_size
         frequencies = self.rope_theta**-exponents
         if self.rope_frequency_factors is not None:
-            return frequencies / np.asarray(self.rope_frequency_factors)
+            frequencies = frequencies / np.asarray(self.rope_frequency_factors)
         if self.rope_scaling is None:
             return frequencies
         factor = float(self.rope_scaling["factor"])
@@ -264,7 +293,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a Hugging Face config.json.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: is not JSON ({error}).") from error
     if not isinstance(table, dict):
         raise FormatError(f"{path}: holds a JSON {type(table).__name__}, expected an object.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from entrenar.autograd import Tensor, linear, no_grad
-from entrenar.errors import ConfigError, ShapeError
+from entrenar.errors import ConfigError, NumericsError, ShapeError
 
 if TYPE_CHECKING:
     from entrenar.llama.model import LLaMAModel
@@ -38,11 +38,16 @@ def sample(logits: np.ndarray, rng: np.random.Generator, temperature: float, top
 
     Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020, for the nucleus.
     """
+    if not np.isfinite(logits).all():
+        raise NumericsError(
+            "generate: the model's logits are not finite; its weights are damaged or training diverged."
+        )
     if temperature == 0.0:
         return int(np.argmax(logits))
-    scaled = logits.astype(np.float64) / temperature
+    with np.errstate(over="ignore"):  # a tiny temperature sends every logit but the largest to minus infinity
+        scaled = (logits.astype(np.float64) - logits.max()) / temperature
     order = np.argsort(-scaled, kind="stable")[: top_k or None]
-    probabilities = np.exp(scaled[order] - scaled[order[0]])
+    probabilities = np.exp(scaled[order])
     probabilities /= probabilities.sum()
     kept = int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1  # the smallest set that reaches top_p
     probabilities = probabilities[:kept] / probabilities[:kept].sum()

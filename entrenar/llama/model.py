@@ -216,6 +216,8 @@ class LLaMAModel(Module):
             raise ShapeError(
                 f"tokens must be integers of shape (batch, seq), not {tokens.dtype} of shape {tokens.shape}."
             )
+        if not tokens.size:
+            raise ShapeError(f"tokens have shape {tokens.shape}, expected at least one token.")
         rotation = self._rotation(tokens, positions)
         x = self.model.embed_tokens(tokens)
         for index, block in enumerate(self.model.layers):

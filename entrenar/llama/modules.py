@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -114,9 +115,8 @@ def random_weights(seed: int, std: float) -> Callable[[str, tuple[int, ...]], Te
     def make(name: str, shape: tuple[int, ...]) -> Tensor:
         if len(shape) == 1:
             return Tensor.from_numpy(np.ones(shape, np.float32), requires_grad=True)
-        stream = np.random.Generator(
-            np.random.Philox(key=[seed, int.from_bytes(name.encode()[-64:], "little") % 2**63])
-        )
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()  # long names that differ only in the middle
+        stream = np.random.Generator(np.random.Philox(key=[seed, int.from_bytes(digest, "little")]))
         values = stream.standard_normal(shape, np.float32)
         values *= np.float32(std)
         return Tensor.from_numpy(values, requires_grad=True)

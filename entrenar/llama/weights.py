@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from entrenar.llama.modules import Weight
 
 QUANTIZE = (None, "auto", "nf4", "int4")
 DTYPES = ("float32", "bfloat16")
+INTEGERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")  # codes whose meaning some other tensor holds
 GGUF_4BIT = {"Q4_0": "q4_0", "Q4_1": "q4_1"}
 GGUF_LAYER = {
     "attn_norm": "input_layernorm",
@@ -45,6 +47,7 @@ GGUF_TOP = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+ROPE_FACTORS = "rope_freqs.weight"
 ROW_CHUNK_BYTES = 32 << 20  # what a conversion holds in float32 beside the tensor it fills
 
 
@@ -58,9 +61,9 @@ def hugging_face_name(gguf_name: str) -> str | None:
     return None
 
 
-def half_split_rows(heads: int, head_dim: int) -> np.ndarray:
+def half_split_rows(count: int, head_dim: int) -> np.ndarray:
     """The GGUF row that holds each row of a half-split q or k matrix: rows (2 i, 2 i + 1) of a head were halves."""
-    rows = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)
+    rows = np.arange(count).reshape(-1, head_dim // 2, 2)
     return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
 
 
@@ -72,12 +75,14 @@ class Checkpoint:
         path: Path,
         config: LLaMAConfig,
         tensors: Mapping[str, LazyTensor],
-        row_orders: Mapping[str, np.ndarray] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.config, self.tensors = path, config, tensors
-        self.row_orders = row_orders or {}
         self.metadata = metadata  # of a GGUF file
+
+    def interleaved(self, name: str) -> bool:
+        """Whether the rows of this matrix are stored for an interleaved rotary embedding."""
+        return self.metadata is not None and name.split(".")[-2] in ("q_proj", "k_proj")
 
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
@@ -104,6 +109,11 @@ class Checkpoint:
             found = tuple(self.tensors[name].shape)
             if found != tuple(shape):
                 raise FormatError(f"{self.path}: the tensor {name} has shape {found}, expected {tuple(shape)}.")
+            if self.tensors[name].type in INTEGERS:
+                raise FormatError(
+                    f"{self.path}: the tensor {name} holds integers ({self.tensors[name].type}), expected F32, F16 or "
+                    "BF16 weights; use a checkpoint that is not quantized, or a GGUF file."
+                )
         unknown = [name for name in self.tensors if name not in expected]
         if unknown:
             raise FormatError(f"{self.path}: the tensor {unknown[0]} belongs to no LLaMA layer of this configuration.")
@@ -124,9 +134,16 @@ def _open_directory(path: Path) -> Checkpoint:
 
 def _open_gguf(path: Path) -> Checkpoint:
     file = GGUFFile(path)
+    try:
+        config = LLaMAConfig.from_gguf(file.metadata, tie_word_embeddings="output.weight" not in file.tensors)
+        if ROPE_FACTORS in file.tensors:
+            factors = [float(factor) for factor in file.tensors[ROPE_FACTORS].load().reshape(-1)]
+            config = replace(config, rope_frequency_factors=factors)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in file.tensors.items():
-        if name == "rope_freqs.weight":
+        if name == ROPE_FACTORS:
             continue
         target = hugging_face_name(name)
         if target is None:
@@ -134,16 +151,7 @@ def _open_gguf(path: Path) -> Checkpoint:
                 f"{path}: the tensor {name} belongs to no LLaMA layer; this architecture is not supported."
             )
         tensors[target] = tensor
-    config = LLaMAConfig.from_gguf(file.metadata, tie_word_embeddings="lm_head.weight" not in tensors)
-    if "rope_freqs.weight" in file.tensors:
-        config.rope_frequency_factors = [float(f) for f in file.tensors["rope_freqs.weight"].load()]
-    q = half_split_rows(config.num_attention_heads, config.head_size)
-    k = half_split_rows(config.kv_heads, config.head_size)
-    orders = {}
-    for i in range(config.num_hidden_layers):
-        orders[f"model.layers.{i}.self_attn.q_proj.weight"] = q
-        orders[f"model.layers.{i}.self_attn.k_proj.weight"] = k
-    return Checkpoint(path, config, tensors, orders, file.metadata)
+    return Checkpoint(path, config, tensors, file.metadata)
 
 
 class _Loader:
@@ -156,17 +164,18 @@ class _Loader:
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Weight:
         lazy = self.checkpoint.tensors[name]
-        order = self.checkpoint.row_orders.get(name)
+        head_dim = self.checkpoint.config.head_size if self.checkpoint.interleaved(name) else None
         if self.quantize is not None and ".layers." in name and len(shape) == 2:
-            quantized = self._quantized(name, lazy, shape, order)
+            quantized = self._quantized(name, lazy, shape, head_dim)
             if quantized is not None:
                 return quantized
-        return self._plain(lazy, shape, order, "float32" if len(shape) == 1 else self.dtype)
+        return self._plain(lazy, shape, head_dim, "float32" if len(shape) == 1 else self.dtype)
 
     def _quantized(
-        self, name: str, lazy: LazyTensor, shape: tuple[int, ...], order: np.ndarray | None
+        self, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None
     ) -> QuantizedTensor | None:
         if self.quantize == "auto" and lazy.type in GGUF_4BIT:
+            order = half_split_rows(shape[0], head_dim) if head_dim else None
             return QuantizedTensor.from_gguf_blocks(lazy.raw(), GGUF_4BIT[lazy.type], shape, order)
         kind = "nf4" if self.quantize == "auto" else self.quantize
         assert kind is not None
@@ -175,12 +184,12 @@ class _Loader:
             return None
         try:
             return QuantizedTensor.quantize_streaming(
-                _rows(lazy, shape, order), shape, kind, double_quantization=self.double_quantization
+                _rows(lazy, shape, head_dim), shape, kind, double_quantization=self.double_quantization
             )
         except QuantizationError as error:
             raise FormatError(f"{self.checkpoint.path}: the tensor {name} cannot become {kind}: {error}") from error
 
-    def _plain(self, lazy: LazyTensor, shape: tuple[int, ...], order: np.ndarray | None, dtype: str) -> Tensor:
+    def _plain(self, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None, dtype: str) -> Tensor:
         if dtype == "float32":
             target = np.empty(shape, np.float32)
         else:
@@ -188,23 +197,22 @@ class _Loader:
 
             target = np.empty(shape, ml_dtypes.bfloat16)
         start = 0
-        for rows in _rows(lazy, shape, order):
+        for rows in _rows(lazy, shape, head_dim):
             target[start : start + len(rows)] = rows
             start += len(rows)
         return Tensor.from_numpy(target, requires_grad=dtype == "float32")
 
 
-def _rows(lazy: LazyTensor, shape: tuple[int, ...], order: np.ndarray | None) -> Iterator[np.ndarray]:
-    """The tensor in float32, a chunk of rows at a time, in the model's row order."""
+def _rows(lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None) -> Iterator[np.ndarray]:
+    """The tensor in float32, a chunk of rows at a time; `head_dim` puts interleaved heads into half-split order."""
     if len(shape) == 1:
         yield lazy.load()
         return
-    if order is not None:
-        yield lazy.load()[order]
-        return
-    step = max(1, ROW_CHUNK_BYTES // (4 * shape[1]))
+    unit = head_dim or 1  # rows change places within their head only
+    step = max(unit, ROW_CHUNK_BYTES // (4 * shape[1]) // unit * unit)
     for start in range(0, shape[0], step):
-        yield lazy.load_rows(start, min(start + step, shape[0]))
+        rows = lazy.load_rows(start, min(start + step, shape[0]))
+        yield rows[half_split_rows(len(rows), head_dim)] if head_dim else rows
 
 
 def load(

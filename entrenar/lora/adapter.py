@@ -14,6 +14,7 @@ import numpy as np
 
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.checkpoint import atomic_directory
+from entrenar.io.json_file import read_json_object
 from entrenar.io.safetensors import open_safetensors, save_safetensors
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.modules import Linear
@@ -32,13 +33,18 @@ def lora_layers(model: LLaMAModel) -> Iterator[tuple[str, LoRALinear]]:
             yield name, module
 
 
+def check_no_adapters(model: LLaMAModel) -> None:
+    """ConfigError where the model has adapters already."""
+    if next(lora_layers(model), None) is not None:
+        raise ConfigError("The model already has LoRA adapters; merge them before adding others.")
+
+
 def attach(model: LLaMAModel, config: LoRAConfig, seed: int = 0) -> None:
     """Freeze the model and put an adapter on every linear that `config.target_modules` names.
 
     Raises ConfigError where the model already has adapters or no layer matches.
     """
-    if next(lora_layers(model), None) is not None:
-        raise ConfigError("The model already has LoRA adapters; merge or remove them before adding others.")
+    check_no_adapters(model)
     targets = [
         (name, module)
         for name, module in model.named_modules()
@@ -88,27 +94,24 @@ def save_adapter(model: LLaMAModel, directory: str | Path, *, base_model: str | 
 def read_adapter_config(directory: str | Path) -> LoRAConfig:
     """The configuration of a PEFT adapter directory; FormatError or ConfigError where it is missing or unsupported."""
     path = Path(directory) / CONFIG_FILE
-    try:
-        table = json.loads(path.read_text())
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a PEFT adapter directory.") from error
-    except ValueError as error:
-        raise FormatError(f"{path}: is not JSON ({error}).") from error
-    if not isinstance(table, dict):
-        raise FormatError(f"{path}: holds a JSON {type(table).__name__}, expected an object.")
-    return LoRAConfig.from_peft(table, where=str(path))
+    return LoRAConfig.from_peft(read_json_object(path, "a PEFT adapter directory"), where=str(path))
 
 
 def load_adapter(model: LLaMAModel, directory: str | Path) -> None:
-    """Put the adapter of a PEFT directory on the model; every tensor must be there with its shape, and no other."""
+    """Put the adapter of a PEFT directory on the model; every tensor must be there with its shape, and no other.
+
+    As in PEFT, its dropout is off until `set_training(model, True)`. Where anything is wrong the model is unchanged.
+    """
     config = read_adapter_config(directory)
     path = Path(directory) / WEIGHTS_FILE
     stored = open_safetensors(path)
     check_adapter_shapes(model, config, {name: tuple(lazy.shape) for name, lazy in stored.items()}, path)
+    tensors = {name: lazy.load() for name, lazy in stored.items()}
     attach(model, config)
     for name, layer in lora_layers(model):
-        layer.lora_A.numpy()[...] = stored[f"{PREFIX}{name}.lora_A.weight"].load()
-        layer.lora_B.numpy()[...] = stored[f"{PREFIX}{name}.lora_B.weight"].load()
+        layer.lora_A.numpy()[...] = tensors[f"{PREFIX}{name}.lora_A.weight"]
+        layer.lora_B.numpy()[...] = tensors[f"{PREFIX}{name}.lora_B.weight"]
+    set_training(model, False)
 
 
 def check_adapter_shapes(model: LLaMAModel, config: LoRAConfig, stored: dict[str, tuple[int, ...]], path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from entrenar.config import check_dataclass, nearest, option
 from entrenar.errors import ConfigError
@@ -30,12 +30,20 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "lora_bias": (False, None),
     "use_qalora": (False, None),
     "alora_invocation_tokens": (None, []),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    # the other initialisations (PiSSA, OLoRA, CorDA, LoftQ, ...) change the base weights when PEFT loads the adapter
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
 
 
 @dataclass
 class LoRAConfig:
     """LoRA (Hu et al., 2021): y = W x + scaling B A dropout(x). Raises ConfigError for a value out of range."""
+
+    section: ClassVar[str] = "lora"  # what messages call the configuration
 
     rank: int = option(16, help="rank of the update", minimum=1)
     alpha: float = option(32.0, help="strength: the update is scaled by alpha / rank", above=0)
@@ -49,15 +57,15 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         if isinstance(self.target_modules, str):
             self.target_modules = [self.target_modules]
-        check_dataclass(self, "lora")
+        check_dataclass(self, self.section)
         if "all-linear" in self.target_modules:
             self.target_modules = list(LINEAR_LAYERS)
         if not self.target_modules:
-            raise ConfigError("lora.target_modules: is empty, expected at least one linear layer.")
+            raise ConfigError(f"{self.section}.target_modules: is empty, expected at least one linear layer.")
         for name in self.target_modules:
             if name not in LINEAR_LAYERS:
                 raise ConfigError(
-                    f"lora.target_modules: {name!r} is no linear layer of a block; "
+                    f"{self.section}.target_modules: {name!r} is no linear layer of a block; "
                     f"{nearest(name, (*LINEAR_LAYERS, 'all-linear'))}"
                 )
         self.target_modules = [name for name in LINEAR_LAYERS if name in self.target_modules]
@@ -104,13 +112,17 @@ class LoRAConfig:
             raise ConfigError(f"{where}: target_modules is the pattern {targets!r}; expected a list of layer names.")
         if targets is None or "r" not in table:
             raise ConfigError(f"{where}: r and target_modules are required.")
+        names = [targets] if isinstance(targets, str) else targets
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{where}: target_modules is {targets!r}, expected a list of layer names.")
+        rslora = table.get("use_rslora", False)
         try:
             return LoRAConfig(
                 rank=table["r"],
                 alpha=table.get("lora_alpha", 8),
                 dropout=table.get("lora_dropout", 0.0) or 0.0,
-                target_modules=[targets] if isinstance(targets, str) else [name.split(".")[-1] for name in targets],
-                use_rslora=bool(table.get("use_rslora", False)),
+                target_modules=[name.split(".")[-1] for name in names],
+                use_rslora=False if rslora is None else rslora,
             )
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error

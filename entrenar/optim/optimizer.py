@@ -80,6 +80,10 @@ class Optimizer:
                 raise ConfigError(
                     f"{self.name}: {name} is frozen (requires_grad is False); pass the trainable parameters only."
                 )
+            if not tensor.numpy().flags.writeable:
+                raise ConfigError(
+                    f"{self.name}: {name} shares read-only memory, which no step can change; copy it with Tensor(...)."
+                )
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 new["params"].append(tensor)
@@ -106,10 +110,10 @@ class Optimizer:
             group["lr"] = float(value)
 
     def step(self) -> None:
-        """Update every parameter that has a gradient, in place."""
+        """Update every parameter that has a gradient and is not frozen meanwhile, in place."""
         for position, _, tensor, group in self._parameters():
             gradient = tensor.grad
-            if gradient is not None:
+            if gradient is not None and tensor.requires_grad:
                 self.update(tensor, gradient, self.state.setdefault(position, {}), group)
 
     def zero_grad(self) -> None:
@@ -160,7 +164,7 @@ class Optimizer:
         checked = []
         for i, (group, mine) in enumerate(zip(groups, self.param_groups, strict=True)):
             expected = set(mine) - {"params"}
-            if set(group) != expected:
+            if (set(group) ^ expected) - {"initial_lr"}:  # which a schedule adds, before or after
                 raise ConfigError(
                     f"{self.name}: group {i} of the state has the keys {sorted(group)}, expected {sorted(expected)}."
                 )

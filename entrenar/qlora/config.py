@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from entrenar.config import check_dataclass, option
+from entrenar.config import option
 from entrenar.lora.config import LoRAConfig
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class QLoRAConfig(LoRAConfig):
     """QLoRA (Dettmers et al., 2023): the block linears in 4 bits, frozen, under LoRA adapters."""
 
+    section: ClassVar[str] = "qlora"
+
     quantize_4bit: bool = option(True, help="quantize the block linears that are not 4-bit yet")
     quantize: str = option(
         "auto",
@@ -23,10 +25,6 @@ class QLoRAConfig(LoRAConfig):
         choices=("auto", "nf4", "int4"),
     )
     double_quantization: bool = option(True, help="keep the scales of NF4 in 8 bits")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_dataclass(self, "qlora")
 
     @property
     def lora(self) -> LoRAConfig:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import BLOCK_SIZE, QuantizedTensor
+from entrenar.errors import QuantizationError
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.modules import Linear
+from entrenar.lora.adapter import check_no_adapters
 from entrenar.qlora.config import QLoRAConfig
 
 
@@ -19,15 +21,19 @@ def quantize_linears(model: LLaMAModel, kind: str, double_quantization: bool) ->
         if not isinstance(module, Linear) or ".layers." not in name or isinstance(module.weight, QuantizedTensor):
             continue
         if module.in_features % BLOCK_SIZE[kind]:
-            kept[f"{name}.weight"] = f"{module.in_features} columns are no multiple of {BLOCK_SIZE[kind]}"
+            kept[f"{name}.weight"] = f"its {module.in_features} columns are no multiple of {BLOCK_SIZE[kind]}"
             continue
         weight: Tensor = module.weight
-        module.weight = QuantizedTensor.quantize(weight, kind, double_quantization=double_quantization)
+        try:
+            module.weight = QuantizedTensor.quantize(weight, kind, double_quantization=double_quantization)
+        except QuantizationError as error:
+            raise QuantizationError(f"{name}.weight cannot become {kind}: {error}") from error
     return kept
 
 
 def convert(model: LLaMAModel, config: QLoRAConfig, seed: int = 0) -> None:
     """`to_qlora`: a 4-bit base under LoRA adapters, in place. A base that is already 4-bit keeps its codes."""
+    check_no_adapters(model)
     if config.quantize_4bit:
         kind = "nf4" if config.quantize == "auto" else config.quantize
         model.unquantized |= quantize_linears(model, kind, config.double_quantization)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,16 @@ from entrenar.optim import (
     WarmupCosineLR,
 )
 from entrenar.qlora.config import QLoRAConfig
+
+# Keys that only some optimizers and schedules look at.
+ADAM = ("adamw", "adam")
+OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {"beta1": ADAM, "beta2": ADAM, "eps": ADAM, "momentum": ("sgd",)}
+SCHEDULE_KEYS: dict[str, tuple[str, ...]] = {
+    "warmup_steps": ("warmup_cosine", "constant"),
+    "min_lr": ("warmup_cosine", "cosine"),
+    "step_size": ("step",),
+    "gamma": ("step", "exponential"),
+}
 
 
 class Section:
@@ -67,10 +77,16 @@ class LRSchedule(Section):
         help="shape",
         choices=("constant", "step", "exponential", "cosine", "warmup_cosine"),
     )
-    warmup_steps: int = option(5, help="steps of linear warmup (constant and warmup_cosine)", minimum=0)
+    warmup_steps: int | None = option(
+        None,
+        help="steps of linear warmup (constant and warmup_cosine); unset is a tenth of the steps, at most 100",
+        minimum=0,
+    )
     min_lr: float = option(0.0, help="learning rate at the end (cosine and warmup_cosine)", minimum=0)
     step_size: int = option(30, help="steps between decays (step)", minimum=1)
-    gamma: float = option(0.1, help="factor of a decay (step and exponential)", above=0)
+    gamma: float | None = option(
+        None, help="factor of a decay (step, unset is 0.1; exponential, of every step and to be set)", above=0
+    )
 
 
 @dataclass
@@ -81,7 +97,9 @@ class Data(Section):
     held_out_fraction: float = option(0.02, help="share of the examples kept for evaluation", above=0, below=1)
     max_examples: int = option(0, help="use at most this many examples; 0 is all", minimum=0)
     packing: bool = option(True, help="put several examples into one row")
-    train_on_prompt: bool = option(False, help="train on the prompts too, not only on the answers")
+    train_on_prompt: bool = option(
+        False, help="fine-tuning: train and evaluate on the prompts too, not only on the answers"
+    )
 
 
 @dataclass
@@ -90,7 +108,10 @@ class Checkpointing(Section):
 
     directory: str = option("outputs/run", help="folder for the result, metrics.csv and checkpoints")
     every: int = option(0, help="steps between checkpoints; 0 writes none", minimum=0)
-    resume: bool = option(False, help="continue from the checkpoint in the directory, to the same bits")
+    resume: bool = option(
+        False,
+        help="continue from the checkpoint in the directory, to the same bits; the number of steps may change",
+    )
 
 
 @dataclass
@@ -107,11 +128,32 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.lora is not None and self.qlora is not None:
             raise ConfigError("[lora] and [qlora] are both there; keep one.")
-        if self.lr_schedule.name == "warmup_cosine" and self.lr_schedule.warmup_steps > self.training.steps:
+        if self.qlora is not None:
+            _check_quantization(self.qlora)
+        self._check_use("training", self.training.optimizer, OPTIMIZER_KEYS)
+        self._check_use("lr_schedule", self.lr_schedule.name, SCHEDULE_KEYS)
+        t, s = self.training, self.lr_schedule
+        if s.name == "exponential" and s.gamma is None:
+            raise ConfigError("lr_schedule.gamma: is missing; the exponential schedule needs the factor of each step.")
+        if s.warmup_steps is not None and s.warmup_steps > t.steps:
             raise ConfigError(
-                f"lr_schedule.warmup_steps: is {self.lr_schedule.warmup_steps}, expected at most training.steps = "
-                f"{self.training.steps}."
+                f"lr_schedule.warmup_steps: is {s.warmup_steps}, expected at most training.steps = {t.steps}."
             )
+        if s.min_lr > t.learning_rate:
+            raise ConfigError(
+                f"lr_schedule.min_lr: is {s.min_lr}, expected at most training.learning_rate = {t.learning_rate}."
+            )
+
+    def _check_use(self, section: str, chosen: str, users: dict[str, tuple[str, ...]]) -> None:
+        """A key that the chosen optimizer or schedule never looks at must stay as it is by default."""
+        config = getattr(self, section)
+        for spec in fields(config):
+            value, used_by = getattr(config, spec.name), users.get(spec.name, (chosen,))
+            if chosen not in used_by and value != spec.default:
+                raise ConfigError(
+                    f"{section}.{spec.name}: is {value}, which {chosen} does not use; leave it out, or choose "
+                    f"{' or '.join(used_by)}."
+                )
 
     @property
     def adapter(self) -> LoRAConfig | None:
@@ -122,17 +164,18 @@ class TrainConfig:
     def from_file(path: str | Path) -> TrainConfig:
         """The training sections of a TOML file ([model] is LLaMAConfig's); ConfigError naming file, section and key."""
         table = load_toml(path)
-        sections: dict[str, Any] = {}
-        for name, content in table.items():
+        for name in table:
             if name not in SECTIONS:
                 raise ConfigError(f"{path}: [{name}] is no known section; {nearest(name, SECTIONS)}")
-            if name == "model":
-                continue
-            try:
-                sections[name] = from_table(SECTION_TYPES[name], content, name)
-            except ConfigError as error:
-                raise ConfigError(f"{path}: {error}") from error
-        return TrainConfig(**sections)
+        try:
+            sections: dict[str, Any] = {
+                name: from_table(SECTION_TYPES[name], content, name)
+                for name, content in table.items()
+                if name != "model"
+            }
+            return TrainConfig(**sections)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     def make_optimizer(self, parameters: Any) -> Optimizer:
         """The optimizer of [training] over (name, tensor) pairs."""
@@ -145,15 +188,32 @@ class TrainConfig:
     def make_schedule(self, optimizer: Optimizer) -> Schedule:
         """The schedule of [lr_schedule]."""
         s, steps = self.lr_schedule, self.training.steps
+        warmup = min(100, steps // 10) if s.warmup_steps is None else s.warmup_steps
         if s.name == "constant":
-            return ConstantLR(optimizer, s.warmup_steps)
+            return ConstantLR(optimizer, warmup)
         if s.name == "step":
-            return StepLR(optimizer, s.step_size, s.gamma)
+            return StepLR(optimizer, s.step_size, 0.1 if s.gamma is None else s.gamma)
         if s.name == "exponential":
+            assert s.gamma is not None  # held by __post_init__
             return ExponentialLR(optimizer, s.gamma)
         if s.name == "cosine":
             return CosineAnnealingLR(optimizer, steps, s.min_lr)
-        return WarmupCosineLR(optimizer, s.warmup_steps, steps, s.min_lr)
+        return WarmupCosineLR(optimizer, warmup, steps, s.min_lr)
+
+
+def _check_quantization(qlora: QLoRAConfig) -> None:
+    """A key about a format that is not made must stay as it is by default."""
+    for key, value, needs, used in (
+        ("quantize", qlora.quantize, "quantize_4bit = true", qlora.quantize_4bit or qlora.quantize == "auto"),
+        (
+            "double_quantization",
+            "false",
+            'quantize = "auto" or "nf4" in 4 bits',
+            qlora.double_quantization or (qlora.quantize_4bit and qlora.quantize != "int4"),
+        ),
+    ):
+        if not used:
+            raise ConfigError(f"qlora.{key}: is {value}, which has no effect without {needs}; leave it out.")
 
 
 SECTION_TYPES: dict[str, type] = {

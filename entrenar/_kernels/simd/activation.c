@@ -17,6 +17,7 @@ INLINE vf gelu_tanh_(vf x) {
     return 0.5f * x * (1.0f + vtanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x)));
 }
 INLINE vf gelu_tanh_slope(vf x) {
+    x = vmin(vset(16.0f), vmax(vset(-16.0f), x));  // constant beyond; x^2 may not overflow. Operand order keeps NaN
     vf t = vtanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x));
     return 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * SQRT_2_OVER_PI * (1.0f + 3.0f * GELU_CUBIC * x * x);
 }

@@ -15,6 +15,14 @@
     } while (0)
 #define V(p, i) vload((p) + (i))
 
+// 1 / sqrt(squares / dim + eps), where `squares` is the sum of (x - shift)^2; where that overflowed, summed in float64
+static float reciprocal_deviation(float squares, const float *x, float shift, ptrdiff_t dim, float eps) {
+    if (squares <= 3.402823466e38f) return 1.0f / sqrtf(squares / (float)dim + eps);
+    double sum = 0.0;
+    for (ptrdiff_t i = 0; i < dim; i++) sum += ((double)x[i] - shift) * ((double)x[i] - shift);
+    return (float)(1.0 / sqrt(sum / (double)dim + eps));
+}
+
 static float rms_forward(float *y, const float *x, const float *w, ptrdiff_t dim, float eps) {
     float squares;
 #define VECTOR(i) (V(x, i) * V(x, i))
@@ -22,7 +30,7 @@ static float rms_forward(float *y, const float *x, const float *w, ptrdiff_t dim
     REDUCE(squares, VECTOR, SCALAR);
 #undef VECTOR
 #undef SCALAR
-    const float rstd = 1.0f / sqrtf(squares / (float)dim + eps);
+    const float rstd = reciprocal_deviation(squares, x, 0.0f, dim, eps);
     ptrdiff_t i = 0;
     for (; i + VLEN <= dim; i += VLEN) vstore(y + i, V(x, i) * rstd * V(w, i));
     for (; i < dim; i++) y[i] = x[i] * rstd * w[i];
@@ -68,7 +76,7 @@ static void layer_forward(float *y, float *mean_out, float *rstd_out, const floa
     REDUCE(squares, VECTOR, SCALAR);  // a second pass: the difference of squares would cancel
 #undef VECTOR
 #undef SCALAR
-    const float rstd = 1.0f / sqrtf(squares / (float)dim + eps);
+    const float rstd = reciprocal_deviation(squares, x, mean, dim, eps);
     ptrdiff_t i = 0;
     for (; i + VLEN <= dim; i += VLEN) {
         vf h = (V(x, i) - mean) * rstd;

@@ -2,15 +2,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrenar.autograd.quantized import QuantizedTensor
-from entrenar.autograd.tensor import ArrayLike, Tensor
+from entrenar.autograd.tensor import Tensor, _ArrayLike
 
-Targets = NDArray[np.integer] | list[int]
+_Targets = NDArray[np.integer] | list[int]
 
-def cross_entropy(logits: ArrayLike, targets: Targets, ignore_index: int = -100, reduction: str = "mean") -> Tensor: ...
+def cross_entropy(
+    logits: _ArrayLike, targets: _Targets, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor: ...
 def linear_cross_entropy(
-    x: ArrayLike,
-    weight: ArrayLike | QuantizedTensor,
-    targets: Targets,
+    x: _ArrayLike,
+    weight: _ArrayLike | QuantizedTensor,
+    targets: _Targets,
     ignore_index: int = -100,
     reduction: str = "mean",
     divisor: float | None = None,

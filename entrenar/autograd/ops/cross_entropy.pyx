@@ -70,9 +70,7 @@ cdef class CrossEntropyNode(Node):
         cdef Py_ssize_t rows = targets.shape[0], vocabulary = logits.dims[logits.ndim - 1]
         cdef float scale = 0
         cdef bint accumulate
-        if rows == 0:
-            return 0
-        cdef const int64_t* first = &targets[0]
+        cdef const int64_t* first = &targets[0] if rows else NULL
         dlogits = grad_buffer(logits, &accumulate)
         if not self.per_row:
             scale = grad.data[0] * self.inverse
@@ -136,7 +134,7 @@ cdef class LinearCrossEntropyNode(Node):
         cdef bint accumulate
         cdef float scale = grad.data[0]
         cdef float* row
-        if x.needs_grad:
+        if dx is not None and x.needs_grad:
             out = grad_buffer(x, &accumulate)
             if not accumulate:
                 memset(out.data, 0, out.size * sizeof(float))
@@ -198,6 +196,8 @@ def linear_cross_entropy(x, weight, targets, int64_t ignore_index=-100, reductio
     if not isinstance(weight, QuantizedTensor):
         weight = as_tensor(weight)
     weight_source_of(weight, "linear_cross_entropy", &head, &vocabulary, &hidden)
+    if vocabulary == 0:
+        raise ShapeError(f"linear_cross_entropy: the weight has shape (0, {hidden}), expected at least one vocabulary entry.")
     cdef Tensor t = checked_input(x, "linear_cross_entropy", vocabulary, hidden)
     array = checked_indices(targets, "linear_cross_entropy", "targets", vocabulary, ignore_index)
     if array.shape != t.shape[:-1]:

@@ -17,7 +17,7 @@ cdef object checked_indices(object values, str op, str name, Py_ssize_t bound, o
     array = np.asarray(values)
     if array.dtype.kind not in "iu":
         raise ShapeError(f"{op}: {name} must be integers, not {array.dtype}.")
-    array = np.ascontiguousarray(array, dtype=np.int64)
+    array = np.asarray(array, dtype=np.int64, order="C")  # ascontiguousarray would give a scalar an axis
     wrong = (array < 0) | (array >= bound)
     if ignored is not None:
         wrong &= array != ignored

@@ -1,13 +1,13 @@
 from entrenar.autograd.quantized import QuantizedTensor
-from entrenar.autograd.tensor import ArrayLike, Tensor
+from entrenar.autograd.tensor import Tensor, _ArrayLike
 
-def linear(x: ArrayLike, weight: ArrayLike | QuantizedTensor, bias: ArrayLike | None = None) -> Tensor: ...
+def linear(x: _ArrayLike, weight: _ArrayLike | QuantizedTensor, bias: _ArrayLike | None = None) -> Tensor: ...
 def lora_linear(
-    x: ArrayLike,
-    weight: ArrayLike | QuantizedTensor,
-    lora_A: ArrayLike,
-    lora_B: ArrayLike,
+    x: _ArrayLike,
+    weight: _ArrayLike | QuantizedTensor,
+    lora_A: _ArrayLike,
+    lora_B: _ArrayLike,
     scaling: float,
     dropout: float = 0.0,
 ) -> Tensor: ...
-def matmul(a: ArrayLike, b: ArrayLike) -> Tensor: ...
+def matmul(a: _ArrayLike, b: _ArrayLike) -> Tensor: ...

@@ -78,7 +78,7 @@ cdef class LinearNode(Node):
         cdef bint accumulate
         cdef int status
         weight_source_of(self.saved[1], "linear", &source, &n, &k)
-        m = grad.size // n if n else 0
+        m = x.size // k if k else 0
         if x.needs_grad:
             dx = grad_buffer(x, &accumulate)
             with nogil:
@@ -140,7 +140,7 @@ cdef class LoRALinearNode(Node):
         cdef bint accumulate
         cdef int status = 0
         weight_source_of(self.saved[1], "lora_linear", &source, &n, &k)
-        m = grad.size // n if n else 0
+        m = x.size // k if k else 0
         a_source = f32_source(a.data, k, k)
         b_source = f32_source(b.data, r, r)
         if b.needs_grad:

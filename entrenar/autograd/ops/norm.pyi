@@ -1,6 +1,6 @@
-from entrenar.autograd.tensor import ArrayLike, Tensor
+from entrenar.autograd.tensor import Tensor, _ArrayLike
 
-def rms_norm(x: ArrayLike, weight: ArrayLike, eps: float = 1e-5) -> Tensor: ...
+def rms_norm(x: _ArrayLike, weight: _ArrayLike, eps: float = 1e-5) -> Tensor: ...
 def layer_norm(
-    x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None, eps: float = 1e-5
+    x: _ArrayLike, weight: _ArrayLike | None = None, bias: _ArrayLike | None = None, eps: float = 1e-5
 ) -> Tensor: ...

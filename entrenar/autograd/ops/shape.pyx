@@ -183,7 +183,10 @@ def slice(x, index):
             node.strides[ndim] = 0
             ndim += 1
         elif isinstance(item, builtins.slice):
-            start, stop, step = item.indices(a.dims[axis])
+            try:
+                start, stop, step = item.indices(a.dims[axis])
+            except (TypeError, ValueError) as error:
+                raise ShapeError(f"slice: {item!r} needs integers and a step other than 0 ({error}).") from None
             dims[ndim] = len(range(start, stop, step))
             node.strides[ndim] = strides[axis] * step
             node.offset += strides[axis] * start if dims[ndim] else 0

@@ -1,0 +1,523 @@
+"""The tape: sums over paths, freed graphs, switched recording, deep graphs, and blocks that are computed again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from entrenar import autograd
+from entrenar.autograd import (
+    Tensor,
+    backward,
+    checkpoint,
+    dropout,
+    enable_grad,
+    grad_enabled,
+    manual_seed,
+    memory_stats,
+    no_grad,
+    random,
+)
+from entrenar.errors import ConfigError, GraphError, ShapeError
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    before = random.get_state()
+    manual_seed(42)
+    yield
+    random.set_state(before)
+
+
+def normal(*shape: int, seed: int = 0, requires_grad: bool = True) -> Tensor:
+    return Tensor(np.random.default_rng(seed).standard_normal(shape), requires_grad=requires_grad)
+
+
+def leaf(*values: float) -> Tensor:
+    return Tensor(list(values), requires_grad=True)
+
+
+# ---------------------------------------------------------------------------------- sums over paths
+@pytest.mark.gradient
+def test_a_tensor_used_several_times_gets_the_sum_once_per_path() -> None:
+    x = leaf(3.0)
+    y = x * 2.0  # a computed tensor with four uses, two of them in one operation
+    (y * y + y + autograd.concatenate([y, y]).sum()).backward([1.0])
+    assert x.grad.tolist() == [2 * (2 * 6 + 1 + 2)]
+
+
+@pytest.mark.gradient
+def test_doubling_sixty_times_is_one_walk_with_an_exact_result() -> None:
+    x = leaf(1.0)
+    y = x
+    for _ in range(60):  # 2^60 paths: a walk a path would not end
+        y = y + y
+    y.backward()
+    assert x.grad.tolist() == [2.0**60]
+
+
+@pytest.mark.gradient
+def test_residual_chains_are_exact_at_any_depth() -> None:
+    """h + w h with w = 0 passes the gradient on as it is; each w gets the product of stream and gradient."""
+    depth = 400
+    x, seed = normal(3, 5), normal(3, 5, seed=1, requires_grad=False)
+    weights = [leaf(0.0) for _ in range(depth)]
+    h = x
+    for w in weights:
+        h = h + w * h
+    h.backward(seed)
+    assert x.grad.numpy().tobytes() == seed.numpy().tobytes()
+    expected = np.sum(x.numpy().astype(np.float64) * seed.numpy())
+    assert len({w.grad.item() for w in weights}) == 1
+    assert weights[0].grad.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.gradient
+def test_powers_of_three_halves_are_exact() -> None:
+    x = leaf(1.0)
+    h = x
+    for _ in range(14):
+        h = h + h * 0.5
+    h.backward()
+    assert x.grad.tolist() == [1.5**14]  # 23 bits: float32 holds it exactly
+
+
+@pytest.mark.gradient
+def test_paths_of_unequal_length_meet_before_the_walk_goes_on() -> None:
+    """x is reached first along the short path; its own gradient must wait for the long one."""
+    a = leaf(2.0)
+    x = a * a
+    long = x
+    for _ in range(10):
+        long = long * 1.0
+    (x + long * x).backward([1.0])
+    assert a.grad.tolist() == [(1 + 2 * 4) * 2 * 2]  # d(x + x^2)/dx dx/da
+
+
+@pytest.mark.gradient
+def test_diamonds_share_gradients_without_disturbing_each_other() -> None:
+    """add hands one gradient to both operands: what one of them gets later must not reach the other."""
+    a, b = normal(4, 3), normal(4, 3, seed=1)
+    left, right = a * 2.0, b * 3.0
+    total = left + right
+    out = total + left  # left's gradient is shared with total's, then grows
+    out = out + total.reshape(12).reshape(4, 3)  # reshape passes an alias on
+    ones = Tensor(np.ones((4, 3)))
+    out.backward(ones)
+    assert a.grad.tolist() == np.full((4, 3), 2.0 * 3).tolist()
+    assert b.grad.tolist() == np.full((4, 3), 3.0 * 2).tolist()
+    assert ones.tolist() == np.ones((4, 3)).tolist()
+
+
+@pytest.mark.gradient
+def test_only_the_leaves_behind_the_root_are_touched() -> None:
+    a, b, c = leaf(1.0), leaf(2.0), leaf(3.0)
+    other = a * c
+    (a * b).backward()
+    assert (a.grad.tolist(), b.grad.tolist(), c.grad) == ([2.0], [1.0], None)
+    other.backward()  # a graph of its own, not freed by the first walk
+    assert (a.grad.tolist(), c.grad.tolist()) == ([5.0], [1.0])
+
+
+@pytest.mark.gradient
+def test_backward_from_the_middle_leaves_the_rest_of_the_graph_alone() -> None:
+    x = leaf(3.0)
+    middle = x * x
+    top = middle * 2.0
+    middle.backward()
+    assert x.grad.tolist() == [6.0]
+    with pytest.raises(GraphError, match="freed"):
+        top.backward()
+
+
+# ---------------------------------------------------------------------------------- roots and freed graphs
+@pytest.mark.unit
+def test_a_second_backward_on_a_freed_graph_says_so_and_adds_nothing() -> None:
+    x, w = leaf(1.0, 2.0), leaf(5.0)
+    trunk = x * 3.0
+    first, second = trunk.sum(), (trunk * w).sum()
+    first.backward()
+    message = "an earlier backward freed; run the forward pass again before a second backward"
+    with pytest.raises(GraphError, match=message):
+        first.backward()
+    with pytest.raises(GraphError, match=message):
+        second.backward()
+    assert (x.grad.tolist(), w.grad) == ([3.0, 3.0], None)
+
+
+@pytest.mark.unit
+def test_two_losses_over_one_trunk_go_through_their_sum() -> None:
+    x = leaf(1.0, 2.0)
+    trunk = x * 3.0
+    (trunk.sum() + (trunk * trunk).sum()).backward()
+    assert x.grad.tolist() == [3 + 2 * 9 * 1, 3 + 2 * 9 * 2]
+
+
+@pytest.mark.unit
+def test_backward_of_more_than_one_element_needs_a_gradient() -> None:
+    x = leaf(1.0, 2.0)
+    y = x * x
+    with pytest.raises(ShapeError, match=r"shape \(2,\) needs the gradient argument"):
+        backward(y)
+    with pytest.raises(ShapeError, match=r"gradient has shape \(3,\), expected \(2,\)"):
+        backward(y, [1.0, 1.0, 1.0])
+    backward(y, [1.0, 10.0])  # the refused calls freed nothing
+    assert x.grad.tolist() == [2.0, 40.0]
+    z = leaf(1.0, 2.0)
+    (z * z).reshape(1, 2).max(1).backward()  # one element in any shape
+    assert z.grad.tolist() == [0.0, 4.0]
+
+
+@pytest.mark.unit
+def test_backward_without_a_graph_is_an_error() -> None:
+    with pytest.raises(GraphError, match="requires_grad=True, outside no_grad"):
+        Tensor(1.0).backward()
+    with no_grad():
+        y = leaf(1.0) * 2.0
+    with pytest.raises(GraphError, match="requires_grad=True, outside no_grad"):
+        backward(y)
+    with pytest.raises(GraphError, match="needs a Tensor, not float"):
+        backward(1.0)
+
+
+@pytest.mark.unit
+def test_a_failed_walk_frees_its_graph_so_that_no_half_sum_survives() -> None:
+    x = leaf(2.0)
+    calls = []
+
+    def fails_later(t: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("second call")
+        return t * 1.0
+
+    trunk = x * 3.0
+    other = trunk * 5.0
+    loss = checkpoint(fails_later, trunk) + trunk  # trunk holds the gradient of `+ trunk` when the block fails
+    with pytest.raises(RuntimeError, match="second call"):
+        loss.backward()
+    with pytest.raises(GraphError, match="freed"):
+        other.backward()
+    assert x.grad is None
+
+
+# ---------------------------------------------------------------------------------- recording
+@pytest.mark.unit
+def test_no_grad_and_enable_grad_nest() -> None:
+    x = leaf(1.0)
+    states = [grad_enabled()]
+    with no_grad():
+        states.append(grad_enabled())
+        with no_grad():
+            states.append(grad_enabled())
+            with enable_grad():
+                states.append((x * 2.0).requires_grad)
+                with no_grad():
+                    states.append((x * 2.0).requires_grad)
+                states.append(grad_enabled())
+            states.append((x * 2.0).requires_grad)
+        states.append(grad_enabled())
+    states.append(grad_enabled())
+    assert states == [True, False, False, True, False, True, False, False, True]
+
+
+@pytest.mark.unit
+def test_recording_comes_back_after_an_error() -> None:
+    for context in (no_grad, enable_grad):
+        with pytest.raises(ZeroDivisionError), context():
+            _ = 1 / 0
+        assert grad_enabled()
+
+
+@pytest.mark.unit
+def test_no_grad_decorates_functions() -> None:
+    @no_grad()
+    def double(x: Tensor, factor: float = 2.0) -> Tensor:
+        """Doubles."""
+        return x * factor
+
+    assert not double(leaf(1.0), factor=3.0).requires_grad
+    assert (double.__name__, double.__doc__) == ("double", "Doubles.")
+    assert grad_enabled()
+
+
+@pytest.mark.unit
+def test_recording_is_switched_per_thread() -> None:
+    """A thread that is born inside no_grad records; its own no_grad is seen by nobody else."""
+    seen: dict[str, bool] = {}
+    inside, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        seen["child at birth"] = grad_enabled()
+        with no_grad():
+            inside.set()
+            done.wait(10)
+            seen["child inside its own"] = grad_enabled()
+
+    with no_grad():
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert inside.wait(10)
+        with enable_grad():
+            seen["parent"] = (leaf(1.0) * 2.0).requires_grad
+        done.set()
+        thread.join()
+    assert seen == {"child at birth": True, "parent": True, "child inside its own": False}
+    assert grad_enabled()
+
+
+def small_step(seed: int) -> bytes:
+    """Forward and backward of a little network: loss and gradients as bytes."""
+    x, w, norm = normal(40, 64, seed=seed), normal(48, 64, seed=seed + 1), normal(48, seed=seed + 2)
+    hidden = autograd.rms_norm(autograd.silu(autograd.linear(x, w)), norm)
+    q = hidden.reshape(1, 40, 3, 16)
+    loss = autograd.cross_entropy(autograd.attention(q, q, q).reshape(40, 48), np.arange(40))
+    loss.backward()
+    return b"".join(t.numpy().tobytes() for t in (loss, x.grad, w.grad, norm.grad))
+
+
+@pytest.mark.unit
+def test_graphs_of_several_threads_do_not_meet() -> None:
+    expected = [small_step(seed) for seed in range(4)]
+    found: dict[tuple[int, int], bytes] = {}
+
+    def work(seed: int) -> None:
+        for repetition in range(5):
+            found[seed, repetition] = small_step(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 20
+    assert [key for key, value in found.items() if value != expected[key[0]]] == []
+
+
+# ---------------------------------------------------------------------------------- what the graph holds
+@pytest.mark.memory
+def test_saved_buffers_are_freed_as_the_walk_passes_them() -> None:
+    """The first block of the chain is computed again last of all: by then the others' buffers must be gone."""
+    size, depth = 1 << 18, 20
+    seen = []
+
+    def probe(t: Tensor) -> Tensor:
+        seen.append(memory_stats()["in_use"])
+        return t * 1.0
+
+    x = Tensor(np.zeros(size), requires_grad=True)
+    before = memory_stats()["in_use"]
+    y = checkpoint(probe, x)
+    for _ in range(depth):
+        y = autograd.sigmoid(y)  # saves its output
+    held = memory_stats()["in_use"] - before
+    assert held >= depth * 4 * size
+    out = y.sum()
+    del y
+    out.backward()
+    assert len(seen) == 2
+    assert seen[1] - before <= 3 * 4 * size
+
+
+@pytest.mark.memory
+def test_a_node_reports_what_it_saves_until_it_is_freed() -> None:
+    x = normal(8, 16)
+    y = autograd.exp(x)
+    node = y.grad_fn
+    assert node.saved_bytes == 8 * 16 * 4
+    y.sum().backward()
+    assert node.saved_bytes == 0
+
+
+DEEP = """
+import threading
+from entrenar import autograd
+from entrenar.autograd import Tensor
+
+DEPTH = 50_000
+CHAINS = {
+    "mul": lambda h: h * 1.0,
+    "saved output": lambda h: h * autograd.exp(h * 0.0),
+    "reshape": lambda h: h.reshape(1, 1).reshape(1),
+    "concatenate": lambda h: autograd.concatenate([h, h])[:1],
+}
+
+def work():
+    for name, step in CHAINS.items():
+        for walk in (True, False):
+            x = Tensor([1.0], requires_grad=True)
+            h = x
+            for _ in range(DEPTH):
+                h = step(h)
+            if walk:
+                h.sum().backward()
+                assert x.grad.tolist() == [1.0], (name, x.grad)
+            del h
+    print("done", flush=True)
+
+threading.stack_size(512 * 1024)  # a recursion of 50,000 nodes would need far more
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.chaos
+def test_deep_graphs_overflow_no_stack_in_backward_or_when_dropped() -> None:
+    """In a process of its own: a stack overflow is a crash, not an exception."""
+    result = subprocess.run([sys.executable, "-c", DEEP], capture_output=True, text=True, timeout=300, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, "done"), result.stderr[-2000:]
+
+
+# ---------------------------------------------------------------------------------- checkpoint
+def network(parameters: list[Tensor], run: Callable[..., Tensor]) -> Tensor:
+    """Four residual blocks with dropout, each through `run`."""
+    x = parameters[0]
+    for w in parameters[1:]:
+        block = run(lambda h, w=w: dropout(autograd.gelu(autograd.linear(h, w)), 0.2) + dropout(h, 0.1) * h, x)
+        x = x + block
+    return x
+
+
+def gradients_of(run: Callable[..., Tensor]) -> list[bytes]:
+    manual_seed(11)
+    parameters = [normal(6, 10)] + [normal(10, 10, seed=i) for i in range(1, 5)]
+    out = network(parameters, run)
+    after = dropout(out, 0.5)  # the random state goes on as if nothing were special
+    (after * after).sum().backward()
+    return [out.numpy().tobytes(), after.numpy().tobytes(), *(p.grad.numpy().tobytes() for p in parameters)]
+
+
+@pytest.mark.gradient
+def test_checkpoint_gives_the_same_bits_with_dropout_and_closed_over_parameters() -> None:
+    assert gradients_of(checkpoint) == gradients_of(lambda block, x: block(x))
+
+
+@pytest.mark.gradient
+def test_nested_checkpoints_give_the_same_bits() -> None:
+    def nested(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        def middle(h: Tensor) -> Tensor:
+            return dropout(checkpoint(lambda t: dropout(checkpoint(block, t), 0.3) * t, h), 0.2)
+
+        return checkpoint(middle, x)
+
+    def plain(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return dropout(dropout(block(x), 0.3) * x, 0.2)
+
+    assert gradients_of(nested) == gradients_of(plain)
+
+
+@pytest.mark.gradient
+def test_checkpoint_takes_several_arguments_of_any_kind() -> None:
+    def block(a: Tensor, factor: float, b: Tensor, frozen: Tensor, options: dict[str, Any]) -> Tensor:
+        return (a * factor + a * b * frozen) ** options["power"]
+
+    results = []
+    for run in (checkpoint, lambda function, *args: function(*args)):
+        a, b, frozen = normal(5), normal(5, seed=1), normal(5, seed=2, requires_grad=False)
+        shared = a * 2.0
+        out = run(block, shared, 3.0, b, frozen, {"power": 2}) + shared
+        out.backward(np.ones(5))
+        assert frozen.grad is None
+        results.append([t.numpy().tobytes() for t in (out, a.grad, b.grad)])
+    assert results[0] == results[1]
+
+
+@pytest.mark.gradient
+def test_checkpoint_of_one_tensor_in_two_roles_adds_both_gradients() -> None:
+    x = leaf(3.0)
+    checkpoint(lambda a, b: a * b, x, x).backward()
+    assert x.grad.tolist() == [6.0]
+    y = leaf(3.0)
+    checkpoint(lambda t: t, y * 2.0).backward()  # a block that returns its argument
+    assert y.grad.tolist() == [2.0]
+    z = leaf(3.0)
+    checkpoint(lambda t: z, y).backward()  # or a parameter
+    assert z.grad.tolist() == [1.0]
+
+
+@pytest.mark.unit
+def test_checkpoint_records_nothing_where_nothing_is_recorded() -> None:
+    calls = []
+
+    def block(t: Tensor) -> Tensor:
+        calls.append(grad_enabled())
+        return t * 2.0
+
+    with no_grad():
+        assert not checkpoint(block, leaf(1.0)).requires_grad
+    x = leaf(1.0)
+    checkpoint(block, x).backward()
+    assert calls == [False, False, True]
+    assert x.grad.tolist() == [2.0]
+
+
+@pytest.mark.unit
+def test_checkpoint_refuses_computed_tensors_that_are_no_arguments() -> None:
+    """Their part of the graph would be walked twice, or out of order: wrong sums, silently."""
+    x, y = leaf(2.0), leaf(3.0)
+    hidden = x * 2.0
+    out = checkpoint(lambda t: t * hidden, y) + hidden * 3.0
+    with pytest.raises(GraphError, match=r"computed outside of it; pass it as an argument, or detach\(\) it"):
+        out.backward()
+    hidden = x * 2.0
+    (checkpoint(lambda t, h: t * h, y, hidden) + hidden * 3.0).backward()
+    assert (x.grad.tolist(), y.grad.tolist()) == ([2 * 3 + 6.0], [4.0])
+    y.zero_grad()
+    checkpoint(lambda t: t * hidden.detach(), y).backward()
+    assert y.grad.tolist() == [4.0]
+
+
+@pytest.mark.unit
+def test_checkpoint_says_what_is_wrong_with_its_function() -> None:
+    with pytest.raises(GraphError, match="must return one Tensor, not tuple"):
+        checkpoint(lambda t: (t, t), leaf(1.0))
+    lengths = iter([2, 3])
+    out = checkpoint(lambda t: autograd.concatenate([t] * next(lengths)), leaf(1.0))
+    with pytest.raises(GraphError, match=r"gave shape \(3,\) when run again, and \(2,\) before"):
+        out.sum().backward()
+
+
+@pytest.mark.unit
+def test_a_block_that_fails_when_run_again_leaves_the_random_state_alone() -> None:
+    fail = []
+
+    def block(t: Tensor) -> Tensor:
+        out = dropout(t, 0.5)
+        if fail:
+            raise ConfigError("broken block")
+        return out
+
+    out = checkpoint(block, leaf(*range(8)))
+    dropout(out, 0.5)
+    state = random.get_state()
+    fail.append(True)
+    with pytest.raises(ConfigError, match="broken block"):
+        out.sum().backward()
+    assert random.get_state() == state
+
+
+# ---------------------------------------------------------------------------------- the seed
+@pytest.mark.unit
+def test_a_seed_fixes_every_random_operation() -> None:
+    x, w = normal(20, 30, requires_grad=False), normal(12, 30, seed=1, requires_grad=False)
+    a, b = normal(4, 30, seed=2), normal(12, 4, seed=3)
+
+    def draw(seed: int) -> list[bytes]:
+        manual_seed(seed)
+        first, second = dropout(x, 0.5), dropout(x, 0.5)
+        lora = autograd.lora_linear(x, w, a, b, 2.0, dropout=0.3)
+        a.grad = None
+        lora.sum().backward()
+        return [t.numpy().tobytes() for t in (first, second, lora, a.grad)]
+
+    one, again, other = draw(1), draw(1), draw(2)
+    assert one == again
+    assert one[0] != one[1]
+    assert [mine == theirs for mine, theirs in zip(one, other, strict=True)] == [False] * 4

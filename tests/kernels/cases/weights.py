@@ -1,0 +1,27 @@
+"""Weights in every source that a kernel reads, each with the float64 matrix that it stands for. No cases of its own."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from entrenar.autograd import QuantizedTensor, Tensor
+
+from .base import Case
+
+# source -> columns that make whole blocks
+FROZEN = {"bfloat16": 1, "nf4": 64, "nf4 double": 64, "q4_0": 32, "q4_1": 32}
+CASES: list[Case] = []
+
+
+@cache
+def frozen_weight(source: str, rows: int, columns: int) -> tuple[Tensor | QuantizedTensor, np.ndarray]:
+    """A weight (rows, columns) that takes no gradient, and its values in float64. Shared: nobody may change it."""
+    dense = np.random.default_rng([rows, columns]).standard_normal((rows, columns)).astype(np.float32)
+    if source == "bfloat16":
+        weight = Tensor(dense, dtype="bfloat16")
+        return weight, np.asarray(weight.numpy(), np.float64)
+    kind, *double = source.split()
+    quantized = QuantizedTensor.quantize(dense, kind, double_quantization=bool(double))
+    return quantized, quantized.dequantize().astype(np.float64)

@@ -1,0 +1,262 @@
+"""Adapter directories: saved whole or not at all, loaded completely or refused with the model unchanged."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from entrenar.errors import ConfigError, FormatError
+from entrenar.llama import LLaMAModel
+from entrenar.lora import LoRAConfig, adapter, load_adapter, merge, save_adapter, set_training
+from entrenar.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, lora_layers
+from entrenar.qlora import QLoRAConfig
+
+from .reference import base_model, batch, gqa_config, logits_of, lora_model
+
+CONFIG = gqa_config(2)
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def small_lora(**lora: object) -> LLaMAModel:
+    return lora_model("fp32", CONFIG, **({"target_modules": ["q_proj", "down_proj"]} | lora))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """An adapter of rank 4 on q_proj and down_proj."""
+    save_adapter(small_lora(), tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def edit_config(directory: Path, **changes: object) -> None:
+    path = directory / CONFIG_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(directory: Path, edit: Callable[[dict[str, np.ndarray]], object]) -> None:
+    tensors = load_file(directory / WEIGHTS_FILE)
+    edit(tensors)
+    save_file(tensors, directory / WEIGHTS_FILE)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("base", ["fp32", "bf16", "nf4", "q4_1"])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_saved_adapter_loads_to_the_same_logits(base: str, use_rslora: bool, tmp_path: Path) -> None:
+    model = lora_model(base, CONFIG, use_rslora=use_rslora, dropout=0.1)
+    set_training(model, False)
+    save_adapter(model, tmp_path / "adapter")
+    again = base_model(base, CONFIG)
+    load_adapter(again, tmp_path / "adapter")
+    assert again.lora_config == model.lora_config
+    tokens, _ = batch(CONFIG)
+    np.testing.assert_array_equal(logits_of(again, tokens), logits_of(model, tokens))
+    assert [name for name, _ in again.trainable_parameters()] == [name for name, _ in model.trainable_parameters()]
+
+
+@pytest.mark.unit
+def test_a_loaded_adapter_does_not_drop_until_it_is_trained(tmp_path: Path) -> None:
+    save_adapter(small_lora(dropout=0.5), tmp_path / "adapter")
+    model = base_model(config=CONFIG)
+    load_adapter(model, tmp_path / "adapter")
+    tokens, _ = batch(CONFIG)
+    np.testing.assert_array_equal(logits_of(model, tokens), logits_of(model, tokens))
+    set_training(model, True)
+    assert (logits_of(model, tokens) != logits_of(model, tokens)).any()
+
+
+@pytest.mark.unit
+def test_the_directory_holds_pefts_two_files_and_names(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    tensors = load_file(saved / WEIGHTS_FILE)
+    assert sorted(tensors) == sorted(
+        f"base_model.model.model.layers.{i}.{layer}.lora_{side}.weight"
+        for i in range(2)
+        for layer in ("self_attn.q_proj", "mlp.down_proj")
+        for side in "AB"
+    )
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
+    assert tensors[f"{Q0}.lora_A.weight"].shape == (4, 64)
+    assert tensors[f"{Q0}.lora_B.weight"].shape == (64, 4)
+
+
+@pytest.mark.unit
+def test_loading_freezes_the_base_and_keeps_stored_values(saved: Path) -> None:
+    model = base_model(config=CONFIG)
+    load_adapter(model, saved)
+    stored = load_file(saved / WEIGHTS_FILE)
+    for name, tensor in model.trainable_parameters():
+        np.testing.assert_array_equal(tensor.numpy(), stored[f"base_model.model.{name}"])
+    assert all(".lora_" in name for name, _ in model.trainable_parameters())
+
+
+@pytest.mark.unit
+def test_half_precision_adapters_load(saved: Path) -> None:
+    edit_tensors(saved, lambda t: t.update({name: value.astype(np.float16) for name, value in t.items()}))
+    model = base_model(config=CONFIG)
+    load_adapter(model, saved)
+    stored = load_file(saved / WEIGHTS_FILE)
+    for name, tensor in model.trainable_parameters():
+        np.testing.assert_array_equal(tensor.numpy(), stored[f"base_model.model.{name}"].astype(np.float32))
+
+
+@pytest.mark.unit
+def test_an_existing_adapter_is_replaced_as_a_whole(saved: Path) -> None:
+    (saved / "README.md").write_text("of the old adapter")
+    save_adapter(small_lora(rank=2), saved)
+    assert sorted(path.name for path in saved.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert load_file(saved / WEIGHTS_FILE)[f"{Q0}.lora_A.weight"].shape == (2, 64)
+    assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_an_interrupted_save_keeps_the_old_adapter(
+    error: BaseException, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def half_written(path: Path, *_: object) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(adapter, "save_safetensors", half_written)
+    for directory in (saved, saved.parent / "new"):
+        with pytest.raises(type(error)):
+            save_adapter(small_lora(rank=2), directory)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == old
+    assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
+
+
+@pytest.mark.unit
+def test_there_must_be_adapters_to_save_or_merge_and_none_to_attach(tmp_path: Path) -> None:
+    plain = base_model(config=CONFIG)
+    with pytest.raises(ConfigError, match=r"The model has no LoRA adapters to save\."):
+        save_adapter(plain, tmp_path / "adapter")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=r"The model has no LoRA adapters to merge\."):
+        merge(plain)
+    model = small_lora()
+    names = [name for name, _ in model.named_parameters()]
+    with pytest.raises(ConfigError, match=r"The model already has LoRA adapters; merge them"):
+        model.to_lora(LoRAConfig())
+    with pytest.raises(ConfigError, match=r"The model already has LoRA adapters; merge them"):
+        model.to_qlora(QLoRAConfig())
+    assert [name for name, _ in model.named_parameters()] == names
+    assert {weight.dtype for _, weight in model.named_parameters()} == {"float32"}
+
+
+@pytest.mark.unit
+def test_merging_a_loaded_adapter_and_saving_the_model_gives_the_same_logits(saved: Path, tmp_path: Path) -> None:
+    model = base_model(config=CONFIG)
+    load_adapter(model, saved)
+    tokens, _ = batch(CONFIG)
+    adapted = logits_of(model, tokens)
+    with pytest.raises(ConfigError, match="still has LoRA adapters"):
+        model.save_pretrained(tmp_path / "merged")
+    merge(model)
+    model.save_pretrained(tmp_path / "merged")
+    again = LLaMAModel.from_pretrained(tmp_path / "merged")
+    np.testing.assert_allclose(logits_of(again, tokens), adapted, rtol=0, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- bad input
+def truncate(directory: Path, name: str, size: int) -> None:
+    content = (directory / name).read_bytes()
+    (directory / name).write_bytes(content[:size])
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no directory": (
+        lambda d: d.rename(d.with_name("elsewhere")),
+        r"adapter_config.json: cannot be read \(No such file or directory\); expected a PEFT adapter directory.",
+    ),
+    "no weights": (lambda d: (d / WEIGHTS_FILE).unlink(), r"adapter_model.safetensors: no such file; expected"),
+    "no configuration": (lambda d: (d / CONFIG_FILE).unlink(), r"adapter_config.json: cannot be read"),
+    "truncated weights": (lambda d: truncate(d, WEIGHTS_FILE, -1), r"adapter_model.safetensors: is truncated or"),
+    "half of the weights": (
+        lambda d: truncate(d, WEIGHTS_FILE, 2000),
+        r"adapter_model.safetensors: is truncated or",
+    ),
+    "no bytes of weights": (lambda d: truncate(d, WEIGHTS_FILE, 0), r"adapter_model.safetensors: is truncated or"),
+    "truncated configuration": (lambda d: truncate(d, CONFIG_FILE, 40), r"adapter_config.json: is not JSON"),
+    "configuration of bytes": (
+        lambda d: (d / CONFIG_FILE).write_bytes(b"\xff\xfe\x00"),
+        r"adapter_config.json: is not JSON",
+    ),
+    "nested configuration": (
+        lambda d: (d / CONFIG_FILE).write_text("[" * 100_000),
+        r"adapter_config.json: is not JSON",
+    ),
+    "list": (lambda d: (d / CONFIG_FILE).write_text("[1]"), r"adapter_config.json: holds a JSON list, expected an"),
+    "another rank": (
+        lambda d: edit_config(d, r=8),
+        r"the tensor base_model\.\S+\.0\.self_attn.q_proj.lora_A.weight has shape \(4, 64\), expected \(8, 64\)\.",
+    ),
+    "rank 0": (lambda d: edit_config(d, r=0), r"adapter_config.json: lora.rank: is 0, expected at least 1\."),
+    "another target": (
+        lambda d: edit_config(d, target_modules=["k_proj", "down_proj"]),
+        r"the tensor base_model\.\S+\.0\.self_attn\.k_proj\.lora_A\.weight of shape \(4, 64\) is missing",
+    ),
+    "fewer targets": (
+        lambda d: edit_config(d, target_modules=["down_proj"]),
+        r"the tensor base_model\.\S+\.0\.self_attn\.q_proj\.lora_A\.weight belongs to no layer that",
+    ),
+    "unknown target": (lambda d: edit_config(d, target_modules=["q_porj"]), r"did you mean 'q_proj'\?"),
+    "pattern": (lambda d: edit_config(d, target_modules=".*proj"), r"target_modules is the pattern '\.\*proj'"),
+    "DoRA": (lambda d: edit_config(d, use_dora=True), r"use_dora is True, which is not supported; expected False"),
+    "a tensor too many": (
+        lambda d: edit_tensors(d, lambda t: t.update({"base_model.model.lm_head.weight": np.zeros((2, 2))})),
+        r"the tensor base_model.model.lm_head.weight belongs to no layer that the adapter's configuration names\.",
+    ),
+    "a tensor too few": (
+        lambda d: edit_tensors(d, lambda t: t.pop(f"{Q0}.lora_B.weight")),
+        r"q_proj.lora_B.weight of shape \(64, 4\) is missing; the adapter does not fit the model\.",
+    ),
+    "a transposed tensor": (
+        lambda d: edit_tensors(d, lambda t: t.update({f"{Q0}.lora_A.weight": np.zeros((64, 4), np.float32)})),
+        r"q_proj.lora_A.weight has shape \(64, 4\), expected \(4, 64\)\.",
+    ),
+}
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_adapter_is_one_clear_sentence_and_leaves_the_model_as_it_was(case: str, saved: Path) -> None:
+    damage, message = BAD[case]
+    damage(saved)
+    model = base_model(config=CONFIG)
+    tokens, _ = batch(CONFIG)
+    before = logits_of(model, tokens)
+    with pytest.raises((FormatError, ConfigError), match=message) as caught:
+        load_adapter(model, saved)
+    text = str(caught.value)
+    assert str(saved) in text
+    assert "\n" not in text
+    assert not list(lora_layers(model))
+    assert model.lora_config is None
+    assert all(weight.requires_grad for _, weight in model.named_parameters())
+    np.testing.assert_array_equal(logits_of(model, tokens), before)
+
+
+@pytest.mark.chaos
+def test_a_type_that_cannot_be_read_is_refused_before_anything_changes(saved: Path) -> None:
+    """A float8 tensor: its shape fits, so only reading it fails."""
+    tensors = load_file(saved / WEIGHTS_FILE)
+    header, data = {}, b""
+    for name, value in tensors.items():
+        header[name] = {"dtype": "F8_E4M3", "shape": value.shape, "data_offsets": [len(data), len(data) + value.size]}
+        data += bytes(value.size)
+    text = json.dumps(header).encode()
+    (saved / WEIGHTS_FILE).write_bytes(len(text).to_bytes(8, "little") + text + data)
+    model = base_model(config=CONFIG)
+    with pytest.raises(FormatError, match=re.escape("has type F8_E4M3; expected F32, F16 or BF16 weights.")):
+        load_adapter(model, saved)
+    assert not list(lora_layers(model))
+    assert all(weight.requires_grad for _, weight in model.named_parameters())

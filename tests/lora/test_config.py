@@ -1,0 +1,172 @@
+"""LoRAConfig: ranges, target names, and PEFT's adapter_config.json in and out."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from entrenar.errors import ConfigError
+from entrenar.lora import LoRAConfig
+from entrenar.lora.config import UNSUPPORTED
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PEFT_TABLE: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["v_proj", "q_proj"]}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rank": 0}, "lora.rank: is 0, expected at least 1."),
+        ({"rank": -3}, "lora.rank: is -3, expected at least 1."),
+        ({"rank": 2.5}, "lora.rank: is 2.5, expected an integer."),
+        ({"rank": True}, "lora.rank: is True, expected an integer."),
+        ({"rank": "16"}, "lora.rank: is '16', expected an integer."),
+        ({"alpha": 0.0}, "lora.alpha: is 0.0, expected more than 0."),
+        ({"alpha": float("nan")}, "lora.alpha: is nan, expected a finite number."),
+        ({"alpha": float("inf")}, "lora.alpha: is inf, expected a finite number."),
+        ({"dropout": 1.0}, "lora.dropout: is 1.0, expected less than 1."),
+        ({"dropout": -0.1}, "lora.dropout: is -0.1, expected at least 0."),
+        ({"use_rslora": "yes"}, "lora.use_rslora: is 'yes', expected true or false."),
+        ({"target_modules": []}, "lora.target_modules: is empty, expected at least one linear layer."),
+        ({"target_modules": [3]}, "lora.target_modules: is 3, expected text."),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_range(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        LoRAConfig(**values)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("q_prj", "q_proj"),
+        ("qproj", "q_proj"),
+        ("down", "down_proj"),
+        ("all_linear", "all-linear"),
+        ("Gate_proj", "gate_proj"),
+    ],
+)
+def test_an_unknown_target_module_names_the_nearest(wrong: str, near: str) -> None:
+    message = f"lora.target_modules: '{wrong}' is no linear layer of a block; did you mean '{near}'?"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        LoRAConfig(target_modules=["v_proj", wrong])
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("wrong", ["lm_head", "embed_tokens", "xyzzy", "", "model.layers.0.self_attn.q_proj"])
+def test_what_is_no_block_linear_is_refused(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no linear layer of a block; (did you mean|expected one of)"):
+        LoRAConfig(target_modules=[wrong])
+
+
+@pytest.mark.unit
+def test_targets_come_in_model_order_once_and_all_linear_means_all() -> None:
+    assert LoRAConfig(target_modules=["down_proj", "q_proj", "q_proj"]).target_modules == ["q_proj", "down_proj"]
+    assert LoRAConfig(target_modules=["all-linear"]).target_modules == LINEARS
+    assert LoRAConfig(target_modules="all-linear").target_modules == LINEARS  # type: ignore[arg-type]
+    assert LoRAConfig(target_modules="o_proj").target_modules == ["o_proj"]  # type: ignore[arg-type]
+    assert LoRAConfig().target_modules == ["q_proj", "v_proj"]
+
+
+@pytest.mark.unit
+def test_defaults_of_two_configurations_are_not_shared() -> None:
+    first, second = LoRAConfig(), LoRAConfig()
+    first.target_modules.append("k_proj")
+    assert second.target_modules == ["q_proj", "v_proj"]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_configuration_survives_adapter_config_json(use_rslora: bool) -> None:
+    config = LoRAConfig(rank=3, alpha=7.5, dropout=0.25, target_modules=["up_proj", "k_proj"], use_rslora=use_rslora)
+    table = json.loads(json.dumps(config.to_peft("some/base")))
+    assert LoRAConfig.from_peft(table) == config
+    assert table["base_model_name_or_path"] == "some/base"
+
+
+@pytest.mark.peers
+def test_peft_reads_our_configuration() -> None:
+    peft = pytest.importorskip("peft")
+    table = LoRAConfig(rank=3, alpha=7.5, dropout=0.25, target_modules=["k_proj"], use_rslora=True).to_peft("base")
+    theirs = peft.LoraConfig(**{key: value for key, value in table.items() if key != "peft_type"})
+    assert (theirs.r, theirs.lora_alpha, theirs.lora_dropout) == (3, 7.5, 0.25)
+    assert (theirs.use_rslora, theirs.target_modules, theirs.bias) == (True, {"k_proj"}, "none")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("bias", "lora_only"),
+        ("use_dora", True),
+        ("fan_in_fan_out", True),
+        ("modules_to_save", ["lm_head"]),
+        ("rank_pattern", {"q_proj": 8}),
+        ("alpha_pattern", {"q_proj": 8}),
+        ("layers_to_transform", [0, 1]),
+        ("layers_to_transform", 0),
+        ("layer_replication", [[0, 1], [0, 2]]),
+        ("exclude_modules", ["v_proj"]),
+        ("exclude_modules", "v_proj"),
+        ("trainable_token_indices", [1]),
+        ("target_parameters", ["w"]),
+        ("lora_bias", True),
+        ("use_qalora", True),
+        ("alora_invocation_tokens", [1]),
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "loftq"),
+        ("init_lora_weights", "corda"),
+        ("use_bdlora", {"x": 1}),
+    ],
+)
+def test_a_setting_that_changes_the_result_and_is_not_computed_is_refused(setting: str, value: Any) -> None:
+    message = f"a.json: {setting} is {value!r}, which is not supported; expected "
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        LoRAConfig.from_peft(PEFT_TABLE | {setting: value}, "a.json")
+    for off in UNSUPPORTED[setting]:
+        LoRAConfig.from_peft(PEFT_TABLE | {setting: off})
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "IA3"}, "a.json: peft_type is 'IA3', expected 'LORA'."),
+        ({"peft_type": None}, "a.json: peft_type is None, expected 'LORA'."),
+        ({"target_modules": r".*\.q_proj"}, "a.json: target_modules is the pattern"),
+        ({"target_modules": None}, "a.json: r and target_modules are required."),
+        ({"target_modules": 5}, "a.json: target_modules is 5, expected a list of layer names."),
+        ({"target_modules": [5]}, "a.json: target_modules is [5], expected a list of layer names."),
+        ({"target_modules": {"q_proj": 1}}, "a.json: target_modules is {'q_proj': 1}, expected a list"),
+        ({"target_modules": ["q_prj"]}, "a.json: lora.target_modules: 'q_prj' is no linear layer of a block; did you"),
+        ({"r": 0}, "a.json: lora.rank: is 0, expected at least 1."),
+        ({"r": "4"}, "a.json: lora.rank: is '4', expected an integer."),
+        ({"r": None}, "a.json: lora.rank: is None, expected an integer."),
+        ({"lora_alpha": [1]}, "a.json: lora.alpha: is [1], expected a number."),
+        ({"lora_dropout": 1.5}, "a.json: lora.dropout: is 1.5, expected less than 1."),
+        ({"use_rslora": "false"}, "a.json: lora.use_rslora: is 'false', expected true or false."),
+    ],
+)
+def test_a_damaged_adapter_config_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        LoRAConfig.from_peft(PEFT_TABLE | change, "a.json")
+
+
+@pytest.mark.unit
+def test_peft_defaults_and_spellings_are_understood() -> None:
+    assert LoRAConfig.from_peft({"r": 4, "target_modules": ["q_proj"]}).alpha == 8  # PEFT's default
+    config = LoRAConfig.from_peft(
+        PEFT_TABLE | {"target_modules": "all-linear", "use_rslora": None, "lora_dropout": None}
+    )
+    assert (config.target_modules, config.use_rslora, config.dropout) == (LINEARS, False, 0.0)
+    dotted = LoRAConfig.from_peft(PEFT_TABLE | {"target_modules": ["self_attn.q_proj", "mlp.up_proj"]})
+    assert dotted.target_modules == ["q_proj", "up_proj"]
+    with pytest.raises(ConfigError, match="r and target_modules are required"):
+        LoRAConfig.from_peft({"target_modules": ["q_proj"]})

@@ -1,0 +1,100 @@
+"""NF4 beside bitsandbytes on matrices of a real model: codes, absmax, and the second quantization of the absmax."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from entrenar.autograd.quantized import (
+    DYNAMIC_MAP,
+    QuantizedTensor,
+    dequantize_bitsandbytes,
+    dequantize_nf4,
+    quantize_nf4,
+)
+from entrenar.io.gguf import GGUFFile
+from entrenar.io.hub import fetch_default_model
+
+pytestmark = [pytest.mark.peers, pytest.mark.model]
+MATRICES = ("token_embd.weight", "blk.0.attn_q.weight", "blk.14.ffn_down.weight", "blk.29.ffn_gate.weight")
+every_matrix = pytest.mark.parametrize("name", MATRICES)
+
+
+@functools.cache
+def real_file() -> GGUFFile:
+    return GGUFFile(fetch_default_model(progress=False))
+
+
+@functools.cache
+def real_matrix(name: str) -> np.ndarray:
+    """A matrix of SmolLM2-135M-Instruct in float32 (of the embedding, the first rows)."""
+    return real_file().tensors[name].load_rows(0, min(2048, real_file().tensors[name].shape[0]))
+
+
+def bitsandbytes(x: np.ndarray, double: bool) -> tuple[Any, Any, Any]:
+    """(packed codes, state, its own dequantization)."""
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("bitsandbytes.functional")
+    packed, state = functional.quantize_4bit(
+        torch.from_numpy(x), blocksize=64, quant_type="nf4", compress_statistics=double
+    )
+    return packed, state, functional.dequantize_4bit(packed, state).numpy()
+
+
+def parts(packed: Any, state: Any) -> dict[str, Any]:
+    """The arguments of from_bitsandbytes for a doubly quantized tensor."""
+    nested = state.state2
+    return {
+        "codes": packed,
+        "absmax": state.absmax,
+        "shape": tuple(state.shape),
+        "quant_map": state.code,
+        "nested_absmax": nested.absmax,
+        "nested_quant_map": nested.code,
+        "nested_offset": state.offset,
+        "nested_blocksize": nested.blocksize,
+    }
+
+
+@every_matrix
+def test_codes_and_absmax_of_a_real_matrix_are_bit_equal(name: str, tier: str) -> None:
+    x = real_matrix(name)
+    packed, state, theirs = bitsandbytes(x, double=False)
+    codes, absmax = quantize_nf4(x)
+    assert codes.tobytes() == packed.numpy().tobytes()
+    assert absmax.tobytes() == state.absmax.numpy().tobytes()
+    np.testing.assert_array_equal(dequantize_nf4(codes, absmax), theirs)
+    error = np.linalg.norm(theirs - x) / np.linalg.norm(x)
+    assert 0.05 < error < 0.12  # both did quantize
+
+
+@every_matrix
+def test_their_double_quantized_codes_dequantize_to_the_same_weights(name: str, tier: str) -> None:
+    packed, state, theirs = bitsandbytes(real_matrix(name), double=True)
+    ours = QuantizedTensor.from_bitsandbytes(**parts(packed, state))
+    assert ours.double_quantized
+    assert ours.codes.tobytes() == packed.numpy().tobytes()
+    for values in (ours.dequantize(), dequantize_bitsandbytes(**parts(packed, state))):
+        np.testing.assert_allclose(values, theirs, rtol=0, atol=1e-6)
+
+
+@every_matrix
+def test_our_double_quantization_takes_the_nearest_map_entry_and_nearly_always_theirs(name: str, tier: str) -> None:
+    x = real_matrix(name)
+    packed, state, _ = bitsandbytes(x, double=True)
+    ours = QuantizedTensor.quantize(x, "nf4")
+    assert ours.codes.tobytes() == packed.numpy().tobytes()
+    assert ours.absmax is not None
+    assert ours.absmax_codes is not None
+    absmax = quantize_nf4(x)[1].reshape(-1)
+    chosen = ours.absmax_codes.reshape(-1)
+    scaled = (absmax - np.float32(ours.absmax_offset)) / np.repeat(ours.absmax, 256)[: absmax.size]
+    distances = np.abs(scaled[:, None] - DYNAMIC_MAP)
+    np.testing.assert_allclose(distances[np.arange(chosen.size), chosen], distances.min(axis=1), rtol=0, atol=1e-7)
+    assert np.unique(chosen).size > 50
+    assert (chosen == state.absmax.numpy()).mean() >= 0.995
+    np.testing.assert_allclose(ours.absmax_offset, float(state.offset), rtol=1e-6)
+    np.testing.assert_allclose(ours.absmax, state.state2.absmax.numpy(), rtol=1e-6)
