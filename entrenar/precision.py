@@ -1,4 +1,4 @@
-"""How precisely matrices are multiplied: set for the process, for a block of code, or "auto" for what fine-tuning wants."""
+"""How precisely matrices are multiplied: for the process, for a block of code, or "auto" for what fine-tuning wants."""
 
 from __future__ import annotations
 

@@ -179,9 +179,11 @@ def test_small_products_are_fp32_in_every_precision(tier: str) -> None:
 @pytest.mark.unit
 def test_the_precision_is_set_for_a_block_and_restored_after_an_error() -> None:
     entrenar.set_matmul_precision("high")
-    with pytest.raises(RuntimeError), entrenar.matmul_precision("medium"):
+    with entrenar.matmul_precision("medium"):
         assert entrenar.get_matmul_precision() == "medium"
-        raise RuntimeError
+    assert entrenar.get_matmul_precision() == "high"
+    with pytest.raises(ConfigError), entrenar.matmul_precision("medium"):
+        entrenar.set_matmul_precision("slow")
     assert entrenar.get_matmul_precision() == "high"
     with pytest.raises(ConfigError, match="'fast' is unknown; choose one of highest, high, medium"):
         entrenar.set_matmul_precision("fast")
