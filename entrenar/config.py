@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import json
 import math
 import sys
@@ -22,6 +23,10 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+
+
+# evaluated once a class: the hints are text, and a configuration is made anew for each thing that is read
+type_hints = functools.cache(typing.get_type_hints)
 
 
 def option(
@@ -72,7 +77,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     for key in table:
         if key not in known:
             raise ConfigError(f"{where}.{key}: is no known key; {nearest(key, known)}")
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     values = {}
     for name, spec in known.items():
         if name in table:
@@ -152,7 +157,7 @@ def check_value(value: Any, spec: Field[Any], where: str) -> Any:
 
 def check_dataclass(config: Any, where: str) -> None:
     """Hold every field of an instance against its type and range, as a table's values are held."""
-    hints = typing.get_type_hints(type(config))
+    hints = type_hints(type(config))
     for spec in fields(config):
         value = getattr(config, spec.name)
         if not is_dataclass(value):
@@ -225,7 +230,7 @@ def add_arguments(
 
     `defaults` is an instance whose values become the flags' defaults.
     """
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     for spec in fields(cls):
         default = getattr(defaults, spec.name) if defaults is not None else default_of(spec)
         name = (names or {}).get(spec.name, spec.name)
