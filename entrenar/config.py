@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import functools
 import json
 import math
 import sys
@@ -23,10 +22,14 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+HINTS: dict[Any, dict[str, Any]] = {}
 
 
-# evaluated once a class: the hints are text, and a configuration is made anew for each thing that is read
-type_hints = functools.cache(typing.get_type_hints)
+def type_hints(cls: Any) -> dict[str, Any]:
+    """The types of a class's fields, which are text: evaluated once, since one is made for each thing that is read."""
+    if cls not in HINTS:
+        HINTS[cls] = typing.get_type_hints(cls)
+    return HINTS[cls]
 
 
 def option(
@@ -192,7 +195,8 @@ def toml_value(value: Any) -> str:
     if isinstance(value, str):  # JSON escapes what TOML wants escaped, except DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{toml_value(str(key))} = {toml_value(item)}" for key, item in value.items()) + "}"
+        known = {str(key): item for key, item in value.items() if item is not None}
+        return "{" + ", ".join(f"{toml_value(key)} = {toml_value(item)}" for key, item in known.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
     return repr(value)
