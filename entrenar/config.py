@@ -22,6 +22,14 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+HINTS: dict[Any, dict[str, Any]] = {}
+
+
+def type_hints(cls: Any) -> dict[str, Any]:
+    """The types of a class's fields, which are text: evaluated once, since one is made for each thing that is read."""
+    if cls not in HINTS:
+        HINTS[cls] = typing.get_type_hints(cls)
+    return HINTS[cls]
 
 
 def option(
@@ -72,7 +80,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     for key in table:
         if key not in known:
             raise ConfigError(f"{where}.{key}: is no known key; {nearest(key, known)}")
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     values = {}
     for name, spec in known.items():
         if name in table:
@@ -152,7 +160,7 @@ def check_value(value: Any, spec: Field[Any], where: str) -> Any:
 
 def check_dataclass(config: Any, where: str) -> None:
     """Hold every field of an instance against its type and range, as a table's values are held."""
-    hints = typing.get_type_hints(type(config))
+    hints = type_hints(type(config))
     for spec in fields(config):
         value = getattr(config, spec.name)
         if not is_dataclass(value):
@@ -187,7 +195,8 @@ def toml_value(value: Any) -> str:
     if isinstance(value, str):  # JSON escapes what TOML wants escaped, except DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{toml_value(str(key))} = {toml_value(item)}" for key, item in value.items()) + "}"
+        known = {str(key): item for key, item in value.items() if item is not None}
+        return "{" + ", ".join(f"{toml_value(key)} = {toml_value(item)}" for key, item in known.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
     return repr(value)
@@ -225,7 +234,7 @@ def add_arguments(
 
     `defaults` is an instance whose values become the flags' defaults.
     """
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     for spec in fields(cls):
         default = getattr(defaults, spec.name) if defaults is not None else default_of(spec)
         name = (names or {}).get(spec.name, spec.name)

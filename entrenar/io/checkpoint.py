@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from entrenar.errors import FormatError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 def _sync(path: Path) -> None:
@@ -20,21 +23,52 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _prepare_parent(path: Path) -> None:
+def _temporary(path: Path, make: Callable[[str, Path], str]) -> Path:
+    """A new name beside `path`, whose folder is made where it is missing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(make(f".{path.name}.", path.parent))
     except OSError as error:
-        raise FormatError(f"{path}: its folder cannot be made ({error.strerror}); choose another place.") from error
+        raise FormatError(f"{path}: cannot be written ({error.strerror}); choose another place.") from error
+
+
+def _new_file(prefix: str, folder: Path) -> str:
+    descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=folder)
+    os.close(descriptor)
+    return name
+
+
+def _new_directory(prefix: str, folder: Path) -> str:
+    return tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=folder)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step, so that `second` exists at every moment; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return bool(renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0)
+
+
+def _exchange_in_steps(first: Path, second: Path) -> None:
+    """The same with a moment between; what `second` was comes back where a later step fails."""
+    aside = first.with_suffix(".old")
+    second.replace(aside)
+    try:
+        first.replace(second)
+    except BaseException:
+        aside.replace(second)
+        raise
+    aside.replace(first)
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """The temporary path to write; it becomes `path` when the block ends without an error, and vanishes otherwise."""
     path = Path(path)
-    _prepare_parent(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    if path.is_dir():
+        raise FormatError(f"{path}: is a folder; expected a file to write or nothing there.")
+    temporary = _temporary(path, _new_file)
     try:
         yield temporary
         temporary.chmod(0o644)
@@ -54,22 +88,17 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise FormatError(f"{path}: is a file; expected a folder to write or nothing there.")
-    _prepare_parent(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    temporary = _temporary(path, _new_directory)
     try:
         yield temporary
         temporary.chmod(0o755)
         for file in temporary.rglob("*"):
             _sync(file)
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-        try:
-            if path.exists():
-                path.replace(old / path.name)
+        _sync(temporary)
+        if not path.exists():
             temporary.replace(path)
-        finally:
-            if not path.exists() and (old / path.name).exists():
-                (old / path.name).replace(path)  # the second rename failed: put back what was there
-            shutil.rmtree(old)
+        elif not _exchange(temporary, path):
+            _exchange_in_steps(temporary, path)
         _sync(path.parent)
     finally:
         if temporary.exists():

@@ -27,8 +27,8 @@ class GGUFTensor(LazyTensor):
     def load_rows(self, start: int, stop: int) -> np.ndarray:
         import gguf
 
-        if start == stop:  # which the library cannot
-            return np.empty((0, *self.shape[1:]), np.float32)
+        if start == stop or 0 in self.shape:  # which the library cannot
+            return np.empty((stop - start, *self.shape[1:]), np.float32)
         try:
             values = gguf.dequantize(self._data[start:stop], self._type)
         except NotImplementedError as error:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 from entrenar.errors import ConfigError
-from entrenar.optim.optimizer import Optimizer
+from entrenar.optim.optimizer import Optimizer, check_range
 
 
 def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"{name} is {value}, expected a positive number.")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value!r}, expected a positive number.")
+
+
+def _steps(name: str, value: int, low: int, high: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+        limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise ConfigError(f"{name} is {value!r}, expected a whole number {limits}.")
 
 
 class Schedule:
@@ -59,8 +66,7 @@ class ConstantLR(Schedule):
     """The initial rate, after a linear warmup of `warmup_steps`."""
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int = 0) -> None:
-        if warmup_steps < 0:
-            raise ConfigError(f"ConstantLR: warmup_steps is {warmup_steps}, expected 0 or more.")
+        _steps("ConstantLR: warmup_steps", warmup_steps, 0)
         self.warmup_steps = warmup_steps
         super().__init__(optimizer)
 
@@ -72,7 +78,7 @@ class StepLR(Schedule):
     """base * gamma^floor(step / step_size)."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        _positive("StepLR: step_size", step_size)
+        _steps("StepLR: step_size", step_size, 1)
         _positive("StepLR: gamma", gamma)
         self.step_size, self.gamma = step_size, gamma
         super().__init__(optimizer)
@@ -97,9 +103,8 @@ class CosineAnnealingLR(Schedule):
     """From base to eta_min along half a cosine of T_max steps, and back up after (Loshchilov and Hutter, 2017)."""
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
-        _positive("CosineAnnealingLR: T_max", T_max)
-        if eta_min < 0:
-            raise ConfigError(f"CosineAnnealingLR: eta_min is {eta_min}, expected 0 or more.")
+        _steps("CosineAnnealingLR: T_max", T_max, 1)
+        check_range("CosineAnnealingLR", "eta_min", eta_min, 0)
         self.T_max, self.eta_min = T_max, eta_min
         super().__init__(optimizer)
 
@@ -114,13 +119,9 @@ class WarmupCosineLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, min_lr: float = 0.0) -> None:
-        _positive("WarmupCosineLR: total_steps", total_steps)
-        if not 0 <= warmup_steps <= total_steps:
-            raise ConfigError(
-                f"WarmupCosineLR: warmup_steps is {warmup_steps}, expected 0 to total_steps = {total_steps}."
-            )
-        if min_lr < 0:
-            raise ConfigError(f"WarmupCosineLR: min_lr is {min_lr}, expected 0 or more.")
+        _steps("WarmupCosineLR: total_steps", total_steps, 1)
+        _steps("WarmupCosineLR: warmup_steps", warmup_steps, 0, total_steps)
+        check_range("WarmupCosineLR", "min_lr", min_lr, 0)
         self.warmup_steps, self.total_steps, self.min_lr = warmup_steps, total_steps, min_lr
         super().__init__(optimizer)
 
