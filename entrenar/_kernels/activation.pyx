@@ -16,6 +16,9 @@ cdef inline Py_ssize_t piece(Py_ssize_t n, Py_ssize_t i) noexcept nogil:
 # y [n] = f(x [n]);  dx [n] (+)= dy [n] f'(saved [n])
 cdef void map_forward(activation_forward function, float* y, const float* x, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
+    if n <= PIECE:
+        function(y, x, n)
+        return  # waking OpenMP costs more than the work
     for i in prange((n + PIECE - 1) // PIECE, schedule="static", num_threads=threads_for(n, GRAIN)):
         function(y + i * PIECE, x + i * PIECE, piece(n, i))
 
@@ -23,6 +26,9 @@ cdef void map_forward(activation_forward function, float* y, const float* x, Py_
 cdef void map_backward(activation_backward slope, float* dx, const float* dy, const float* saved, Py_ssize_t n,
                        bint accumulate) noexcept nogil:
     cdef Py_ssize_t i
+    if n <= PIECE:
+        slope(dx, dy, saved, n, accumulate)
+        return  # waking OpenMP costs more than the work
     for i in prange((n + PIECE - 1) // PIECE, schedule="static", num_threads=threads_for(n, GRAIN)):
         slope(dx + i * PIECE, dy + i * PIECE, saved + i * PIECE, piece(n, i), accumulate)
 

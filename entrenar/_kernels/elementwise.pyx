@@ -134,20 +134,29 @@ cdef void binary(Binary op, float* y, const float* a, const float* b, const Broa
     if units == 0:
         return
     group = max(<Py_ssize_t> 1, PIECE // plan.inner)
+    if units <= group:
+        job(op, y, a, b, plan, 0, units, pieces, accumulate)
+        return  # waking OpenMP costs more than the work
     for i in prange((units + group - 1) // group, schedule="static",
                     num_threads=threads_for(plan.outer * plan.inner, GRAIN)):
         job(op, y, a, b, plan, i * group, min(group, units - i * group), pieces, accumulate)
 
 
+cdef void scale_piece(float* y, const float* x, float factor, Py_ssize_t n, bint accumulate) noexcept nogil:
+    if accumulate:
+        simd.elementwise.scale_add(y, x, factor, n)
+    else:
+        simd.elementwise.scale(y, x, factor, n)
+
+
 # y [n] = factor * x [n]; the backward is the same on the gradient
 cdef void scale(float* y, const float* x, float factor, Py_ssize_t n, bint accumulate) noexcept nogil:
-    cdef Py_ssize_t i, start
+    cdef Py_ssize_t i
+    if n <= PIECE:
+        scale_piece(y, x, factor, n, accumulate)
+        return  # waking OpenMP costs more than the work
     for i in prange((n + PIECE - 1) // PIECE, schedule="static", num_threads=threads_for(n, GRAIN)):
-        start = i * PIECE
-        if accumulate:
-            simd.elementwise.scale_add(y + start, x + start, factor, min(n - start, <Py_ssize_t> PIECE))
-        else:
-            simd.elementwise.scale(y + start, x + start, factor, min(n - start, <Py_ssize_t> PIECE))
+        scale_piece(y + i * PIECE, x + i * PIECE, factor, min(n - i * PIECE, <Py_ssize_t> PIECE), accumulate)
 
 
 cdef void fill(float* y, float value, Py_ssize_t n) noexcept nogil:

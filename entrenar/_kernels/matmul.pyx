@@ -112,7 +112,7 @@ cdef int gemm(float* c, Py_ssize_t ldc, const weight_source* a, bint a_transpose
     """C (m, n) (+)= A B, row stride `ldc`. A is (m, k), or stored (k, m) where transposed; B is (k, n), or stored (n, k)."""
     cdef const gemm_format* f = choose_format(b, n, k)
     cdef int threads = threads_for(m * n * k, GRAIN)
-    cdef Py_ssize_t i, row0 = 0, rows
+    cdef Py_ssize_t i, row0 = 0, rows, pack_jobs
     if m == 0 or n == 0:
         return 0
     if k == 0:
@@ -136,8 +136,16 @@ cdef int gemm(float* c, Py_ssize_t ldc, const weight_source* a, bint a_transpose
         return -1
     while row0 < m:
         rows = least(most_rows, m - row0)
-        for i in prange((rows + f.rows - 1) // f.rows * ((k + depth - 1) // depth), schedule="static",
-                        num_threads=threads):
+        pack_jobs = (rows + f.rows - 1) // f.rows * ((k + depth - 1) // depth)
+        if threads == 1:  # without OpenMP, whose team costs as much as a small product
+            for i in range(pack_jobs):
+                pack_left(packed, f, a, a_transposed, row0, rows, k, depth, i)
+            for i in range(groups):
+                multiply_group(c + row0 * ldc, ldc, packed, f, b, b_transposed, owned, rows, n, k, depth, i * group,
+                               least((i + 1) * group, panels), accumulate)
+            row0 += rows
+            continue
+        for i in prange(pack_jobs, schedule="static", num_threads=threads):
             pack_left(packed, f, a, a_transposed, row0, rows, k, depth, i)
         for i in prange(groups, schedule="dynamic", num_threads=threads):
             multiply_group(c + row0 * ldc, ldc, packed, f, b, b_transposed, owned + own_floats * threadid(), rows, n,

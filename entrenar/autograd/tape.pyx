@@ -77,6 +77,9 @@ cdef Tensor record(Tensor out, Node node, tuple inputs, tuple saved):
 cdef void _add_into(float* target, const float* source, Py_ssize_t n) noexcept nogil:
     """target += source"""
     cdef Py_ssize_t block = 1 << 15, blocks = (n + block - 1) // block, i
+    if blocks == 1:
+        simd.elementwise.add(target, target, source, n)
+        return  # waking OpenMP costs more than the work
     for i in prange(blocks, schedule="static", num_threads=threads_for(n, 1 << 16)):
         simd.elementwise.add(target + i * block, target + i * block, source + i * block,
                              block if i < blocks - 1 else n - i * block)
@@ -153,6 +156,8 @@ cdef list _reachable(Node root, unsigned long long since):
     cdef Node node, parent
     cdef Tensor tensor
     cdef list stack = [root], found = []
+    cdef bint ordered = True  # as a chain's nodes are found
+    cdef unsigned long long last = root.sequence + 1
     last_walk += 1
     root.walk = last_walk
     while stack:
@@ -163,7 +168,9 @@ cdef list _reachable(Node root, unsigned long long since):
         if node.sequence <= since:
             raise GraphError("checkpoint: the function uses a tensor that was computed outside of it; "
                              "pass it as an argument, or detach() it.")
-        found.append((node.sequence, node))
+        ordered = ordered and node.sequence < last
+        last = node.sequence
+        found.append(node)
         for item in node.inputs:
             if item is None:
                 continue
@@ -172,8 +179,17 @@ cdef list _reachable(Node root, unsigned long long since):
             if parent is not None and parent.walk != last_walk:
                 parent.walk = last_walk
                 stack.append(parent)
-    found.sort(reverse=True)
-    return found
+    return found if ordered else _newest_first(found)
+
+
+cdef list _newest_first(list nodes):
+    cdef Node node
+    cdef list keyed = []
+    for item in nodes:
+        node = <Node> item
+        keyed.append((node.sequence, node))
+    keyed.sort(reverse=True)
+    return [pair[1] for pair in keyed]
 
 
 def backward(tensor, gradient=None):
@@ -214,7 +230,7 @@ cdef int _walk(list nodes) except -1:
     cdef Py_ssize_t i
     try:
         for i in range(len(nodes)):
-            node = <Node> (<tuple> nodes[i])[1]
+            node = <Node> nodes[i]
             nodes[i] = None  # so that a node, and what it computed from, can be freed as soon as the walk has passed
             gradient = node.gradient
             node.gradient = None
