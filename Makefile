@@ -2,8 +2,6 @@
 PYTHON ?= python
 # The script, not `python -m pytest`: that would put this folder, with its uncompiled sources, before the installed package.
 PYTEST = "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/pytest"
-FUZZ_RUNS ?= 1000000
-FUZZ_GRAPH_RUNS ?= 100000
 .DEFAULT_GOAL := help
 
 .PHONY: help build install test test-peers lint format gradients bench llama-fuzz fuzz-check clean
@@ -41,11 +39,8 @@ gradients: build  ## print the finite-difference error of every op's cases
 bench:  ## compare matrix multiplication and attention with PyTorch in one run (needs the peers extra)
 	$(PYTHON) benchmarks/kernels.py
 
-llama-fuzz:  ## fuzz configurations and op graphs (FUZZ_RUNS, FUZZ_GRAPH_RUNS)
-	$(PYTHON) -m pip install -q '.[fuzz]'
-	$(PYTHON) fuzz/parameter_calc.py -runs=$(FUZZ_RUNS)
-	$(PYTHON) fuzz/lora_config.py -runs=$(FUZZ_RUNS)
-	$(PYTHON) fuzz/tensor_ops.py -runs=$(FUZZ_GRAPH_RUNS)
+llama-fuzz:  ## fuzz configurations and op graphs (FUZZ_RUNS inputs each; a million, and 100,000 graphs, where unset)
+	$(PYTHON) scripts/run_fuzz.py $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS))
 
 fuzz-check:  ## show that each fuzz target finds a bug planted in Python and one planted in a kernel
 	$(PYTHON) scripts/plant_bugs.py

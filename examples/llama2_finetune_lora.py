@@ -6,9 +6,15 @@
 The adapter that is written loads in PEFT.
 """
 
-from entrenar.cli.finetune import main
 from entrenar.cli.run import run
-from entrenar.lora import LoRAConfig
+
+
+def main() -> None:
+    from entrenar.cli.finetune import main as finetune
+    from entrenar.lora import LoRAConfig
+
+    finetune(LoRAConfig(rank=16, alpha=32.0, target_modules=["all-linear"]), "outputs/lora", __doc__)
+
 
 if __name__ == "__main__":
-    run(lambda: main(LoRAConfig(rank=16, alpha=32.0, target_modules=["all-linear"]), "outputs/lora", __doc__))
+    run(main)

@@ -6,9 +6,15 @@
 The base stays in 4 bits (a GGUF file's own codes are kept); the adapter that is written loads in PEFT.
 """
 
-from entrenar.cli.finetune import main
 from entrenar.cli.run import run
-from entrenar.qlora import QLoRAConfig
+
+
+def main() -> None:
+    from entrenar.cli.finetune import main as finetune
+    from entrenar.qlora import QLoRAConfig
+
+    finetune(QLoRAConfig(rank=16, alpha=32.0, target_modules=["all-linear"]), "outputs/qlora", __doc__)
+
 
 if __name__ == "__main__":
-    run(lambda: main(QLoRAConfig(rank=16, alpha=32.0, target_modules=["all-linear"]), "outputs/qlora", __doc__))
+    run(main)

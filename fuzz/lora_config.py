@@ -11,85 +11,184 @@ from collections.abc import Callable
 
 import atheris
 
-with atheris.instrument_imports(include=["entrenar.config", "entrenar.lora.config", "entrenar.qlora.config"]):
+with atheris.instrument_imports(include=["entrenar"]):
     import harness
     import numpy as np
 
-    from entrenar.autograd import Tensor, lora_linear
+    from entrenar.autograd import QuantizedTensor, Tensor, lora_linear
     from entrenar.errors import ConfigError
+    from entrenar.llama import LLaMAConfig, LLaMAModel
     from entrenar.llama.config import LINEAR_LAYERS
     from entrenar.lora.config import UNSUPPORTED, LoRAConfig
     from entrenar.qlora.config import QLoRAConfig
 
-NAMES = [*LINEAR_LAYERS, "all-linear", "lm_head", "q_prj", "", "model.layers.0.self_attn.q_proj"]
-RANKS: list[object] = [1, 2, 8, 16, 64, 0, -4, 1.5, True, "8", None]
-ALPHAS: list[object] = [1, 16, 32.0, 0.5, 0, -1.0, math.nan, math.inf, "32"]
-DROPOUTS: list[object] = [0, 0.0, 0.05, 0.5, 1.0, -0.1, 2, "0.1"]
-COMPUTE_ONE_IN = 64
+Choose = Callable[[int], int]
+
+NAMES = ["all-linear", *LINEAR_LAYERS, "lm_head", "q_prj", "", "model.layers.0.self_attn.q_proj"]
+RANKS: list[object] = [8, 1, 2, 3, 16, 64, 0, -4, 1.5, True, "8", None, 2**64]
+ALPHAS: list[object] = [32.0, 1, 16, 0.5, 0, -1.0, math.nan, math.inf, "32", False]
+DROPOUTS: list[object] = [0.0, 0, 0.05, 0.5, 1.0, -0.1, 2, "0.1", None, math.nan]
+FLAGS: list[object] = [False, True, 1, None, "yes"]
+FORMATS: list[object] = ["auto", "nf4", "int4", "nf5", 4, None]
+ANYTHING: list[object] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    8,
+    1.5,
+    math.nan,
+    "",
+    "q_proj",
+    "LORA",
+    [],
+    ["q_proj"],
+    [3],
+    {},
+    [[]],
+]
+COMPUTE_ONE_IN, ATTACH_ONE_IN = 64, 512
+TINY = {"vocab_size": 16, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def valid_number(value: object, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < high
+# ---------------------------------------------------------------------- what must be accepted
+def is_number(value: object, low: float, high: float) -> bool:
+    """Whether value is a number in [low, high)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value < high
+
+
+def fits(kind: type[LoRAConfig], given: dict[str, object]) -> bool:
+    """The rules of an adapter's settings, written down again."""
+    names = [given["target_modules"]] if isinstance(given["target_modules"], str) else given["target_modules"]
+    # "all-linear" stands for every layer, whatever else is named
+    named = "all-linear" in names or (bool(names) and all(name in LINEAR_LAYERS for name in names))
+    numbers = isinstance(given["rank"], int) and is_number(given["rank"], 1, 2**63)
+    numbers = numbers and is_number(given["alpha"], 5e-324, math.inf) and is_number(given["dropout"], 0, 1)
+    flags = [given["use_rslora"], given.get("quantize_4bit", True), given.get("double_quantization", True)]
+    return (
+        named
+        and numbers
+        and all(isinstance(flag, bool) for flag in flags)
+        and given.get("quantize", "auto")
+        in (
+            "auto",
+            "nf4",
+            "int4",
+        )
+    )
 
 
 def target(data: bytes) -> None:
     choose = harness.chooser(data)
-    rank, alpha, dropout = RANKS[choose(len(RANKS))], ALPHAS[choose(len(ALPHAS))], DROPOUTS[choose(len(DROPOUTS))]
-    names = [NAMES[choose(len(NAMES))] for _ in range(choose(5))]
-    rslora = bool(choose(2))
-    kind = QLoRAConfig if choose(2) else LoRAConfig
-    # "all-linear" stands for every layer, whatever else is named
-    named = "all-linear" in names or (bool(names) and all(name in LINEAR_LAYERS for name in names))
-    should_fit = named and numbers_fit(rank, alpha, dropout)
+    kind, given = (
+        LoRAConfig,
+        {
+            "rank": RANKS[choose(len(RANKS))],
+            "alpha": ALPHAS[choose(len(ALPHAS))],
+            "dropout": DROPOUTS[choose(len(DROPOUTS))],
+            "target_modules": [NAMES[choose(len(NAMES))] for _ in range(choose(5))] or NAMES[choose(len(NAMES))],
+            "use_rslora": FLAGS[choose(2) if choose(8) != 1 else choose(len(FLAGS))],
+        },
+    )
+    if choose(2):
+        kind = QLoRAConfig
+        given["quantize"] = FORMATS[choose(3) if choose(8) != 1 else choose(len(FORMATS))]
+        given["quantize_4bit"] = FLAGS[choose(2) if choose(8) != 1 else choose(len(FLAGS))]
+        given["double_quantization"] = FLAGS[choose(2) if choose(8) != 1 else choose(len(FLAGS))]
     try:
-        config = kind(rank=rank, alpha=alpha, dropout=dropout, target_modules=names, use_rslora=rslora)
-    except ConfigError:
-        assert not should_fit, f"refused: {rank!r} {alpha!r} {dropout!r} {names}"
+        config = kind(**given)
+    except ConfigError as error:
+        assert not fits(kind, given), f"refused: {given} ({error})"
+        assert str(error).startswith(f"{kind.section}."), f"{error} names no key"
         return
-    assert should_fit, f"accepted: {rank!r} {alpha!r} {dropout!r} {names}"
-    scaling = config.alpha / (math.sqrt(config.rank) if rslora else config.rank)
-    assert config.scaling == scaling
+    assert fits(kind, given), f"accepted: {given}"
+    assert config.scaling == config.alpha / (math.sqrt(config.rank) if given["use_rslora"] else config.rank)
+    check_peft(choose, config)
+    if harness.one_in(COMPUTE_ONE_IN, data):
+        compute(choose, config)
+    if harness.one_in(ATTACH_ONE_IN, data):
+        attach(config)
+
+
+# ---------------------------------------------------------------------- PEFT's file
+def check_peft(choose: Choose, config: LoRAConfig) -> None:
+    """adapter_config.json reads back; what it may not hold is refused, and whatever it holds is no other error."""
     table = json.loads(json.dumps(config.to_peft("base")))
     again = LoRAConfig.from_peft(table)
-    assert (again.rank, again.alpha, again.dropout, again.use_rslora) == (
-        config.rank,
-        config.alpha,
-        config.dropout,
-        rslora,
-    )
-    assert again.target_modules == config.target_modules
-    spoil(choose, table)
-    if choose(COMPUTE_ONE_IN) == 0:
-        compute(choose, config)
+    for name in ("rank", "alpha", "dropout", "use_rslora", "target_modules"):
+        assert getattr(again, name) == getattr(config, name), f"{name}: {getattr(again, name)} came back"
+    how = choose(3)
+    if how == 0:  # a setting that changes the result and is not computed
+        key = list(UNSUPPORTED)[choose(len(UNSUPPORTED))]
+        try:
+            LoRAConfig.from_peft(table | {key: ["something"]})
+        except ConfigError as error:
+            assert key in str(error)
+        else:
+            raise AssertionError(f"{key} was accepted")
+    elif how == 1:
+        keys = ["r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "peft_type"]
+        try:
+            LoRAConfig.from_peft(table | {keys[choose(len(keys))]: ANYTHING[choose(len(ANYTHING))]})
+        except ConfigError as error:
+            assert "adapter_config.json" in str(error), f"{error} does not name the file"
 
 
-def numbers_fit(rank: object, alpha: object, dropout: object) -> bool:
-    fits = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-    return fits and valid_number(alpha, 0, math.inf) and (valid_number(dropout, 0, 1) or dropout == 0)
+# ---------------------------------------------------------------------- layers and models
+def storage(choose: Choose, w: np.ndarray) -> tuple[Tensor | QuantizedTensor, np.ndarray]:
+    """The weight as something that lora_linear takes, and the numbers it then stands for."""
+    kinds = ["float32", "bfloat16"] + ["nf4"] * (w.shape[1] % 64 == 0) + ["int4", "q4_0"] * (w.shape[1] % 32 == 0)
+    kind = kinds[choose(len(kinds))]
+    if kind in ("float32", "bfloat16"):
+        tensor = Tensor(w, requires_grad=kind == "float32", dtype=kind)
+        return tensor, tensor.numpy().astype(np.float64)
+    quantized = QuantizedTensor.quantize(w, kind)
+    return quantized, quantized.dequantize().astype(np.float64)
 
 
-def spoil(choose: Callable[[int], int], table: dict[str, object]) -> None:
-    """A setting that changes the result and is not computed must be refused."""
-    key = list(UNSUPPORTED)[choose(len(UNSUPPORTED))]
-    try:
-        LoRAConfig.from_peft(table | {key: ["something"]})
-    except ConfigError as error:
-        assert key in str(error)
-    else:
-        raise AssertionError(f"{key} was accepted")
-
-
-def compute(choose: Callable[[int], int], config: LoRAConfig) -> None:
-    """The layer of this rank and scaling against float64."""
+def compute(choose: Choose, config: LoRAConfig) -> None:
+    """The layer of this rank and scaling, forward and backward, against float64."""
     rng = np.random.default_rng(choose(1 << 16))
-    m, k, n = 1 + choose(9), 1 + choose(40), 1 + choose(40)
-    x, w = rng.standard_normal((m, k)), rng.standard_normal((n, k))
-    a, b = rng.standard_normal((config.rank, k)), rng.standard_normal((n, config.rank))
-    x, w, a, b = (array.astype(np.float32).astype(np.float64) for array in (x, w, a, b))
-    expected = x @ w.T + config.scaling * (x @ a.T) @ b.T
-    actual = lora_linear(Tensor(x), Tensor(w), Tensor(a), Tensor(b), config.scaling).numpy()
-    error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
-    assert error < 1e-5, f"rank {config.rank}, scaling {config.scaling}, {m}x{k}x{n}: {error:.2e}"
+    m, k, n = 1 + choose(20), [64, 32, 1 + choose(200)][choose(3)], 1 + choose(40)
+    x, w, a, b, g = (
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in ((m, k), (n, k), (config.rank, k), (n, config.rank), (m, n))
+    )
+    weight, w64 = storage(choose, w)
+    tx, ta, tb = (Tensor(array, requires_grad=True) for array in (x, a, b))
+    out = lora_linear(tx, weight, ta, tb, config.scaling)
+    out.backward(Tensor(g))
+    x, a, b, g = (array.astype(np.float64) for array in (x, a, b, g))
+    scaled = config.scaling * (x @ a.T)
+    inner = config.scaling * (g @ b)
+    close(out, x @ w64.T + scaled @ b.T, "output")
+    close(tx.grad, g @ w64 + inner @ a, "gradient of x")
+    close(ta.grad, inner.T @ x, "gradient of A")
+    close(tb.grad, g.T @ scaled, "gradient of B")
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        close(weight.grad, g.T @ x, "gradient of W")
+
+
+def close(actual: Tensor, wanted: np.ndarray, what: str) -> None:
+    error = np.linalg.norm(actual.numpy() - wanted) / (np.linalg.norm(wanted) + 1e-30)
+    assert error < 1e-5, f"{what} of shape {wanted.shape}: relative error {error:.2e}"
+
+
+def attach(config: LoRAConfig) -> None:
+    """On a model: as many trainable weights as counted, the same logits (B starts at 0), the rest frozen."""
+    shape = LLaMAConfig(**TINY)
+    model, tokens = LLaMAModel(shape), np.arange(6)[None]
+    before = model(tokens).numpy()
+    model.to_qlora(config) if isinstance(config, QLoRAConfig) else model.to_lora(config)
+    weights = [tensor for _, tensor in model.named_parameters()]
+    trainable = sum(tensor.size for tensor in weights if tensor.requires_grad)
+    assert trainable == shape.num_lora_parameters(config.rank, config.target_modules)
+    quantized = isinstance(config, QLoRAConfig) and config.quantize_4bit
+    assert any(isinstance(tensor, QuantizedTensor) for tensor in weights) == quantized
+    after = model(tokens).numpy()
+    assert np.isfinite(after).all()
+    assert quantized or np.abs(after - before).max() < 1e-5, "fresh adapters change the logits"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fuzz target: random graphs of operations, forward and backward, against float64 NumPy.
+"""Fuzz target: random graphs of operations, forward and backward, and calls that often do not fit, against NumPy.
 
 python fuzz/tensor_ops.py -runs=100000
 """
@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import atheris
 
-with atheris.instrument_imports(include=["graphs", "entrenar"]):
+with atheris.instrument_imports(include=["calls", "graphs", "nodes", "reference", "entrenar"]):
+    import calls
     import graphs
     import harness
 
+GRAPHS_IN = 4  # of so many inputs, all but one are graphs
+
 
 def target(data: bytes) -> None:
-    graphs.check_graph(harness.chooser(data))
+    choose = harness.chooser(data)
+    if choose(GRAPHS_IN):
+        graphs.check_graph(choose)
+    else:
+        calls.check_call(choose)
 
 
 if __name__ == "__main__":

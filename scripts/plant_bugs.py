@@ -1,7 +1,8 @@
 """Show that every fuzz target finds a bug planted in a Python check and one planted in a kernel.
 
-Works on a copy of the checkout: plants one bug at a time, rebuilds where it is in C, fuzzes, and expects a failure. A
-sound copy must pass first. Needs Cython, setuptools, a C compiler and atheris.
+Works on a copy of the checkout. The sound copy must pass; then one bug at a time is planted and the target must fail an
+assertion; at the end the inputs that showed the bugs must pass on the sound copy again. Needs Cython, setuptools, a C
+compiler and atheris.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-RUNS = 20_000
+RUNS = {"parameter_calc": 20_000, "lora_config": 20_000, "tensor_ops": 5_000}
 
 
 @dataclass(frozen=True)
@@ -26,54 +27,95 @@ class Plant:
     right: str
     wrong: str
 
+    @property
+    def compiled(self) -> bool:
+        """Whether planting it takes a build."""
+        return not self.file.endswith(".py")
+
 
 PLANTS = (
-    Plant("parameter_calc", "entrenar/llama/config.py", "v_proj.weight\": (kv_size,", "v_proj.weight\": (q_size,"),
+    Plant(
+        "parameter_calc",
+        "entrenar/llama/config.py",
+        "if self.num_attention_heads % self.kv_heads:",
+        "if self.num_attention_heads < self.kv_heads:",
+    ),
+    Plant("parameter_calc", "entrenar/llama/config.py", 'v_proj.weight": (kv_size,', 'v_proj.weight": (q_size,'),
     Plant("parameter_calc", "entrenar/_kernels/simd/softmax.c", "return vsum(sum);", "return 2 * vsum(sum);"),
     Plant("lora_config", "entrenar/lora/config.py", "if name not in LINEAR_LAYERS:", "if not name:"),
-    Plant("lora_config", "entrenar/_kernels/simd/gemm.c", "const ptrdiff_t n = depth - p < CHUNK ?", "const ptrdiff_t n = depth - p < CHUNK ? depth - p - 1 :"),
+    Plant(
+        "lora_config",
+        "entrenar/_kernels/simd/gemm.c",
+        "for (; p < n; p++) total += x[p] * w[p];",
+        "for (; p < n - 1; p++) total += x[p] * w[p];",
+    ),
     Plant("tensor_ops", "entrenar/optim/clip.py", "if not factor >= 1:", "if not factor >= 0.5:"),
-    Plant("tensor_ops", "entrenar/_kernels/simd/norm.c", "const float back = dot * rstd * rstd / (float)dim;", "const float back = dot * rstd / (float)dim;"),
-)  # fmt: skip
+    Plant(
+        "tensor_ops",
+        "entrenar/autograd/ops/shape.pyx",
+        "if not -a.dims[axis] <= position < a.dims[axis]:",
+        "if not -a.dims[axis] <= position <= a.dims[axis]:",
+    ),
+    Plant(
+        "tensor_ops",
+        "entrenar/_kernels/simd/norm.c",
+        "dot * rstd * rstd / (float)dim;",
+        "dot * rstd / (float)dim;",
+    ),
+    Plant("tensor_ops", "entrenar/_kernels/simd/rope.c", "high = b * c + a * s;", "high = b * c - a * s;"),
+)
 
 
-def fuzz(root: Path, target: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, f"fuzz/{target}.py", f"-runs={RUNS}", f"-artifact_prefix={root}/"]
+def fuzz(root: Path, target: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a target of the copy, which comes before an installed package."""
+    command = [sys.executable, f"fuzz/{target}.py", *arguments]
     environment = os.environ | {"PYTHONPATH": str(root), "ENTRENAR_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
 
 
 def build(root: Path) -> None:
-    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=root, check=True, capture_output=True)
+    """Compile what has changed."""
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+
+
+def finds(root: Path, plant: Plant, crash: Path) -> bool:
+    """Plant the bug, fuzz, and put the file right again; whether an assertion of the target failed on an input."""
+    path = root / plant.file
+    text = path.read_text()
+    if text.count(plant.right) == 0:
+        raise SystemExit(f"{plant.file} no longer holds {plant.right!r}: plant another bug there.")
+    path.write_text(text.replace(plant.right, plant.wrong, 1))
+    if plant.compiled:
+        build(root)
+    result = fuzz(root, plant.target, f"-runs={RUNS[plant.target]}", f"-exact_artifact_path={crash}")
+    path.write_text(text)
+    return result.returncode != 0 and crash.exists() and "AssertionError" in result.stdout + result.stderr
 
 
 def main() -> int:
-    """0 where every sound target passes and every plant is found."""
+    """0 where every sound target passes, every plant is found, and the inputs that found them pass without it."""
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "checkout")
         shutil.copytree(".", root, ignore=shutil.ignore_patterns(".git", "corpus", "outputs", ".*cache", "*.egg-info"))
         build(root)
-        for target in ("parameter_calc", "lora_config", "tensor_ops"):
-            sound = fuzz(root, target)
-            print(f"{target}: {'passes' if sound.returncode == 0 else 'FAILS'} without a planted bug")
+        for target, runs in RUNS.items():
+            sound = fuzz(root, target, f"-runs={runs}")
+            print(f"{target}: {'passes' if sound.returncode == 0 else 'FAILS'} without a planted bug", flush=True)
             failures += sound.returncode != 0
-        for plant in PLANTS:
-            path = root / plant.file
-            text = path.read_text()
-            if text.count(plant.right) == 0:
-                print(f"{plant.file} no longer holds {plant.right!r}: plant another bug")
-                failures += 1
-                continue
-            path.write_text(text.replace(plant.right, plant.wrong, 1))
-            if plant.file.endswith(".c"):
-                build(root)
-            found = fuzz(root, plant.target).returncode != 0
-            print(f"{plant.target}: {'finds' if found else 'MISSES'} {plant.wrong!r} in {plant.file}")
+        for i, plant in enumerate(PLANTS):
+            found = finds(root, plant, Path(folder, f"crash-{plant.target}-{i}"))
+            print(f"{plant.target}: {'finds' if found else 'MISSES'} {plant.wrong!r} in {plant.file}", flush=True)
             failures += not found
-            path.write_text(text)
-            if plant.file.endswith(".c"):
-                build(root)
+        build(root)
+        for target in RUNS:
+            inputs = [str(path) for path in sorted(Path(folder).glob(f"crash-{target}-*"))]
+            again = fuzz(root, target, *inputs)
+            print(
+                f"{target}: {'passes' if again.returncode == 0 else 'FAILS'} on those {len(inputs)} inputs, put right"
+            )
+            failures += again.returncode != 0
     return int(failures > 0)
 
 

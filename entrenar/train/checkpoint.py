@@ -5,21 +5,68 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entrenar.autograd import random
-from entrenar.errors import FormatError
+from entrenar.autograd import QuantizedTensor, random
+from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
 from entrenar.io.checkpoint import atomic_directory
 from entrenar.io.safetensors import open_safetensors, save_safetensors
+from entrenar.train.diagnose import first_nonfinite_weight
+from entrenar.train.evaluate import Evaluation
+from entrenar.train.step import StepReport
 
 if TYPE_CHECKING:
     from entrenar.train.trainer import Trainer
 
 VALUES, ARRAYS = "state.json", "state.safetensors"
+# What may differ when a run continues: it changes no bit, or (steps) says how far to go.
+FREE = ("steps", "threads", "evaluate_every", "gradient_checkpointing", "path", "held_out_fraction", "max_examples")
+FINGERPRINT_BYTES = 1 << 16  # of each frozen weight: enough to tell two bases apart
+
+
+def identity(trainer: Trainer) -> dict[str, Any]:
+    """What decides the bits of a run: its settings, its frozen weights and its examples, the latter two as hashes."""
+    config = trainer.config
+    sections = {name: getattr(config, name) for name in ("training", "lr_schedule", "data", "lora", "qlora")}
+    settings = {
+        f"{name}.{key}": value
+        for name, section in sections.items()
+        if section is not None
+        for key, value in asdict(section).items()
+        if key not in FREE
+    }
+    base, data = hashlib.sha256(), hashlib.sha256()
+    for name, weight in trainer.model.named_parameters():
+        if not weight.requires_grad:
+            array = weight.codes if isinstance(weight, QuantizedTensor) else weight.numpy()
+            base.update(f"{name} {weight.dtype} {array.shape}".encode())
+            base.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8)[:FINGERPRINT_BYTES].tobytes())
+    for sample in trainer.loader.samples:
+        data.update(sample.tokens.tobytes())
+        data.update(sample.trained.tobytes())
+    return settings | {"the base model": base.hexdigest(), "the examples": data.hexdigest()}
+
+
+def _check_identity(directory: Path, found: Any, expected: Mapping[str, Any]) -> None:
+    if not isinstance(found, dict):
+        raise FormatError(f"{directory}: says nothing of its settings; the checkpoint is damaged.")
+    for key in (*expected, *found):
+        ours, theirs = expected.get(key), found.get(key)
+        if ours == theirs:
+            continue
+        if key.startswith("the "):
+            raise ConfigError(f"{directory}: was written with another of {key}; resume with the same, or start anew.")
+        raise ConfigError(
+            f"{key}: is {ours!r} and was {theirs!r} when {directory} was written; resume with the same, or start anew."
+        )
 
 
 def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -34,7 +81,7 @@ def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     return {"value": value}
 
 
-def _join(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+def _join(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     ((kind, content),) = value.items()
     if kind == "array":
         return arrays[content]
@@ -46,14 +93,26 @@ def _join(value: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def save(trainer: Trainer, directory: Path) -> None:
-    """Write the state of a run; the previous checkpoint is replaced only when this one is complete."""
+    """Write the state of a run; the previous checkpoint is replaced only when this one is complete.
+
+    Raises NumericsError, and keeps the previous one, where a weight is not finite.
+    """
+    name = first_nonfinite_weight(trainer.parameters)
+    if name is not None:
+        raise NumericsError(
+            f"The weight {name} is not finite after step {trainer.step}; lower the learning rate. "
+            "The last checkpoint is kept."
+        )
     state = {
         "step": trainer.step,
+        "identity": trainer.identity,
         "optimizer": trainer.optimizer.state_dict(),
         "schedule": trainer.schedule.state_dict(),
         "loader": trainer.loader.state_dict(),
         "random": random.get_state(),
         "weights": {name: tensor.numpy() for name, tensor in trainer.parameters},
+        "reports": [asdict(report) for report in trainer.reports],
+        "notes": trainer.notes,
     }
     arrays: dict[str, np.ndarray] = {}
     values = _split(state, "state", arrays)
@@ -62,28 +121,54 @@ def save(trainer: Trainer, directory: Path) -> None:
         save_safetensors(folder / ARRAYS, arrays)
 
 
+def tidy(directory: Path) -> None:
+    """Remove what a process killed while it saved left beside `directory`, and put back what it had set aside."""
+    for aside in directory.parent.glob(f".{directory.name}.*.old"):
+        if directory.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.replace(directory)
+    for part in directory.parent.glob(f".{directory.name}.*.part"):
+        shutil.rmtree(part)
+
+
 def load(trainer: Trainer, directory: Path) -> None:
-    """Continue from a checkpoint; FormatError where it is missing, damaged, or of other weights."""
+    """Continue from a checkpoint; FormatError where it is missing or damaged, ConfigError where it is another run's."""
+    tidy(directory)
     if not directory.is_dir():
-        raise FormatError(f"{directory}: has no checkpoint to resume; start without resume first.")
+        raise FormatError(f"{directory}: there is no checkpoint to resume; start without resume first.")
     try:
-        values = json.loads((directory / VALUES).read_text())
-        arrays = {name: lazy.load() for name, lazy in open_safetensors(directory / ARRAYS).items()}
-        state = _join(values, arrays)
-        weights = state["weights"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _restore(trainer, directory)
+    except EntrenarError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"{directory}: is no complete checkpoint ({type(error).__name__}: {error}).") from error
-    expected = {name: tensor.shape for name, tensor in trainer.parameters}
-    found = {name: array.shape for name, array in weights.items()}
-    if expected != found:
-        name = next(iter(set(expected.items()) ^ set(found.items())))[0]
-        raise FormatError(
-            f"{directory}: its weight {name} does not fit this model; resume with the configuration it began with."
-        )
+
+
+def _restore(trainer: Trainer, directory: Path) -> None:
+    values = json.loads((directory / VALUES).read_text())
+    arrays = {name: lazy.load() for name, lazy in open_safetensors(directory / ARRAYS).items()}
+    state = _join(values, arrays)
+    _check_identity(directory, state["identity"], trainer.identity)
+    weights = state["weights"]
     for name, tensor in trainer.parameters:
-        tensor.numpy()[...] = weights[name]
+        if np.shape(weights.get(name)) != tensor.shape:
+            raise FormatError(
+                f"{directory}: its weight {name} has shape {np.shape(weights.get(name))}, expected {tensor.shape}."
+            )
+    if not isinstance(state["step"], int) or state["step"] != len(state["reports"]) or state["step"] < 1:
+        raise FormatError(f"{directory}: stands at step {state['step']!r} after {len(state['reports'])} reports.")
+    reports = list(_reports(state["reports"]))
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.schedule.load_state_dict(state["schedule"])
     trainer.loader.load_state_dict(state["loader"])
     random.set_state(state["random"])
-    trainer.step = state["step"]
+    for name, tensor in trainer.parameters:
+        tensor.numpy()[...] = weights[name]
+    trainer.step, trainer.reports, trainer.notes = state["step"], reports, dict(state["notes"])
+
+
+def _reports(stored: Any) -> Iterator[StepReport]:
+    for values in stored:
+        held_out = values.pop("held_out")
+        yield StepReport(**values, held_out=None if held_out is None else Evaluation(**held_out))

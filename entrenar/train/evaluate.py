@@ -11,6 +11,7 @@ from entrenar.data import Batch
 from entrenar.errors import NumericsError
 from entrenar.llama.model import LLaMAModel
 from entrenar.lora.adapter import set_training
+from entrenar.train.diagnose import first_nonfinite
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ def evaluate(model: LLaMAModel, batches: Iterable[Batch]) -> Evaluation:
         with no_grad():
             for batch in batches:
                 loss = model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, reduction="sum")
+                if not math.isfinite(loss.item()):
+                    raise NumericsError(
+                        f"The held-out loss is {loss.item()}: {first_nonfinite(model, batch)} is not finite; "
+                        "the file is damaged, or training diverged."
+                    )
                 total += loss.item()
                 tokens += batch.trained_tokens
     finally:
         set_training(model, True)
     if not tokens:
         raise NumericsError("The held-out set has no trained tokens; hold out more examples.")
-    if not math.isfinite(total):
-        raise NumericsError(f"The held-out loss is {total}; the weights hold values that are not finite.")
     return Evaluation(total / tokens, tokens)

@@ -8,6 +8,7 @@ from entrenar.errors import MemoryBudgetError
 from entrenar.llama.budget import available_memory, weight_bytes
 from entrenar.llama.config import LLaMAConfig
 from entrenar.lora.config import LoRAConfig
+from entrenar.train.config import TrainConfig
 
 RUNTIME_BYTES = 120 << 20  # Python, the libraries, the tokenizer, scratch of the kernels
 CHUNK_BYTES = 32 << 20  # of logits in the fused head
@@ -84,3 +85,28 @@ def check_budget(needed: MemoryEstimate) -> None:
         f"The run needs about {needed.total / 2**30:.1f} GiB ({parts}) and {available / 2**30:.1f} GiB is available; "
         "use a shorter sequence, a smaller batch, gradient checkpointing, LoRA or a 4-bit base."
     )
+
+
+def plan(
+    shape: LLaMAConfig, config: TrainConfig, dtype: str = "float32", quantize: str | None = None
+) -> tuple[bool, MemoryEstimate]:
+    """Whether to recompute blocks in backward, and the estimate of the run; MemoryBudgetError where nothing fits."""
+    t = config.training
+
+    def needed(checkpointing: bool) -> MemoryEstimate:
+        return estimate(
+            shape,
+            lora=config.adapter,
+            dtype=dtype,
+            quantize=quantize,
+            optimizer=t.optimizer,
+            batch_size=t.batch_size,
+            sequence_length=t.sequence_length,
+            checkpointing=checkpointing,
+        )
+
+    checkpointing = t.gradient_checkpointing == "on" or (
+        t.gradient_checkpointing == "auto" and needed(False).total > available_memory()
+    )
+    check_budget(needed(checkpointing))
+    return checkpointing, needed(checkpointing)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -14,10 +14,9 @@ from rich.table import Table
 
 from entrenar.io.checkpoint import atomic_file
 from entrenar.train.evaluate import Evaluation
+from entrenar.train.step import StepReport
 
-if TYPE_CHECKING:
-    from entrenar.train.trainer import StepReport
-
+T = TypeVar("T")
 PLAIN_EVERY = 5  # steps between lines where the output is no terminal
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens", "trained_tokens", "seconds", "held_out_loss")
 
@@ -57,6 +56,12 @@ class StepDisplay:
             self.console.print(f"step {report.step}: held-out loss {report.held_out.loss:.4f}")
 
 
+def track(console: Console, items: Sequence[T], title: str) -> Iterable[T]:
+    """The items, with a progress bar while they are worked on."""
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield from progress.track(items, description=title)
+
+
 @contextmanager
 def steps(console: Console, total: int, done: int) -> Iterator[StepDisplay]:
     """The display of the training steps."""
@@ -66,7 +71,7 @@ def steps(console: Console, total: int, done: int) -> Iterator[StepDisplay]:
         yield StepDisplay(console, progress, task, total)
 
 
-def write_metrics(path: Path, reports: list[StepReport]) -> None:
+def write_metrics(path: Path, reports: Sequence[StepReport]) -> None:
     """One line a step; losses and rates with all their digits."""
     with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)

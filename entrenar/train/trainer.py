@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from entrenar.autograd import manual_seed, random
 from entrenar.data import Batch, DataLoader
@@ -16,29 +17,18 @@ from entrenar.lora.adapter import set_training
 from entrenar.optim import clip_grad_norm
 from entrenar.train import checkpoint
 from entrenar.train.config import TrainConfig
-from entrenar.train.evaluate import Evaluation, evaluate
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one optimizer step did. `seconds` is its wall time, `tokens` the tokens that ran, trained or not."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    trained_tokens: int
-    seconds: float
-    held_out: Evaluation | None = None
+from entrenar.train.diagnose import first_nonfinite
+from entrenar.train.evaluate import evaluate
+from entrenar.train.step import StepReport
 
 
 @dataclass
 class Trainer:
     """Trains `model` on `loader` as `config` says; `held_out` batches are evaluated every `evaluate_every` steps.
 
-    `on_step` is called after every optimizer step. A non-finite loss or gradient raises NumericsError before the
-    weights change; the last checkpoint stays.
+    `on_step` is called after every optimizer step, `on_checkpoint` after every checkpoint. A loss or gradient that is
+    not finite raises NumericsError before the weights change; the last checkpoint stays. `reports` (one for each step
+    of the run) and `notes` (values that JSON can hold) are kept across a resume.
     """
 
     model: LLaMAModel
@@ -46,21 +36,25 @@ class Trainer:
     loader: DataLoader
     held_out: Sequence[Batch] = ()
     on_step: Callable[[StepReport], None] = lambda report: None
+    on_checkpoint: Callable[[], None] = lambda: None
     reports: list[StepReport] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.parameters = self.model.trainable_parameters()
         self.optimizer = self.config.make_optimizer(self.parameters)
         self.schedule = self.config.make_schedule(self.optimizer)
         self.step = 0
+        self.saved = 0  # the step of the checkpoint on disk
         manual_seed(self.config.training.seed)
-        directory = Path(self.config.checkpointing.directory)
-        self.checkpoint_directory = directory / "checkpoint"
+        self.checkpoint_directory = Path(self.config.checkpointing.directory) / "checkpoint"
+        self.identity = checkpoint.identity(self)
         if self.config.checkpointing.resume:
             checkpoint.load(self, self.checkpoint_directory)
+            self.saved = self.step
 
     def run(self) -> list[StepReport]:
-        """Train the steps that are left; returns a report for each."""
+        """Train the steps that are left; returns a report for each step of the run, resumed ones included."""
         settings = self.config.training
         set_training(self.model, True)
         while self.step < settings.steps:
@@ -69,6 +63,8 @@ class Trainer:
             every = self.config.checkpointing.every
             if every and (self.step % every == 0 or self.step == settings.steps):
                 checkpoint.save(self, self.checkpoint_directory)
+                self.saved = self.step
+                self.on_checkpoint()
             self.on_step(report)
         return self.reports
 
@@ -77,12 +73,12 @@ class Trainer:
         random.set_step(self.step)
         batches = [self.loader.next_batch() for _ in range(self.config.training.gradient_accumulation)]
         trained = sum(batch.trained_tokens for batch in batches)
-        loss = 0.0
-        for batch in batches:
-            if batch.trained_tokens:
-                loss += self._backward(batch, trained)
-        rate = self.optimizer.param_groups[0]["lr"]
-        norm = clip_grad_norm(self.parameters, self.config.training.max_grad_norm)
+        loss = sum((self._backward(batch, trained) for batch in batches if batch.trained_tokens), 0.0)
+        rate = self.optimizer.lr
+        try:
+            norm = clip_grad_norm(self.parameters, self.config.training.max_grad_norm)
+        except NumericsError as error:
+            raise NumericsError(f"Step {self.step + 1}: {error}") from error
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
@@ -101,8 +97,8 @@ class Trainer:
         value = loss.item()
         if not math.isfinite(value):
             raise NumericsError(
-                f"The loss of step {self.step + 1} is {value}; lower the learning rate or look for a bad example. "
-                "The weights are those of the step before."
+                f"The loss of step {self.step + 1} is {value}: {first_nonfinite(self.model, batch)} is not finite; "
+                "lower the learning rate or look for a bad example."
             )
         loss.backward()
         return value

@@ -1,0 +1,54 @@
+"""Flags for every key of a run's configuration, whose defaults a TOML file may set (--config)."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from entrenar.config import ArgumentParser, add_arguments, from_arguments
+from entrenar.lora.config import LoRAConfig
+from entrenar.train.config import TrainConfig
+
+# Flags that are called otherwise than their key.
+FLAGS = {
+    "lr_schedule": {"name": "schedule", "step_size": "lr_step_size", "gamma": "lr_gamma"},
+    "data": {"path": "data"},
+    "checkpointing": {"directory": "output", "every": "checkpoint_every"},
+}
+CONFIG = "--config"
+
+
+def config_path(arguments: Sequence[str] | None, default: str | None = None) -> str | None:
+    """What --config says: it is read before the other flags, whose defaults it sets."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(CONFIG, default=default)
+    return parser.parse_known_args(arguments)[0].config
+
+
+def parser_for(
+    description: str | None, defaults: TrainConfig, *, config: str | None, adapter: LoRAConfig | None
+) -> ArgumentParser:
+    """Flags for every section, with the values of `defaults` as defaults, and for `adapter` where there is one."""
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument(CONFIG, help=f"TOML file that sets the defaults of the flags (default: {config or 'unset'})")
+    if adapter is not None:
+        add_arguments(parser, type(adapter), adapter)
+    for name in ("training", "lr_schedule", "data", "checkpointing"):
+        section = getattr(defaults, name)
+        add_arguments(parser, type(section), section, FLAGS.get(name))
+    return parser
+
+
+def config_from(parsed: argparse.Namespace, adapter: LoRAConfig | None) -> TrainConfig:
+    """The configuration that the flags say; ConfigError for a value out of range."""
+    sections: dict[str, Any] = {
+        spec.name: from_arguments(spec.default_factory, parsed, FLAGS.get(spec.name))  # type: ignore[arg-type]
+        for spec in fields(TrainConfig)
+        if spec.name not in ("lora", "qlora")
+    }
+    if adapter is not None:
+        sections[adapter.section] = from_arguments(type(adapter), parsed)
+    return TrainConfig(**sections)

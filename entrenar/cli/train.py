@@ -1,0 +1,18 @@
+"""The program that trains from scratch: the shape from a file, everything else from the file or from flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from entrenar.cli.arguments import config_from, config_path, parser_for
+from entrenar.llama import LLaMAConfig
+from entrenar.train import Result, TrainConfig, train_from_scratch
+
+
+def main(config_file: str, description: str | None, arguments: Sequence[str] | None = None) -> Result:
+    """Parse the flags and train; `config_file` is the default of --config."""
+    path = config_path(arguments, config_file)
+    assert path is not None
+    shape, defaults = LLaMAConfig.from_file(path), TrainConfig.from_file(path)
+    parser = parser_for(description, defaults, config=path, adapter=defaults.adapter)
+    return train_from_scratch(shape, config_from(parser.parse_args(arguments), defaults.adapter))

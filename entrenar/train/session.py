@@ -1,0 +1,157 @@
+"""What every run does around its trainer: facts first, held-out loss and a sample before and after, files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from entrenar._kernels import cpu
+from entrenar.data import (
+    Batch,
+    DataLoader,
+    Example,
+    Sample,
+    documentation_examples,
+    evaluation_batches,
+    read_examples,
+    split_held_out,
+)
+from entrenar.errors import ConfigError, FormatError
+from entrenar.llama.budget import available_memory
+from entrenar.train import checkpoint, report
+from entrenar.train.config import TrainConfig
+from entrenar.train.evaluate import Evaluation, evaluate
+from entrenar.train.memory import MemoryEstimate
+from entrenar.train.step import StepReport
+from entrenar.train.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: evaluations and a sample before and after, where the output is, a report for each step."""
+
+    before: Evaluation
+    after: Evaluation
+    sample_before: str
+    sample_after: str
+    output: Path
+    metrics: Path
+    reports: list[StepReport]
+
+
+def prepare(config: TrainConfig) -> None:
+    """Set the threads, and make sure that the output can be written before hours are spent."""
+    if config.training.threads:
+        cpu.set_num_threads(config.training.threads)
+    directory = Path(config.checkpointing.directory)
+    for name, wrong in (("adapter", Path.is_file), ("model", Path.is_file), ("metrics.csv", Path.is_dir)):
+        if wrong(directory / name):
+            raise ConfigError(f"checkpointing.directory: {directory / name} is in the way; choose another directory.")
+    existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"checkpointing.directory: {directory} cannot be written ({existing}: {error.strerror}); choose another."
+        ) from error
+
+
+def split_examples(config: TrainConfig) -> tuple[list[Example], list[Example]]:
+    """(to train on, held out) of the file, or of the library's documentation; ConfigError where one side is empty."""
+    examples = documentation_examples() if config.data.path is None else read_examples(config.data.path)
+    if config.data.max_examples:
+        examples = examples[: config.data.max_examples]
+    training, held_out = split_held_out(examples, config.data.held_out_fraction)
+    if not training or not held_out:
+        source = config.data.path or "The documentation"
+        raise ConfigError(
+            f"{source}: {len(examples)} examples leave {len(training)} to train on and "
+            f"{len(held_out)} to hold out; give more examples or another data.held_out_fraction."
+        )
+    return training, held_out
+
+
+def batches(
+    config: TrainConfig, samples: Sequence[Sample], held_out: Sequence[Sample], pad_id: int | None
+) -> tuple[DataLoader, list[Batch]]:
+    """The loader of the training samples, and the batches of the held-out ones."""
+    t, packing, pad = config.training, config.data.packing, pad_id or 0
+    loader = DataLoader(samples, t.batch_size, t.sequence_length, seed=t.seed, packing=packing, pad_id=pad)
+    return loader, list(evaluation_batches(held_out, t.batch_size, t.sequence_length, packing, pad))
+
+
+def facts(config: TrainConfig, loader: DataLoader, trainable: str, needed: MemoryEstimate) -> dict[str, str]:
+    """What is known before the first step."""
+    t = config.training
+    return {
+        "threads": str(cpu.get_num_threads()),
+        "SIMD tier": cpu.tier(),
+        "trainable parameters": trainable,
+        "estimated peak memory": f"{report.gib(needed.total)} of {report.gib(available_memory())} available",
+        "data": f"{len(loader.samples):,} samples, {100 * loader.trained_fraction:.0f} % of the tokens trained, "
+        f"{loader.truncated} truncated",
+        "steps": f"{t.steps} of {t.batch_size * t.gradient_accumulation} x {t.sequence_length} tokens",
+    }
+
+
+def run(
+    trainer: Trainer,
+    *,
+    output: Path,
+    save: Callable[[Path], None],
+    prompt: str,
+    sample: Callable[[], str],
+    console: Console,
+) -> Result:
+    """Evaluate, train, evaluate, write `output` (through `save`) and metrics.csv, and show what has changed."""
+    metrics = output.parent / "metrics.csv"
+    trainer.on_checkpoint = lambda: report.write_metrics(metrics, trainer.reports)
+    try:
+        before, sample_before = _before(trainer, sample, console)
+        with report.steps(console, trainer.config.training.steps, trainer.step) as display:
+            trainer.on_step = display
+            reports = trainer.run()
+        after = evaluate(trainer.model, report.track(console, trainer.held_out, "held-out set"))
+        sample_after = sample()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_where_it_stands(trainer)) from None
+    save(output)
+    report.write_metrics(metrics, reports)
+    report.comparison(console, before, after)
+    for title, text in (("Prompt", prompt), ("Before", sample_before), ("After", sample_after)):
+        console.print(f"[bold]{title}:[/bold] {escape(text.strip())}")
+    console.print(f"[bold]Written:[/bold] {escape(str(output))} and {escape(str(metrics))}", soft_wrap=True)
+    return Result(before, after, sample_before, sample_after, output, metrics, reports)
+
+
+def _before(trainer: Trainer, sample: Callable[[], str], console: Console) -> tuple[Evaluation, str]:
+    """Held-out loss and sample of the untrained model; a resumed run has them in its checkpoint."""
+    if not trainer.notes:
+        checkpoint.tidy(trainer.checkpoint_directory)
+        held_out = evaluate(trainer.model, report.track(console, trainer.held_out, "held-out set"))
+        trainer.notes = {"loss": held_out.loss, "tokens": held_out.tokens, "sample": sample()}
+    try:
+        notes = trainer.notes
+        before, answer = Evaluation(float(notes["loss"]), int(notes["tokens"])), str(notes["sample"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{trainer.checkpoint_directory}: has no held-out loss of before ({error!r}).") from error
+    console.print(f"held-out loss before: {before.loss:.4f} (perplexity {before.perplexity:.3f})")
+    if trainer.step:
+        console.print(f"resumed after step {trainer.step}")
+    return before, answer
+
+
+def _where_it_stands(trainer: Trainer) -> str:
+    """The sentence for a run that was interrupted."""
+    if not trainer.saved:
+        return f"stopped after step {trainer.step}; nothing was written (--checkpoint-every N keeps checkpoints)."
+    return (
+        f"stopped after step {trainer.step}; {trainer.checkpoint_directory} holds step {trainer.saved}, "
+        "and --resume continues from there."
+    )

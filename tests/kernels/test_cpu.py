@@ -1,0 +1,283 @@
+"""The machine as kernels see it: SIMD tiers, how many threads, forks, scratch memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from entrenar import autograd
+from entrenar._kernels import cpu
+from entrenar.errors import ConfigError
+
+VARIABLES = ("ENTRENAR_ISA", "ENTRENAR_NUM_THREADS", "OMP_NUM_THREADS")
+MISSING = [tier for tier in cpu.TIERS if tier not in cpu.supported_tiers()]
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that has imported cpu; only the given variables of ours are set."""
+    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return subprocess.run(
+        [sys.executable, "-c", f"from entrenar._kernels import cpu\n{code}"],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def printed(code: str, **environment: str) -> str:
+    result = run(code, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 1, result
+    return result.stderr.strip().splitlines()[-1]
+
+
+# ---------------------------------------------------------------- tiers
+@pytest.mark.unit
+def test_tiers_are_listed_slowest_first_and_base_always_runs() -> None:
+    found = cpu.supported_tiers()
+    assert found[0] == "base"
+    assert found == list(cpu.TIERS[: len(found)])
+
+
+@pytest.mark.unit
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the kernel's list of CPU features is Linux's")
+def test_tiers_are_those_of_the_features_that_the_kernel_lists() -> None:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = set(next((line.split(":")[1] for line in lines if line.startswith("flags")), "").split())
+    needs = {
+        "v3": {"avx2", "fma", "bmi2"},
+        "v4": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "v4i": {"avx512_vnni", "avx512vbmi"},
+    }
+    expected = ["base"]
+    for tier, features in needs.items():
+        if not features <= flags:
+            break
+        expected.append(tier)
+    assert cpu.supported_tiers() == expected
+
+
+@pytest.mark.unit
+def test_the_fastest_tier_is_the_default() -> None:
+    assert printed("print(cpu.tier())") == cpu.supported_tiers()[-1]
+    assert printed("print(cpu.tier())", ENTRENAR_ISA="") == cpu.supported_tiers()[-1]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("tier", cpu.supported_tiers())
+def test_a_forced_tier_is_used_and_computes(tier: str) -> None:
+    code = (
+        "import numpy as np; from entrenar import autograd\n"
+        "print(cpu.tier(), cpu.vector_floats(), autograd.matmul(np.full((9, 70), 2), np.ones((70, 5))).numpy().sum())"
+    )
+    name, width, total = printed(code, ENTRENAR_ISA=tier).split()
+    assert name == tier
+    assert int(width) == {"base": 4, "v3": 8, "v4": 16, "v4i": 16}[tier]
+    assert float(total) == 9 * 5 * 140
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["avx2", "V3", "v5", "base,v3"])
+def test_an_unknown_tier_is_refused_with_the_choices(name: str) -> None:
+    message = last_line(run("", ENTRENAR_ISA=name))
+    assert f"ConfigError: ENTRENAR_ISA='{name}' is no SIMD tier; choose one of base, v3, v4, v4i." in message
+    with pytest.raises(ConfigError, match="is no SIMD tier"):
+        cpu.set_tier(name)
+
+
+@pytest.mark.unit
+@pytest.mark.skipif(not MISSING, reason="this machine runs every tier")
+def test_a_tier_that_the_machine_lacks_is_refused_with_what_it_runs() -> None:
+    for tier in MISSING:
+        runs = ", ".join(cpu.supported_tiers())
+        message = last_line(run("", ENTRENAR_ISA=tier))
+        assert (
+            f"ConfigError: ENTRENAR_ISA={tier} needs instructions that this machine lacks; it runs {runs}." in message
+        )
+        before = cpu.tier()
+        with pytest.raises(ConfigError, match="this machine lacks"):
+            cpu.set_tier(tier)
+        assert cpu.tier() == before
+
+
+# ---------------------------------------------------------------- threads
+@pytest.mark.unit
+@pytest.mark.skipif(not cpu.has_openmp(), reason="built without OpenMP, so always one thread")
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"ENTRENAR_NUM_THREADS": "3", "OMP_NUM_THREADS": "5"}, 3),
+        ({"OMP_NUM_THREADS": "5"}, 5),
+        ({"OMP_NUM_THREADS": "4,2"}, 4),  # nested levels: the first is the outermost
+        ({"ENTRENAR_NUM_THREADS": "", "OMP_NUM_THREADS": " 5 "}, 5),
+        ({"ENTRENAR_NUM_THREADS": "  "}, cpu.default_num_threads()),
+        ({}, cpu.default_num_threads()),
+        ({"ENTRENAR_NUM_THREADS": "1024"}, 1024),
+    ],
+    ids=str,
+)
+def test_which_variable_decides_the_number_of_threads(environment: dict[str, str], expected: int) -> None:
+    assert int(printed("print(cpu.get_num_threads())", **environment)) == expected
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "1025", "99999999999999999999", "²"])
+@pytest.mark.parametrize("variable", ["ENTRENAR_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_a_wrong_number_of_threads_in_the_environment_is_refused(variable: str, value: str) -> None:
+    message = last_line(run("", PYTHONUTF8="1", **{variable: value}))
+    assert message.endswith(f"ConfigError: {variable}='{value}' must be an integer from 1 to 1024.")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("value", [0, -3, 1025, 2**40, 1.0, "2", None, True])
+def test_a_wrong_number_of_threads_is_refused_and_changes_nothing(value: object, threads: None) -> None:
+    before = cpu.get_num_threads()
+    with pytest.raises(ConfigError, match="number of threads must be an integer from 1 to 1024, not"):
+        cpu.set_num_threads(value)  # type: ignore[arg-type]
+    assert cpu.get_num_threads() == before
+
+
+@pytest.mark.unit
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity masks are Linux's")
+def test_the_affinity_mask_bounds_the_default() -> None:
+    one = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, {{{one}}}); print(cpu.default_num_threads())"
+    assert printed(code) == "1"
+    assert 1 <= cpu.default_num_threads() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"/sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),  # one and a half CPUs
+        ({"/sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        ({"/sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+        ({"/sys/fs/cgroup/cpu.max": "6400000 100000\n"}, 8),  # more than the mask has
+        ({"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000\n", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"/sys/fs/cgroup/cpu.max": "what is this\n"}, 8),
+        ({}, 8),
+    ],
+    ids=str,
+)
+def test_the_cgroup_quota_bounds_the_default(
+    files: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(path: Path) -> str:
+        if str(path) not in files:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert cpu.default_num_threads() == expected
+
+
+# ---------------------------------------------------------------- forks
+FORK = """
+import os
+import numpy as np
+from entrenar import autograd
+from entrenar.errors import ConfigError
+
+def product():
+    return autograd.matmul(np.ones((300, 300)), np.ones((300, 300))).numpy().sum()
+
+cpu.set_num_threads(2)
+assert product() == 300**3  # OpenMP's threads exist now
+pid = os.fork()
+if pid == 0:
+    code = 1
+    try:
+        assert cpu.get_num_threads() == 1, cpu.get_num_threads()
+        assert product() == 300**3
+        cpu.set_num_threads(1)
+        try:
+            cpu.set_num_threads(2)
+        except ConfigError as error:
+            assert "forked child process runs on one thread" in str(error), error
+            code = 0
+    finally:
+        os._exit(code)
+_, status = os.waitpid(pid, 0)
+assert product() == 300**3
+print(os.waitstatus_to_exitcode(status), cpu.get_num_threads())
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_after_a_parallel_region_neither_hangs_nor_uses_threads() -> None:
+    assert printed(FORK) == f"0 {2 if cpu.has_openmp() else 1}"
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_without_the_guard_the_same_program_would_hang() -> None:
+    # otherwise the test above would prove nothing
+    if not cpu.has_openmp():
+        pytest.skip("built without OpenMP, so nothing can hang")
+    unguarded = "import os\nos.register_at_fork = lambda **hooks: None\n"
+    child = "\n".join(line for line in FORK.splitlines() if "get_num_threads() == 1" not in line)
+    watched = child.replace("pid = os.fork()", "pid = os.fork()\nif pid == 0: import signal; signal.alarm(3)")
+    result = subprocess.run(
+        [sys.executable, "-c", f"{unguarded}from entrenar._kernels import cpu\n{watched}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert result.stdout.split()[0] == "-14", result.stdout  # SIGALRM found it waiting
+
+
+# ---------------------------------------------------------------- scratch
+@pytest.mark.memory
+def test_scratch_is_kept_for_the_next_call_and_given_back() -> None:
+    a = np.ones((200, 200), np.float32)
+    cpu.release_scratch()
+    assert cpu.scratch_bytes() == 0
+    autograd.matmul(a, a)
+    held = cpu.scratch_bytes()
+    assert held > 200 * 200 * 4
+    autograd.matmul(a, a)
+    assert cpu.scratch_bytes() == held
+    cpu.release_scratch()
+    assert cpu.scratch_bytes() == 0
+    assert autograd.matmul(a, a).numpy()[0, 0] == 200
+
+
+@pytest.mark.memory
+def test_each_python_thread_has_scratch_of_its_own() -> None:
+    sizes, errors = [], []
+
+    def work(n: int) -> None:
+        rng = np.random.default_rng(n)
+        for _ in range(20):
+            a, b = rng.integers(-5, 6, (2, n, n)).astype(np.float32)
+            if not np.array_equal(autograd.matmul(a, b).numpy(), a @ b):
+                errors.append(n)
+        sizes.append(cpu.scratch_bytes())
+
+    cpu.release_scratch()
+    workers = [threading.Thread(target=work, args=(n,)) for n in (97, 130, 201)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not errors
+    assert len(sizes) == 3
+    assert min(sizes) > 0
+    assert cpu.scratch_bytes() == 0  # theirs, not ours

@@ -1,0 +1,325 @@
+"""The blocked driver beyond its cases: three layouts on every tier, few rows, every source, stacks, sizes of zero."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from entrenar import autograd
+from entrenar._kernels import cpu
+from entrenar.autograd import QuantizedTensor, Tensor, memory_stats, random, reset_peak_memory
+from entrenar.errors import ConfigError, ShapeError
+
+from .cases.dropout import SEED, STEP, mask
+from .cases.matmul import tolerance
+from .cases.weights import FROZEN, frozen_weight
+
+every_frozen_source = pytest.mark.parametrize("source", FROZEN)
+
+
+def normal(seed: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def exact(*arrays: np.ndarray) -> list[np.ndarray]:
+    return [array.astype(np.float64) for array in arrays]
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    assert actual.shape == expected.shape
+    return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-12))
+
+
+def three_products(x: np.ndarray, w: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+    """Y = X W^T, dX = dY W and dW = dY^T X."""
+    tensors = [Tensor(x, requires_grad=True), Tensor(w, requires_grad=True)]
+    y = autograd.linear(*tensors)
+    y.backward(Tensor(dy))
+    return [y.numpy(), *[tensor.grad.numpy() for tensor in tensors]]
+
+
+def check_three_products(m: int, n: int, k: int, seed: int = 1) -> None:
+    x, w, dy = normal(seed, (m, k), (n, k), (m, n))
+    found = three_products(x, w, dy)
+    x, w, dy = exact(x, w, dy)
+    for name, one, two, depth in zip(("Y", "dX", "dW"), found, (x @ w.T, dy @ w, dy.T @ x), (k, n, m), strict=True):
+        # relative to the root mean square that standard normal factors give: single elements may cancel to anything
+        error = np.linalg.norm(one - two) / (depth * two.size) ** 0.5
+        assert error <= tolerance(depth), f"{name} of m {m}, n {n}, k {k}: {error:.2e}"
+
+
+# ---------------------------------------------------------------- the three layouts
+@pytest.mark.unit
+@pytest.mark.parametrize("size", range(1, 36))
+def test_every_tail_of_a_tile_in_every_layout(size: int, tier: str) -> None:
+    # each size in turn is the rows of the tile, its columns and the depth, in all three products
+    for m, n, k in ((size, 19, 13), (13, size, 19), (19, 13, size), (size, size, size)):
+        check_three_products(m, n, k)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("long", [383, 384, 385, 447, 769, 1023, 1025, 1100])
+def test_every_block_edge_in_every_layout(long: int, tier: str) -> None:
+    # 384 is a block of the contraction, 96 and 1024 are blocks of rows, 6 panels are a job
+    for m, n, k in ((long, 21, 34), (34, long, 21), (21, 34, long)):
+        check_three_products(m, n, k)
+
+
+@pytest.mark.property
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 120), st.integers(1, 120), st.integers(1, 450), st.integers(0, 2**32 - 1))
+def test_any_size_in_every_layout(tier: str, m: int, n: int, k: int, seed: int) -> None:
+    check_three_products(m, n, k, seed)
+
+
+@pytest.mark.unit
+def test_small_integers_multiply_exactly(tier: str) -> None:
+    # one product at a wrong place or left out shows in full, whatever a tolerance would forgive
+    rng = np.random.default_rng(2)
+    for m, n, k in ((3, 50, 530), (47, 35, 400), (130, 66, 97)):
+        x, w, dy = (rng.integers(-9, 10, shape).astype(np.float32) for shape in ((m, k), (n, k), (m, n)))
+        for one, two in zip(three_products(x, w, dy), (x @ w.T, dy @ w, dy.T @ x), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.gradient
+@pytest.mark.parametrize(("m", "k"), [(2, 67), (5, 67), (40, 800)])
+def test_a_second_use_adds_its_gradient(m: int, k: int, tier: str) -> None:
+    x, w, one, two = normal(3, (m, k), (33, k), (m, 33), (m, 33))
+    tensors = [Tensor(x, requires_grad=True), Tensor(w, requires_grad=True)]
+    for upstream in (one, two):
+        autograd.linear(*tensors).backward(Tensor(upstream))
+    x, w, one, two = exact(x, w, one, two)
+    assert relative_error(tensors[0].grad.numpy(), (one + two) @ w) < tolerance(33)
+    assert relative_error(tensors[1].grad.numpy(), (one + two).T @ x) < tolerance(m)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("m", [1, 4, 5, 20])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_not_a_number_reaches_what_it_multiplies_and_nothing_else(m: int, bad: float, tier: str) -> None:
+    x, w = normal(4, (m, 70), (37, 70))
+    before = autograd.linear(x, w).numpy().copy()
+    x[m - 1, 69] = bad
+    w[5, 69] = 0  # 0 * inf is NaN too
+    after = autograd.linear(x, w).numpy()
+    assert not np.isfinite(after[m - 1]).any()
+    assert np.isnan(after[m - 1, 5])
+    np.testing.assert_array_equal(np.delete(after[:-1], 5, 1), np.delete(before[:-1], 5, 1))
+
+
+# ---------------------------------------------------------------- sources of the weight
+@pytest.mark.unit
+@every_frozen_source
+@pytest.mark.parametrize("m", [1, 2, 4, 5, 13, 97])
+@pytest.mark.parametrize(("n", "k"), [(1, 64), (33, 64), (70, 448), (19, 576)])
+def test_a_frozen_weight_has_the_bits_of_its_float32_copy(source: str, m: int, n: int, k: int, tier: str) -> None:
+    weight, values = frozen_weight(source, n, k)
+    x, dy = normal(5, (m, k), (m, n))
+    expected = three_products(x, values.astype(np.float32), dy)[:2]
+    tensor = Tensor(x, requires_grad=True)
+    y = autograd.linear(tensor, weight)
+    y.backward(Tensor(dy))
+    for one, two in zip((y.numpy(), tensor.grad.numpy()), expected, strict=True):
+        assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("source", ["bfloat16", "q4_0", "q4_1"])
+@pytest.mark.parametrize("k", [32, 96, 544, 1056])
+@pytest.mark.parametrize("m", [1, 3, 6, 50])
+def test_a_contraction_that_is_no_multiple_of_64(source: str, k: int, m: int, tier: str) -> None:
+    weight, values = frozen_weight(source, 35, k)
+    x, dy = normal(6, (m, k), (m, 35))
+    tensor = Tensor(x, requires_grad=True)
+    y = autograd.linear(tensor, weight)
+    y.backward(Tensor(dy))
+    assert relative_error(y.numpy(), x.astype(np.float64) @ values.T) < tolerance(k)
+    assert relative_error(tensor.grad.numpy(), dy.astype(np.float64) @ values) < tolerance(35)
+
+
+@pytest.mark.memory
+def test_a_quantized_weight_is_never_whole_in_full_precision(threads: None) -> None:
+    cpu.set_num_threads(2)  # each has scratch of its own
+    n = k = 2048  # 16 MiB in float32
+    weight = QuantizedTensor.quantize(np.ones((n, k), np.float32), "nf4")
+    x, upstream = normal(7, (8, k), (8, n))
+    tensor = Tensor(x, requires_grad=True)
+    cpu.release_scratch()
+    before = memory_stats()["in_use"]
+    reset_peak_memory()
+    autograd.linear(tensor, weight).backward(Tensor(upstream))
+    used = memory_stats()["peak"] - before + cpu.scratch_bytes()
+    assert used < 2 << 20, f"{used / 2**20:.1f} MiB"
+
+
+# ---------------------------------------------------------------- LoRA
+def lora_gradients(
+    x: np.ndarray, w: np.ndarray, a: np.ndarray, b: np.ndarray, dy: np.ndarray, scaling: float, kept: np.ndarray
+) -> list[np.ndarray]:
+    """y, dx, dA, dB and dW in float64; `kept` is the mask over 1 - p."""
+    x, w, a, b, dy = exact(x, w, a, b, dy)
+    dropped, g = x * kept, scaling * dy @ b
+    return [
+        x @ w.T + scaling * dropped @ a.T @ b.T,
+        dy @ w + kept * (g @ a),
+        g.T @ dropped,
+        scaling * dy.T @ (dropped @ a.T),
+        dy.T @ x,
+    ]
+
+
+@pytest.mark.gradient
+@pytest.mark.parametrize("source", ["float32", *FROZEN])
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("m", [1, 4, 45])
+def test_lora_value_and_gradients_agree_with_float64(source: str, dropout: float, m: int, tier: str) -> None:
+    n, k, rank, scaling = 67, 448, 12, 1.5
+    x, w, a, b, dy = normal(8, (m, k), (n, k), (rank, k), (n, rank), (m, n))
+    weight: Tensor | QuantizedTensor = Tensor(w, requires_grad=True)
+    if source != "float32":
+        weight, w = frozen_weight(source, n, k)
+    kept = mask(m * k, dropout, SEED, STEP, 0).reshape(m, k) / (1 - dropout)
+    tensors = [Tensor(array, requires_grad=True) for array in (x, a, b)]
+    for turns in (1, 2):  # the second backward adds
+        random.manual_seed(SEED)
+        random.set_step(STEP)
+        y = autograd.lora_linear(tensors[0], weight, *tensors[1:], scaling, dropout)
+        y.backward(Tensor(dy))
+        expected = lora_gradients(x, w, a, b, dy, scaling, kept)
+        found = [y.numpy()] + [tensor.grad.numpy() / turns for tensor in tensors]
+        found += [weight.grad.numpy() / turns] if source == "float32" else []
+        for name, one, two in zip(("y", "dx", "dA", "dB", "dW"), found, expected, strict=False):
+            assert relative_error(one, two) < 8e-7, name
+
+
+@pytest.mark.gradient
+@pytest.mark.parametrize("trained", [*itertools.combinations(range(3), 1), (0, 2), (1, 2)], ids=str)
+def test_lora_gives_a_gradient_to_what_wants_one_only(trained: tuple[int, ...]) -> None:
+    arrays = normal(9, (5, 64), (3, 64), (7, 3))
+    weight, values = frozen_weight("nf4", 7, 64)
+    dy = normal(10, (5, 7))[0]
+    tensors = [Tensor(array, requires_grad=i in trained) for i, array in enumerate(arrays)]
+    autograd.lora_linear(tensors[0], weight, *tensors[1:], 2.0).backward(Tensor(dy))
+    assert tuple(i for i, tensor in enumerate(tensors) if tensor.grad is not None) == trained
+    expected = lora_gradients(arrays[0], values, *arrays[1:], dy, 2.0, np.ones((5, 64)))[1:4]
+    for i in trained:
+        assert relative_error(tensors[i].grad.numpy(), expected[i]) < 5e-7
+
+
+@pytest.mark.unit
+def test_lora_with_a_zero_b_has_the_bits_of_its_base() -> None:
+    weight, _ = frozen_weight("q4_1", 33, 64)
+    x, a = normal(11, (9, 64), (4, 64))
+    y = autograd.lora_linear(x, weight, a, np.zeros((33, 4)), 2.0)
+    np.testing.assert_array_equal(y.numpy(), autograd.linear(x, weight).numpy())
+
+
+# ---------------------------------------------------------------- stacks
+STACKS = [
+    ((5, 6, 7), (5, 7, 9)),
+    ((5, 6, 7), (7, 9)),
+    ((6, 7), (5, 7, 9)),
+    ((2, 1, 40, 17), (3, 17, 33)),
+    ((4, 1, 1, 7), (1, 3, 7, 1)),
+    ((2, 3, 65, 48), (2, 3, 48, 65)),
+]
+
+
+@pytest.mark.gradient
+@pytest.mark.parametrize(("a", "b"), STACKS, ids=str)
+def test_stacks_broadcast_and_their_gradients_sum(a: tuple[int, ...], b: tuple[int, ...], tier: str) -> None:
+    left, right = normal(12, a, b)
+    tensors = [Tensor(left, requires_grad=True), Tensor(right, requires_grad=True)]
+    y = autograd.matmul(*tensors)
+    dy = normal(13, y.shape)[0]
+    y.backward(Tensor(dy))
+    left, right, dy = exact(left, right, dy)
+    assert relative_error(y.numpy(), left @ right) < tolerance(a[-1])
+    for tensor, whole in zip(tensors, (dy @ right.swapaxes(-1, -2), left.swapaxes(-1, -2) @ dy), strict=True):
+        lead = (1,) * (whole.ndim - tensor.ndim) + tensor.shape
+        axes = tuple(i for i, size in enumerate(lead) if size == 1 and whole.shape[i] > 1)
+        assert relative_error(tensor.grad.numpy(), whole.sum(axes).reshape(tensor.shape)) < 1e-6
+
+
+# ---------------------------------------------------------------- sizes of zero
+def spoil_free_memory() -> None:
+    """Fill blocks that the allocator will hand out next with NaN, so that unwritten memory shows."""
+    blocks = [Tensor(np.full(size, np.nan)) for size in (1, 8, 12, 16, 20, 64) for _ in range(8)]
+    del blocks
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("m", "n", "k"), [(0, 4, 5), (3, 0, 5), (3, 4, 0), (0, 0, 5), (3, 0, 0), (0, 4, 0)])
+@pytest.mark.parametrize("op", ["linear", "lora_linear", "matmul"])
+def test_an_empty_contraction_gives_zeros_and_nothing_stays_unwritten(op: str, m: int, n: int, k: int) -> None:
+    x, w, a, b, dy = normal(14, (m, k), (n, k), (2, k), (n, 2), (m, n))
+    arrays = {"linear": [x, w], "lora_linear": [x, w, a, b], "matmul": [x, w.T.copy()]}[op]
+    tensors = [Tensor(array, requires_grad=True) for array in arrays]
+    spoil_free_memory()
+    y = autograd.lora_linear(*tensors, 1.0) if op == "lora_linear" else getattr(autograd, op)(*tensors)
+    spoil_free_memory()
+    y.backward(Tensor(dy))
+    assert y.shape == (m, n)
+    assert not y.numpy().any()
+    for tensor, array in zip(tensors, arrays, strict=True):
+        assert tensor.grad.shape == array.shape
+        assert not tensor.grad.numpy().any()
+
+
+@pytest.mark.unit
+def test_a_rank_of_zero_is_the_base_alone() -> None:
+    x, w, dy = normal(15, (3, 5), (4, 5), (3, 4))
+    tensor = Tensor(x, requires_grad=True)
+    y = autograd.lora_linear(tensor, w, np.ones((0, 5)), np.ones((4, 0)), 1.0)
+    y.backward(Tensor(dy))
+    expected = three_products(x, w, dy)
+    np.testing.assert_array_equal(y.numpy(), expected[0])
+    np.testing.assert_array_equal(tensor.grad.numpy(), expected[1])
+
+
+# ---------------------------------------------------------------- errors
+def ones(*shape: int) -> Tensor:
+    return Tensor(np.ones(shape))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("op", "arguments", "error", "message"),
+    [
+        ("matmul", (ones(2, 3), ones(4, 5)), ShapeError, r"\(2, 3\) and \(4, 5\) do not fit: 3 columns meet 4 rows"),
+        ("matmul", (ones(3), ones(4)), ShapeError, r"\(3,\) and \(4,\) do not fit"),
+        ("matmul", (ones(), ones(4, 5)), ShapeError, "a scalar has no rows or columns; use mul"),
+        ("matmul", (ones(2, 3, 4), ones(5, 4, 6)), ShapeError, r"leading axes of \(2, 3, 4\) and \(5, 4, 6\)"),
+        (
+            "linear",
+            (ones(2, 3), ones(5, 4)),
+            ShapeError,
+            r"x of shape \(2, 3\) does not fit a weight of shape \(5, 4\)",
+        ),
+        ("linear", (ones(), ones(5, 4)), ShapeError, "its last axis must be 4"),
+        ("linear", (ones(2, 3), ones(3)), ShapeError, r"weight has shape \(3,\), expected \(out_features, in_feat"),
+        ("linear", (ones(2, 3), ones(5, 3), ones(4)), ShapeError, r"bias has shape \(4,\), expected \(5,\)"),
+        ("linear", (ones(2, 3), frozen_weight("q4_0", 3, 32)[0]), ShapeError, r"weight of shape \(3, 32\)"),
+        ("lora_linear", (ones(2, 3), ones(5, 3), ones(2, 4), ones(5, 2), 1.0), ShapeError, r"lora_A \(2, 4\)"),
+        ("lora_linear", (ones(2, 3), ones(5, 3), ones(2, 3), ones(5, 3), 1.0), ShapeError, r"lora_B \(5, 3\)"),
+        ("lora_linear", (ones(2, 3), ones(5, 3), ones(2, 3), ones(4, 2), 1.0), ShapeError, r"lora_B \(4, 2\)"),
+        (
+            "lora_linear",
+            (*[ones(2, 2)] * 4, 1.0, 1.0),
+            ConfigError,
+            r"dropout is 1.0, expected a probability in \[0, 1\)",
+        ),
+        ("lora_linear", (*[ones(2, 2)] * 4, 1.0, float("nan")), ConfigError, "dropout is nan"),
+        ("matmul", (ones(2, 2), Tensor(np.ones((2, 2)), dtype="bfloat16")), ConfigError, "bfloat16"),
+        ("linear", (Tensor(np.ones((2, 2)), dtype="bfloat16"), ones(2, 2)), ConfigError, "bfloat16"),
+    ],
+)
+def test_what_does_not_fit_is_refused(op: str, arguments: tuple, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        getattr(autograd, op)(*arguments)
