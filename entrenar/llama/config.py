@@ -124,14 +124,18 @@ class LLaMAConfig:
                 raise ConfigError(f"{where}: {key} is true; linear layers with a bias are not supported.")
         if table.get("hidden_act", "silu") != "silu":
             raise ConfigError(f"{where}: hidden_act is {table['hidden_act']!r}, expected 'silu'.")
-        if table.get("sliding_window") is not None and table.get("use_sliding_window", True):
-            raise ConfigError(
-                f"{where}: sliding_window is {table['sliding_window']}; windowed attention is not supported."
-            )
         values = {name: table[name] for name in cls.__dataclass_fields__ if table.get(name) is not None}
         for name, default in HF_DEFAULTS.items():
             if values.setdefault(name, default) is None:
                 raise ConfigError(f"{where}: {name} is missing.")
+        window = table.get("sliding_window", 4096 if table.get("model_type") == "mistral" else None)
+        context = values["max_position_embeddings"]
+        wide = isinstance(window, int) and isinstance(context, int) and window >= context  # then no token is hidden
+        if window is not None and not wide and table.get("use_sliding_window", True):
+            raise ConfigError(
+                f"{where}: sliding_window is {window!r}, less than the context of {context}; windowed attention is not "
+                "supported."
+            )
         rope = table.get("rope_parameters")  # transformers 5 keeps theta and scaling together
         if isinstance(rope, Mapping):
             values.setdefault("rope_theta", rope.get("rope_theta", 10000.0))

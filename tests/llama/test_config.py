@@ -285,7 +285,13 @@ def test_published_spellings_of_config_json_are_read() -> None:
     new = LLaMAConfig.from_hf(table | {"rope_parameters": LLAMA3_SCALING | {"rope_theta": 77.0}})
     assert new.rope_theta == 77.0
     assert new.rope_scaling["factor"] == 8.0
-    assert LLaMAConfig.from_hf(table | {"model_type": "mistral", "sliding_window": None}).hidden_size == 64
+    for change in (
+        {"sliding_window": None},
+        {"sliding_window": 64},
+        {},
+        {"sliding_window": 8, "use_sliding_window": False},
+    ):
+        assert LLaMAConfig.from_hf(table | {"model_type": "mistral"} | change).hidden_size == 64
 
 
 @pytest.mark.unit
@@ -306,7 +312,15 @@ def test_what_config_json_leaves_out_has_the_defaults_of_transformers() -> None:
         ({"attention_bias": True}, "attention_bias is true; linear layers with a bias are not supported"),
         ({"mlp_bias": True}, "mlp_bias is true"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected 'silu'"),
-        ({"sliding_window": 4096}, "sliding_window is 4096; windowed attention is not supported"),
+        (
+            {"sliding_window": 32},
+            "sliding_window is 32, less than the context of 64; windowed attention is not supported",
+        ),
+        ({"sliding_window": "x"}, "sliding_window is 'x'"),
+        (
+            {"model_type": "mistral", "max_position_embeddings": 32768},
+            "sliding_window is 4096, less than the context of 32768",
+        ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; .* not supported"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "type 'dynamic' is not supported"),

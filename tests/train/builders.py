@@ -1,0 +1,82 @@
+"""Small runs for the tests: a model, random samples, and the trainer over them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entrenar.data import Batch, DataLoader, Sample, evaluation_batches
+from entrenar.llama import LLaMAConfig, LLaMAModel
+from entrenar.lora import LoRAConfig
+from entrenar.train import TrainConfig, Trainer
+from entrenar.train.config import Checkpointing, LRSchedule, Training
+
+LENGTH = 24
+SHAPE = LLaMAConfig(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    initializer_range=0.1,
+)
+
+
+def samples(count: int = 20, seed: int = 0, vocab_size: int = SHAPE.vocab_size) -> list[Sample]:
+    """Random tokens of random lengths; the first few of each are a prompt."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        size = int(rng.integers(6, LENGTH + 1))
+        trained = np.arange(size) >= rng.integers(1, 5)
+        made.append(Sample(rng.integers(0, vocab_size, size).astype(np.int32), trained))
+    return made
+
+
+def run_config(
+    directory: Path | str, *, lora: LoRAConfig | None = None, every: int = 0, resume: bool = False, **training: Any
+) -> TrainConfig:
+    """Six short steps with a constant learning rate, unless said otherwise."""
+    schedule = training.pop("lr_schedule", LRSchedule(name="constant", warmup_steps=0))
+    values: dict[str, Any] = {"steps": 6, "batch_size": 2, "sequence_length": LENGTH, "learning_rate": 1e-2, "seed": 3}
+    return TrainConfig(
+        training=Training(**(values | training)),
+        lr_schedule=schedule,
+        checkpointing=Checkpointing(str(directory), every, resume),
+        lora=lora,
+    )
+
+
+def trainer_of(config: TrainConfig, *, data_seed: int = 0, **options: Any) -> Trainer:
+    """A trainer over `samples`, its model drawn from the configuration's seed."""
+    t = config.training
+    model = LLaMAModel(SHAPE, seed=7)
+    if config.adapter is not None:
+        config.adapter.apply(model, t.seed)
+    loader = DataLoader(samples(seed=data_seed), t.batch_size, t.sequence_length, seed=t.seed)
+    return Trainer(model, config, loader, held_out_batches(), **options)
+
+
+def held_out_batches() -> list[Batch]:
+    return list(evaluation_batches(samples(4, seed=9), 2, LENGTH))
+
+
+def weights_hash(trainer: Trainer) -> str:
+    """Of every bit of the trained weights."""
+    digest = hashlib.sha256()
+    for name, tensor in trainer.parameters:
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def losses(trainer: Trainer) -> list[str]:
+    """The losses and gradient norms of a run, to the last bit."""
+    return [f"{report.loss.hex()} {report.grad_norm.hex()}" for report in trainer.reports]
+
+
+DROPOUT = LoRAConfig(rank=4, alpha=8.0, dropout=0.3, target_modules=["all-linear"])

@@ -1,0 +1,297 @@
+"""Checkpoints of a run: continued to the same bits, refused where they do not fit, whole whatever kills the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from entrenar._kernels import cpu
+from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
+from entrenar.lora import LoRAConfig
+from entrenar.train import Trainer
+from entrenar.train.config import LRSchedule
+from tests.train.builders import DROPOUT, losses, run_config, trainer_of, weights_hash
+
+ROOT = Path(__file__).parents[2]
+
+
+class Stopped(Exception):
+    """Thrown into a run, as a crash would."""
+
+
+def stop_after(trainer: Trainer, step: int) -> None:
+    """Run until `step` steps are done and reported, then break off."""
+
+    def on_step(report: object) -> None:
+        if trainer.step == step:
+            raise Stopped
+
+    trainer.on_step = on_step
+    with pytest.raises(Stopped):
+        trainer.run()
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """The folder of a run that stopped after step 5 of 6; its checkpoint is of step 4."""
+    stop_after(trainer_of(run_config(tmp_path, lora=DROPOUT, every=2)), 5)
+    return tmp_path
+
+
+# ---------------------------------------------------------------------- the same bits
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("lora", "settings"),
+    [
+        (None, {}),
+        (DROPOUT, {"gradient_accumulation": 3}),
+        (DROPOUT, {"optimizer": "sgd", "learning_rate": 0.1}),
+        (DROPOUT, {"lr_schedule": LRSchedule(name="warmup_cosine", warmup_steps=3, min_lr=1e-4)}),
+    ],
+    ids=["full", "lora with dropout, accumulation", "sgd with momentum", "warmup and cosine"],
+)
+def test_a_run_that_broke_off_continues_to_the_bits_of_one_that_did_not(
+    lora: LoRAConfig | None, settings: dict[str, Any], tmp_path: Path, threads: None
+) -> None:
+    whole = trainer_of(run_config(tmp_path / "whole", lora=lora, steps=12, **settings))
+    whole.run()  # 12 steps of 2 rows: the order of the second and third epoch matters too
+    broken = trainer_of(run_config(tmp_path / "run", lora=lora, steps=12, every=4, **settings))
+    stop_after(broken, 7)
+    cpu.set_num_threads(2 if cpu.get_num_threads() == 1 else 1)
+    resumed = trainer_of(run_config(tmp_path / "run", lora=lora, steps=12, every=4, resume=True, **settings))
+    assert resumed.step == resumed.saved == 4
+    reports = resumed.run()
+    assert losses(resumed) == losses(whole)
+    assert weights_hash(resumed) == weights_hash(whole) != weights_hash(broken)
+    assert [report.step for report in reports] == list(range(1, 13))
+    assert [replace(report, seconds=0) for report in reports] == [
+        replace(report, seconds=0) for report in whole.reports
+    ]
+
+
+@pytest.mark.unit
+def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
+    done = trainer_of(run_config(tmp_path, lora=DROPOUT, every=4))
+    done.notes["sample"] = "héllo\n"
+    done.run()
+    again = trainer_of(run_config(tmp_path, lora=DROPOUT, every=4, resume=True))
+    assert again.run() == done.reports and weights_hash(again) == weights_hash(done)
+    assert again.notes == {"sample": "héllo\n"}
+
+
+@pytest.mark.unit
+def test_more_steps_may_be_asked_for_and_what_changes_no_bit_may_change(written: Path) -> None:
+    config = run_config(
+        written, lora=DROPOUT, resume=True, steps=8, threads=1, evaluate_every=4, gradient_checkpointing="on"
+    )
+    assert [report.step for report in trainer_of(config).run()] == list(range(1, 9))
+
+
+@pytest.mark.unit
+def test_held_out_losses_of_earlier_steps_are_kept(tmp_path: Path) -> None:
+    trainer = trainer_of(run_config(tmp_path, every=3, evaluate_every=2))
+    stop_after(trainer, 3)
+    resumed = trainer_of(run_config(tmp_path, resume=True, evaluate_every=2))
+    assert resumed.reports == trainer.reports
+    assert resumed.reports[1].held_out is not None
+
+
+# ---------------------------------------------------------------------- another run's checkpoint
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 2e-2}, r"training\.learning_rate: is 0\.02 and was 0\.01 when .*checkpoint was written"),
+        ({"seed": 4}, r"training\.seed: is 4 and was 3"),
+        ({"batch_size": 1}, r"training\.batch_size: is 1 and was 2"),
+        ({"optimizer": "adam"}, r"training\.optimizer: is 'adam' and was 'adamw'"),
+        ({"max_grad_norm": 2.0}, r"training\.max_grad_norm: is 2\.0 and was 1\.0"),
+        ({"lr_schedule": LRSchedule(name="cosine")}, r"lr_schedule\.name: is 'cosine' and was 'constant'"),
+        ({"lora": replace(DROPOUT, rank=8)}, r"lora\.rank: is 8 and was 4"),
+        ({"lora": replace(DROPOUT, target_modules=["q_proj"])}, r"lora\.target_modules: is \['q_proj'\] and was"),
+        ({"lora": None}, r"the base model"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_other_settings_are_refused_with_both_values(change: dict[str, Any], message: str, written: Path) -> None:
+    values: dict[str, Any] = {"lora": DROPOUT, "resume": True} | change
+    with pytest.raises(ConfigError, match=message):
+        trainer_of(run_config(written, **values))
+
+
+@pytest.mark.unit
+def test_other_examples_are_refused(written: Path) -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint: was written with another of the examples"):
+        trainer_of(run_config(written, lora=DROPOUT, resume=True), data_seed=1)
+
+
+@pytest.mark.unit
+def test_another_base_model_is_refused(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.train import builders
+
+    monkeypatch.setattr(builders, "SHAPE", replace(builders.SHAPE, initializer_range=0.11))
+    with pytest.raises(ConfigError, match=r"checkpoint: was written with another of the base model"):
+        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+
+
+# ---------------------------------------------------------------------- damaged ones
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the top level of state.json, whose values are wrapped as {"value": x}."""
+    table = json.loads(path.read_text())
+    entries = dict(table["dict"])
+    change(entries)
+    path.write_text(json.dumps({"dict": list(entries.items())}))
+
+
+def drop_array(path: Path) -> None:
+    arrays = load_file(path)
+    arrays.pop(next(name for name in arrays if "lora_A" in name))
+    save_file(arrays, path)
+
+
+def reshape_array(path: Path) -> None:
+    arrays = load_file(path)
+    name = next(name for name in arrays if "weights" in name)
+    save_file(arrays | {name: arrays[name].reshape(-1)}, path)
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "arrays truncated": ("state.safetensors", truncate),
+    "arrays missing": ("state.safetensors", Path.unlink),
+    "an array missing": ("state.safetensors", drop_array),
+    "an array of another shape": ("state.safetensors", reshape_array),
+    "values truncated": ("state.json", truncate),
+    "values missing": ("state.json", Path.unlink),
+    "no JSON": ("state.json", lambda path: path.write_text("state") and None),
+    "a list": ("state.json", lambda path: path.write_text("[1, 2]") and None),
+    "nested deeply": ("state.json", lambda path: path.write_text('{"list":[' * 50_000) and None),
+    "binary": ("state.json", lambda path: path.write_bytes(b"\xff\xfe\x00") and None),
+    "no step": ("state.json", lambda path: edit(path, lambda e: e.pop("step"))),
+    "no step count": ("state.json", lambda path: edit(path, lambda e: e.update(step={"value": "4"}))),
+    "a step of the future": ("state.json", lambda path: edit(path, lambda e: e.update(step={"value": 9}))),
+    "no reports": ("state.json", lambda path: edit(path, lambda e: e.update(reports={"value": 7}))),
+    "no identity": ("state.json", lambda path: edit(path, lambda e: e.update(identity={"value": 1}))),
+    "no optimizer": ("state.json", lambda path: edit(path, lambda e: e.update(optimizer={"value": {}}))),
+    "no schedule": ("state.json", lambda path: edit(path, lambda e: e.update(schedule={"value": {}}))),
+    "no position": ("state.json", lambda path: edit(path, lambda e: e.update(loader={"value": {}}))),
+    "no random state": ("state.json", lambda path: edit(path, lambda e: e.update(random={"value": {}}))),
+    "no weights": ("state.json", lambda path: edit(path, lambda e: e.update(weights={"value": None}))),
+    "unknown array": ("state.json", lambda path: edit(path, lambda e: e.update(weights={"array": "nothing"}))),
+    "two kinds": ("state.json", lambda path: edit(path, lambda e: e.update(step={"value": 1, "array": "x"}))),
+}
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_one_clear_error(damage: str, written: Path) -> None:
+    file, break_it = DAMAGES[damage]
+    break_it(written / "checkpoint" / file)
+    with pytest.raises(EntrenarError) as error:
+        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+    text = str(error.value)
+    assert "\n" not in text
+    assert "checkpoint" in text or "state" in text, text
+
+
+@pytest.mark.unit
+def test_nothing_to_resume_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"checkpoint: there is no checkpoint to resume; start without resume first"):
+        trainer_of(run_config(tmp_path, resume=True))
+
+
+@pytest.mark.unit
+def test_weights_that_are_not_finite_are_not_written_over_good_ones(tmp_path: Path) -> None:
+    trainer = trainer_of(run_config(tmp_path, every=1))
+    stop_after(trainer, 2)
+    step = trainer.optimizer.step
+
+    def overflow() -> None:
+        step()
+        dict(trainer.parameters)["model.norm.weight"].numpy()[0] = np.inf
+
+    trainer.optimizer.step = overflow  # type: ignore[method-assign]
+    with pytest.raises(NumericsError, match=r"weight model\.norm\.weight is not finite after step 3"):
+        trainer.run()
+    assert trainer_of(run_config(tmp_path, resume=True)).step == 2
+
+
+@pytest.mark.unit
+def test_a_full_disk_keeps_the_previous_checkpoint(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer = trainer_of(run_config(written, lora=DROPOUT, every=2, resume=True))
+    monkeypatch.setattr("entrenar.train.checkpoint.save_safetensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run()
+    assert sorted(path.name for path in written.iterdir()) == ["checkpoint"]
+    assert trainer_of(run_config(written, lora=DROPOUT, resume=True)).step == 4
+
+
+# ---------------------------------------------------------------------- killed processes
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from entrenar.io import checkpoint as files
+from tests.train.builders import DROPOUT, run_config, trainer_of
+
+trainer = trainer_of(run_config(sys.argv[1], lora=DROPOUT, every=2))
+moment = sys.argv[2]
+sync = files._sync
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def armed(report):
+    if trainer.step == 3:  # the next checkpoint is that of step 4
+        if moment == "while it is written":
+            files._sync = die
+        elif moment == "before it has its name":
+            files._sync = lambda path: die() if path.name.endswith(".part") and path.is_dir() else sync(path)
+        else:  # when it has it
+            files._sync = lambda path: die() if path == Path(sys.argv[1]) else sync(path)
+
+trainer.on_step = armed
+trainer.run()
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("moment", "step"), [("while it is written", 2), ("before it has its name", 2), ("when it has its name", 4)]
+)
+def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(moment: str, step: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path), moment]
+    killed = subprocess.run(command, cwd=ROOT, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert killed.returncode == -signal.SIGKILL
+    resumed = trainer_of(run_config(tmp_path, lora=DROPOUT, every=2, resume=True))
+    assert resumed.step == step
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"], "leftovers of the killed process"
+    whole = trainer_of(run_config(tmp_path / "whole", lora=DROPOUT))
+    whole.run()
+    resumed.run()
+    assert weights_hash(resumed) == weights_hash(whole)
+
+
+@pytest.mark.chaos
+def test_a_checkpoint_that_was_set_aside_comes_back(written: Path) -> None:
+    (written / "checkpoint").rename(written / ".checkpoint.abc.old")
+    shutil.copytree(written / ".checkpoint.abc.old", written / ".checkpoint.xyz.part")
+    assert trainer_of(run_config(written, lora=DROPOUT, resume=True)).step == 4
+    assert sorted(path.name for path in written.iterdir()) == ["checkpoint"]

@@ -1,0 +1,193 @@
+"""The sections of a training configuration: every key has an effect, and one that would have none is refused."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entrenar.autograd import Tensor
+from entrenar.config import default_of
+from entrenar.errors import ConfigError
+from entrenar.lora import LoRAConfig
+from entrenar.optim import SGD, Adam, AdamW
+from entrenar.qlora import QLoRAConfig
+from entrenar.train import TrainConfig
+from entrenar.train.config import OPTIMIZER_KEYS, SCHEDULE_KEYS, LRSchedule, Training
+
+
+def parameters() -> list[tuple[str, Tensor]]:
+    return [("w", Tensor([1.0], requires_grad=True))]
+
+
+# ---------------------------------------------------------------------- optimizers
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("settings", "kind", "options"),
+    [
+        (
+            {"optimizer": "adamw", "learning_rate": 0.5, "beta1": 0.8, "beta2": 0.7, "eps": 1e-3, "weight_decay": 0.2},
+            AdamW,
+            {"lr": 0.5, "betas": (0.8, 0.7), "eps": 1e-3, "weight_decay": 0.2},
+        ),
+        (
+            {"optimizer": "adam", "beta1": 0.6},
+            Adam,
+            {"lr": 1e-3, "betas": (0.6, 0.999), "eps": 1e-8, "weight_decay": 0.0},
+        ),
+        (
+            {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.1},
+            SGD,
+            {"lr": 1e-3, "momentum": 0.5, "weight_decay": 0.1},
+        ),
+    ],
+)
+def test_the_optimizer_gets_every_key_of_its_own(settings: dict[str, Any], kind: type, options: dict[str, Any]) -> None:
+    optimizer = TrainConfig(training=Training(**settings)).make_optimizer(parameters())
+    assert type(optimizer) is kind
+    assert {key: optimizer.param_groups[0][key] for key in options} == options
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("optimizer", "key", "value"),
+    [
+        ("adamw", "momentum", 0.5),
+        ("adam", "momentum", 0.0),
+        ("sgd", "beta1", 0.5),
+        ("sgd", "beta2", 0.9),
+        ("sgd", "eps", 1),
+    ],
+)
+def test_a_key_of_another_optimizer_is_refused(optimizer: str, key: str, value: float) -> None:
+    training = Training(optimizer=optimizer, **{key: value})
+    with pytest.raises(ConfigError, match=rf"training\.{key}: is .*, which {optimizer} does not use; leave it out, or"):
+        TrainConfig(training=training)
+
+
+@pytest.mark.unit
+def test_every_key_that_some_optimizer_or_schedule_ignores_is_known_to_be_so() -> None:
+    """The tables name existing keys and choices; a new optimizer or schedule has to be added to them."""
+    for section, chooser, table in ((Training, "optimizer", OPTIMIZER_KEYS), (LRSchedule, "name", SCHEDULE_KEYS)):
+        specs = {spec.name: spec for spec in fields(section)}
+        choices = set(specs[chooser].metadata["choices"])
+        assert set(table) < set(specs)
+        assert all(set(users) < choices for users in table.values())
+    for spec in fields(LRSchedule):
+        assert spec.name == "name" or spec.name in SCHEDULE_KEYS
+
+
+# ---------------------------------------------------------------------- schedules
+def rates(config: TrainConfig) -> list[float]:
+    optimizer = config.make_optimizer(parameters())
+    schedule = config.make_schedule(optimizer)
+    found = []
+    for _ in range(config.training.steps):
+        found.append(optimizer.lr)
+        schedule.step()
+    return found
+
+
+CHANGES: dict[str, Any] = {"warmup_steps": 7, "min_lr": 1e-4, "step_size": 3, "gamma": 0.7}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("key", CHANGES)
+@pytest.mark.parametrize("name", ["constant", "step", "exponential", "cosine", "warmup_cosine"])
+def test_a_schedule_key_changes_the_rates_or_is_refused(name: str, key: str) -> None:
+    base: dict[str, Any] = {"name": name} | ({"gamma": 0.9} if name == "exponential" else {})
+    plain = rates(TrainConfig(lr_schedule=LRSchedule(**base)))
+    changed = LRSchedule(**(base | {key: CHANGES[key]}))
+    if name in SCHEDULE_KEYS[key]:
+        assert rates(TrainConfig(lr_schedule=changed)) != plain
+    else:
+        with pytest.raises(ConfigError, match=rf"lr_schedule\.{key}: is .*, which {name} does not use"):
+            TrainConfig(lr_schedule=changed)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (3, 0), (60, 6), (999, 99), (5000, 100)])
+def test_an_unset_warmup_follows_the_number_of_steps(steps: int, warmup: int) -> None:
+    found = rates(TrainConfig(training=Training(steps=steps)))
+    assert found.index(max(found)) == warmup
+    assert max(found) == 1e-3
+    explicit = TrainConfig(training=Training(steps=steps), lr_schedule=LRSchedule(warmup_steps=0))
+    assert rates(explicit)[0] == 1e-3
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("training", "schedule", "message"),
+    [
+        ({"steps": 3}, {"warmup_steps": 4}, r"lr_schedule\.warmup_steps: is 4, expected at most training\.steps = 3"),
+        ({}, {"name": "exponential"}, r"lr_schedule\.gamma: is missing; the exponential schedule needs"),
+        (
+            {"learning_rate": 1e-4},
+            {"min_lr": 1e-3},
+            r"lr_schedule\.min_lr: is 0\.001, expected at most training\.le",
+        ),
+    ],
+)
+def test_sections_that_contradict_each_other_are_refused(
+    training: dict[str, Any], schedule: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(training=Training(**training), lr_schedule=LRSchedule(**schedule))
+
+
+# ---------------------------------------------------------------------- adapters
+@pytest.mark.unit
+def test_one_kind_of_adapter_at_most() -> None:
+    assert TrainConfig().adapter is None
+    assert TrainConfig(lora=LoRAConfig(rank=3)).adapter == LoRAConfig(rank=3)
+    assert TrainConfig(qlora=QLoRAConfig(rank=3)).adapter == QLoRAConfig(rank=3)
+    with pytest.raises(ConfigError, match=r"\[lora\] and \[qlora\] are both there; keep one"):
+        TrainConfig(lora=LoRAConfig(), qlora=QLoRAConfig())
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"quantize_4bit": False, "quantize": "nf4"},
+            r"qlora\.quantize: is nf4, which has no effect without quantize",
+        ),
+        ({"quantize": "int4", "double_quantization": False}, r"qlora\.double_quantization: is false, which has no eff"),
+        ({"quantize_4bit": False, "double_quantization": False}, r"qlora\.double_quantization: is false, which has no"),
+    ],
+)
+def test_a_key_about_a_format_that_is_not_made_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(qlora=QLoRAConfig(**settings))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"quantize_4bit": False}, {"quantize": "int4"}, {"quantize": "nf4", "double_quantization": False}],
+)
+def test_formats_that_are_made_are_accepted(settings: dict[str, Any]) -> None:
+    assert TrainConfig(qlora=QLoRAConfig(**settings)).qlora == QLoRAConfig(**settings)
+
+
+# ---------------------------------------------------------------------- files
+@pytest.mark.unit
+def test_a_contradiction_in_a_file_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[training]\nmomentum = 0.5\n[qlora]\nquantize = "nf4"\n')
+    with pytest.raises(ConfigError, match=r"run\.toml: training\.momentum: is 0\.5, which adamw does not use"):
+        TrainConfig.from_file(path)
+
+
+@pytest.mark.unit
+def test_what_a_file_leaves_out_is_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("[training]\nsteps = 5\n")
+    config = TrainConfig.from_file(path)
+    assert config == TrainConfig(training=Training(steps=5))
+    for spec in fields(Training):
+        if spec.name != "steps":
+            assert getattr(config.training, spec.name) == default_of(spec)
