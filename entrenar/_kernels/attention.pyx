@@ -153,11 +153,11 @@ cdef void forward_block(Block* b, float* out, float* maxima, float* inverse_sums
         view = key_rows(heads, first, keys)
         simd.attention.gather(b.key, b.ld, k, &view)
         simd.attention.gather(b.value, b.ld, v, &view)
-        simd.attention.matmul(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
+        simd.gemm.strided(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
                               keys, b.padded_rows, heads.dim, NULL)
         simd.attention.softmax_step(b.scores, b.maximum, b.sum, b.keep, b.limit, <int32_t> first, keys, b.padded_rows,
                                     first + keys > b.unmasked_keys)
-        simd.attention.matmul(b.out, b.ld, b.scores, 1, ATTENTION_ROWS, b.value, b.ld,
+        simd.gemm.strided(b.out, b.ld, b.scores, 1, ATTENTION_ROWS, b.value, b.ld,
                               b.rows.rows, dim, keys, b.keep if first else NULL)
     if b.keys <= 0:
         memset(b.out, 0, ATTENTION_ROWS * b.ld * sizeof(float))
@@ -227,20 +227,20 @@ cdef void backward_block(Block* b, float* dq, float* dk, float* dv, const float*
         view = key_rows(heads, first, keys)
         simd.attention.gather(b.key, b.ld, k, &view)
         simd.attention.gather(b.value, b.ld, v, &view)
-        simd.attention.matmul(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
+        simd.gemm.strided(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
                               keys, b.padded_rows, heads.dim, NULL)
-        simd.attention.matmul(b.dp, ATTENTION_ROWS, b.value, b.ld, 1, b.grad_t, ATTENTION_ROWS,
+        simd.gemm.strided(b.dp, ATTENTION_ROWS, b.value, b.ld, 1, b.grad_t, ATTENTION_ROWS,
                               keys, b.padded_rows, heads.dim, NULL)
         simd.attention.softmax_backward(b.scores, b.dp, b.maximum, b.sum, b.keep, scale, b.limit, <int32_t> first,
                                         keys, b.padded_rows, first + keys > b.unmasked_keys)
         if dv != NULL:
-            simd.attention.matmul(dv + first * stride, stride, b.scores, ATTENTION_ROWS, 1, b.grad, b.ld,
+            simd.gemm.strided(dv + first * stride, stride, b.scores, ATTENTION_ROWS, 1, b.grad, b.ld,
                                   keys, heads.dim, b.rows.rows, ones)
         if dk != NULL:
-            simd.attention.matmul(dk + first * stride, stride, b.dp, ATTENTION_ROWS, 1, b.query, b.ld,
+            simd.gemm.strided(dk + first * stride, stride, b.dp, ATTENTION_ROWS, 1, b.query, b.ld,
                                   keys, heads.dim, b.rows.rows, ones)
         if dq != NULL:
-            simd.attention.matmul(b.out, b.ld, b.dp, 1, ATTENTION_ROWS, b.key, b.ld,
+            simd.gemm.strided(b.out, b.ld, b.dp, 1, ATTENTION_ROWS, b.key, b.ld,
                                   b.rows.rows, dim, keys, ones if first else NULL)
     if dq != NULL:
         if b.keys <= 0:

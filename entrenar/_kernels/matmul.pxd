@@ -12,3 +12,13 @@ cdef int linear_backward_weight(float* dw, const float* dy, const float* x,
                                 Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil
 cdef int gemm(float* c, Py_ssize_t ldc, const weight_source* a, bint a_transposed, const weight_source* b,
               bint b_transposed, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil
+
+# Adapters y += scale (x A^T) B^T of a small rank r; for wide operands these pack nothing. -1 where scratch is out.
+cdef int low_rank_forward(float* y, float* h, const float* x, const float* a, const float* b, float scale,
+                          Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t r) noexcept nogil
+cdef int low_rank_backward(float* g, float* db, const float* dy, const float* h, const float* b, float scale,
+                           Py_ssize_t m, Py_ssize_t n, Py_ssize_t r, bint accumulate) noexcept nogil
+cdef int low_rank_backward_down(float* da, const float* g, const float* x, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
+                                bint accumulate) noexcept nogil
+cdef int low_rank_backward_input(float* dx, const float* g, const float* a, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
+                                 bint accumulate) noexcept nogil

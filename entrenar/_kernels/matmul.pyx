@@ -23,10 +23,16 @@ cdef enum:
     ROWS_IN_CACHE = 96   # of A that are swept over a job's B panels before the next ones
     GROUP = 6            # B panels of a job
     GRAIN = 1 << 17      # multiply-adds worth a thread
+    NARROW_ROWS = 48     # of a job of a narrow product, and its columns
+    NARROW_COLUMNS = 192
+    VECTOR = 16          # floats of the widest vector: rows that are read as vectors are padded to it
     FEW_ROWS_BLOCK = 16  # weight rows of a job of the few-row path
 
 PRECISIONS = ("highest", "high", "medium")  # by their format's number
 cdef int precision = GEMM_FP32
+cdef float[NARROW_ROWS] ONES
+for _i in range(NARROW_ROWS):
+    ONES[_i] = 1
 
 
 cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -172,6 +178,97 @@ cdef int linear_backward_weight(float* dw, const float* dy, const float* x,
                                 Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
     cdef weight_source a = f32_source(dy, n, n), b = f32_source(x, k, k)
     return gemm(dw, k, &a, True, &b, False, n, k, m, accumulate)
+
+
+# ---------------------------------------------------------------- low rank: y = x A^T B^T for A (r, k), B (n, r), r small
+# Packing a wide operand would cost as much as multiplying it by a narrow one, so nothing wide is packed.
+cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
+    return (n + VECTOR - 1) // VECTOR * VECTOR
+
+
+cdef float* padded_rows(const float* x, Py_ssize_t rows, Py_ssize_t columns, bint transposed,
+                        float scale) noexcept nogil:
+    """scale times x (rows, columns), or its transpose, in scratch with rows padded to whole vectors; NULL if out."""
+    cdef Py_ssize_t out_rows = columns if transposed else rows, out_columns = rows if transposed else columns, i, j
+    cdef Py_ssize_t ld = padded(out_columns)
+    cdef float* out = <float*> scratch(0, <size_t> (out_rows * ld + VECTOR) * sizeof(float))
+    if out == NULL:
+        return NULL
+    for i in range(out_rows):
+        for j in range(out_columns):
+            out[i * ld + j] = scale * (x[j * columns + i] if transposed else x[i * columns + j])
+        memset(out + i * ld + out_columns, 0, (ld - out_columns) * sizeof(float))
+    return out
+
+
+cdef void narrow_job(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
+                     Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t job,
+                     bint accumulate) noexcept nogil:
+    cdef Py_ssize_t blocks = (n + NARROW_COLUMNS - 1) // NARROW_COLUMNS
+    cdef Py_ssize_t i0 = job // blocks * NARROW_ROWS, j0 = job % blocks * NARROW_COLUMNS
+    simd.gemm.strided(c + i0 * ldc + j0, ldc, a + i0 * a_row, a_row, a_column, b + j0, ldb,
+                      least(NARROW_ROWS, m - i0), least(NARROW_COLUMNS, n - j0), k, ONES if accumulate else NULL)
+
+
+cdef void narrow(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
+                 Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
+    """C (m, n) (+)= A (m, k) B (k, n), unpacked; element (i, p) of A is at a + i a_row + p a_column, rows of b padded."""
+    cdef Py_ssize_t jobs = (m + NARROW_ROWS - 1) // NARROW_ROWS * ((n + NARROW_COLUMNS - 1) // NARROW_COLUMNS), job
+    cdef int threads = threads_for(m * n * k, GRAIN)
+    if threads == 1:
+        for job in range(jobs):
+            narrow_job(c, ldc, a, a_row, a_column, b, ldb, m, n, k, job, accumulate)
+        return
+    for job in prange(jobs, schedule="static", num_threads=threads):
+        narrow_job(c, ldc, a, a_row, a_column, b, ldb, m, n, k, job, accumulate)
+
+
+cdef int low_rank_forward(float* y, float* h, const float* x, const float* a, const float* b, float scale,
+                          Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t r) noexcept nogil:
+    """h (m, r) = scale x A^T;  y (m, n) += h B^T"""
+    cdef float* right = padded_rows(a, r, k, True, scale)
+    if right == NULL:
+        return -1
+    narrow(h, r, x, k, 1, right, padded(r), m, r, k, False)
+    right = padded_rows(b, n, r, True, 1)
+    if right == NULL:
+        return -1
+    narrow(y, n, h, r, 1, right, padded(n), m, n, r, True)
+    return 0
+
+
+cdef int low_rank_backward(float* g, float* db, const float* dy, const float* h, const float* b, float scale,
+                           Py_ssize_t m, Py_ssize_t n, Py_ssize_t r, bint accumulate) noexcept nogil:
+    """g (m, r) = scale dy B;  dB (n, r) (+)= dy^T h, unless NULL"""
+    cdef float* right = padded_rows(b, n, r, False, scale)
+    if right == NULL:
+        return -1
+    narrow(g, r, dy, n, 1, right, padded(r), m, r, n, False)
+    if db != NULL:
+        right = padded_rows(h, m, r, False, 1)
+        if right == NULL:
+            return -1
+        narrow(db, r, dy, 1, n, right, padded(r), n, r, m, accumulate)
+    return 0
+
+
+cdef int low_rank_backward_down(float* da, const float* g, const float* x, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
+                                bint accumulate) noexcept nogil:
+    """dA (r, k) (+)= g^T x"""
+    if k % VECTOR:
+        return linear_backward_weight(da, g, x, m, r, k, accumulate)
+    narrow(da, k, g, 1, r, x, k, r, k, m, accumulate)
+    return 0
+
+
+cdef int low_rank_backward_input(float* dx, const float* g, const float* a, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
+                                 bint accumulate) noexcept nogil:
+    """dx (m, k) (+)= g A"""
+    cdef float* right = padded_rows(a, r, k, False, 1)
+    if right == NULL:
+        return -1
+    narrow(dx, k, g, r, 1, right, padded(k), m, k, r, accumulate)
+    return 0
 
 
 def get_matmul_precision():

@@ -58,6 +58,24 @@ cdef bint _holds(tuple saved, Tensor tensor):
     return False
 
 
+cdef object keep(Tensor x):
+    """What a node saves to have x in its backward: x, or the node that computed it where that is cheap to do again."""
+    if x.node is not None and x.node.recomputes:
+        return x.node
+    return x
+
+
+cdef Tensor kept(object saved):
+    """The tensor that `keep` stood for; one that is computed again is shared until its node is released."""
+    cdef Node node
+    if isinstance(saved, Tensor):
+        return <Tensor> saved
+    node = <Node> saved
+    if node.output is None:
+        node.output = node.recompute()
+    return node.output
+
+
 cdef Tensor record(Tensor out, Node node, tuple inputs, tuple saved):
     """Make `node` the origin of `out`. A saved `out` is replaced by an alias: the graph holds no cycle."""
     global last_sequence

@@ -19,9 +19,12 @@ cdef class Node:
     cdef Tensor gradient
     cdef bint gradient_owned
     cdef bint released
+    cdef bint recomputes  # `recompute` works, and costs little beside keeping the output
+    cdef Tensor output    # what `recompute` made, until the node is released
     cdef unsigned long long sequence
     cdef unsigned long long walk
     cdef int backward(self, Tensor grad) except -1
+    cdef Tensor recompute(self)
     cdef void release(self)
 
 cdef class Tensor:

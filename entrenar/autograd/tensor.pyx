@@ -55,10 +55,15 @@ cdef class Node:
     cdef int backward(self, Tensor grad) except -1:
         raise GraphError(f"{type(self).__name__} has no backward.")
 
+    cdef Tensor recompute(self):
+        """The node's output again, from what it saved: the same bits."""
+        raise GraphError(f"{type(self).__name__} does not recompute its output.")
+
     cdef void release(self):
         self.inputs = None
         self.saved = None
         self.gradient = None
+        self.output = None
         self.released = True
 
     @property

@@ -21,10 +21,6 @@ typedef struct attention_ops {
     // x = tile (rows, ld) with row i times factor[i] (NULL: 1), or x += that where accumulate is set
     void (*scatter)(float *x, const float *tile, ptrdiff_t ld, const float *factor, const attention_rows *view,
                     int accumulate);
-    // c (m, n) = a (m, k) b (k, n), plus keep[i] times row i of the old c unless keep is NULL. Element (i, p) of a is at
-    // a + i * a_row + p * a_column; rows of b are padded to whole vectors.
-    void (*matmul)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
-                   ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
     // One online softmax step: scores (keys, ROWS) become exp(score - maximum), 0 where first_key + key > limit[row];
     // maximum and sum move on; keep[row] is what earlier sums and outputs must be multiplied with.
     void (*softmax_step)(float *scores, float *maximum, float *sum, float *keep, const int32_t *limit,

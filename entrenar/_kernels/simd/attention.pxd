@@ -12,9 +12,6 @@ cdef extern from "simd/attention.h" nogil:
                                   float scale) noexcept nogil
         void (*scatter)(float* x, const float* tile, Py_ssize_t ld, const float* factor, const attention_rows* view,
                         int accumulate) noexcept nogil
-        void (*matmul)(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column,
-                       const float* b, Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
-                       const float* keep) noexcept nogil
         void (*softmax_step)(float* scores, float* maximum, float* sum, float* keep, const int32_t* limit,
                              int32_t first_key, Py_ssize_t keys, Py_ssize_t rows, int masked) noexcept nogil
         void (*softmax_backward)(float* scores, float* dp, const float* maximum, const float* inverse_sum,

@@ -172,5 +172,5 @@ static const gemm_format fp32 = {
 };
 const gemm_ops TIERED(gemm_table) = {
     .format = {[GEMM_FP32] = &fp32, [GEMM_INT16] = &TIERED(gemm_int16), [GEMM_INT8] = &TIERED(gemm_int8)},
-    .pack_columns = TIERED(gemm_pack_columns), .few_rows = few_rows,
+    .pack_columns = TIERED(gemm_pack_columns), .few_rows = few_rows, .strided = TIERED(gemm_strided),
 };

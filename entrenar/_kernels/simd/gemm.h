@@ -33,9 +33,15 @@ typedef struct gemm_ops {
     gemm_packer pack_columns;
     // y[r][first + i] (+)= x[r] . source[first + i], i < count, r < rows <= GEMM_FEW_ROWS
     void (*few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
+    // c (m, n) = a (m, k) b (k, n), plus keep[i] times row i of the old c unless keep is NULL. Element (i, p) of a is at
+    // a + i * a_row + p * a_column; rows of b are padded to whole vectors.
+    void (*strided)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
+                    ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
 } gemm_ops;
 
 #ifdef TIER
+void TIERED(gemm_strided)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
+                          ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
 extern const gemm_format TIERED(gemm_int16), TIERED(gemm_int8);
 // fp32 panels, out[p][lane]; lanes from count on are zero
 gemm_packer_function TIERED(gemm_pack_rows), TIERED(gemm_pack_columns);

@@ -115,6 +115,12 @@ def pow(x, exponent):
 
 
 cdef class SwiGLUNode(Node):
+    cdef Tensor recompute(self):
+        cdef Tensor gate = <Tensor> self.saved[0], up = <Tensor> self.saved[1], out = new_like(gate)
+        with nogil:
+            swiglu_forward(out.data, gate.data, up.data, gate.size)
+        return out
+
     cdef int backward(self, Tensor grad) except -1:
         cdef Tensor gate = <Tensor> self.saved[0], up = <Tensor> self.saved[1]
         cdef bint accumulate_gate = False, accumulate_up = False
@@ -138,8 +144,11 @@ def swiglu(gate, up):
     if not same_shape(g, u):
         raise ShapeError(f"swiglu: gate has shape {g.shape} and up {u.shape}; expected the same.")
     cdef Tensor out = new_like(g)
+    cdef SwiGLUNode node
     with nogil:
         swiglu_forward(out.data, g.data, u.data, g.size)
     if wants_grad(g) or wants_grad(u):
-        record(out, SwiGLUNode.__new__(SwiGLUNode), (g, u), (g, u))
+        node = SwiGLUNode.__new__(SwiGLUNode)
+        node.recomputes = True
+        record(out, node, (g, u), (g, u))
     return out

@@ -8,11 +8,15 @@ from entrenar._kernels.matmul cimport (
     linear_backward_input,
     linear_backward_weight,
     linear_forward,
+    low_rank_backward,
+    low_rank_backward_down,
+    low_rank_backward_input,
+    low_rank_forward,
 )
 from entrenar._kernels.simd.source cimport SOURCE_BF16, weight_source
 from entrenar.autograd.quantized cimport QuantizedTensor
 from entrenar.autograd.random cimport next_stream, random_key
-from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
+from entrenar.autograd.tape cimport grad_buffer, grad_pointer, keep, kept, record, wants_grad
 from entrenar.autograd.tensor cimport (
     BFLOAT16,
     MAX_DIMS,
@@ -72,7 +76,7 @@ cdef Tensor checked_input(object x, str op, Py_ssize_t n, Py_ssize_t k):
 # ---------------------------------------------------------------- linear
 cdef class LinearNode(Node):
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.saved[0], dx, dw, w
+        cdef Tensor x = <Tensor> self.inputs[0], dx, dw, w
         cdef weight_source source
         cdef Py_ssize_t n, k, m
         cdef bint accumulate
@@ -86,6 +90,7 @@ cdef class LinearNode(Node):
             check_scratch(status, "linear")
         if isinstance(self.saved[1], Tensor) and (<Tensor> self.saved[1]).needs_grad:
             w = <Tensor> self.saved[1]
+            x = kept(self.saved[0])
             dw = grad_buffer(w, &accumulate)
             with nogil:
                 status = linear_backward_weight(dw.data, grad.data, x.data, m, n, k, accumulate)
@@ -113,7 +118,8 @@ def linear(x, weight, bias=None):
     check_scratch(status, "linear")
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
     if wants_grad(a) or wants_grad(w):
-        record(out, LinearNode.__new__(LinearNode), (a, w), (a, weight))
+        # a frozen weight needs no x
+        record(out, LinearNode.__new__(LinearNode), (a, w), (keep(a) if wants_grad(w) else None, weight))
     if bias is None:
         return out
     from entrenar.autograd.ops.elementwise import add
@@ -133,32 +139,29 @@ cdef class LoRALinearNode(Node):
     cdef int backward(self, Tensor grad) except -1:
         # y = x W^T + h B^T with h = s dropout(x) A^T saved; g = s dy B: dB = dy^T h, dA = g^T dropout(x),
         # dx = dy W + dropout'(g A)
-        cdef Tensor x = <Tensor> self.saved[0], a = <Tensor> self.saved[2], b = <Tensor> self.saved[3]
-        cdef Tensor h = <Tensor> self.saved[4], g, target, dropped = x, w
-        cdef weight_source source, a_source, b_source
-        cdef Py_ssize_t n, k, m, r = a.dims[0], i
-        cdef bint accumulate
+        cdef Tensor x = <Tensor> self.inputs[0], a = <Tensor> self.saved[2], b = <Tensor> self.saved[3]
+        cdef Tensor h = <Tensor> self.saved[4], g, target, dropped, data = None
+        cdef weight_source source
+        cdef Py_ssize_t n, k, m, r = a.dims[0]
+        cdef bint accumulate = False
+        cdef float* db
         cdef int status = 0
         weight_source_of(self.saved[1], "lora_linear", &source, &n, &k)
         m = x.size // k if k else 0
-        a_source = f32_source(a.data, k, k)
-        b_source = f32_source(b.data, r, r)
-        if b.needs_grad:
-            target = grad_buffer(b, &accumulate)
-            with nogil:
-                status |= linear_backward_weight(target.data, grad.data, h.data, m, n, r, accumulate)
+        if self.saved[0] is not None:
+            data = kept(self.saved[0])
         g = new_matrix(m, r)
+        db = grad_pointer(b, &accumulate)
         with nogil:
-            status |= linear_backward_input(g.data, grad.data, &b_source, m, n, r, False)
-            for i in range(m * r):
-                g.data[i] *= self.scaling
+            status |= low_rank_backward(g.data, db, grad.data, h.data, b.data, self.scaling, m, n, r, accumulate)
         if a.needs_grad:
             target = grad_buffer(a, &accumulate)
+            dropped = data
             if self.dropout > 0:
                 dropped = new_like(x)
-                dropout_forward(dropped.data, x.data, x.size, self.dropout, self.key, self.stream, False)
+                dropout_forward(dropped.data, data.data, x.size, self.dropout, self.key, self.stream, False)
             with nogil:
-                status |= linear_backward_weight(target.data, g.data, dropped.data, m, r, k, accumulate)
+                status |= low_rank_backward_down(target.data, g.data, dropped.data, m, k, r, accumulate)
         if x.needs_grad:
             target = grad_buffer(x, &accumulate)
             with nogil:
@@ -166,16 +169,15 @@ cdef class LoRALinearNode(Node):
             if self.dropout > 0:
                 dropped = new_like(x)
                 with nogil:
-                    status |= linear_backward_input(dropped.data, g.data, &a_source, m, r, k, False)
+                    status |= low_rank_backward_input(dropped.data, g.data, a.data, m, k, r, False)
                 dropout_forward(target.data, dropped.data, x.size, self.dropout, self.key, self.stream, True)
             else:
                 with nogil:
-                    status |= linear_backward_input(target.data, g.data, &a_source, m, r, k, True)
+                    status |= low_rank_backward_input(target.data, g.data, a.data, m, k, r, True)
         if isinstance(self.saved[1], Tensor) and (<Tensor> self.saved[1]).needs_grad:
-            w = <Tensor> self.saved[1]
-            target = grad_buffer(w, &accumulate)
+            target = grad_buffer(<Tensor> self.saved[1], &accumulate)
             with nogil:
-                status |= linear_backward_weight(target.data, grad.data, x.data, m, n, k, accumulate)
+                status |= linear_backward_weight(target.data, grad.data, data.data, m, n, k, accumulate)
         return check_scratch(status, "lora_linear")
 
 
@@ -186,8 +188,8 @@ def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0):
     a zero; its mask is drawn again in backward. Hu et al., "LoRA", 2021 (arXiv 2106.09685). Raises ShapeError where the
     shapes do not fit, ConfigError for a dropout outside [0, 1).
     """
-    cdef weight_source source, a_source, b_source
-    cdef Py_ssize_t n, k, m, r, i
+    cdef weight_source source
+    cdef Py_ssize_t n, k, m, r
     cdef int status
     cdef uint64_t key = 0, stream = 0
     cdef float factor = scaling
@@ -212,14 +214,9 @@ def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0):
         stream = next_stream()
         dropped = new_like(t)
         dropout_forward(dropped.data, t.data, t.size, dropout, key, stream, False)
-    a_source = f32_source(a.data, k, k)
-    b_source = f32_source(b.data, r, r)
     with nogil:
         status = linear_forward(out.data, t.data, &source, m, n, k, False)
-        status |= linear_forward(h.data, dropped.data, &a_source, m, r, k, False)
-        for i in range(m * r):
-            h.data[i] *= factor
-        status |= linear_forward(out.data, h.data, &b_source, m, n, r, True)
+        status |= low_rank_forward(out.data, h.data, dropped.data, a.data, b.data, factor, m, n, k, r)
     check_scratch(status, "lora_linear")
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
     if wants_grad(t) or wants_grad(a) or wants_grad(b) or wants_grad(w):
@@ -228,7 +225,8 @@ def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0):
         node.dropout = dropout
         node.key = key
         node.stream = stream
-        record(out, node, (t, a, b, w), (t, weight, a, b, h))
+        # x itself is for dA and dW only
+        record(out, node, (t, a, b, w), (keep(t) if wants_grad(a) or wants_grad(w) else None, weight, a, b, h))
     return out
 
 

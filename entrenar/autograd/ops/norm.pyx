@@ -28,6 +28,16 @@ cdef Tensor checked_vector(object vector, str op, str name, Tensor x):
 
 
 cdef class RMSNormNode(Node):
+    cdef double eps
+
+    cdef Tensor recompute(self):
+        cdef Tensor x = <Tensor> self.saved[0], w = <Tensor> self.saved[1], rstd = <Tensor> self.saved[2]
+        cdef Tensor out = new_like(x)
+        cdef Py_ssize_t dim = x.dims[x.ndim - 1]
+        with nogil:
+            rms_norm_forward(out.data, rstd.data, x.data, w.data, x.size // dim, dim, self.eps)
+        return out
+
     cdef int backward(self, Tensor grad) except -1:
         cdef Tensor x = <Tensor> self.saved[0], w = <Tensor> self.saved[1], rstd = <Tensor> self.saved[2]
         cdef Py_ssize_t dim = x.dims[x.ndim - 1]
@@ -50,10 +60,14 @@ def rms_norm(x, weight, double eps=1e-5):
     cdef Tensor a = checked_input(x, "rms_norm"), w = checked_vector(weight, "rms_norm", "weight", a)
     cdef Py_ssize_t dim = a.dims[a.ndim - 1], rows = a.size // dim
     cdef Tensor out = new_like(a), rstd = new_vector(rows)
+    cdef RMSNormNode node
     with nogil:
         rms_norm_forward(out.data, rstd.data, a.data, w.data, rows, dim, eps)
     if wants_grad(a) or wants_grad(w):
-        record(out, RMSNormNode.__new__(RMSNormNode), (a, w), (a, w, rstd))
+        node = RMSNormNode.__new__(RMSNormNode)
+        node.eps = eps
+        node.recomputes = True
+        record(out, node, (a, w), (a, w, rstd))
     return out
 
 
