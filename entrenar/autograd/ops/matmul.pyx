@@ -72,7 +72,7 @@ cdef Tensor checked_input(object x, str op, Py_ssize_t n, Py_ssize_t k):
 # ---------------------------------------------------------------- linear
 cdef class LinearNode(Node):
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.saved[0], dx, dw, w
+        cdef Tensor x = <Tensor> self.inputs[0], kept = self.saved[0], dx, dw, w
         cdef weight_source source
         cdef Py_ssize_t n, k, m
         cdef bint accumulate
@@ -84,11 +84,11 @@ cdef class LinearNode(Node):
             with nogil:
                 status = linear_backward_input(dx.data, grad.data, &source, m, n, k, accumulate)
             check_scratch(status, "linear")
-        if isinstance(self.saved[1], Tensor) and (<Tensor> self.saved[1]).needs_grad:
+        if kept is not None and (<Tensor> self.saved[1]).needs_grad:
             w = <Tensor> self.saved[1]
             dw = grad_buffer(w, &accumulate)
             with nogil:
-                status = linear_backward_weight(dw.data, grad.data, x.data, m, n, k, accumulate)
+                status = linear_backward_weight(dw.data, grad.data, kept.data, m, n, k, accumulate)
             check_scratch(status, "linear")
         return 0
 
@@ -113,7 +113,8 @@ def linear(x, weight, bias=None):
     check_scratch(status, "linear")
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
     if wants_grad(a) or wants_grad(w):
-        record(out, LinearNode.__new__(LinearNode), (a, w), (a, weight))
+        # only the gradient of the weight reads x: under a frozen one its memory can go
+        record(out, LinearNode.__new__(LinearNode), (a, w), (a if wants_grad(w) else None, weight))
     if bias is None:
         return out
     from entrenar.autograd.ops.elementwise import add
