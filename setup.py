@@ -74,7 +74,8 @@ class BuildExt(build_ext):
 
     def simd_objects(self) -> list[str]:
         """Compile what is out of date and return every object file."""
-        headers = max(path.stat().st_mtime for path in SIMD.glob("*.h"))
+        # the flags stand in this file
+        headers = max(path.stat().st_mtime for path in [*SIMD.glob("*.h"), Path(__file__)])
         jobs, objects = [], []
         for tier, flags in TIERS.items():
             folder = Path(self.build_temp, "simd", tier)

@@ -216,6 +216,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse that answers an unknown flag with the nearest valid one, in one sentence."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """The flags; ends the program with one sentence where one is unknown."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].split("=")[0]

@@ -124,9 +124,10 @@ def target(data: bytes) -> None:
         return
     assert fits(table), f"accepted: {table}"
     linears, count = expected(config)
+    assert config.num_block_linear_parameters() == linears
     assert config.num_parameters() == count, f"{table}: {config.num_parameters()} parameters, expected {count}"
     check_adapters(choose, config)
-    check_bytes(choose, config, linears, count)
+    check_bytes(choose, config, count)
     check_files(choose, config)
     if count <= MOST_WEIGHTS and harness.one_in(BUILD_ONE_IN, data):
         build(config, count)
@@ -142,16 +143,25 @@ def check_adapters(choose: Choose, c: LLaMAConfig) -> None:
     assert c.num_lora_parameters(rank, chosen) == weights
 
 
-def check_bytes(choose: Choose, config: LLaMAConfig, linears: int, count: int) -> None:
-    rest = count - linears
+def check_bytes(choose: Choose, c: LLaMAConfig, count: int) -> None:
+    q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    rows_of = {c.hidden_size: 0, q: 0, c.intermediate_size: 0}  # rows of a block's matrices by their columns
+    rows_of[c.hidden_size] += q + 2 * kv + 2 * c.intermediate_size
+    rows_of[q] += c.hidden_size
+    rows_of[c.intermediate_size] += c.hidden_size
+
+    def four_bit(block: int) -> int:
+        fitting = (rows * columns for columns, rows in rows_of.items() if columns % block == 0)
+        return c.num_hidden_layers * sum(fitting)
+
     nf4 = Fraction(1, 2) + Fraction(1, 64) + Fraction(4, 64 * 256)  # codes, 8-bit scales, scales of scales
     dtype, quantize, wanted = (
         ("float32", None, 4 * count),
         ("bfloat16", None, 2 * count),
-        ("bfloat16", "nf4", int(linears * nf4 + 2 * rest)),
-        ("float32", "auto", int(linears * Fraction(5, 8) + 4 * rest)),
+        ("bfloat16", "nf4", int(four_bit(64) * nf4 + 2 * (count - four_bit(64)))),
+        ("float32", "auto", int(four_bit(32) * Fraction(5, 8) + 4 * (count - four_bit(32)))),
     )[choose(4)]
-    found = budget.weight_bytes(config, dtype, quantize)
+    found = budget.weight_bytes(c, dtype, quantize)
     assert found == wanted, f"{found} bytes of {quantize or dtype} weights, expected {wanted}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from entrenar.llama.config import LLaMAConfig
 BYTES = {"float32": 4, "bfloat16": 2}
 # codes, then scales: NF4 with an 8-bit absmax per 64 and an fp32 one per 256 of those; Q4_1 with two fp16 per 32
 BYTES_4BIT = {"nf4": Fraction(1, 2) + (1 + Fraction(4, 256)) / 64, "int4": Fraction(20, 32)}
+BLOCK_COLUMNS = {"nf4": 64, "int4": 32}  # rows that are no multiple of these stay in full precision
 CGROUP_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -32,12 +34,17 @@ def available_memory() -> int:
 
 
 def weight_bytes(config: LLaMAConfig, dtype: str = "float32", quantize: str | None = None) -> int:
-    """Bytes of the weights: block linears in 4 bits where `quantize` says so, everything else in `dtype`."""
-    blocks = config.num_block_linear_parameters()
-    rest = config.num_parameters() - blocks
-    # "auto" may keep a file's Q4_1 codes, the larger of the formats
-    per_block_weight = BYTES[dtype] if quantize is None else BYTES_4BIT["nf4" if quantize == "nf4" else "int4"]
-    return int(blocks * per_block_weight + rest * BYTES[dtype])
+    """Bytes of the weights: block linears in 4 bits where `quantize` and their columns allow it, else in `dtype`."""
+    kind = "nf4" if quantize == "nf4" else "int4"  # "auto" may keep a file's Q4_1 codes, the larger of the formats
+    four_bit = 0
+    if quantize is not None:
+        shapes = config.parameter_shapes().items()
+        four_bit = sum(
+            math.prod(shape)
+            for name, shape in shapes
+            if ".layers." in name and len(shape) == 2 and shape[1] % BLOCK_COLUMNS[kind] == 0
+        )
+    return int(four_bit * BYTES_4BIT[kind] + (config.num_parameters() - four_bit) * BYTES[dtype])
 
 
 def check_weights_fit(config: LLaMAConfig, dtype: str = "float32", quantize: str | None = None) -> None:

@@ -78,10 +78,12 @@ class Linear(Module):
 
     @property
     def out_features(self) -> int:
+        """Rows of the weight."""
         return self.weight.shape[0]
 
     @property
     def in_features(self) -> int:
+        """Columns of the weight."""
         return self.weight.shape[1]
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -57,12 +57,15 @@ class Optimizer:
 
     @property
     def name(self) -> str:
+        """What messages call the optimizer."""
         return type(self).__name__
 
     def check(self, group: dict[str, Any]) -> None:
+        """ConfigError, naming the option, where a group's options are out of range."""
         raise NotImplementedError
 
     def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """One step of one parameter, in place, with what `state` keeps for it from step to step."""
         raise NotImplementedError
 
     def _add_group(self, group: Any, seen: set[int]) -> None:

@@ -23,6 +23,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
+        """e^loss; infinite where float64 ends."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 

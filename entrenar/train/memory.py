@@ -10,8 +10,8 @@ from entrenar.llama.config import LLaMAConfig
 from entrenar.lora.config import LoRAConfig
 from entrenar.train.config import TrainConfig
 
-RUNTIME_BYTES = 120 << 20  # Python, the libraries, the tokenizer, scratch of the kernels
-CHUNK_BYTES = 32 << 20  # of logits in the fused head
+RUNTIME_BYTES = 120 << 20  # Python, the libraries, tokenizer and examples, blocks that the allocator keeps for reuse
+CHUNK_BYTES = 32 << 20  # of logits that the fused head holds at once
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}
 
 
@@ -23,19 +23,19 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """Bytes of everything together."""
         return sum(self.items.values())
 
 
 def block_activation_floats(config: LLaMAConfig, lora: LoRAConfig | None) -> int:
     """Floats a token that one block keeps for its backward pass.
 
-    Residual input, norm output, q, k and v before and after the rotation, attention output and its log-sum-exp, second
-    residual and norm output, gate, up and their product, each linear's x A^T.
+    Both residual inputs and their norms; q, k, v, the attention's output and its log-sum-exp; gate, up and their
+    product; each adapter's x A^T. The norms' scales are one float each.
     """
     q, kv = config.num_attention_heads * config.head_size, config.kv_heads * config.head_size
-    floats = (
-        4 * config.hidden_size + 2 * (q + kv) + kv + q + 2 * config.num_attention_heads + 3 * config.intermediate_size
-    )
+    attention = 2 * q + 2 * kv + config.num_attention_heads
+    floats = 4 * config.hidden_size + 2 + attention + 3 * config.intermediate_size
     return floats + (lora.rank * len(lora.target_modules) if lora else 0)
 
 
@@ -50,25 +50,29 @@ def estimate(
     sequence_length: int = 512,
     checkpointing: bool = False,
 ) -> MemoryEstimate:
-    """What one training step holds at its peak; `lora` None is full fine-tuning."""
+    """What training holds at its peak, from the second step on; `lora` None is full fine-tuning."""
     if lora is None:
         trainable = config.num_parameters()
     else:
         trainable = config.num_lora_parameters(lora.rank, lora.target_modules)
-    tokens = batch_size * sequence_length
-    per_block = block_activation_floats(config, lora) * tokens * 4
-    hidden = config.hidden_size * tokens * 4
-    blocks = per_block + config.num_hidden_layers * hidden if checkpointing else per_block * config.num_hidden_layers
-    # backward holds the gradients of a few activations of a block, widest in the feed-forward layers
-    backward = (4 * config.intermediate_size + 6 * config.hidden_size) * tokens * 4
-    head = config.vocab_size * config.hidden_size * 4 if lora is None else 0  # its gradient is made whole
+    token_bytes = 4 * batch_size * sequence_length  # of one float a token
+    block, hidden = block_activation_floats(config, lora) * token_bytes, config.hidden_size * token_bytes
+    saved = config.num_hidden_layers * (hidden if checkpointing else block) + 2 * hidden
+    head = config.vocab_size * config.hidden_size * 4 if lora is None else 0  # its gradient exists before any other
+    logits = min(CHUNK_BYTES, config.vocab_size * token_bytes)
+    # the widest moment of a block's backward: two gradients as wide as the feed-forward layer
+    working = 2 * config.intermediate_size * token_bytes + (block if checkpointing else 0)
+    # backward frees activations as it makes gradients, so at any moment the larger of the two counts
+    gradients = trainable * 4
+    activations = max(saved + head + max(logits, working), gradients + working) - gradients
+    packed = max(logits, config.intermediate_size * token_bytes)  # the left factor of a product, in the kernels' order
     return MemoryEstimate(
         {
-            "weights": weight_bytes(config, dtype, quantize) + (trainable * 4 if lora else 0),
-            "gradients": trainable * 4,
-            "optimizer": trainable * 4 * OPTIMIZER_STATES[optimizer],
-            "activations": blocks + backward + 3 * hidden,
-            "logits": min(CHUNK_BYTES, tokens * config.vocab_size * 4) + head,
+            "weights": weight_bytes(config, dtype, quantize) + (gradients if lora else 0),
+            "gradients": gradients,
+            "optimizer": gradients * OPTIMIZER_STATES[optimizer],
+            "activations": activations,
+            "scratch": packed,
             "runtime": RUNTIME_BYTES,
         }
     )

@@ -158,6 +158,19 @@ def test_a_quantized_weight_is_never_whole_in_full_precision(threads: None) -> N
     assert used < 2 << 20, f"{used / 2**20:.1f} MiB"
 
 
+@pytest.mark.memory
+def test_under_a_frozen_weight_nothing_of_the_input_is_kept() -> None:
+    x, w = normal(7, (50, 64), (33, 64))
+    for weight in (Tensor(w), frozen_weight("bfloat16", 33, 64)[0], frozen_weight("nf4", 33, 64)[0]):
+        hidden = Tensor(x, requires_grad=True) * 2.0
+        y = autograd.linear(hidden, weight)
+        assert y.grad_fn.saved_bytes == (weight.nbytes if isinstance(weight, Tensor) else 0)
+        if isinstance(weight, Tensor) and weight.dtype == "float32":
+            weight.requires_grad = True  # too late for y: this graph goes on without its gradient
+            y.sum().backward()
+            assert weight.grad is None
+
+
 # ---------------------------------------------------------------- LoRA
 def lora_gradients(
     x: np.ndarray, w: np.ndarray, a: np.ndarray, b: np.ndarray, dy: np.ndarray, scaling: float, kept: np.ndarray

@@ -15,6 +15,7 @@ import pytest
 
 from entrenar.errors import ConfigError, EntrenarError, FormatError, MemoryBudgetError
 from entrenar.llama import LLaMAConfig, LLaMAModel, budget
+from entrenar.llama import model as model_module
 from entrenar.llama.config import LINEAR_LAYERS
 
 from .builders import hf_table, small_config
@@ -90,6 +91,7 @@ def test_counting_a_70_billion_parameter_model_allocates_nothing() -> None:
 @pytest.mark.parametrize("name", ["7b", "70b"])
 def test_a_model_that_cannot_fit_is_refused_before_it_allocates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "available_memory", lambda: 8 << 30)
+    monkeypatch.setattr(model_module, "random_weights", lambda *_: pytest.fail("weights were about to be drawn"))
     config = published(name)
     tracemalloc.start()
     try:

@@ -272,6 +272,17 @@ def test_a_tied_weight_is_one_weight_with_the_gradients_of_both_its_uses() -> No
 
 
 @pytest.mark.unit
+def test_a_weight_that_two_layers_share_is_listed_once() -> None:
+    model = random_model()
+    assert model.lm_head is not None
+    model.lm_head.weight = model.model.embed_tokens.weight
+    assert len(model.trainable_parameters()) == len(model.config.parameter_shapes()) - 1
+    assert [name for name, weight in model.named_parameters() if weight is model.head_weight] == [
+        "model.embed_tokens.weight"
+    ]
+
+
+@pytest.mark.unit
 def test_a_tied_weight_takes_one_optimizer_step() -> None:
     model = random_model(small_config(tie_word_embeddings=True))
     before = weights_of(model)["model.embed_tokens.weight"].copy()

@@ -88,7 +88,7 @@ cdef class LinearNode(Node):
             with nogil:
                 status = linear_backward_input(dx.data, grad.data, &source, m, n, k, accumulate)
             check_scratch(status, "linear")
-        if isinstance(self.saved[1], Tensor) and (<Tensor> self.saved[1]).needs_grad:
+        if self.saved[0] is not None and (<Tensor> self.saved[1]).needs_grad:
             w = <Tensor> self.saved[1]
             x = kept(self.saved[0])
             dw = grad_buffer(w, &accumulate)
