@@ -9,7 +9,7 @@ import numpy as np
 import reference as ref
 from nodes import KINDS, SHAPES, Choose, Graph, Pair, settled
 
-from entrenar.autograd import Tensor
+from entrenar.autograd import Tensor, manual_seed
 from entrenar.optim import clip_grad_norm
 
 MOST_NODES = 12
@@ -20,7 +20,9 @@ GRADIENT_TOLERANCE = 5e-5  # norm-wise; the worst of 20,000 graphs is 3e-6
 
 def random_graph(choose: Choose) -> tuple[list[Pair], Pair]:
     """Leaves (some frozen), and a scalar root that every node's value went into."""
-    graph = Graph(choose, np.random.default_rng(choose(1 << 16)))
+    seed = choose(1 << 16)
+    manual_seed(seed)  # dropout draws from the process's random state: the same choices must give the same graph
+    graph = Graph(choose, np.random.default_rng(seed))
     for i in range(1 + choose(3)):
         graph.leaf(SHAPES[choose(len(SHAPES))], True if i == 0 else None)
     graph.nodes = list(graph.leaves)

@@ -43,8 +43,8 @@ def encode_example(
         and not segments[0][0].startswith(tokenizer.token(tokenizer.bos_id))
     ):
         tokens, trained = [tokenizer.bos_id], [False]
-    for text, is_answer in segments:
-        ids = tokenizer.encode(text, parse_special=True)
+    parts = tokenizer.encode_parts([text for text, _ in segments])
+    for ids, (_, is_answer) in zip(parts, segments, strict=True):
         tokens += ids
         trained += [is_answer or train_on_prompt] * len(ids)
     if trained:

@@ -106,11 +106,15 @@ def save_safetensors(
     path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write float32, bfloat16 (ml_dtypes) or other NumPy arrays to one file, atomically."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with atomic_file(path) as temporary:
-        save_file(arrays, str(temporary), dict(metadata or {}))
+        try:
+            save_file(arrays, str(temporary), dict(metadata or {}))
+        except SafetensorError as error:  # a full disk, above all
+            raise FormatError(f"{path}: cannot be written ({error}); choose another place or make room.") from error
 
 
 def save_sharded(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,10 +31,14 @@ GGUF_PRE = {
     "default": (False, GPT2_SPLIT),
     "gpt-2": (False, GPT2_SPLIT),
     "smollm": (True, GPT2_SPLIT),
+    "starcoder": (True, GPT2_SPLIT),
+    "refact": (True, GPT2_SPLIT),
+    "command-r": (True, GPT2_SPLIT),
     "llama-bpe": (False, LLAMA3_SPLIT),
     "llama3": (False, LLAMA3_SPLIT),
     "qwen2": (False, QWEN2_SPLIT),
 }
+LLAMA3_PRE = ("llama-bpe", "llama3")  # whole words that are tokens need no merges; a beginning-of-text token by default
 CONTROL, USER_DEFINED, UNKNOWN = 3, 4, 2  # token types of GGUF
 TRAINED_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 CHATML_TEMPLATE = (
@@ -86,6 +90,25 @@ class Tokenizer:
         ids = list(self.backend.encode(text, add_special_tokens=False).ids)
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
 
+    def encode_parts(self, parts: Sequence[str]) -> list[list[int]]:
+        """Token ids of consecutive parts of one text, special tokens read as such.
+
+        They are those of the whole text, so that no part but the first begins with a space that a tokenizer puts before
+        a text. Where a token would cross a border, each part is encoded alone, as in generation.
+        """
+        self.backend.encode_special_tokens = False
+        encoding = self.backend.encode("".join(parts), add_special_tokens=False)
+        borders = list(itertools.accumulate(len(part) for part in parts))
+        ids: list[list[int]] = [[] for _ in parts]
+        current = 0
+        for index, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            while start >= borders[current] and current < len(parts) - 1:
+                current += 1
+            if stop > borders[current]:
+                return [self.encode(part, parse_special=True) for part in parts]
+            ids[current].append(index)
+        return ids
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
@@ -93,30 +116,16 @@ class Tokenizer:
     # ------------------------------------------------------------------ chat
     @cached_property
     def _template(self) -> Any:
-        import jinja2
-        import jinja2.ext
-        import jinja2.sandbox
+        from entrenar.io.chat_template import compile_template
 
-        def raise_exception(message: str) -> None:
-            raise ConfigError(f"The chat template refuses the messages: {message}")
-
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        environment.globals["raise_exception"] = raise_exception
-        environment.globals["strftime_now"] = lambda style: datetime.now().strftime(style)
-        try:
-            return environment.from_string(self.chat_template or "")
-        except jinja2.TemplateError as error:
-            raise FormatError(f"The chat template is no valid Jinja template: {error}.") from error
+        return compile_template(self.chat_template or "")
 
     def apply_chat_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """The messages ({"role", "content"}) as the model expects to read them, through its own template in a sandbox.
 
         Raises ConfigError where the tokenizer has no template or the template refuses, FormatError where it fails.
         """
-        import jinja2
+        from entrenar.io.chat_template import first_line
 
         if self.chat_template is None:
             raise ConfigError("The tokenizer has no chat template; format the prompt as plain text.")
@@ -131,19 +140,17 @@ class Tokenizer:
                 tools=None,
                 documents=None,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise FormatError(f"The chat template failed on these messages: {error}.") from error
+        except ConfigError:
+            raise
+        except Exception as error:  # a template is a program from outside: it fails in any way
+            raise FormatError(f"The chat template failed on these messages: {first_line(error)}.") from error
 
     # ------------------------------------------------------------------ making one
     @staticmethod
     def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         """From the `tokenizer.*` metadata of a GGUF file: byte-level BPE ("gpt2") or SentencePiece BPE ("llama")."""
         kind = metadata.get("tokenizer.ggml.model")
-        tokens = metadata.get("tokenizer.ggml.tokens")
-        if not isinstance(tokens, list) or not tokens:
-            raise FormatError("The GGUF metadata has no tokenizer.ggml.tokens; the file holds no tokenizer.")
+        tokens = _list(metadata, "tokens", str)
         if kind == "gpt2":
             backend = _byte_level_bpe(metadata, tokens)
         elif kind == "llama":
@@ -154,16 +161,17 @@ class Tokenizer:
 
         def special(name: str) -> int | None:
             index = metadata.get(f"tokenizer.ggml.{name}_token_id")
-            return int(index) if index is not None and 0 <= int(index) < len(tokens) else None
+            return index if isinstance(index, int) and 0 <= index < len(tokens) else None
 
+        usual = kind == "llama" or metadata.get("tokenizer.ggml.pre") in LLAMA3_PRE
         return Tokenizer(
             backend,
             bos_id=special("bos"),
             eos_id=special("eos"),
             pad_id=special("padding"),
             unk_id=special("unknown"),
-            chat_template=metadata.get("tokenizer.chat_template"),
-            adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama")),
+            chat_template=_template_text(metadata.get("tokenizer.chat_template"), "tokenizer.chat_template"),
+            adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", usual)),
         )
 
     @staticmethod
@@ -192,18 +200,21 @@ class Tokenizer:
 
         template = config.get("chat_template")
         if isinstance(template, list):  # named templates
-            template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+            named = [entry for entry in template if isinstance(entry, Mapping) and entry.get("name") == "default"]
+            template = named[0].get("template") if named else None
         jinja_file = path.with_name("chat_template.jinja")
         if jinja_file.is_file():
-            template = jinja_file.read_text(encoding="utf-8")
+            template = jinja_file.read_bytes().decode("utf-8", "replace")
+        bos = special("bos_token")
+        puts_bos = bos is not None and backend.encode("a").ids[:1] == [bos]  # by its post-processor
         return Tokenizer(
             backend,
-            bos_id=special("bos_token"),
+            bos_id=bos,
             eos_id=special("eos_token"),
             pad_id=special("pad_token"),
             unk_id=special("unk_token"),
-            chat_template=template,
-            adds_bos=bool(config.get("add_bos_token", False)),
+            chat_template=_template_text(template, f"{path.with_name('tokenizer_config.json')}: chat_template"),
+            adds_bos=bool(config.get("add_bos_token", puts_bos)),
         )
 
     @staticmethod
@@ -270,24 +281,36 @@ def _json_object(path: Path) -> Mapping[str, Any]:
     return read_json_object(path, "a tokenizer_config.json") if path.is_file() else {}
 
 
+def _template_text(template: Any, where: str) -> str | None:
+    if template is not None and not isinstance(template, str):
+        raise FormatError(f"{where} is {template!r}, expected text.")
+    return template
+
+
+def _list(metadata: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> list[Any]:
+    """A list of the tokenizer's metadata; FormatError where it is missing or holds something else."""
+    values = metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(values, list) or not values:
+        raise FormatError(f"The GGUF metadata has no tokenizer.ggml.{name}; the file holds no complete tokenizer.")
+    for index, value in enumerate(values):
+        if not isinstance(value, kind):
+            raise FormatError(f"tokenizer.ggml.{name}: entry {index} is {value!r}, of a type that has no place there.")
+    return values
+
+
 def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> tokenizers.Tokenizer:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    if pre not in GGUF_PRE:
+    if not isinstance(pre, str) or pre not in GGUF_PRE:
         raise FormatError(
             f"tokenizer.ggml.pre is {pre!r}, a split that is not known; expected one of {sorted(GGUF_PRE)}."
         )
-    merges = metadata.get("tokenizer.ggml.merges")
-    if not isinstance(merges, list):
-        raise FormatError("The GGUF metadata has no tokenizer.ggml.merges; a byte-level BPE tokenizer needs them.")
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    pairs = [tuple(merge.split(" ", 1)) for merge in _list(metadata, "merges", str)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     try:
-        backend = tokenizers.Tokenizer(
-            models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre in ("llama-bpe", "llama3"))
-        )
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre in LLAMA3_PRE))
     except Exception as error:  # the library raises plain Exception
         raise FormatError(f"The GGUF vocabulary and merges do not fit together ({error}).") from error
     digits, expression = GGUF_PRE[pre]
@@ -303,11 +326,9 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> tokeni
     import tokenizers
     from tokenizers import decoders, models, normalizers
 
-    scores = metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
-        raise FormatError(
-            "The GGUF metadata has no tokenizer.ggml.scores for its tokens; a SentencePiece tokenizer needs them."
-        )
+    scores = _list(metadata, "scores", (int, float))
+    if len(scores) != len(tokens):
+        raise FormatError(f"tokenizer.ggml.scores has {len(scores)} entries, expected {len(tokens)}.")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     # SentencePiece merges the adjacent pair whose union scores highest: every way to split a piece is a merge,
     # ranked by the score of the whole
@@ -319,13 +340,13 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any], tokens: list[str]) -> tokeni
                 merges.append((-scores[index], vocabulary[left], vocabulary[right], left, right))
     merges.sort()
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
-    if not 0 <= int(unknown) < len(tokens):
+    if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
         raise FormatError(f"tokenizer.ggml.unknown_token_id is {unknown}, outside the {len(tokens)} tokens.")
     backend = tokenizers.Tokenizer(
         models.BPE(
             vocab=vocabulary,
             merges=[(left, right) for _, _, _, left, right in merges],
-            unk_token=tokens[int(unknown)],
+            unk_token=tokens[unknown],
             fuse_unk=True,
             byte_fallback=True,
         )
@@ -345,7 +366,7 @@ def _add_special(backend: tokenizers.Tokenizer, metadata: Mapping[str, Any], tok
     """Tell the backend which entries are control tokens: those are never made from plain text."""
     import tokenizers
 
-    types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    types = _list(metadata, "token_type", int) if metadata.get("tokenizer.ggml.token_type") else [1] * len(tokens)
     special, added = [], []
     for token, kind in zip(tokens, types, strict=False):
         if kind in (CONTROL, UNKNOWN):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,19 @@ def _join(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return content
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says when `path` cannot be written, as one sentence that names it."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, EntrenarError):
+            raise
+        raise FormatError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another place."
+        ) from error
+
+
 def save(trainer: Trainer, directory: Path) -> None:
     """Write the state of a run; the previous checkpoint is replaced only when this one is complete.
 
@@ -116,7 +130,7 @@ def save(trainer: Trainer, directory: Path) -> None:
     }
     arrays: dict[str, np.ndarray] = {}
     values = _split(state, "state", arrays)
-    with atomic_directory(directory) as folder:
+    with writing(directory), atomic_directory(directory) as folder:
         (folder / VALUES).write_text(json.dumps(values))
         save_safetensors(folder / ARRAYS, arrays)
 

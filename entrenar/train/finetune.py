@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,8 +105,9 @@ def _show_facts(console: Console, trainer: Trainer, needed: MemoryEstimate) -> N
     rows["weights"] = ", ".join(f"{count / 1e6:.1f} M {kind}" for kind, count in kinds.items())
     rows["gradient checkpointing"] = "on" if model.gradient_checkpointing else "off"
     report.facts(console, "Fine-tuning", rows)
-    for name, reason in model.unquantized.items():
-        console.print(f"{name} stays in full precision: {reason}.")
+    kept = Counter((name.split(".")[-2], reason) for name, reason in model.unquantized.items())
+    for (layer, reason), count in kept.items():
+        console.print(f"{layer} of {count} blocks stays in full precision: {reason}.")
 
 
 def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example) -> str:

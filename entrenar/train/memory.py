@@ -10,7 +10,8 @@ from entrenar.llama.config import LLaMAConfig
 from entrenar.lora.config import LoRAConfig
 from entrenar.train.config import TrainConfig
 
-RUNTIME_BYTES = 120 << 20  # Python, the libraries, tokenizer and examples, blocks that the allocator keeps for reuse
+RUNTIME_BYTES = 80 << 20  # Python, the libraries, the examples
+ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 CHUNK_BYTES = 32 << 20  # of logits that the fused head holds at once
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}
 
@@ -73,7 +74,7 @@ def estimate(
             "optimizer": gradients * OPTIMIZER_STATES[optimizer],
             "activations": activations,
             "scratch": packed,
-            "runtime": RUNTIME_BYTES,
+            "runtime": RUNTIME_BYTES + config.vocab_size * ENTRY_BYTES,
         }
     )
 

@@ -111,7 +111,12 @@ def run(
 ) -> Result:
     """Evaluate, train, evaluate, write `output` (through `save`) and metrics.csv, and show what has changed."""
     metrics = output.parent / "metrics.csv"
-    trainer.on_checkpoint = lambda: report.write_metrics(metrics, trainer.reports)
+
+    def on_checkpoint() -> None:
+        with checkpoint.writing(metrics):
+            report.write_metrics(metrics, trainer.reports)
+
+    trainer.on_checkpoint = on_checkpoint
     try:
         before, sample_before = _before(trainer, sample, console)
         with report.steps(console, trainer.config.training.steps, trainer.step) as display:
@@ -121,8 +126,9 @@ def run(
         sample_after = sample()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_where_it_stands(trainer)) from None
-    save(output)
-    report.write_metrics(metrics, reports)
+    with checkpoint.writing(output):
+        save(output)
+        report.write_metrics(metrics, reports)
     report.comparison(console, before, after)
     for title, text in (("Prompt", prompt), ("Before", sample_before), ("After", sample_after)):
         console.print(f"[bold]{title}:[/bold] {escape(text.strip())}")

@@ -15,23 +15,24 @@ from entrenar.autograd.quantized import (
     dequantize_nf4,
     quantize_nf4,
 )
-from entrenar.io.gguf import GGUFFile
-from entrenar.io.hub import fetch_default_model
+
+from .. import smollm2
 
 pytestmark = [pytest.mark.peers, pytest.mark.model]
-MATRICES = ("token_embd.weight", "blk.0.attn_q.weight", "blk.14.ffn_down.weight", "blk.29.ffn_gate.weight")
+MATRICES = (
+    "model.embed_tokens.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.14.mlp.down_proj.weight",
+    "model.layers.29.mlp.gate_proj.weight",
+)
 every_matrix = pytest.mark.parametrize("name", MATRICES)
-
-
-@functools.cache
-def real_file() -> GGUFFile:
-    return GGUFFile(fetch_default_model(progress=False))
 
 
 @functools.cache
 def real_matrix(name: str) -> np.ndarray:
     """A matrix of SmolLM2-135M-Instruct in float32 (of the embedding, the first rows)."""
-    return real_file().tensors[name].load_rows(0, min(2048, real_file().tensors[name].shape[0]))
+    tensor = smollm2.checkpoint().tensors[name]
+    return tensor.load_rows(0, min(2048, tensor.shape[0]))
 
 
 def bitsandbytes(x: np.ndarray, double: bool) -> tuple[Any, Any, Any]:

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from entrenar.autograd import Tensor
-from entrenar.io.hub import fetch_default_model
 from entrenar.llama import LLaMAModel
-from entrenar.llama.weights import Checkpoint
 from entrenar.lora import save_adapter
 from entrenar.qlora import QLoRAConfig
 
+from .. import smollm2
 from ..llama.builders import relative_error, weights_of
 from ..lora.reference import fill_adapters, logits_of
 
@@ -37,9 +36,8 @@ def hf_model(model: LLaMAModel) -> Any:
 @pytest.mark.model
 def test_an_adapter_over_the_files_own_codes_computes_the_same_in_peft(tmp_path: Path) -> None:
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
-    checkpoint = Checkpoint.open(fetch_default_model(progress=False))
-    tokens = np.array([checkpoint.tokenizer().encode(TEXT)])
-    model = LLaMAModel.from_pretrained(checkpoint, quantize="auto")
+    tokens = np.array([smollm2.tokenizer().encode(TEXT)])
+    model = LLaMAModel.from_pretrained(smollm2.checkpoint(), quantize="auto")
     model.to_qlora(QLoRAConfig(rank=8, alpha=16.0, target_modules=["all-linear"]))
     kinds = {name: weight.dtype for name, weight in model.named_parameters() if ".lora_" not in name}
     assert {kind for name, kind in kinds.items() if name.endswith("_proj.weight")} == {"q4_1"}

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from entrenar.data import Batch, DataLoader, Sample, evaluation_batches
+from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
 from entrenar.train import TrainConfig, Trainer
 from entrenar.train.config import Checkpointing, LRSchedule, Training
 
+ROOT = Path(__file__).parents[2]
 LENGTH = 24
 SHAPE = LLaMAConfig(
     vocab_size=96,
@@ -80,3 +88,39 @@ def losses(trainer: Trainer) -> list[str]:
 
 
 DROPOUT = LoRAConfig(rank=4, alpha=8.0, dropout=0.3, target_modules=["all-linear"])
+
+
+# ---------------------------------------------------------------------- files
+ADDITIONS = [(a, b) for a in range(8) for b in range(8)]
+
+
+def write_examples(path: Path) -> Path:
+    """64 prompts and answers about additions, as JSON Lines."""
+    with path.open("w") as file:
+        for a, b in ADDITIONS:
+            record = {"prompt": f"What is {a} plus {b}?", "completion": f"{a} plus {b} is {a + b}, and that is all."}
+            file.write(json.dumps(record) + "\n")
+    return path
+
+
+def write_model(directory: Path) -> Path:
+    """A Hugging Face directory: a small random LLaMA with a tokenizer of its own."""
+    texts = [f"What is {a} plus {b}? {a} plus {b} is {a + b}, and that is all." for a, b in ADDITIONS]
+    tokenizer = Tokenizer.train(texts, 280)
+    shape = replace(SHAPE, vocab_size=280, intermediate_size=128, max_position_embeddings=128)
+    LLaMAModel(replace(shape, eos_token_id=tokenizer.eos_id), seed=1).save_pretrained(directory)
+    tokenizer.save(directory)
+    return directory
+
+
+def run_example(name: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run an example as a user does; the environment is this process's, with one thread unless said otherwise."""
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
+    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False, timeout=600)
+
+
+def metrics(directory: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv."""
+    with (directory / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,98 @@
+"""README is true: its code runs, and every command, file and name in it exists."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import entrenar
+
+from .sources import ROOT, text
+
+pytestmark = pytest.mark.architecture
+README = text(ROOT / "README.md")
+FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks whose fence says exactly this; "python skip" marks those that need files of the reader's."""
+    return [match["code"] for match in FENCE.finditer(README) if match["language"].strip() == language]
+
+
+def test_the_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
+    code = blocks("python")
+    assert len(code) >= 2
+    program = tmp_path / "readme.py"
+    program.write_text("\n".join(code))
+    environment = os.environ | {"PYTHONPATH": str(Path(entrenar.__file__).parents[1])}
+    result = subprocess.run(
+        [sys.executable, str(program)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "1,000,576 parameters" in result.stdout
+
+
+def test_the_python_blocks_that_do_not_run_here_import_what_exists() -> None:
+    for code in blocks("python skip"):
+        compile(code, "README.md", "exec")
+        for module, names in re.findall(r"^from (entrenar[\w.]*) import (.+)$", code, re.MULTILINE):
+            for name in re.split(r",\s*", names):
+                assert hasattr(importlib.import_module(module), name.strip()), f"{module}.{name}"
+
+
+def commands() -> list[str]:
+    """Every command in README: indented lines and code in backticks."""
+    prose = FENCE.sub("", README)
+    return re.findall(r"^ {4}(\S.*)$", prose, re.MULTILINE) + re.findall(r"`([^`\n]+)`", prose)
+
+
+def test_every_make_target_exists() -> None:
+    named = {target for command in commands() for target in re.findall(r"\bmake ([a-z][a-z-]*)", command)}
+    assert "test" in named
+    targets = set(re.findall(r"^([a-z][a-z-]*):", text(ROOT / "Makefile"), re.MULTILINE))
+    assert named - targets == set()
+
+
+def test_every_command_of_the_makefile_is_described() -> None:
+    rules = re.findall(r"^([a-z][a-z-]*):([^\n]*)", text(ROOT / "Makefile"), re.MULTILINE)
+    assert [target for target, rest in rules if "## " not in rest] == []
+
+
+def test_every_file_exists() -> None:
+    roots = "entrenar|examples|configs|tests|fuzz|scripts|benchmarks|docs"
+    named = {path for command in commands() for path in re.findall(rf"\b((?:{roots})/[\w./{{}},*-]+)", command)}
+    assert "examples/llama2_finetune_qlora.py" in named
+    missing = [path for path in sorted(named) if not list(ROOT.glob(path)) and "{" not in path]
+    assert missing == []
+
+
+def test_every_flag_is_one_that_the_program_takes() -> None:
+    checked = 0
+    for command in commands():
+        match = re.match(r"python (examples/\w+\.py)\b(.*)", command)
+        if match and "--" in match[2]:
+            helped = subprocess.run(
+                [sys.executable, match[1], "--help"],
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(Path(entrenar.__file__).parents[1])},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for flag in re.findall(r"--[a-z][a-z-]*", match[2]):
+                assert re.search(rf"{flag}\b", helped), f"{match[1]} has no {flag}"
+                checked += 1
+    assert checked >= 3
+
+
+def test_every_environment_variable_is_read_somewhere() -> None:
+    named = set(re.findall(r"`(ENTRENAR_\w+)", README))
+    assert "ENTRENAR_ISA" in named
+    sources = "".join(text(path) for path in (ROOT / "entrenar").rglob("*.py*") if path.suffix in (".py", ".pyx"))
+    assert [variable for variable in named if variable not in sources] == []

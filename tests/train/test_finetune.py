@@ -1,0 +1,419 @@
+"""Runs from files to files: what is written, what is shown, the same bits, and what survives a crash or Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from entrenar.data import encode_example, evaluation_batches, read_examples, split_held_out
+from entrenar.errors import ConfigError, EntrenarError, NumericsError
+from entrenar.io.safetensors import open_safetensors
+from entrenar.io.tokenizer import Tokenizer
+from entrenar.llama import LLaMAConfig, LLaMAModel
+from entrenar.lora import LoRAConfig, load_adapter
+from entrenar.qlora import QLoRAConfig
+from entrenar.train import Result, TrainConfig, evaluate, finetune, session, train_from_scratch
+from entrenar.train.config import Checkpointing, Data, LRSchedule, Training
+from entrenar.train.report import COLUMNS
+from tests.train.builders import ROOT, SHAPE, metrics, run_example, write_examples, write_model
+
+SETTINGS = ("--steps", "4", "--batch-size", "2", "--sequence-length", "64", "--held-out-fraction", "0.2")
+SMALL = Training(steps=4, batch_size=2, sequence_length=64, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_examples(tmp_path_factory.mktemp("data") / "examples.jsonl")
+
+
+def config_for(data: Path, output: Path, training: Training = SMALL, **sections: object) -> TrainConfig:
+    defaults: dict[str, object] = {"lora": LoRAConfig(rank=4, target_modules=["all-linear"])}
+    return TrainConfig(
+        training=training,
+        data=Data(path=str(data), held_out_fraction=0.2),
+        checkpointing=Checkpointing(str(output)),
+        **(defaults | sections),  # type: ignore[arg-type]
+    )
+
+
+def quiet(model: Path, config: TrainConfig, **options: str) -> tuple[Result, str]:
+    """The result of a run and what it printed."""
+    out = io.StringIO()
+    result = finetune(model, config, console=Console(file=out, width=200), **options)
+    return result, out.getvalue()
+
+
+# ---------------------------------------------------------------------- through the examples
+@pytest.fixture(scope="module")
+def qlora_runs(
+    model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[Path, subprocess.CompletedProcess[str]]]:
+    """The QLoRA example with dropout, twice on two threads and once on one."""
+    runs = []
+    for number, threads in enumerate(("2", "2", "1")):
+        output = tmp_path_factory.mktemp(f"qlora{number}")
+        files = ("--model", model, "--data", data, "--output", output)
+        extra = ("--dropout", "0.1", "--evaluate-every", "2", "--threads", threads)
+        runs.append((output, run_example("llama2_finetune_qlora.py", *files, *SETTINGS, *extra)))
+    return runs
+
+
+@pytest.mark.unit
+def test_the_qlora_example_writes_its_adapter_and_says_so(
+    qlora_runs: list[tuple[Path, subprocess.CompletedProcess[str]]], model: Path
+) -> None:
+    output, run = qlora_runs[0]
+    assert (run.returncode, run.stderr) == (0, "")
+    assert sorted(str(path.relative_to(output)) for path in output.rglob("*")) == [
+        "adapter",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "metrics.csv",
+    ]
+    assert json.loads((output / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
+    for wanted in (
+        r"threads\s+│ 2 ",
+        r"SIMD tier\s+│ (base|v3|v4|v4i) ",
+        r"trainable parameters\s+│ [\d,]+ of [\d,]+ \(\d+\.\d\d %\)",
+        r"estimated peak memory\s+│ \d+\.\d\d GiB of \d+\.\d\d GiB available",
+        r"weights\s+│ .*float32, .* nf4",
+        r"data\s+│ \d+ samples, \d+ % of the tokens trained, 0 truncated",
+        r"held-out loss before: \d+\.\d{4} \(perplexity \d+\.\d{3}\)",
+        r"step 3/4  loss \d+\.\d{4}\s+\d+\.\d tokens/s\s+\d+ s left",
+        r"step 2: held-out loss \d",
+        r"loss │\s*\d+\.\d{4} │\s*\d+\.\d{4} │\s*[+-]\d",
+        r"perplexity │\s*\d+\.\d{3} │\s*\d+\.\d{3} │\s*[+-]\d",
+        r"Prompt: What is \d plus \d\?",
+        r"\nBefore: ",
+        r"\nAfter: ",
+        rf"Written: {re.escape(str(output))}/adapter and {re.escape(str(output))}/metrics\.csv",
+    ):
+        assert re.search(wanted, run.stdout), f"{wanted} is not in\n{run.stdout}"
+
+
+@pytest.mark.unit
+def test_metrics_have_a_row_for_each_step(qlora_runs: list[tuple[Path, subprocess.CompletedProcess[str]]]) -> None:
+    rows = metrics(qlora_runs[0][0])
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert [bool(row["held_out_loss"]) for row in rows] == [False, True, False, True]
+    for row in rows:
+        assert all(math.isfinite(float(row[column])) for column in COLUMNS[:-1])
+        assert row["tokens"] == "128" and 0 < int(row["trained_tokens"]) < 128
+
+
+@pytest.mark.unit
+def test_two_runs_and_other_thread_counts_give_the_same_bits(
+    qlora_runs: list[tuple[Path, subprocess.CompletedProcess[str]]],
+) -> None:
+    found = []
+    for output, run in qlora_runs:
+        assert run.returncode == 0, run.stderr
+        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in metrics(output)]
+        found.append((rows, (output / "adapter" / "adapter_model.safetensors").read_bytes()))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.unit
+def test_the_lora_example_trains_over_a_bfloat16_base(model: Path, data: Path, tmp_path: Path) -> None:
+    files = ("--model", model, "--data", data, "--output", tmp_path / "run")
+    run = run_example("llama2_finetune_lora.py", *files, *SETTINGS, "--dtype", "bfloat16", "--rank", "3")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert re.search(r"weights\s+│ .*bfloat16", run.stdout)
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == 3 and len(config["target_modules"]) == 7
+    assert len(metrics(tmp_path / "run")) == 4
+
+
+@pytest.mark.unit
+def test_a_configuration_file_sets_the_defaults_and_flags_win(model: Path, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        f'[training]\nsteps = 2\nsequence_length = 48\n[qlora]\nrank = 5\n[data]\npath = "{data}"\n'
+        f'held_out_fraction = 0.2\n[checkpointing]\ndirectory = "{tmp_path}/run"\n'
+    )
+    run = run_example("llama2_finetune_qlora.py", "--config", file, "--model", model, "--steps", "1")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "1 of 1 x 48 tokens" in run.stdout
+    assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["r"] == 5
+
+
+# ---------------------------------------------------------------------- what a run leaves
+@pytest.mark.unit
+def test_the_held_out_loss_after_is_that_of_the_adapter_that_was_written(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    result, printed = quiet(model, config_for(data, tmp_path / "run", replace(SMALL, steps=20)))
+    assert result.after.loss < result.before.loss - 0.5
+    tokenizer = Tokenizer.from_directory(model)
+    _, held_out = split_held_out(read_examples(data), 0.2)
+    batches = list(evaluation_batches([encode_example(example, tokenizer) for example in held_out], 2, 64, True, 0))
+    fresh = LLaMAModel.from_pretrained(model)
+    assert evaluate(fresh, batches).loss == pytest.approx(result.before.loss, abs=1e-6)
+    load_adapter(fresh, result.output)
+    assert evaluate(fresh, batches).loss == pytest.approx(result.after.loss, abs=1e-6)
+    assert result.output == tmp_path / "run" / "adapter" and result.metrics == tmp_path / "run" / "metrics.csv"
+    assert f"{result.before.loss:.4f}" in printed and f"{result.after.loss:.4f}" in printed
+    assert result.sample_before != result.sample_after and result.sample_after.strip() in printed
+
+
+@pytest.mark.unit
+def test_without_adapters_every_weight_is_trained_and_a_model_is_written(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    result, printed = quiet(model, config_for(data, tmp_path, lora=None))
+    assert result.output == tmp_path / "model"
+    assert "(100.00 %)" in printed
+    before, after = open_safetensors(model / "model.safetensors"), open_safetensors(result.output / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name in before:
+        assert not np.array_equal(before[name].load(), after[name].load()), name
+    LLaMAModel.from_pretrained(result.output)
+    assert Tokenizer.from_directory(result.output).encode("What is") == Tokenizer.from_directory(model).encode(
+        "What is"
+    )
+
+
+@pytest.mark.unit
+def test_frozen_storage_cannot_be_trained_whole(model: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dtype is bfloat16, which is storage of frozen weights"):
+        quiet(model, config_for(data, tmp_path / "run", lora=None), dtype="bfloat16")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("qlora", "kinds"),
+    [
+        (QLoRAConfig(rank=2), "nf4"),
+        (QLoRAConfig(rank=2, quantize="int4"), "q4_1"),
+        (QLoRAConfig(rank=2, quantize_4bit=False), None),
+    ],
+    ids=["auto", "int4", "off"],
+)
+def test_the_base_is_in_the_format_that_is_asked_for(
+    qlora: QLoRAConfig, kinds: str | None, model: Path, data: Path, tmp_path: Path
+) -> None:
+    _, printed = quiet(model, config_for(data, tmp_path, replace(SMALL, steps=1), lora=None, qlora=qlora))
+    (weights,) = re.findall(r"weights\s+│ (.*?) │", printed)
+    assert [part.split()[-1] for part in weights.strip().split(", ")] == ["float32"] + ([kinds] if kinds else [])
+
+
+@pytest.mark.unit
+def test_training_on_prompts_trains_and_evaluates_all_tokens(model: Path, data: Path, tmp_path: Path) -> None:
+    answers, _ = quiet(model, config_for(data, tmp_path / "a"))
+    config = config_for(data, tmp_path / "b")
+    config.data = replace(config.data, train_on_prompt=True)
+    everything, printed = quiet(model, config)
+    assert everything.before.tokens > 1.5 * answers.before.tokens
+    assert everything.reports[0].trained_tokens > 1.5 * answers.reports[0].trained_tokens
+    trained = int(re.findall(r"(\d+) % of the tokens trained", printed)[0])
+    assert trained > 90
+
+
+@pytest.mark.unit
+def test_examples_whose_answers_are_cut_off_whole_are_left_out(model: Path, data: Path, tmp_path: Path) -> None:
+    lines = data.read_text().splitlines()
+    long = [json.dumps({"prompt": f"{number} " + "x " * 300, "completion": "y"}) for number in range(20)]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join(lines + long))
+    plain, _ = quiet(model, config_for(data, tmp_path / "a"))
+    result, _ = quiet(model, config_for(mixed, tmp_path / "b"))
+    assert [replace(report, seconds=0) for report in plain.reports] == [replace(r, seconds=0) for r in result.reports]
+    only_long = tmp_path / "long.jsonl"
+    only_long.write_text("\n".join(long))
+    with pytest.raises(ConfigError, match=r"None of the \d+ tokens of \d+ examples is trained"):
+        quiet(model, config_for(only_long, tmp_path / "c"))
+
+
+@pytest.mark.unit
+def test_one_example_at_most_where_one_is_asked_for(model: Path, data: Path, tmp_path: Path) -> None:
+    config = config_for(data, tmp_path)
+    config.data = replace(config.data, max_examples=1)
+    with pytest.raises(ConfigError, match=r"examples\.jsonl: 1 examples leave . to train on and . to hold out"):
+        quiet(model, config)
+
+
+# ---------------------------------------------------------------------- from scratch
+@pytest.mark.unit
+def test_training_from_scratch_writes_a_model_that_generates(data: Path, tmp_path: Path) -> None:
+    shape = replace(SHAPE, vocab_size=270, tie_word_embeddings=True)
+    config = config_for(data, tmp_path, replace(SMALL, steps=8, sequence_length=32), lora=None)
+    result = train_from_scratch(shape, config, Console(file=io.StringIO()))
+    assert result.before.loss == pytest.approx(math.log(270), rel=0.1)
+    assert result.after.loss < result.before.loss - 0.5
+    assert all(report.trained_tokens == 2 * 31 for report in result.reports)
+    model, tokenizer = LLaMAModel.from_pretrained(result.output), Tokenizer.from_directory(result.output)
+    assert LLaMAConfig.from_hf(result.output / "config.json").eos_token_id == tokenizer.eos_id
+    assert len(model.generate(tokenizer.encode("What is"), max_new_tokens=3)) <= 3
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("vocab", "length", "sections", "message"),
+    [
+        (5000, 32, {}, r"model\.vocab_size: is 5000, and the text yields \d+ entries; lower it or give more text"),
+        (100, 32, {}, r"vocab_size is 100, expected at least 260"),
+        (270, 65, {}, r"training\.sequence_length: is 65, longer than model\.max_position_embeddings = 64"),
+        (270, 32, {"lora": LoRAConfig()}, r"\[lora\] and \[qlora\] need a pretrained base"),
+    ],
+)
+def test_a_shape_that_does_not_fit_the_text_is_refused(
+    vocab: int, length: int, sections: dict[str, object], message: str, data: Path, tmp_path: Path
+) -> None:
+    config = config_for(data, tmp_path / "run", replace(SMALL, sequence_length=length), **({"lora": None} | sections))
+    with pytest.raises(ConfigError, match=message):
+        train_from_scratch(replace(SHAPE, vocab_size=vocab), config, Console(file=io.StringIO()))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.unit
+def test_too_little_text_for_a_row_is_refused(tmp_path: Path) -> None:
+    short = tmp_path / "short.jsonl"
+    short.write_text("\n".join(json.dumps({"prompt": f"{i}", "completion": f"{i}"}) for i in range(30)))
+    config = config_for(short, tmp_path / "run", replace(SMALL, sequence_length=64), lora=None)
+    with pytest.raises(ConfigError, match="text is too short for one row to train on and one to hold out"):
+        train_from_scratch(replace(SHAPE, vocab_size=260), config, Console(file=io.StringIO()))
+
+
+# ---------------------------------------------------------------------- the output folder
+@pytest.mark.unit
+@pytest.mark.parametrize("blocked", ["adapter", "model", "metrics.csv"])
+def test_what_is_in_the_way_is_found_before_training(blocked: str, model: Path, data: Path, tmp_path: Path) -> None:
+    if blocked == "metrics.csv":
+        (tmp_path / blocked).mkdir()
+    else:
+        (tmp_path / blocked).write_text("mine")
+    with pytest.raises(ConfigError, match=rf"checkpointing\.directory: .*{blocked} is in the way; choose another"):
+        quiet(model, config_for(data, tmp_path))
+
+
+@pytest.mark.unit
+def test_a_run_replaces_the_result_of_the_run_before(model: Path, data: Path, tmp_path: Path) -> None:
+    first, _ = quiet(model, config_for(data, tmp_path))
+    before = (first.output / "adapter_model.safetensors").read_bytes()
+    second, _ = quiet(model, config_for(data, tmp_path, replace(SMALL, steps=2)))
+    assert (second.output / "adapter_model.safetensors").read_bytes() != before
+    assert len(metrics(tmp_path)) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "metrics.csv"]
+
+
+# ---------------------------------------------------------------------- crashes and interrupts
+@pytest.mark.chaos
+def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(model: Path, data: Path, tmp_path: Path) -> None:
+    config = config_for(data, tmp_path, replace(SMALL, learning_rate=1e38, steps=9))
+    config.lr_schedule = LRSchedule(name="warmup_cosine", warmup_steps=4)
+    config.checkpointing = replace(config.checkpointing, every=1)
+    with pytest.raises(NumericsError, match=r"loss of step 3 is \w+: the output of model\.layers\.0\.self_attn is not"):
+        quiet(model, config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "metrics.csv"]
+    assert [row["step"] for row in metrics(tmp_path)] == ["1", "2"]
+
+
+@pytest.mark.chaos
+def test_a_killed_run_resumes_to_the_files_of_one_that_was_not(model: Path, data: Path, tmp_path: Path) -> None:
+    files = ("--model", model, "--data", data)
+    settings = (*SETTINGS, "--dropout", "0.2", "--checkpoint-every", "2", "--steps", "12")
+    whole = run_example("llama2_finetune_qlora.py", *files, *settings, "--output", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    killed = start(*files, *settings, "--output", tmp_path / "run")
+    wait_for(tmp_path / "run" / "checkpoint")
+    killed.kill()
+    killed.communicate()
+    assert not (tmp_path / "run" / "adapter").exists(), "the run was over before it was killed"
+    resumed = run_example("llama2_finetune_qlora.py", *files, *settings, "--output", tmp_path / "run", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed after step" in resumed.stdout
+    for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    ours, theirs = metrics(tmp_path / "run"), metrics(tmp_path / "whole")
+    assert [row | {"seconds": ""} for row in ours] == [row | {"seconds": ""} for row in theirs]
+    for pattern in (
+        r"held-out loss before: .*",
+        r"loss │.*",
+        r"Before: .*",
+        r"After: .*",
+    ):  # of the untrained model too
+        assert re.findall(pattern, resumed.stdout) == re.findall(pattern, whole.stdout)
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """The QLoRA example in the background, on one thread."""
+    command = [sys.executable, str(ROOT / "examples" / "llama2_finetune_qlora.py"), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(60_000):
+        if path.exists():
+            return
+        time.sleep(0.002)
+    raise TimeoutError(f"{path} did not appear")
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("every", [0, 1])
+def test_an_interrupt_says_where_the_run_stands_and_leaves_nothing_half_written(
+    every: int, model: Path, data: Path, tmp_path: Path
+) -> None:
+    settings = (*SETTINGS, "--steps", "100000", "--checkpoint-every", str(every), "--output", tmp_path / "run")
+    process = start("--model", model, "--data", data, *settings)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.count("\n") == 1 and errors.startswith("interrupted: stopped after step ")
+    if every:
+        assert re.search(r"/checkpoint holds step \d+, and --resume continues from there", errors)
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint", "metrics.csv"]
+    else:
+        assert "nothing was written (--checkpoint-every N keeps checkpoints)" in errors
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.unit
+def test_a_checkpoint_whose_first_evaluation_is_damaged_is_refused(model: Path, data: Path, tmp_path: Path) -> None:
+    config = config_for(data, tmp_path)
+    config.checkpointing = replace(config.checkpointing, every=2)
+    quiet(model, config)
+    state = tmp_path / "checkpoint" / "state.json"
+    table = json.loads(state.read_text())
+    entries = dict(table["dict"])
+    entries["notes"] = {"dict": [["loss", {"value": None}]]}
+    state.write_text(json.dumps({"dict": list(entries.items())}))
+    config.checkpointing = replace(config.checkpointing, resume=True)
+    with pytest.raises(EntrenarError, match="checkpoint: has no held-out loss of before"):
+        quiet(model, config)
+
+
+@pytest.mark.unit
+def test_the_folder_is_tried_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("entrenar.train.session.tempfile.TemporaryFile", full)
+    config = config_for(tmp_path / "nothing.jsonl", tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"run cannot be written \(.*: No space left on device\); choose another"):
+        session.prepare(config)
