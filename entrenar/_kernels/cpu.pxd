@@ -9,3 +9,5 @@ cdef const simd_table* simd
 
 cdef int threads_for(Py_ssize_t work, Py_ssize_t grain) noexcept nogil
 cdef void* scratch(int slot, size_t nbytes) noexcept nogil
+
+cdef int matmul_format  # GEMM_FP32, GEMM_INT16 or GEMM_INT8: what products are asked to use

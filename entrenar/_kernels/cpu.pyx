@@ -26,8 +26,10 @@ cdef extern from *:
     const int ENTRENAR_OPENMP
 
 TIERS = ("base", "v3", "v4", "v4i")
+PRECISIONS = ("highest", "high", "medium")  # of matrix products, by the number of their format in simd/gemm.h
 MAX_THREADS = 1024  # beyond it a count is a mistake, and OpenMP's runtime may end the process
 cdef int n_threads = 1
+cdef int matmul_format = 0
 cdef bint in_forked_child = False
 
 
@@ -84,6 +86,33 @@ def set_tier(name):
 def has_openmp():
     """Whether the package was built with OpenMP; without it every kernel runs on one thread."""
     return bool(ENTRENAR_OPENMP)
+
+
+def get_matmul_precision():
+    """The precision in force: "highest", "high" or "medium"."""
+    return PRECISIONS[matmul_format]
+
+
+def set_matmul_precision(name):
+    """Set how matrices are multiplied from now on, in the whole process.
+
+    "highest" is fp32. "high" multiplies block-scaled 16-bit integers (64 steps of the contraction share a scale; relative
+    error 1e-4 to 4e-4, closer than TF32). "medium" multiplies 8-bit ones where the weight is 4-bit (1e-2) and is "high"
+    elsewhere. A tier that lacks the instructions computes the next finer one; `effective_precision` says which. Raises
+    ConfigError for another name.
+    """
+    global matmul_format
+    if name not in PRECISIONS:
+        raise ConfigError(f"The matmul precision {name!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
+    matmul_format = PRECISIONS.index(name)
+
+
+def effective_precision(name):
+    """What the tier in use computes where `name` is asked for."""
+    cdef int format = PRECISIONS.index(name)
+    while simd.gemm.format[format].rows == 0:
+        format -= 1
+    return PRECISIONS[format]
 
 
 def _cgroup_quota():

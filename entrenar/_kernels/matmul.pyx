@@ -12,10 +12,9 @@ every element of C is the same sum in the same order for any number of threads.
 from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
-from entrenar._kernels.cpu cimport scratch, simd, threads_for
+from entrenar._kernels.cpu cimport matmul_format, scratch, simd, threads_for
 from entrenar._kernels.simd.gemm cimport GEMM_BLOCK, GEMM_FEW_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_packer
 from entrenar._kernels.simd.source cimport SOURCE_F32, SOURCE_NF4, weight_source
-from entrenar.errors import ConfigError
 
 cdef enum:
     DEPTH = 384          # of one block of the contraction: an A panel stays in L1, the B panels of a job in L2
@@ -28,11 +27,11 @@ cdef enum:
     VECTOR = 16          # floats of the widest vector: rows that are read as vectors are padded to it
     FEW_ROWS_BLOCK = 16  # weight rows of a job of the few-row path
 
-PRECISIONS = ("highest", "high", "medium")  # by their format's number
-cdef int precision = GEMM_FP32
-cdef float[NARROW_ROWS] ONES
-for _i in range(NARROW_ROWS):
-    ONES[_i] = 1
+cdef extern from *:
+    """
+    static const float entrenar_ones[64] = {[0 ... 63] = 1.0f};
+    """
+    const float* ONES "entrenar_ones"
 
 
 cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -67,7 +66,7 @@ cdef inline Py_ssize_t lane_words(const gemm_format* f, Py_ssize_t depth) noexce
 
 cdef const gemm_format* choose_format(const weight_source* b, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     """The format that the precision in force asks for and the tier has; fp32 where packing would outweigh the product."""
-    cdef int format = precision
+    cdef int format = matmul_format
     if k < GEMM_BLOCK or n < GEMM_BLOCK:
         return simd.gemm.format[GEMM_FP32]
     if format == GEMM_INT8 and b.kind < SOURCE_NF4:
@@ -269,30 +268,3 @@ cdef int low_rank_backward_input(float* dx, const float* g, const float* a, Py_s
         return -1
     narrow(dx, k, g, r, 1, right, padded(k), m, k, r, accumulate)
     return 0
-
-
-def get_matmul_precision():
-    """The precision in force: "highest", "high" or "medium"."""
-    return PRECISIONS[precision]
-
-
-def set_matmul_precision(name):
-    """Set how matrices are multiplied from now on, in the whole process.
-
-    "highest" is fp32. "high" multiplies block-scaled 16-bit integers (64 steps of the contraction share a scale; relative
-    error 1e-4 to 4e-4, closer than TF32). "medium" multiplies 8-bit ones where the weight is 4-bit (1e-2) and is "high"
-    elsewhere. A tier that lacks the instructions computes the next finer one; `effective_precision` says which. Raises
-    ConfigError for another name.
-    """
-    global precision
-    if name not in PRECISIONS:
-        raise ConfigError(f"The matmul precision {name!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
-    precision = PRECISIONS.index(name)
-
-
-def effective_precision(name):
-    """What the tier in use computes where `name` is asked for."""
-    cdef int format = PRECISIONS.index(name)
-    while simd.gemm.format[format].rows == 0:
-        format -= 1
-    return PRECISIONS[format]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from entrenar._kernels.cpu import PRECISIONS
 from entrenar.config import check_dataclass, from_table, load_toml, nearest, option
 from entrenar.errors import ConfigError
 from entrenar.llama.config import SECTIONS
@@ -60,6 +61,12 @@ class Training(Section):
     max_grad_norm: float = option(1.0, help="gradients are scaled down to this joint norm", above=0)
     seed: int = option(0, help="seed of initial weights, data order and dropout", minimum=0)
     threads: int = option(0, help="threads; 0 takes what the machine and environment say", minimum=0)
+    precision: str = option(
+        "auto",
+        help="of matrix products: highest is fp32, high 16-bit integers with scales, medium 8-bit ones over 4-bit weights; "
+        "auto is high where the machine has it",
+        choices=("auto", *PRECISIONS),
+    )
     evaluate_every: int = option(0, help="steps between held-out evaluations; 0 is before and after only", minimum=0)
     gradient_checkpointing: str = option(
         "auto",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from entrenar.autograd import no_grad
+from entrenar.autograd.precision import get_matmul_precision, matmul_precision
 from entrenar.data import Batch
 from entrenar.errors import NumericsError
 from entrenar.llama.model import LLaMAModel
@@ -28,11 +29,12 @@ class Evaluation:
 
 
 def evaluate(model: LLaMAModel, batches: Iterable[Batch]) -> Evaluation:
-    """The mean loss over all targets of `batches`, without dropout; NumericsError where it is not finite or empty."""
+    """The mean loss over all targets of `batches`, without dropout, at "high" precision or better; NumericsError where it is not finite or empty."""
     total, tokens = 0.0, 0
     set_training(model, False)
+    precision = get_matmul_precision()
     try:
-        with no_grad():
+        with no_grad(), matmul_precision("high" if precision == "medium" else precision):
             for batch in batches:
                 loss = model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, reduction="sum")
                 if not math.isfinite(loss.item()):

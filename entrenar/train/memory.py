@@ -31,12 +31,12 @@ class MemoryEstimate:
 def block_activation_floats(config: LLaMAConfig, lora: LoRAConfig | None) -> int:
     """Floats a token that one block keeps for its backward pass.
 
-    Both residual inputs and their norms; q, k, v, the attention's output and its log-sum-exp; gate, up and their
-    product; each adapter's x A^T. The norms' scales are one float each.
+    Both residual inputs; q, k, v, the attention's output and its log-sum-exp; gate and up; each adapter's x A^T. The
+    norms' scales are one float each; their outputs and the feed-forward product are computed again.
     """
     q, kv = config.num_attention_heads * config.head_size, config.kv_heads * config.head_size
     attention = 2 * q + 2 * kv + config.num_attention_heads
-    floats = 4 * config.hidden_size + 2 + attention + 3 * config.intermediate_size
+    floats = 2 * config.hidden_size + 2 + attention + 2 * config.intermediate_size
     return floats + (lora.rank * len(lora.target_modules) if lora else 0)
 
 
@@ -62,7 +62,7 @@ def estimate(
     head = config.vocab_size * config.hidden_size * 4 if lora is None else 0  # its gradient exists before any other
     logits = min(CHUNK_BYTES, config.vocab_size * token_bytes)
     # the widest moment of a block's backward: two gradients as wide as the feed-forward layer
-    working = 2 * config.intermediate_size * token_bytes + (block if checkpointing else 0)
+    working = 3 * config.intermediate_size * token_bytes + (block if checkpointing else 0)
     # backward frees activations as it makes gradients, so at any moment the larger of the two counts
     gradients = trainable * 4
     activations = max(saved + head + max(logits, working), gradients + working) - gradients

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from entrenar._kernels import cpu
+from entrenar.autograd.precision import auto_precision
 from entrenar.data import (
     Batch,
     DataLoader,
@@ -45,9 +46,11 @@ class Result:
 
 
 def prepare(config: TrainConfig) -> None:
-    """Set the threads, and make sure that the output can be written before hours are spent."""
+    """Set threads and precision, and make sure that the output can be written before hours are spent."""
     if config.training.threads:
         cpu.set_num_threads(config.training.threads)
+    wanted = config.training.precision
+    cpu.set_matmul_precision(auto_precision() if wanted == "auto" else wanted)
     directory = Path(config.checkpointing.directory)
     for name, wrong in (("adapter", Path.is_file), ("model", Path.is_file), ("metrics.csv", Path.is_dir)):
         if wrong(directory / name):
@@ -92,6 +95,7 @@ def facts(config: TrainConfig, loader: DataLoader, trainable: str, needed: Memor
     return {
         "threads": str(cpu.get_num_threads()),
         "SIMD tier": cpu.tier(),
+        "matmul precision": cpu.effective_precision(cpu.get_matmul_precision()),
         "trainable parameters": trainable,
         "estimated peak memory": f"{report.gib(needed.total)} of {report.gib(available_memory())} available",
         "data": f"{len(loader.samples):,} samples, {100 * loader.trained_fraction:.0f} % of the tokens trained, "

@@ -9,7 +9,7 @@ import pytest
 
 import entrenar
 from entrenar._kernels import cpu
-from entrenar._kernels.matmul import effective_precision
+from entrenar._kernels.cpu import effective_precision
 from entrenar.autograd import QuantizedTensor, Tensor, linear
 from entrenar.errors import ConfigError
 

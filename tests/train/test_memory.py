@@ -141,7 +141,7 @@ def planned(mode: str = "auto", **training: int) -> tuple[bool, memory.MemoryEst
 
 @pytest.mark.memory
 def test_blocks_are_recomputed_only_where_the_estimate_does_not_fit(machine: Callable[[int], None]) -> None:
-    assert needs(True) < 0.7 * needs(False)
+    assert needs(True) < 0.8 * needs(False)
     machine(needs(False))
     assert planned() == (False, memory.estimate(SMOLLM2, lora=ALL))
     assert planned("on")[0] is True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from entrenar._kernels.matmul import effective_precision, get_matmul_precision, set_matmul_precision
+from entrenar._kernels.cpu import effective_precision, get_matmul_precision, set_matmul_precision
 
 __all__ = [
     "auto_precision",
