@@ -45,6 +45,13 @@ def test_wrong_gradients_have_errors_of_the_right_size(run, error):
 
 
 @pytest.mark.gradient
+def test_an_input_that_got_no_gradient_counts_as_zeros():
+    found = gradcheck.errors(lambda a, b: a * 1.0 + constant(b), inputs((3,), (3,)))
+    assert found[0] < 1e-3
+    assert found[1] == pytest.approx(1.0)
+
+
+@pytest.mark.gradient
 def test_gradient_given_to_the_wrong_element_is_caught():
     def run(x):
         return x[::-1] * 1.0 - constant(x[::-1]) + constant(x)

@@ -39,6 +39,15 @@ def test_norm_is_the_float64_one_and_is_clipped(scale, tier):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("beyond", [1.001, 1.4, 1.9])
+def test_a_norm_just_above_the_limit_is_clipped(beyond):
+    tensors = parameters()
+    limit = norm(tensors) / beyond
+    clip_grad_norm(tensors, limit)
+    assert norm(tensors) == pytest.approx(limit, rel=1e-6)
+
+
+@pytest.mark.unit
 def test_small_gradients_keep_their_bits():
     tensors = parameters()
     bits = [t.grad.numpy().tobytes() for t in tensors]
