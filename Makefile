@@ -43,6 +43,7 @@ llama-fuzz:  ## fuzz configurations and op graphs (FUZZ_RUNS inputs each; a mill
 	$(PYTHON) scripts/run_fuzz.py $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS))
 
 fuzz-check:  ## show that each fuzz target finds a bug planted in Python and one planted in a kernel
+	$(PYTHON) -m pip install -q '.[fuzz,dev]'
 	$(PYTHON) scripts/plant_bugs.py
 
 clean:  ## remove everything that a build or a test run made

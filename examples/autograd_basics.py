@@ -28,4 +28,4 @@ for step in range(301):
     optimizer.step()
     if step % 100 == 0:
         print(f"step {step}: loss {loss.item():.5f}")
-print("XOR:", np.round(prediction.numpy().ravel(), 2).tolist())
+print("XOR:", [round(value, 2) for (value,) in prediction.tolist()])

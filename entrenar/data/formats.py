@@ -35,7 +35,7 @@ def read_examples(path: str | Path) -> list[Example]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a .jsonl or .json file.") from error
     except UnicodeDecodeError as error:
@@ -53,14 +53,14 @@ def _line_records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             where = f"{path}, line {number}"
             try:
                 yield where, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise FormatError(f"{where}: is not JSON ({error}); expected {EXPECTED}.") from error
 
 
 def _json_records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
         records = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: is not JSON ({error}); expected a list of records.") from error
     if not isinstance(records, list):
         raise FormatError(f"{path}: holds a JSON {type(records).__name__}, expected a list of records.")
@@ -71,44 +71,70 @@ def _json_records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 def _text(record: dict[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise FormatError(f"{where}: {key} is {value!r}, expected non-empty text.")
+        raise FormatError(f"{where}: {key} is {_shown(value)}, expected non-empty text.")
+    _check_encodable(value, key, where)
     return value
+
+
+def _check_encodable(value: str, key: str, where: str) -> None:
+    """JSON can spell half of a surrogate pair, which is no character."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{where}: {key} holds half a character (\\u{ord(value[error.start]):x}).") from error
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _example(record: Any, where: str) -> Example:
     if not isinstance(record, dict):
         raise FormatError(f"{where}: is a JSON {type(record).__name__}, expected {EXPECTED}.")
+    system = _system(record, where)
     for key in ("messages", "conversations"):
         if key in record:
-            return _conversation(record[key], key, where)
+            return Example([*system, *_conversation(record[key], key, where)])
+    if record.get("history"):
+        raise FormatError(f"{where}: has a history, which is not read; write the conversation as messages.")
     if "instruction" in record:
         prompt = _text(record, "instruction", where)
         extra = record.get("input")
         if extra is not None and not isinstance(extra, str):
-            raise FormatError(f"{where}: input is {extra!r}, expected text.")
+            raise FormatError(f"{where}: input is {_shown(extra)}, expected text.")
+        if extra:
+            _check_encodable(extra, "input", where)
         prompt = f"{prompt}\n\n{extra}" if extra and extra.strip() else prompt
         answer = _text(record, "output", where)
     elif "prompt" in record:
         prompt, answer = _text(record, "prompt", where), _text(record, "completion", where)
     else:
         raise FormatError(f"{where}: has the keys {sorted(record)}, expected {EXPECTED}.")
-    return Example([{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
+    return Example([*system, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
 
 
-def _conversation(turns: Any, key: str, where: str) -> Example:
+def _system(record: dict[str, Any], where: str) -> list[dict[str, str]]:
+    """The message that a record keeps beside its conversation."""
+    if record.get("system") in (None, ""):
+        return []
+    return [{"role": "system", "content": _text(record, "system", where)}]
+
+
+def _conversation(turns: Any, key: str, where: str) -> list[dict[str, str]]:
     if not isinstance(turns, list) or not turns:
-        raise FormatError(f"{where}: {key} is {turns!r}, expected a list of messages.")
+        raise FormatError(f"{where}: {key} is {_shown(turns)}, expected a list of messages.")
     messages = []
     for turn in turns:
         if not isinstance(turn, dict):
-            raise FormatError(f"{where}: {key} holds {turn!r}, expected objects with role and content.")
+            raise FormatError(f"{where}: {key} holds {_shown(turn)}, expected objects with role and content.")
         role = turn.get("role", turn.get("from"))
-        if role not in ROLES:
-            raise FormatError(f"{where}: a message has the role {role!r}, expected system, user or assistant.")
+        if not isinstance(role, str) or role not in ROLES:
+            raise FormatError(f"{where}: a message has the role {_shown(role)}, expected system, user or assistant.")
         content = _text(turn, "content" if "content" in turn else "value", where)
         messages.append({"role": ROLES[role], "content": content})
     if messages[-1]["role"] != "assistant":
         raise FormatError(
             f"{where}: the last message is the {messages[-1]['role']}'s, expected the assistant's answer."
         )
-    return Example(messages)
+    return messages

@@ -45,7 +45,7 @@ class DataLoader:
                 f"by the sequence length of {sequence_length}."
             )
         self.trained_fraction = trained / kept
-        self.truncated = sum(len(sample) > sequence_length for sample in samples)
+        self.truncated = sum(sample.truncated or len(sample) > sequence_length for sample in samples)
         self.epoch, self.position = 0, 0
         self._order = self._shuffled()
 
@@ -84,13 +84,15 @@ class DataLoader:
                 f"The checkpoint read {state.get('samples')} examples with seed {state.get('seed')}, this run has "
                 f"{len(self.samples)} with seed {self.seed}; resume with the same data and seed."
             )
-        self.epoch, self.position = state["epoch"], 0
-        self._order = self._shuffled()
-        if not 0 <= state["position"] <= len(self._order):
+        before = self.epoch
+        self.epoch = state["epoch"]
+        order = self._shuffled()
+        if not 0 <= state["position"] <= len(order):
+            self.epoch = before
             raise ConfigError(
-                f"The checkpoint stands at row {state['position']} of {len(self._order)}; the data has changed."
+                f"The checkpoint stands at row {state['position']} of {len(order)}; the data has changed."
             )
-        self.position = state["position"]
+        self.position, self._order = state["position"], order
 
 
 def evaluation_batches(

@@ -14,10 +14,14 @@ from entrenar.io.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Sample:
-    """Token ids (n,) int32, and for each whether it is a target (predicted from the tokens before it)."""
+    """Token ids (n,) int32, and for each whether it is a target (predicted from the tokens before it).
+
+    `truncated` says that the example was longer.
+    """
 
     tokens: np.ndarray
     trained: np.ndarray
+    truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -49,7 +53,8 @@ def encode_example(
         trained += [is_answer or train_on_prompt] * len(ids)
     if trained:
         trained[0] = False  # nothing comes before the first token
-    return Sample(np.array(tokens[:max_length], np.int32), np.array(trained[:max_length], bool))
+    truncated = max_length is not None and len(tokens) > max_length
+    return Sample(np.array(tokens[:max_length], np.int32), np.array(trained[:max_length], bool), truncated)
 
 
 def _template_segments(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:

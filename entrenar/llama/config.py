@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from entrenar.config import check_dataclass, from_table, load_toml, nearest, option
-from entrenar.errors import ConfigError, FormatError
+from entrenar.errors import ConfigError
+from entrenar.io.json_file import read_json_object
 
 SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "lora", "qlora")
 ROPE_SCALING = ("linear", "llama3")
@@ -116,7 +116,7 @@ class LLaMAConfig:
     def from_hf(cls, source: str | Path | Mapping[str, Any]) -> LLaMAConfig:
         """From a Hugging Face config.json (path or its content); ConfigError for another architecture."""
         where = "config.json" if isinstance(source, Mapping) else str(source)
-        table = source if isinstance(source, Mapping) else _read_json(Path(source))
+        table = source if isinstance(source, Mapping) else read_json_object(Path(source), "a Hugging Face config.json")
         if table.get("model_type", "llama") not in ("llama", "mistral"):
             raise ConfigError(f"{where}: model_type is {table.get('model_type')!r}, expected 'llama'.")
         for key in ("attention_bias", "mlp_bias"):
@@ -290,15 +290,3 @@ class LLaMAConfig:
         turns = self.rope_scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
         return frequencies / factor * (1 - blend) + frequencies * blend
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a Hugging Face config.json.") from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: is not JSON ({error}).") from error
-    if not isinstance(table, dict):
-        raise FormatError(f"{path}: holds a JSON {type(table).__name__}, expected an object.")
-    return table

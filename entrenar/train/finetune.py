@@ -101,7 +101,7 @@ def _show_facts(console: Console, trainer: Trainer, needed: MemoryEstimate) -> N
         kind = weight.dtype if isinstance(weight, Tensor) else weight.kind
         kinds[kind] = kinds.get(kind, 0) + weight.size
     share = f"{trainable:,} of {total:,} ({100 * trainable / total:.2f} %)"
-    rows = session.facts(trainer.config, trainer.loader, share, needed)
+    rows = session.facts(trainer, share, needed)
     rows["weights"] = ", ".join(f"{count / 1e6:.1f} M {kind}" for kind, count in kinds.items())
     rows["gradient checkpointing"] = "on" if model.gradient_checkpointing else "off"
     report.facts(console, "Fine-tuning", rows)

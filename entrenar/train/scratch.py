@@ -51,7 +51,7 @@ def train_from_scratch(shape: LLaMAConfig, config: TrainConfig, console: Console
     model = LLaMAModel(replace(shape, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id), seed=t.seed)
     model.gradient_checkpointing = checkpointing
     trainer = Trainer(model, config, loader, batches)
-    rows = session.facts(config, loader, f"{shape.num_parameters():,} (100 %)", needed)
+    rows = session.facts(trainer, f"{shape.num_parameters():,} (100 %)", needed)
     report.facts(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
 
     def save(output: Path) -> None:

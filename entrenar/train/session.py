@@ -89,9 +89,9 @@ def batches(
     return loader, list(evaluation_batches(held_out, t.batch_size, t.sequence_length, packing, pad))
 
 
-def facts(config: TrainConfig, loader: DataLoader, trainable: str, needed: MemoryEstimate) -> dict[str, str]:
+def facts(trainer: Trainer, trainable: str, needed: MemoryEstimate) -> dict[str, str]:
     """What is known before the first step."""
-    t = config.training
+    t, loader, held_out = trainer.config.training, trainer.loader, trainer.held_out
     return {
         "threads": str(cpu.get_num_threads()),
         "SIMD tier": cpu.tier(),
@@ -100,6 +100,8 @@ def facts(config: TrainConfig, loader: DataLoader, trainable: str, needed: Memor
         "estimated peak memory": f"{report.gib(needed.total)} of {report.gib(available_memory())} available",
         "data": f"{len(loader.samples):,} samples, {100 * loader.trained_fraction:.0f} % of the tokens trained, "
         f"{loader.truncated} truncated",
+        "held out": f"{sum(batch.trained_tokens for batch in held_out):,} tokens in "
+        f"{sum(len(batch.tokens) for batch in held_out)} rows",
         "steps": f"{t.steps} of {t.batch_size * t.gradient_accumulation} x {t.sequence_length} tokens",
     }
 

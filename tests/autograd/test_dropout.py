@@ -41,13 +41,13 @@ def mask(n: int, p: float = 0.5) -> np.ndarray:
 
 @pytest.mark.unit
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
-def test_philox_known_answers(counter, key, words, tier):
+def test_philox_known_answers(counter, key, words, tier) -> None:
     assert random.philox(counter, key) == words
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
-def test_keep_rate_and_scale(p):
+def test_keep_rate_and_scale(p) -> None:
     n = 1_000_000
     y = autograd.dropout(ones(n), p).numpy()
     assert set(np.unique(y)) == {np.float32(0), np.float32(1 / (1 - np.float64(np.float32(p))))}
@@ -56,7 +56,7 @@ def test_keep_rate_and_scale(p):
 
 
 @pytest.mark.unit
-def test_masks_are_independent():
+def test_masks_are_independent() -> None:
     """Neighbours, elements 16 and 64 apart, operations, steps and seeds are uncorrelated."""
     n = 400_000
     first = mask(n)
@@ -71,7 +71,7 @@ def test_masks_are_independent():
 
 
 @pytest.mark.unit
-def test_bytes_of_the_mask_are_uniform():
+def test_bytes_of_the_mask_are_uniform() -> None:
     """Chi-squared of the 256 patterns of eight neighbouring elements, 255 degrees of freedom."""
     patterns = np.packbits(mask(8 * 200_000))
     counts = np.bincount(patterns, minlength=256)
@@ -80,7 +80,7 @@ def test_bytes_of_the_mask_are_uniform():
 
 
 @pytest.mark.gradient
-def test_backward_draws_the_mask_of_forward(tier):
+def test_backward_draws_the_mask_of_forward(tier) -> None:
     x = ones(37, 19, requires_grad=True)
     first, second = autograd.dropout(x, 0.3), autograd.dropout(x, 0.3)
     assert not np.array_equal(first.numpy(), second.numpy())
@@ -90,13 +90,13 @@ def test_backward_draws_the_mask_of_forward(tier):
 
 
 @pytest.mark.memory
-def test_no_mask_is_kept():
+def test_no_mask_is_kept() -> None:
     out = autograd.dropout(ones(1000, requires_grad=True), 0.5)
     assert out.grad_fn.saved_bytes == 0
 
 
 @pytest.mark.gradient
-def test_checkpoint_draws_the_same_masks():
+def test_checkpoint_draws_the_same_masks() -> None:
     def block(x):
         return autograd.dropout(autograd.dropout(x, 0.5) * x, 0.25)
 
@@ -112,7 +112,7 @@ def test_checkpoint_draws_the_same_masks():
 
 
 @pytest.mark.unit
-def test_state_resumes_through_json():
+def test_state_resumes_through_json() -> None:
     random.next_step()
     mask(10)
     state = json.loads(json.dumps(random.get_state()))
@@ -123,7 +123,7 @@ def test_state_resumes_through_json():
 
 
 @pytest.mark.unit
-def test_a_step_does_not_depend_on_what_ran_before():
+def test_a_step_does_not_depend_on_what_ran_before() -> None:
     random.set_step(5)
     expected = mask(1000)
     random.set_step(4)
@@ -134,7 +134,7 @@ def test_a_step_does_not_depend_on_what_ran_before():
 
 
 @pytest.mark.unit
-def test_identity_outside_training():
+def test_identity_outside_training() -> None:
     x = ones(5)
     state = random.get_state()
     assert autograd.dropout(x, 0.9, training=False) is x
@@ -143,7 +143,7 @@ def test_identity_outside_training():
 
 
 @pytest.mark.unit
-def test_bad_arguments_are_refused():
+def test_bad_arguments_are_refused() -> None:
     for p in (-0.1, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="dropout: p must lie between 0 and 1"):
             autograd.dropout(ones(3), p)

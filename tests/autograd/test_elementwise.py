@@ -22,7 +22,7 @@ def random(*shape: int, requires_grad: bool = True) -> Tensor:
 
 
 @pytest.mark.gradient
-def test_tensor_used_twice_has_the_exact_gradient(tier):
+def test_tensor_used_twice_has_the_exact_gradient(tier) -> None:
     x = random(19, 7)
     (x * x).backward(np.ones((19, 7)))
     assert np.array_equal(x.grad.numpy(), 2 * x.numpy())
@@ -35,7 +35,7 @@ def test_tensor_used_twice_has_the_exact_gradient(tier):
 
 
 @pytest.mark.gradient
-def test_backward_leaves_the_gradient_it_was_given():
+def test_backward_leaves_the_gradient_it_was_given() -> None:
     given_gradient = Tensor(np.ones((3, 4)))
     x, bias = random(3, 4), random(4)
     y = x + bias
@@ -51,7 +51,7 @@ def test_backward_leaves_the_gradient_it_was_given():
 @given(
     shapes=hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=5, max_side=5), op=st.sampled_from(list(OPERATORS))
 )
-def test_any_broadcast_agrees_with_numpy(shapes, op):
+def test_any_broadcast_agrees_with_numpy(shapes, op) -> None:
     rng = np.random.default_rng(0)
     a, b = (np.asarray(rng.uniform(0.5, 2.0, shape), dtype=np.float32) for shape in shapes.input_shapes)
     ours = OPERATORS[op](Tensor(a, requires_grad=True), Tensor(b))
@@ -60,19 +60,19 @@ def test_any_broadcast_agrees_with_numpy(shapes, op):
 
 
 @pytest.mark.unit
-def test_shapes_that_do_not_broadcast_are_named(tier):
+def test_shapes_that_do_not_broadcast_are_named(tier) -> None:
     with pytest.raises(ShapeError, match=r"mul: shapes \(2, 3\) and \(4, 1, 2\) do not broadcast: axis -1 .* 3 and 2"):
         random(2, 3) * random(4, 1, 2)
 
 
 @pytest.mark.unit
-def test_bfloat16_is_refused():
+def test_bfloat16_is_refused() -> None:
     with pytest.raises(ConfigError, match="add: the second operand is bfloat16"):
         random(3) + Tensor([1.0, 2.0, 3.0], dtype="bfloat16")
 
 
 @pytest.mark.unit
-def test_special_values_follow_ieee(tier):
+def test_special_values_follow_ieee(tier) -> None:
     a = np.array([1, -1, 0, np.inf, np.nan, -0.0, 1e38, 1e-42] * 3, dtype=np.float32)
     b = np.array([0, 0, 0, np.inf, 1, 1, 1e38, 1] * 3, dtype=np.float32)
     with np.errstate(all="ignore"):
@@ -83,14 +83,14 @@ def test_special_values_follow_ieee(tier):
 
 
 @pytest.mark.unit
-def test_nothing_is_recorded_without_a_gradient():
+def test_nothing_is_recorded_without_a_gradient() -> None:
     assert (Tensor([1.0]) + 1.0).grad_fn is None
     with autograd.no_grad():
         assert (random(3) * 2.0).grad_fn is None
 
 
 @pytest.mark.unit
-def test_operand_that_was_frozen_when_recorded_gets_no_gradient():
+def test_operand_that_was_frozen_when_recorded_gets_no_gradient() -> None:
     for left in (True, False):
         x, frozen = random(3), random(3, requires_grad=False)
         out = frozen * x if left else x * frozen

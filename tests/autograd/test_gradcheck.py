@@ -22,7 +22,7 @@ def constant(x: Tensor) -> Tensor:
 
 
 @pytest.mark.gradient
-def test_right_gradients_have_small_errors():
+def test_right_gradients_have_small_errors() -> None:
     found = gradcheck.errors(lambda a, b: a * b / (a + 2.0), inputs((4, 5), (5,)))
     assert set(found) == {0, 1}
     assert max(found.values()) < 1e-3
@@ -38,14 +38,21 @@ def test_right_gradients_have_small_errors():
         (lambda x: constant(x) * 2.0 - x, 2.0),  # the sign
     ],
 )
-def test_wrong_gradients_have_errors_of_the_right_size(run, error):
+def test_wrong_gradients_have_errors_of_the_right_size(run, error) -> None:
     assert gradcheck.errors(run, inputs((6, 7)))[0] == pytest.approx(error, rel=0.05)
     with pytest.raises(NumericsError, match=r"input 0.*WRONG"):
         gradcheck.check(run, inputs((6, 7)))
 
 
 @pytest.mark.gradient
-def test_gradient_given_to_the_wrong_element_is_caught():
+def test_an_input_that_got_no_gradient_counts_as_zeros() -> None:
+    found = gradcheck.errors(lambda a, b: a * 1.0 + constant(b), inputs((3,), (3,)))
+    assert found[0] < 1e-3
+    assert found[1] == pytest.approx(1.0)
+
+
+@pytest.mark.gradient
+def test_gradient_given_to_the_wrong_element_is_caught() -> None:
     def run(x):
         return x[::-1] * 1.0 - constant(x[::-1]) + constant(x)
 
@@ -53,14 +60,14 @@ def test_gradient_given_to_the_wrong_element_is_caught():
 
 
 @pytest.mark.gradient
-def test_only_the_listed_inputs_are_checked():
+def test_only_the_listed_inputs_are_checked() -> None:
     found = gradcheck.errors(lambda a, b: a * b, inputs((3,), (3,)), differentiable=[1])
     assert list(found) == [1]
     assert gradcheck.errors(autograd.neg, inputs((3,)), differentiable=()) == {}
 
 
 @pytest.mark.gradient
-def test_numeric_gradient_of_a_linear_function_is_its_matrix():
+def test_numeric_gradient_of_a_linear_function_is_its_matrix() -> None:
     matrix = np.random.default_rng(4).standard_normal((5, 3)).astype(np.float32)
     weights = np.random.default_rng(5).standard_normal((5,))
     numeric = gradcheck.numeric_gradient(lambda x: (x * matrix).sum(1), inputs((3,)), 0, weights)
@@ -68,6 +75,6 @@ def test_numeric_gradient_of_a_linear_function_is_its_matrix():
 
 
 @pytest.mark.gradient
-def test_nan_is_no_pass():
+def test_nan_is_no_pass() -> None:
     with pytest.raises(NumericsError, match="WRONG"):
         gradcheck.check(lambda x: x / 0.0, inputs((3,)))

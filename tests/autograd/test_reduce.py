@@ -17,7 +17,7 @@ from entrenar.errors import ConfigError, ShapeError
 @pytest.mark.property
 @settings(max_examples=80, deadline=None)
 @given(data=st.data(), shape=hnp.array_shapes(min_dims=1, max_dims=6, max_side=4), keepdims=st.booleans())
-def test_any_axes_agree_with_numpy(data, shape, keepdims):
+def test_any_axes_agree_with_numpy(data, shape, keepdims) -> None:
     axes = data.draw(st.lists(st.integers(0, len(shape) - 1), unique=True, max_size=len(shape)))
     axes = tuple(a - len(shape) if data.draw(st.booleans()) else a for a in axes)
     x = np.random.default_rng(0).integers(-50, 50, shape).astype(np.float32)  # sums of integers are exact
@@ -32,7 +32,7 @@ def test_any_axes_agree_with_numpy(data, shape, keepdims):
 
 
 @pytest.mark.unit
-def test_long_sums_do_not_lose_small_terms(tier):
+def test_long_sums_do_not_lose_small_terms(tier) -> None:
     """A float32 accumulator stops growing at 2^24; ours does not."""
     n = 20_000_000
     x = Tensor(np.ones(n, np.float32))
@@ -42,7 +42,7 @@ def test_long_sums_do_not_lose_small_terms(tier):
 
 
 @pytest.mark.gradient
-def test_ties_share_the_gradient_of_a_maximum(tier):
+def test_ties_share_the_gradient_of_a_maximum(tier) -> None:
     x = Tensor([[1.0, 5.0, 5.0, 2.0], [7.0, 7.0, 7.0, 7.0]], requires_grad=True)
     x.max(1).backward([1.0, 2.0])
     assert x.grad.tolist() == [[0, 0.5, 0.5, 0], [0.5, 0.5, 0.5, 0.5]]
@@ -50,7 +50,7 @@ def test_ties_share_the_gradient_of_a_maximum(tier):
 
 @pytest.mark.peers
 @pytest.mark.parametrize("axis", [0, 1, (0, 2), (0, 1, 2)])
-def test_maximum_agrees_with_torch_amax(axis):
+def test_maximum_agrees_with_torch_amax(axis) -> None:
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(2).integers(0, 4, (4, 5, 6)).astype(np.float32)
     ours, theirs = Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
@@ -64,7 +64,7 @@ def test_maximum_agrees_with_torch_amax(axis):
 
 @pytest.mark.unit
 @pytest.mark.parametrize("position", [0, 1, 17, 36])
-def test_nan_wins_a_maximum(position, tier):
+def test_nan_wins_a_maximum(position, tier) -> None:
     x = np.random.default_rng(0).standard_normal((37, 41)).astype(np.float32)
     x[position, 3] = np.nan
     assert np.array_equal(Tensor(x).max(0).numpy(), x.max(0), equal_nan=True)
@@ -73,14 +73,14 @@ def test_nan_wins_a_maximum(position, tier):
 
 
 @pytest.mark.unit
-def test_minus_infinity_is_a_maximum(tier):
+def test_minus_infinity_is_a_maximum(tier) -> None:
     x = np.full((3, 21), -np.inf, np.float32)
     assert np.array_equal(Tensor(x).max(0).numpy(), x.max(0))
     assert np.array_equal(Tensor(x).max(1).numpy(), x.max(1))
 
 
 @pytest.mark.unit
-def test_bad_axes_are_named():
+def test_bad_axes_are_named() -> None:
     x = Tensor(np.zeros((2, 3)))
     with pytest.raises(ShapeError, match=r"sum: axis 2 lies outside shape \(2, 3\)"):
         x.sum(2)

@@ -18,7 +18,7 @@ def counted(*shape: int, requires_grad: bool = False) -> Tensor:
 
 
 @pytest.mark.memory
-def test_reshape_shares_memory_and_the_others_copy():
+def test_reshape_shares_memory_and_the_others_copy() -> None:
     x = counted(4, 6)
     x.reshape(3, -1).numpy()[0, 0] = 99
     assert x.numpy()[0, 0] == 99
@@ -31,7 +31,7 @@ def test_reshape_shares_memory_and_the_others_copy():
 @pytest.mark.property
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), shape=hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=6))
-def test_any_basic_index_agrees_with_numpy(data, shape):
+def test_any_basic_index_agrees_with_numpy(data, shape) -> None:
     index = data.draw(hnp.basic_indices(shape, allow_newaxis=True, max_dims=7))
     x = counted(*shape, requires_grad=True)
     out = x[index]
@@ -49,7 +49,7 @@ def test_any_basic_index_agrees_with_numpy(data, shape):
 @pytest.mark.property
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), shape=hnp.array_shapes(min_dims=1, max_dims=5, max_side=9))
-def test_any_transposition_agrees_with_numpy(data, shape):
+def test_any_transposition_agrees_with_numpy(data, shape) -> None:
     axes = data.draw(st.permutations(range(len(shape))))
     x = counted(*shape, requires_grad=True)
     out = autograd.transpose(x, axes)
@@ -59,7 +59,7 @@ def test_any_transposition_agrees_with_numpy(data, shape):
 
 
 @pytest.mark.gradient
-def test_gradients_of_several_uses_add_up(tier):
+def test_gradients_of_several_uses_add_up(tier) -> None:
     x = counted(40, 70, requires_grad=True)
     out = x.T * 2.0 + x.T.reshape(40, 70).reshape(70, 40)
     (out.sum() + x[3:20, ::2].sum() + autograd.concatenate([x, x], 1).sum()).backward()
@@ -69,12 +69,12 @@ def test_gradients_of_several_uses_add_up(tier):
 
 
 @pytest.mark.unit
-def test_iteration_ends():
+def test_iteration_ends() -> None:
     assert [row.tolist() for row in counted(2, 3)] == [[0, 1, 2], [3, 4, 5]]
 
 
 @pytest.mark.unit
-def test_errors_name_both_shapes():
+def test_errors_name_both_shapes() -> None:
     x = counted(2, 3)
     with pytest.raises(ShapeError, match=r"reshape: shape \(2, 3\) has 6 elements, which do not fit shape \(4, -1\)"):
         x.reshape(4, -1)

@@ -125,6 +125,41 @@ def test_only_the_leaves_behind_the_root_are_touched() -> None:
     assert (a.grad.tolist(), c.grad.tolist()) == ([5.0], [1.0])
 
 
+FROZEN_LATE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mul": lambda x, w: (x * w).sum(),
+    "div": lambda x, w: (x / w).sum(),
+    "matmul": lambda x, w: (x @ w).sum(),
+    "linear": lambda x, w: autograd.linear(x, w).sum(),
+    "lora_linear": lambda x, w: autograd.lora_linear(x, w, w, w, 1.0).sum(),
+    "swiglu": lambda x, w: autograd.swiglu(x, w).sum(),
+    "rms_norm": lambda x, w: autograd.rms_norm(x.reshape(1, 16), w.reshape(16)).sum(),
+    "linear_cross_entropy": lambda x, w: autograd.linear_cross_entropy(x, w, [0, 1, 2, 3]),
+    "attention": lambda x, w: autograd.attention(*(t.reshape(1, 4, 1, 4) for t in (x, w, w))).sum(),
+    "concatenate": lambda x, w: autograd.concatenate([x, w]).sum(),
+}
+
+
+@pytest.mark.gradient
+@pytest.mark.parametrize("name", FROZEN_LATE)
+@pytest.mark.parametrize("late", [0, 1])
+def test_what_is_frozen_or_thawed_between_forward_and_backward_disturbs_nothing(name: str, late: int) -> None:
+    """The graph was recorded for one set of leaves: the other operand's gradient is the same, and memory is safe."""
+    expected, operands = ([normal(4, 4), normal(4, 4, seed=1)] for _ in range(2))
+    FROZEN_LATE[name](*expected).backward()
+    operands[late].requires_grad = False
+    loss = FROZEN_LATE[name](*operands)
+    operands[late].requires_grad = True
+    loss.backward()
+    other = 1 - late
+    assert operands[other].grad.numpy().tobytes() == expected[other].grad.numpy().tobytes()
+    again = [normal(4, 4), normal(4, 4, seed=1)]
+    loss = FROZEN_LATE[name](*again)
+    again[late].requires_grad = False
+    loss.backward()
+    assert again[late].grad is None
+    assert again[other].grad.numpy().tobytes() == expected[other].grad.numpy().tobytes()
+
+
 @pytest.mark.gradient
 def test_backward_from_the_middle_leaves_the_rest_of_the_graph_alone() -> None:
     x = leaf(3.0)

@@ -46,7 +46,7 @@ def in_float64(kind, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=None):
 @pytest.mark.unit
 @both
 @every_option
-def test_follows_its_definition(kind, options, tier):
+def test_follows_its_definition(kind, options, tier) -> None:
     ours = reference.run(lambda params: kind(params, lr=0.01, **options))
     reference.assert_close(ours, in_float64(kind, 0.01, **options), 3e-6)
 
@@ -54,7 +54,7 @@ def test_follows_its_definition(kind, options, tier):
 @pytest.mark.peers
 @both
 @every_option
-def test_tracks_torch(kind, options, tier):
+def test_tracks_torch(kind, options, tier) -> None:
     torch = pytest.importorskip("torch")
     ours = reference.run(lambda params: kind(params, lr=0.01, **options))
     theirs = reference.run_torch(lambda params: getattr(torch.optim, kind.__name__)(params, lr=0.01, **options))
@@ -62,7 +62,7 @@ def test_tracks_torch(kind, options, tier):
 
 
 @pytest.mark.unit
-def test_same_bits_for_any_thread_count(threads):
+def test_same_bits_for_any_thread_count(threads) -> None:
     results = []
     for count in (1, 2, 3):
         cpu.set_num_threads(count)
@@ -72,7 +72,7 @@ def test_same_bits_for_any_thread_count(threads):
 
 
 @pytest.mark.unit
-def test_groups_have_their_own_options_and_lr_sets_all():
+def test_groups_have_their_own_options_and_lr_sets_all() -> None:
     a, b = Tensor([1.0], requires_grad=True), Tensor([1.0], requires_grad=True)
     optimizer = AdamW([{"params": [("a", a)], "weight_decay": 0.0}, {"params": [("b", b)], "lr": 0.5}], lr=0.1)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.5]
@@ -87,7 +87,7 @@ def test_groups_have_their_own_options_and_lr_sets_all():
 
 
 @pytest.mark.unit
-def test_tied_parameter_is_taken_once_and_missing_gradient_skipped():
+def test_tied_parameter_is_taken_once_and_missing_gradient_skipped() -> None:
     tied, idle = Tensor([1.0], requires_grad=True), Tensor([3.0], requires_grad=True)
     optimizer = SGD([("embed", tied), ("head", tied), ("idle", idle)], lr=1.0)
     assert optimizer.param_groups[0]["names"] == ["embed", "idle"]
@@ -100,7 +100,7 @@ def test_tied_parameter_is_taken_once_and_missing_gradient_skipped():
 
 @pytest.mark.unit
 @pytest.mark.parametrize("make", [AdamW, lambda params: SGD(params, lr=0.01, momentum=0.9)], ids=["AdamW", "SGD"])
-def test_resumed_run_has_the_same_bits(make):
+def test_resumed_run_has_the_same_bits(make) -> None:
     def tensors(values):
         return [(f"layer {i}", Tensor(p, requires_grad=True)) for i, p in enumerate(values)]
 
@@ -131,7 +131,7 @@ def test_resumed_run_has_the_same_bits(make):
 
 
 @pytest.mark.unit
-def test_frozen_and_foreign_parameters_are_refused():
+def test_frozen_and_foreign_parameters_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"layers\.0\.weight is frozen"):
         AdamW([("layers.0.weight", Tensor([1.0]))])
     with pytest.raises(ConfigError, match="parameter 1 is ndarray"):
@@ -154,13 +154,13 @@ def test_frozen_and_foreign_parameters_are_refused():
         ({"weight_decay": -1}, "weight_decay"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_bad_options_are_refused(options, message) -> None:
     with pytest.raises(ConfigError, match=message):
         Adam([Tensor([1.0], requires_grad=True)], **options)
 
 
 @pytest.mark.unit
-def test_state_of_another_model_is_refused():
+def test_state_of_another_model_is_refused() -> None:
     def optimizer(name, shape):
         tensor = Tensor(np.ones(shape), requires_grad=True)
         tensor.grad = np.ones(shape)

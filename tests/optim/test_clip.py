@@ -31,7 +31,7 @@ def norm(tensors: list[Tensor]) -> float:
 
 @pytest.mark.unit
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 1.0, 1e25])  # the square of the last overflows float32
-def test_norm_is_the_float64_one_and_is_clipped(scale, tier):
+def test_norm_is_the_float64_one_and_is_clipped(scale, tier) -> None:
     tensors = parameters(scale)
     before = norm(tensors)
     assert clip_grad_norm(tensors, 1.0) == pytest.approx(before, rel=1e-12)
@@ -39,7 +39,16 @@ def test_norm_is_the_float64_one_and_is_clipped(scale, tier):
 
 
 @pytest.mark.unit
-def test_small_gradients_keep_their_bits():
+@pytest.mark.parametrize("beyond", [1.001, 1.4, 1.9])
+def test_a_norm_just_above_the_limit_is_clipped(beyond) -> None:
+    tensors = parameters()
+    limit = norm(tensors) / beyond
+    clip_grad_norm(tensors, limit)
+    assert norm(tensors) == pytest.approx(limit, rel=1e-6)
+
+
+@pytest.mark.unit
+def test_small_gradients_keep_their_bits() -> None:
     tensors = parameters()
     bits = [t.grad.numpy().tobytes() for t in tensors]
     clip_grad_norm(tensors, 1e6)
@@ -48,7 +57,7 @@ def test_small_gradients_keep_their_bits():
 
 
 @pytest.mark.unit
-def test_tied_parameter_counts_once_and_missing_gradient_not():
+def test_tied_parameter_counts_once_and_missing_gradient_not() -> None:
     tied, idle = Tensor([0.0, 0.0], requires_grad=True), Tensor([0.0], requires_grad=True)
     tied.grad = [3.0, 4.0]
     assert clip_grad_norm([("embed", tied), ("head", tied), ("idle", idle)], 1.0) == 5.0
@@ -56,7 +65,7 @@ def test_tied_parameter_counts_once_and_missing_gradient_not():
 
 
 @pytest.mark.unit
-def test_same_bits_for_any_thread_count(threads):
+def test_same_bits_for_any_thread_count(threads) -> None:
     found = set()
     for count in (1, 2, 3):
         cpu.set_num_threads(count)
@@ -67,7 +76,7 @@ def test_same_bits_for_any_thread_count(threads):
 
 @pytest.mark.unit
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_non_finite_norm_names_the_parameter(value):
+def test_non_finite_norm_names_the_parameter(value) -> None:
     good, bad = Tensor([0.0], requires_grad=True), Tensor([0.0, 0.0], requires_grad=True)
     good.grad, bad.grad = [2.0], [1.0, value]
     with pytest.raises(NumericsError, match=r"gradient of layers\.3\.up"):
@@ -77,7 +86,7 @@ def test_non_finite_norm_names_the_parameter(value):
 
 
 @pytest.mark.unit
-def test_value_clipping(tier):
+def test_value_clipping(tier) -> None:
     tensors = parameters()
     expected = [np.clip(t.grad.numpy().copy(), -0.5, 0.5) for t in tensors]
     clip_grad_value(tensors, 0.5)
@@ -89,7 +98,7 @@ def test_value_clipping(tier):
 
 
 @pytest.mark.unit
-def test_negative_limits_are_refused():
+def test_negative_limits_are_refused() -> None:
     with pytest.raises(ConfigError, match="max_norm"):
         clip_grad_norm(parameters(), -1.0)
     with pytest.raises(ConfigError, match="clip_value"):
@@ -97,7 +106,7 @@ def test_negative_limits_are_refused():
 
 
 @pytest.mark.peers
-def test_agrees_with_torch():
+def test_agrees_with_torch() -> None:
     torch = pytest.importorskip("torch")
     tensors = parameters()
     theirs = [torch.nn.Parameter(torch.zeros(shape)) for shape in SHAPES]

@@ -39,14 +39,14 @@ def in_float64(lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False
 
 @pytest.mark.unit
 @every_option
-def test_follows_its_definition(options, tier):
+def test_follows_its_definition(options, tier) -> None:
     ours = reference.run(lambda params: SGD(params, lr=0.01, **options))
     reference.assert_close(ours, in_float64(0.01, **options), 3e-6)
 
 
 @pytest.mark.peers
 @every_option
-def test_tracks_torch(options, tier):
+def test_tracks_torch(options, tier) -> None:
     torch = pytest.importorskip("torch")
     ours = reference.run(lambda params: SGD(params, lr=0.01, **options))
     theirs = reference.run_torch(lambda params: torch.optim.SGD(params, lr=0.01, **options))
@@ -54,7 +54,7 @@ def test_tracks_torch(options, tier):
 
 
 @pytest.mark.unit
-def test_same_bits_for_any_thread_count(threads):
+def test_same_bits_for_any_thread_count(threads) -> None:
     results = []
     for count in (1, 2, 3):
         cpu.set_num_threads(count)
@@ -75,6 +75,6 @@ def test_same_bits_for_any_thread_count(threads):
         ({"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "Nesterov"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_bad_options_are_refused(options, message) -> None:
     with pytest.raises(ConfigError, match=message):
         SGD([Tensor([1.0], requires_grad=True)], **options)

@@ -96,6 +96,7 @@ def test_the_qlora_example_writes_its_adapter_and_says_so(
         r"estimated peak memory\s+│ \d+\.\d\d GiB of \d+\.\d\d GiB available",
         r"weights\s+│ .*float32, .* nf4",
         r"data\s+│ \d+ samples, \d+ % of the tokens trained, 0 truncated",
+        r"held out\s+│ \d+ tokens in \d+ rows",
         r"held-out loss before: \d+\.\d{4} \(perplexity \d+\.\d{3}\)",
         r"step 3/4  loss \d+\.\d{4}\s+\d+\.\d tokens/s\s+\d+ s left",
         r"step 2: held-out loss \d",

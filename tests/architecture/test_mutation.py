@@ -1,0 +1,136 @@
+"""The suite notices planted bugs: one line of a copy of the package is made wrong, and the named tests must fail.
+
+Bugs in kernels are planted by `make fuzz-check`, which compiles; these are in Python, one in each part of the package.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import entrenar
+
+from .sources import ROOT
+
+pytestmark = [pytest.mark.mutation, pytest.mark.slow]
+# `python -m pytest` would put the working directory, with the checkout's package, before the copy
+PYTEST = "import sys, pytest; sys.path.remove(''); sys.exit(pytest.main(sys.argv[1:]))"
+OPTIONS = (
+    "-q",
+    "-x",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:hypothesispytest",
+    "-m",
+    "not peers and not model and not slow",
+)
+TESTS_FAILED = 1  # pytest's exit status; 2 and above say that nothing was tested
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A wrong line of the package, and the tests that guard the right one."""
+
+    file: str
+    right: str
+    wrong: str
+    tests: str
+    only: str = ""  # -k
+
+    @property
+    def id(self) -> str:
+        return self.file.removesuffix(".py").replace("/", ".")
+
+
+MUTANTS = [
+    Mutant("optim/clip.py", "if not factor >= 1:", "if not factor >= 0.5:", "tests/optim/test_clip.py"),
+    Mutant(
+        "optim/schedule.py",
+        "self.gamma ** (self.last_step // self.step_size)",
+        "self.gamma ** ((self.last_step + 1) // self.step_size)",
+        "tests/optim/test_schedule.py",
+    ),
+    Mutant("io/safetensors.py", "if Path(file).name != file:", "if not file:", "tests/io/test_safetensors.py", "index"),
+    Mutant(
+        "lora/config.py",
+        "return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)",
+        "return self.alpha / (math.sqrt(self.rank) if not self.use_rslora else self.rank)",
+        "tests/lora/test_layer.py",
+    ),
+    Mutant(
+        "llama/config.py",
+        'v_proj.weight": (kv_size, hidden)',
+        'v_proj.weight": (q_size, hidden)',
+        "tests/llama/test_config.py",
+        "parameters",
+    ),
+    Mutant(
+        "data/masking.py",
+        "trained += [is_answer or train_on_prompt] * len(ids)",
+        "trained += [True] * len(ids)",
+        "tests/data/test_masking.py",
+    ),
+    Mutant("train/trainer.py", "divisor=trained)", "divisor=batch.trained_tokens)", "tests/train/test_trainer.py"),
+    Mutant(
+        "train/checkpoint.py",
+        'trainer.schedule.load_state_dict(state["schedule"])',
+        "pass",
+        "tests/train/test_checkpoint.py",
+        "continues_to_the_bits",
+    ),
+    Mutant(
+        "autograd/gradcheck.py",
+        "analytic = np.zeros(arrays[i].shape) if grad is None else",
+        "analytic = numeric_gradient(run, arrays, i, weights.astype(np.float64), step) if grad is None else",
+        "tests/autograd/test_gradcheck.py",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package under test, compiled modules included."""
+    folder = tmp_path_factory.mktemp("mutants") / "entrenar"
+    shutil.copytree(
+        Path(entrenar.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__", "*.c", "*.pyx")
+    )
+    return folder
+
+
+def run(package: Path, *selection: str) -> subprocess.CompletedProcess[str]:
+    """The tests of the checkout against the copy."""
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", PYTEST, *OPTIONS, *selection]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def selection(mutant: Mutant) -> list[str]:
+    return [mutant.tests, *(["-k", mutant.only] if mutant.only else [])]
+
+
+def test_the_copy_is_what_is_tested(package: Path, tmp_path: Path) -> None:
+    probe = tmp_path / "test_probe.py"
+    probe.write_text("import entrenar\ndef test_where(): print('from', entrenar.__file__)\n")
+    assert f"from {package}" in run(package, "-s", str(probe)).stdout
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.id)
+def test_a_planted_bug_fails_the_tests_of_its_part(package: Path, mutant: Mutant) -> None:
+    path = package / mutant.file
+    sound = path.read_text()
+    assert sound.count(mutant.right) == 1, f"{mutant.file} no longer holds {mutant.right!r}; plant another bug"
+    path.write_text(sound.replace(mutant.right, mutant.wrong))
+    try:
+        result = run(package, *selection(mutant))
+    finally:
+        path.write_text(sound)
+    assert result.returncode == TESTS_FAILED, f"{mutant.wrong!r} went unnoticed:\n{result.stdout[-2000:]}"
+    assert re.search(r"^FAILED ", result.stdout, re.MULTILINE), result.stdout[-2000:]
