@@ -29,7 +29,10 @@ class Evaluation:
 
 
 def evaluate(model: LLaMAModel, batches: Iterable[Batch]) -> Evaluation:
-    """The mean loss over all targets of `batches`, without dropout, at "high" precision or better; NumericsError where it is not finite or empty."""
+    """The mean loss over all targets of `batches`, without dropout and at "high" precision or better.
+
+    NumericsError where it is not finite, or nothing is trained.
+    """
     total, tokens = 0.0, 0
     set_training(model, False)
     precision = get_matmul_precision()

@@ -154,7 +154,7 @@ cdef class LoRALinearNode(Node):
         db = grad_pointer(b, &accumulate)
         with nogil:
             status |= low_rank_backward(g.data, db, grad.data, h.data, b.data, self.scaling, m, n, r, accumulate)
-        if a.needs_grad:
+        if a.needs_grad and data is not None:
             target = grad_buffer(a, &accumulate)
             dropped = data
             if self.dropout > 0:
@@ -174,7 +174,7 @@ cdef class LoRALinearNode(Node):
             else:
                 with nogil:
                     status |= low_rank_backward_input(target.data, g.data, a.data, m, k, r, True)
-        if isinstance(self.saved[1], Tensor) and (<Tensor> self.saved[1]).needs_grad:
+        if data is not None and isinstance(self.saved[1], Tensor) and (<Tensor> self.saved[1]).needs_grad:
             target = grad_buffer(<Tensor> self.saved[1], &accumulate)
             with nogil:
                 status |= linear_backward_weight(target.data, grad.data, data.data, m, n, k, accumulate)
