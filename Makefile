@@ -36,8 +36,10 @@ format:  ## let ruff format and sort imports
 gradients: build  ## print the finite-difference error of every op's cases
 	$(PYTHON) -m tests.kernels.gradient_table
 
-bench:  ## compare matrix multiplication and attention with PyTorch in one run (needs the peers extra)
-	$(PYTHON) benchmarks/kernels.py
+bench:  ## install with the peers and measure speed and memory against them (BENCH="step --quick" for a part)
+	$(PYTHON) -m pip install -q torch==2.13.0
+	$(PYTHON) -m pip install -q '.[peers]' xllamacpp
+	$(PYTHON) benchmarks/run.py $(BENCH)
 
 llama-fuzz:  ## fuzz configurations and op graphs (FUZZ_RUNS inputs each; a million, and 100,000 graphs, where unset)
 	$(PYTHON) scripts/run_fuzz.py $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS))

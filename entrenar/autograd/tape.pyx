@@ -258,7 +258,7 @@ cdef int _walk(list nodes) except -1:
     except BaseException:  # half a sum of gradients must never meet a later backward
         for item in nodes:
             if item is not None:
-                (<Node> (<tuple> item)[1]).release()
+                (<Node> item).release()
         node.release()
         raise
     return 0
