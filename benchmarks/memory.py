@@ -1,0 +1,54 @@
+"""Peak resident memory of loading and two steps, in a process of its own, as /usr/bin/time sees it."""
+
+from __future__ import annotations
+
+from harness import Bench, Row, Target, Worker
+from models import ALL_LINEARS
+from step import LENGTH, PEERS, Case, cases
+
+__all__ = ["PEERS", "run"]
+ANYWHERE = None  # bytes do not depend on the SIMD tier
+SEVEN_BILLION_MIB = 4.9 * 1024
+
+
+def _peak(worker: Worker, steps: int = 2) -> tuple[float, str]:
+    """The peak of the whole process in MiB, and what it was after loading."""
+    loaded = worker.call("loaded")["peak_mib"]
+    for _ in range(steps):
+        worker.call("step", length=LENGTH)
+    return worker.close(), f"{loaded:.0f} loading"
+
+
+def _compare(bench: Bench, case: Case, checkpointing: bool, target: Target | None) -> None:
+    arguments = case.base | {"checkpointing": checkpointing}
+    with bench.worker("models", "Ours", **arguments, **case.options) as ours:
+        mine, my_load = _peak(ours)
+    with bench.worker("models", "Peer", **arguments) as peer:
+        theirs, their_load = _peak(peer)
+    label = f"{case.label}{' checkpointing' if checkpointing else ''}"
+    detail = f"ours {mine:.0f} MiB ({my_load}), peer {theirs:.0f} MiB ({their_load})"
+    bench.add(Row("memory", label, [mine / theirs], target=target, detail=detail, timed=False))
+
+
+def run(bench: Bench) -> None:
+    """Every case of `step`, 4-bit bases with checkpointing too, and a 7B shape against an absolute limit."""
+    chosen = cases(bench)
+    for case in chosen:
+        _compare(bench, case, False, Target(case.memory, at_most=True, tiers=ANYWHERE))
+        if case.mode == "qlora":
+            _compare(bench, case, True, None)
+    with bench.worker("load", "BaseTypes") as types:
+        if "int16" in types.call("dtypes") and not bench.quick:
+            case = Case("1.1b", "lora", ["q_proj", "v_proj"], {}, 0.45, options={"dtype": "int16"})
+            _compare(bench, case, False, Target(case.memory, at_most=True, tiers=ANYWHERE))
+    if not bench.quick:
+        _seven_billion(bench)
+
+
+def _seven_billion(bench: Bench) -> None:
+    with bench.worker("models", "Preparation") as preparation:
+        preparation.call("prepare", model="7b")
+    with bench.worker("models", "Ours", model="7b", mode="qlora", targets=ALL_LINEARS, checkpointing=True) as ours:
+        peak, loading = _peak(ours, steps=1)
+    target = Target(SEVEN_BILLION_MIB, at_most=True, tiers=ANYWHERE)
+    bench.add(Row("memory", "7b qlora checkpointing", [peak], "MiB", target, detail=loading, timed=False))
