@@ -31,6 +31,11 @@ def facts(console: Console, title: str, rows: dict[str, str]) -> None:
     console.print(table)
 
 
+def printable(text: str) -> str:
+    """Text from a model or a file, without the control characters by which a terminal is steered."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text).strip()
+
+
 def gib(size: float) -> str:
     """Bytes as GiB."""
     return f"{size / 2**30:.2f} GiB"

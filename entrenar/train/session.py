@@ -137,7 +137,7 @@ def run(
         report.write_metrics(metrics, reports)
     report.comparison(console, before, after)
     for title, text in (("Prompt", prompt), ("Before", sample_before), ("After", sample_after)):
-        console.print(f"[bold]{title}:[/bold] {escape(text.strip())}")
+        console.print(f"[bold]{title}:[/bold] {escape(report.printable(text))}")
     console.print(f"[bold]Written:[/bold] {escape(str(output))} and {escape(str(metrics))}", soft_wrap=True)
     return Result(before, after, sample_before, sample_after, output, metrics, reports)
 

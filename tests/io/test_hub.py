@@ -126,15 +126,19 @@ def test_a_verified_file_is_not_read_again_until_it_changes(
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("damage", ["truncated", "empty", "longer", "one byte", "a marker of bytes"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "longer", "one byte", "a strange marker", "dated back"])
 def test_a_damaged_cached_file_is_fetched_again(damage: str, cache: Path, registry: Registry) -> None:
     path = fetch(PACKAGE, progress=False)
-    if damage == "one byte":
+    if damage == "dated back":
+        written = path.stat().st_mtime_ns
+        path.write_bytes(CONTENT[:-1])
+        os.utime(path, ns=(written, written))
+    elif damage == "one byte":
         content = bytearray(CONTENT)
         content[1000] ^= 1
         path.write_bytes(bytes(content))
         os.utime(path, ns=(5, 5))
-    elif damage == "a marker of bytes":
+    elif damage == "a strange marker":
         (cache / ".tiny.gguf.sha256").write_bytes(b"\xff\xfe")
         path.write_bytes(CONTENT[:-1] + b"!")
     else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -25,7 +27,7 @@ from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig, load_adapter
 from entrenar.qlora import QLoRAConfig
-from entrenar.train import Result, TrainConfig, evaluate, finetune, session, train_from_scratch
+from entrenar.train import Result, TrainConfig, evaluate, finetune, report, session, train_from_scratch
 from entrenar.train.config import Checkpointing, Data, LRSchedule, Training
 from entrenar.train.report import COLUMNS
 from tests.train.builders import ROOT, SHAPE, metrics, run_example, write_examples, write_model
@@ -155,6 +157,38 @@ def test_a_configuration_file_sets_the_defaults_and_flags_win(model: Path, data:
     assert (run.returncode, run.stderr) == (0, "")
     assert "1 of 1 x 48 tokens" in run.stdout
     assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["r"] == 5
+
+
+@pytest.mark.unit
+def test_a_terminal_shows_progress_in_place(model: Path, data: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    files = ("--model", model, "--data", data, "--output", tmp_path / "run")
+    command = [
+        sys.executable,
+        ROOT / "examples" / "llama2_finetune_qlora.py",
+        *files,
+        *SETTINGS,
+        "--evaluate-every",
+        "2",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120", "TERM": "xterm"}
+    with subprocess.Popen(list(map(str, command)), stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how the end of a terminal is told
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert process.returncode == 0, text
+    assert re.search(r"loss \d+\.\d{4} +\d+\.\d tokens/s .* 4/4 \d:\d\d:\d\d", text)
+    assert "step 2: held-out loss" in text and "step 3/4" not in text
+    assert "reading model and examples" in text and "Traceback" not in text
+
+
+@pytest.mark.unit
+def test_text_of_a_model_cannot_steer_the_terminal() -> None:
+    assert report.printable(" a\x1b[2Jb\r\x07 ü 漢\n\tc\x00 ") == "a\ufffd[2Jb\ufffd\ufffd ü 漢\n\tc\ufffd"
 
 
 # ---------------------------------------------------------------------- what a run leaves
