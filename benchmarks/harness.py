@@ -56,7 +56,9 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             self.close()
-            raise WorkerError(f"{self.name} ended with status {self.process.returncode} (out of memory?).")
+            status = self.process.returncode
+            how = f"was killed by signal {-status} (9: out of memory)" if status < 0 else f"ended with status {status}"
+            raise WorkerError(f"{self.name} {how}.")
         answer = json.loads(line)
         if "error" in answer:
             self.close()

@@ -145,7 +145,8 @@ def test_every_kernel_function_is_declared_where_others_find_it() -> None:
     for source in KERNELS.glob("*.pyx"):
         assert source.with_suffix(".pxd").is_file(), source.name
     families = re.findall(r"X\((\w+)\)", (SIMD / "simd.h").read_text())
-    assert {*families, "table"} == set(STEMS)
+    # gemm_integer and gemm_strided are parts of the family gemm
+    assert {*families, "table"} == {stem.split("_")[0] if stem not in families else stem for stem in STEMS}
 
 
 def test_tiers_are_built_in_the_order_that_cpu_names_them() -> None:
