@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Threads that spin while they wait slow every test down where the cores are shared; read when OpenMP starts.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from entrenar._kernels import cpu
 
