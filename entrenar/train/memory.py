@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from entrenar.errors import MemoryBudgetError
 from entrenar.llama.budget import available_memory, weight_bytes
-from entrenar.llama.config import LLaMAConfig
+from entrenar.llama.config import LINEAR_LAYERS, LLaMAConfig
 from entrenar.lora.config import LoRAConfig
 from entrenar.train.config import TrainConfig
 
@@ -31,12 +31,20 @@ class MemoryEstimate:
 def block_activation_floats(config: LLaMAConfig, lora: LoRAConfig | None) -> int:
     """Floats a token that one block keeps for its backward pass.
 
-    Both residual inputs and their norms; q, k, v, the attention's output and its log-sum-exp; gate, up and their
-    product; each adapter's x A^T. The norms' scales are one float each.
+    Both residual inputs; q, k, v, the attention's output and its log-sum-exp; gate and up; each adapter's x A^T; and
+    what a linear layer reads where its weight or adapter is trained: the two norms' outputs, the product of gate and
+    up. The norms' scales are one float each.
     """
     q, kv = config.num_attention_heads * config.head_size, config.kv_heads * config.head_size
     attention = 2 * q + 2 * kv + config.num_attention_heads
-    floats = 4 * config.hidden_size + 2 + attention + 3 * config.intermediate_size
+    floats = 2 * config.hidden_size + 2 + attention + 2 * config.intermediate_size
+    trained = set(LINEAR_LAYERS if lora is None else lora.target_modules)
+    for readers, width in (
+        ({"q_proj", "k_proj", "v_proj"}, config.hidden_size),
+        ({"gate_proj", "up_proj"}, config.hidden_size),
+        ({"down_proj"}, config.intermediate_size),
+    ):
+        floats += width if trained & readers else 0
     return floats + (lora.rank * len(lora.target_modules) if lora else 0)
 
 
