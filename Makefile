@@ -33,8 +33,8 @@ format:  ## let ruff format and sort imports
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
-gradients: build  ## print the finite-difference error of every op's cases
-	$(PYTHON) -m tests.kernels.gradient_table
+gradients: install  ## print the finite-difference error of every op's cases
+	$(PYTHON) scripts/gradient_table.py
 
 bench:  ## install with the peers and measure speed and memory against them (BENCH="step --quick" for a part)
 	$(PYTHON) -m pip install -q torch==2.13.0

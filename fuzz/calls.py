@@ -167,7 +167,7 @@ def take(choose: Choose) -> Call:
     for n in x.shape:
         how = choose(4)
         if how == 0:
-            index.append(choose(2 * n + 2) - n - 1 if choose(6) == 0 else choose(n) if n else 0)
+            index.append(choose(2 * n + 2) - n - 1 if choose(3) == 0 else choose(n) if n else 0)
         elif how == 1:
             index.append(slice(None, None, [None, 1, 2, -1, -3, 0, 100, -(2**62)][choose(8)]))
         else:

@@ -34,11 +34,17 @@ def plant(folder: Path) -> None:
 
 
 def fuzz(name: str, target: Callable[[bytes], None]) -> None:
-    """Run libFuzzer on `target` with the corpus folder of `name`; a crash is an exception that the target lets out."""
-    folder = CORPUS / name
-    folder.mkdir(parents=True, exist_ok=True)
-    if not any(folder.iterdir()):
-        plant(folder)
+    """Run libFuzzer on `target`; a crash is an exception that the target lets out.
+
+    The inputs are those of the files on the command line, once each (to see a crash again), or else grow from the
+    corpus folder of `name`.
+    """
     options = ["-print_final_stats=1", f"-max_len={MOST_BYTES}", "-len_control=0", "-timeout=60"]
-    atheris.Setup([sys.argv[0], str(folder), *options, *sys.argv[1:]], target)
+    if all(argument.startswith("-") for argument in sys.argv[1:]):
+        folder = CORPUS / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            plant(folder)
+        options.append(str(folder))
+    atheris.Setup([sys.argv[0], *options, *sys.argv[1:]], target)
     atheris.Fuzz()

@@ -52,9 +52,9 @@ PLANTS = (
     Plant("tensor_ops", "entrenar/optim/clip.py", "if not factor >= 1:", "if not factor >= 0.5:"),
     Plant(
         "tensor_ops",
-        "entrenar/autograd/ops/shape.pyx",
-        "if not -a.dims[axis] <= position < a.dims[axis]:",
-        "if not -a.dims[axis] <= position <= a.dims[axis]:",
+        "entrenar/autograd/ops/matmul.pyx",
+        "if t.ndim == 0 or t.dims[t.ndim - 1] != k:",
+        "if t.ndim == 0 or t.dims[t.ndim - 1] < k:",
     ),
     Plant(
         "tensor_ops",

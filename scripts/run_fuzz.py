@@ -116,7 +116,9 @@ def run(target: str, runs: int) -> Outcome:
     outcome = read(Outcome(target, runs, time.monotonic() - start, status), text)
     print(f"\n{outcome}\n", flush=True)
     if outcome.problem:
-        print(f"The end of {path}:\n" + "\n".join(text.splitlines()[-40:]), file=sys.stderr, flush=True)
+        print(f"The end of {path}:\n" + "\n".join(text.splitlines()[-40:]), file=sys.stderr)
+        for crash in sorted(CRASHES.glob(f"{target}-*")):
+            print(f"To see it again: {sys.executable} {FUZZ / target}.py {crash}", file=sys.stderr, flush=True)
     return outcome
 
 

@@ -13,6 +13,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from entrenar._kernels import cpu
 
 
+@pytest.fixture(scope="session", autouse=True)
+def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where `python -c` looks first: in the checkout, its uncompiled sources would hide the installed package."""
+    os.chdir(tmp_path_factory.mktemp("working"))
+
+
 @pytest.fixture(params=cpu.supported_tiers())
 def tier(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each SIMD tier that this machine runs, in turn."""

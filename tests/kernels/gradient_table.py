@@ -1,4 +1,4 @@
-"""Print the gradient error of every case: `make gradients` (one tier) or `python -m tests.kernels.gradient_table`."""
+"""The gradient error of every case, as `make gradients` prints it (on the tier in use)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,3 @@ def main() -> int:
     console.print(table)
     console.print(f"{table.row_count} cases: {close} below {CLOSE:g}, {wrong} beyond {gradcheck.LIMIT:g}", markup=False)
     return int(wrong > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -189,6 +189,7 @@ def test_the_cgroup_quota_bounds_the_default(
 # ---------------------------------------------------------------- forks
 FORK = """
 import os
+import signal
 import numpy as np
 from entrenar import autograd
 from entrenar.errors import ConfigError
@@ -200,6 +201,7 @@ cpu.set_num_threads(2)
 assert product() == 300**3  # OpenMP's threads exist now
 pid = os.fork()
 if pid == 0:
+    signal.alarm(30)  # a child that hangs would keep this test's pipe open for ever
     code = 1
     try:
         assert cpu.get_num_threads() == 1, cpu.get_num_threads()
@@ -232,7 +234,7 @@ def test_without_the_guard_the_same_program_would_hang() -> None:
         pytest.skip("built without OpenMP, so nothing can hang")
     unguarded = "import os\nos.register_at_fork = lambda **hooks: None\n"
     child = "\n".join(line for line in FORK.splitlines() if "get_num_threads() == 1" not in line)
-    watched = child.replace("pid = os.fork()", "pid = os.fork()\nif pid == 0: import signal; signal.alarm(3)")
+    watched = child.replace("signal.alarm(30)", "signal.alarm(3)")
     result = subprocess.run(
         [sys.executable, "-c", f"{unguarded}from entrenar._kernels import cpu\n{watched}"],
         capture_output=True,

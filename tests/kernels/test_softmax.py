@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from entrenar import autograd
-from entrenar.autograd import Tensor
+from entrenar.autograd import Tensor, memory_stats, reset_peak_memory
 from entrenar.errors import ConfigError, ShapeError
 
 from .cases.softmax import reference_log_softmax, reference_softmax
@@ -111,6 +111,17 @@ def test_a_row_without_an_answer_says_so_and_spoils_no_other(op: str, n: int, ba
         after = getattr(autograd, op)(broken).numpy()
         assert np.isnan(after[1]).all()
         np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
+
+
+@pytest.mark.memory
+@both
+@pytest.mark.parametrize("axis", [-1, 2])
+def test_rows_along_the_last_axis_are_read_where_they_are(op: str, axis: int) -> None:
+    x = Tensor(np.ones((5, 20, 300)))
+    before = memory_stats()["in_use"]
+    reset_peak_memory()
+    y = getattr(autograd, op)(x, axis)
+    assert memory_stats()["peak"] - before < 1.5 * y.nbytes  # the result, and no transposed copy
 
 
 @pytest.mark.gradient

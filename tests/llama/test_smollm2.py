@@ -184,7 +184,7 @@ print(json.dumps({"growth": status("VmHWM") - before, "weights": weights, "large
 @pytest.mark.parametrize("quantize", ["auto", "nf4"])
 def test_loading_keeps_the_four_bit_model_and_at_most_one_tensor(quantize: str, checkpoint: Checkpoint) -> None:
     command = [sys.executable, "-c", MEASURE, str(checkpoint.path), quantize]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     sizes = json.loads(result.stdout)
     slack = 48 << 20  # a piece of a tensor in float32 and what the allocator keeps
     # the file is mapped: its pages are resident while they are read, and the system takes them back when it likes

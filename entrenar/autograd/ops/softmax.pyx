@@ -48,7 +48,8 @@ cdef object any_axis(object x, int axis, str op, bint is_log):
     cdef Tensor t = check_float32(as_tensor(x), op, "x")
     if not -t.ndim <= axis < t.ndim:
         raise ShapeError(f"{op}: axis {axis} is outside the {t.ndim} axes of x {t.shape}.")
-    axis %= t.ndim
+    if axis < 0:  # C's remainder would leave it negative
+        axis += t.ndim
     if axis == t.ndim - 1:
         return last_axis(t, is_log)
     order = list(range(t.ndim))
