@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from entrenar.errors import MemoryBudgetError
 from entrenar.llama.budget import available_memory, weight_bytes
-from entrenar.llama.config import LINEAR_LAYERS, LLaMAConfig
+from entrenar.llama.config import LLaMAConfig
 from entrenar.lora.config import LoRAConfig
 from entrenar.train.config import TrainConfig
 
