@@ -5,13 +5,17 @@
 The text is the standard library's documentation unless --data names a file of examples.
 """
 
+from pathlib import Path
+
 from entrenar.cli.run import run
+
+CONFIG = Path(__file__).parents[1] / "configs" / "llama2" / "tiny.toml"
 
 
 def main() -> None:
     from entrenar.cli.train import main as train
 
-    train("configs/llama2/tiny.toml", __doc__)
+    train(str(CONFIG), __doc__)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,11 @@ def finetune(
     console = console or Console()
     if config.adapter is None and dtype != "float32":
         raise ConfigError(f"dtype is {dtype}, which is storage of frozen weights; train all weights in float32.")
-    session.prepare(config)
+    with session.prepared(config):
+        return _finetune(model_path, config, dtype, console)
+
+
+def _finetune(model_path: str | Path, config: TrainConfig, dtype: str, console: Console) -> session.Result:
     with console.status("reading model and examples"):
         trainer, tokenizer, example, needed = _assemble(model_path, config, dtype)
     _show_facts(console, trainer, needed)

@@ -37,7 +37,12 @@ def train_from_scratch(shape: LLaMAConfig, config: TrainConfig, console: Console
             f"training.sequence_length: is {t.sequence_length}, longer than model.max_position_embeddings = "
             f"{shape.max_position_embeddings}."
         )
-    session.prepare(config)
+    with session.prepared(config):
+        return _train(shape, config, console)
+
+
+def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session.Result:
+    t = config.training
     checkpointing, needed = plan(shape, config)
     with console.status("reading the text and making a tokenizer of it"):
         training, held_out = session.split_examples(config)

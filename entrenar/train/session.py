@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from entrenar._kernels import cpu
-from entrenar.autograd.precision import auto_precision
+from entrenar.autograd.precision import auto_precision, matmul_precision
 from entrenar.data import (
     Batch,
     DataLoader,
@@ -45,12 +46,22 @@ class Result:
     reports: list[StepReport]
 
 
-def prepare(config: TrainConfig) -> None:
-    """Set threads and precision, and make sure that the output can be written before hours are spent."""
+@contextmanager
+def prepared(config: TrainConfig) -> Iterator[None]:
+    """Threads and precision as `config` wants them inside the block; before it, whether the output can be written."""
+    _check_directory(config)
+    wanted, threads = config.training.precision, cpu.get_num_threads()
     if config.training.threads:
         cpu.set_num_threads(config.training.threads)
-    wanted = config.training.precision
-    cpu.set_matmul_precision(auto_precision() if wanted == "auto" else wanted)
+    try:
+        with matmul_precision(auto_precision() if wanted == "auto" else wanted):
+            yield
+    finally:
+        cpu.set_num_threads(threads)
+
+
+def _check_directory(config: TrainConfig) -> None:
+    """Raise ConfigError where the output cannot be written, before hours are spent on it."""
     directory = Path(config.checkpointing.directory)
     for name, wrong in (("adapter", Path.is_file), ("model", Path.is_file), ("metrics.csv", Path.is_dir)):
         if wrong(directory / name):

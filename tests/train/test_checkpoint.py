@@ -249,6 +249,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from entrenar.io import checkpoint as files
+sys.path.append(sys.argv[3])  # last: the checkout's entrenar is not compiled
 from tests.train.builders import DROPOUT, run_config, trainer_of
 
 trainer = trainer_of(run_config(sys.argv[1], lora=DROPOUT, every=2))
@@ -277,8 +278,8 @@ trainer.run()
     ("moment", "step"), [("while it is written", 2), ("before it has its name", 2), ("when it has its name", 4)]
 )
 def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(moment: str, step: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path), moment]
-    killed = subprocess.run(command, cwd=ROOT, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-c", KILLED, str(tmp_path), moment, str(ROOT)]
+    killed = subprocess.run(command, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert killed.returncode == -signal.SIGKILL
     resumed = trainer_of(run_config(tmp_path, lora=DROPOUT, every=2, resume=True))
     assert resumed.step == step

@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from entrenar._kernels import cpu
+from entrenar.autograd.precision import auto_precision, get_matmul_precision
 from entrenar.data import encode_example, evaluation_batches, read_examples, split_held_out
-from entrenar.errors import ConfigError, EntrenarError, NumericsError
+from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
 from entrenar.io.safetensors import open_safetensors
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
@@ -196,7 +198,7 @@ def test_text_of_a_model_cannot_steer_the_terminal() -> None:
 def test_the_held_out_loss_after_is_that_of_the_adapter_that_was_written(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
-    result, printed = quiet(model, config_for(data, tmp_path / "run", replace(SMALL, steps=20)))
+    result, printed = quiet(model, config_for(data, tmp_path / "run", replace(SMALL, steps=20, precision="highest")))
     assert result.after.loss < result.before.loss - 0.5
     tokenizer = Tokenizer.from_directory(model)
     _, held_out = split_held_out(read_examples(data), 0.2)
@@ -450,5 +452,23 @@ def test_the_folder_is_tried_before_anything_is_read(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("entrenar.train.session.tempfile.TemporaryFile", full)
     config = config_for(tmp_path / "nothing.jsonl", tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"run cannot be written \(.*: No space left on device\); choose another"):
-        session.prepare(config)
+    with (
+        pytest.raises(ConfigError, match=r"run cannot be written \(.*: No space left on device\); choose another"),
+        session.prepared(config),
+    ):
+        pass
+
+
+@pytest.mark.unit
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("precision", "used"), [("auto", auto_precision()), ("highest", "highest"), ("high", "high")])
+def test_precision_and_threads_are_those_of_the_run_while_it_runs(precision: str, used: str, tmp_path: Path) -> None:
+    cpu.set_num_threads(2)
+    training = Training(precision=precision, threads=1)
+    config = config_for(tmp_path / "nothing.jsonl", tmp_path / "run", training)
+    inside = None
+    with contextlib.suppress(FormatError), session.prepared(config):
+        inside = get_matmul_precision(), cpu.get_num_threads()
+        raise FormatError("the run fails")
+    assert inside == (used, 1)
+    assert (get_matmul_precision(), cpu.get_num_threads()) == ("highest", 2)
