@@ -49,6 +49,6 @@ fuzz-check:  ## show that each fuzz target finds a bug planted in Python and one
 	$(PYTHON) scripts/plant_bugs.py
 
 clean:  ## remove everything that a build or a test run made
-	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache fuzz/corpus
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache fuzz/corpus fuzz/crashes benchmarks/results
 	find entrenar -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

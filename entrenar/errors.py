@@ -30,7 +30,7 @@ class NumericsError(EntrenarError, ArithmeticError):
 
 
 class GraphError(EntrenarError, RuntimeError):
-    """The autograd tape was used in a way that has no gradient (freed graph, non-scalar root, mutated input)."""
+    """The autograd tape was used in a way that has no gradient (a freed graph, a tensor that records nothing)."""
 
 
 class MemoryBudgetError(EntrenarError, MemoryError):

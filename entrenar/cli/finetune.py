@@ -17,8 +17,9 @@ def main(adapter: LoRAConfig, output: str, description: str | None, arguments: S
     """Parse the flags and fine-tune; `adapter` and `output` are the defaults of the program."""
     path = config_path(arguments)
     defaults = TrainConfig(checkpointing=Checkpointing(directory=output))
+    shape = {}
     if path is not None:
-        defaults = _from_file(path, adapter)
+        defaults, shape = _from_file(path, adapter), load_toml(path).get("model", {})
         adapter = defaults.adapter or adapter
     parser = parser_for(description, defaults, config=path, adapter=adapter)
     parser.add_argument(
@@ -32,14 +33,12 @@ def main(adapter: LoRAConfig, output: str, description: str | None, arguments: S
     )
     parsed = parser.parse_args(arguments)
     config = config_from(parsed, adapter)
-    return finetune(parsed.model or fetch_default_model(), config, dtype=parsed.dtype)
+    return finetune(parsed.model or fetch_default_model(), config, dtype=parsed.dtype, shape=shape)
 
 
 def _from_file(path: str, adapter: LoRAConfig) -> TrainConfig:
     """The sections of a file that fit this program."""
     config = TrainConfig.from_file(path)
-    if "model" in load_toml(path):
-        raise ConfigError(f"{path}: [model] is the shape of a model to train from scratch; remove it to fine-tune one.")
     if config.adapter is not None and config.adapter.section != adapter.section:
         raise ConfigError(
             f"{path}: has a [{config.adapter.section}] section, and this program reads [{adapter.section}]."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,27 +14,51 @@ BYTES = {"float32": 4, "bfloat16": 2}
 # codes, then scales: NF4 with an 8-bit absmax per 64 and an fp32 one per 256 of those; Q4_1 with two fp16 per 32
 BYTES_4BIT = {"nf4": Fraction(1, 2) + (1 + Fraction(4, 256)) / 64, "int4": Fraction(20, 32)}
 BLOCK_COLUMNS = {"nf4": 64, "int4": 32}  # rows that are no multiple of these stay in full precision
-CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+NF4_FP32_SCALES = Fraction(1, 2) + Fraction(4, 64)  # without double quantization
+CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# the version's folder below CGROUPS; files of limit and usage; memory.stat's name of the pages that can be taken back
+CGROUP_V2 = (".", "memory.max", "memory.current", "inactive_file")
+CGROUP_V1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def available_memory() -> int:
-    """Bytes that this process can still take: the machine's free memory, capped by its cgroup's limit."""
+    """Bytes that this process can still take: the machine's free memory, capped by the limits of its cgroups."""
     import psutil
 
-    available = psutil.virtual_memory().available
-    for limit_file, usage_file in CGROUP_FILES:
-        try:
-            limit, usage = int(Path(limit_file).read_text()), int(Path(usage_file).read_text())
-        except (OSError, ValueError):
-            continue  # no such cgroup version here, or "max"
-        available = min(available, max(0, limit - usage))
-    return available
+    return int(max(0, min(psutil.virtual_memory().available, *_cgroup_rooms())))
 
 
-def weight_bytes(config: LLaMAConfig, dtype: str = "float32", quantize: str | None = None) -> int:
+def _cgroup_rooms() -> list[float]:
+    """Bytes that the memory cgroups of this process, and those above them, have left; infinity for no limit."""
+    rooms = [math.inf]
+    try:
+        lines = MEMBERSHIP.read_text().splitlines()
+    except OSError:
+        return rooms
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number != "0" and "memory" not in controllers.split(","):
+            continue
+        version, *files = CGROUP_V2 if number == "0" else CGROUP_V1
+        root = CGROUPS / version
+        leaf = root / path.lstrip("/")
+        rooms += [_room(folder, *files) for folder in (leaf, *leaf.parents) if folder.is_relative_to(root)]
+    return rooms
+
+
+def _room(folder: Path, limit: str, usage: str, reclaimable: str) -> float:
+    """Limit - usage of one cgroup; infinity where it has no limit, or is not visible from this container."""
+    try:
+        left = int((folder / limit).read_text()) - int((folder / usage).read_text())
+        found = re.search(rf"^{reclaimable} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # ValueError: "max"
+        return math.inf
+    return left + (int(found[1]) if found else 0)
+
+
+def weight_bytes(
+    config: LLaMAConfig, dtype: str = "float32", quantize: str | None = None, double_quantization: bool = True
+) -> int:
     """Bytes of the weights: block linears in 4 bits where `quantize` and their columns allow it, else in `dtype`."""
     kind = "nf4" if quantize == "nf4" else "int4"  # "auto" may keep a file's Q4_1 codes, the larger of the formats
     four_bit = 0
@@ -44,12 +69,15 @@ def weight_bytes(config: LLaMAConfig, dtype: str = "float32", quantize: str | No
             for name, shape in shapes
             if ".layers." in name and len(shape) == 2 and shape[1] % BLOCK_COLUMNS[kind] == 0
         )
-    return int(four_bit * BYTES_4BIT[kind] + (config.num_parameters() - four_bit) * BYTES[dtype])
+    four_bit_bytes = NF4_FP32_SCALES if kind == "nf4" and not double_quantization else BYTES_4BIT[kind]
+    return int(four_bit * four_bit_bytes + (config.num_parameters() - four_bit) * BYTES[dtype])
 
 
-def check_weights_fit(config: LLaMAConfig, dtype: str = "float32", quantize: str | None = None) -> None:
+def check_weights_fit(
+    config: LLaMAConfig, dtype: str = "float32", quantize: str | None = None, double_quantization: bool = True
+) -> None:
     """Raise MemoryBudgetError where the weights alone exceed the available memory."""
-    needed, available = weight_bytes(config, dtype, quantize), available_memory()
+    needed, available = weight_bytes(config, dtype, quantize, double_quantization), available_memory()
     if needed > available:
         advice = "a smaller model" if quantize else "a 4-bit base (quantize='nf4') or a smaller model"
         raise MemoryBudgetError(

@@ -84,8 +84,8 @@ def generate(
 ) -> list[int]:
     """The token ids that continue `tokens`, up to `max_new_tokens` or the first of `stop` (which is not returned).
 
-    Temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Raises ShapeError where prompt and new tokens exceed
-    the context, ConfigError for sampling options out of range.
+    Adapters take part without their dropout. Temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Raises
+    ShapeError where prompt and new tokens exceed the context, ConfigError for sampling options out of range.
     """
     prompt = np.asarray(tokens)
     _check(model, prompt, temperature, top_k, top_p, max_new_tokens)
@@ -95,14 +95,15 @@ def generate(
     rng = np.random.Generator(np.random.Philox(seed))
     produced: list[int] = []
     pending = prompt.astype(np.int64)[None, :]
-    while len(produced) < max_new_tokens:
-        token = sample(_next_logits(model, pending, caches), rng, temperature, top_k, top_p)
-        if token in stop:
-            break
-        produced.append(token)
-        if on_token is not None:
-            on_token(token)
-        pending = np.array([[token]], np.int64)
+    with model.evaluating():
+        while len(produced) < max_new_tokens:
+            token = sample(_next_logits(model, pending, caches), rng, temperature, top_k, top_p)
+            if token in stop:
+                break
+            produced.append(token)
+            if on_token is not None:
+                on_token(token)
+            pending = np.array([[token]], np.int64)
     return produced
 
 

@@ -22,7 +22,7 @@ from entrenar.autograd import (
     rope_table,
     swiglu,
 )
-from entrenar.errors import ShapeError
+from entrenar.errors import ConfigError, ShapeError
 from entrenar.llama.budget import check_weights_fit
 from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.modules import Embedding, Linear, Module, RMSNorm, Weight, random_weights
@@ -211,7 +211,10 @@ class LLaMAModel(Module):
         caches: list[LayerCache] | None = None,
     ) -> Tensor:
         """Final normalised hidden states (batch, seq, hidden) of integer tokens (batch, seq)."""
-        tokens = np.asarray(tokens)
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError as error:
+            raise ShapeError("tokens must be integers of shape (batch, seq): the rows differ in length.") from error
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
             raise ShapeError(
                 f"tokens must be integers of shape (batch, seq), not {tokens.dtype} of shape {tokens.shape}."
@@ -251,12 +254,20 @@ class LLaMAModel(Module):
 
         return generate(self, tokens, **options)
 
-    def to_lora(self, config: LoRAConfig) -> LLaMAModel:
-        """Freeze the model and put LoRA adapters on its target modules, in place; `config.apply(model)`."""
-        config.apply(self)
+    def to_lora(self, config: LoRAConfig, *, seed: int = 0) -> LLaMAModel:
+        """Freeze the model and put LoRA adapters on its target modules, in place; `seed` draws their initial A."""
+        if config.section != "lora":
+            raise ConfigError(
+                f"to_lora: got a {type(config).__name__}, expected a LoRAConfig; to_qlora takes the other."
+            )
+        config.apply(self, seed)
         return self
 
-    def to_qlora(self, config: QLoRAConfig) -> LLaMAModel:
-        """Quantize the block linears that are not 4-bit yet and put LoRA adapters on them; `config.apply(model)`."""
-        config.apply(self)
+    def to_qlora(self, config: QLoRAConfig, *, seed: int = 0) -> LLaMAModel:
+        """Quantize the block linears that are not 4-bit yet and put LoRA adapters on them; `seed` as in to_lora."""
+        if config.section != "qlora":
+            raise ConfigError(
+                f"to_qlora: got a {type(config).__name__}, expected a QLoRAConfig; to_lora takes the other."
+            )
+        config.apply(self, seed)
         return self

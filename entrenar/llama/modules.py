@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -57,6 +58,18 @@ class Module:
             if isinstance(weight, Tensor):
                 weight.requires_grad = False
                 weight.grad = None
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside the block no module drops anything out; then each is as it was."""
+        active = [module for _, module in self.named_modules() if getattr(module, "training", False)]
+        for module in active:
+            vars(module)["training"] = False
+        try:
+            yield
+        finally:
+            for module in active:
+                vars(module)["training"] = True
 
     def replace(self, name: str, module: Module) -> None:
         """Put `module` in the place of the part with this dotted name."""

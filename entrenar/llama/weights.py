@@ -236,7 +236,7 @@ def load(
         raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")
     checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
     checkpoint.check()
-    check_weights_fit(checkpoint.config, dtype=dtype, quantize=quantize)
+    check_weights_fit(checkpoint.config, dtype, quantize, double_quantization)
     loader = _Loader(checkpoint, quantize, dtype, double_quantization)
     model = LLaMAModel(checkpoint.config, weights=loader)
     model.unquantized = loader.unquantized

@@ -11,7 +11,6 @@ from entrenar.autograd.precision import get_matmul_precision, matmul_precision
 from entrenar.data import Batch
 from entrenar.errors import NumericsError
 from entrenar.llama.model import LLaMAModel
-from entrenar.lora.adapter import set_training
 from entrenar.train.diagnose import first_nonfinite
 
 
@@ -34,21 +33,17 @@ def evaluate(model: LLaMAModel, batches: Iterable[Batch]) -> Evaluation:
     NumericsError where it is not finite, or nothing is trained.
     """
     total, tokens = 0.0, 0
-    set_training(model, False)
     precision = get_matmul_precision()
-    try:
-        with no_grad(), matmul_precision("high" if precision == "medium" else precision):
-            for batch in batches:
-                loss = model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, reduction="sum")
-                if not math.isfinite(loss.item()):
-                    raise NumericsError(
-                        f"The held-out loss is {loss.item()}: {first_nonfinite(model, batch)} is not finite; "
-                        "the file is damaged, or training diverged."
-                    )
-                total += loss.item()
-                tokens += batch.trained_tokens
-    finally:
-        set_training(model, True)
+    with no_grad(), model.evaluating(), matmul_precision("high" if precision == "medium" else precision):
+        for batch in batches:
+            loss = model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, reduction="sum")
+            if not math.isfinite(loss.item()):
+                raise NumericsError(
+                    f"The held-out loss is {loss.item()}: {first_nonfinite(model, batch)} is not finite; "
+                    "the file is damaged, or training diverged."
+                )
+            total += loss.item()
+            tokens += batch.trained_tokens
     if not tokens:
         raise NumericsError("The held-out set has no trained tokens; hold out more examples.")
     return Evaluation(total / tokens, tokens)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from entrenar.autograd import Tensor
 from entrenar.data import Example, Sample, encode_example
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, FormatError
 from entrenar.io.checkpoint import atomic_directory
 from entrenar.io.tokenizer import Tokenizer
+from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.weights import Checkpoint, load
-from entrenar.lora.adapter import save_adapter, set_training
+from entrenar.lora.adapter import save_adapter
 from entrenar.train import report, session
 from entrenar.train.config import TrainConfig
 from entrenar.train.memory import MemoryEstimate, plan
@@ -25,29 +27,38 @@ SAMPLE_TOKENS = 64
 
 
 def finetune(
-    model_path: str | Path, config: TrainConfig, *, dtype: str = "float32", console: Console | None = None
+    model_path: str | Path,
+    config: TrainConfig,
+    *,
+    dtype: str = "float32",
+    shape: Mapping[str, Any] | None = None,
+    console: Console | None = None,
 ) -> session.Result:
     """Fine-tune the checkpoint at `model_path` as `config` says and write the adapter (or model) and metrics.csv.
 
-    `dtype` is that of the weights which [qlora] does not make 4-bit. Raises EntrenarError with one clear sentence for
+    `dtype` is that of the weights which [qlora] does not make 4-bit; `shape` holds keys of [model] with the values that
+    the checkpoint must have. Raises EntrenarError with one clear sentence for
     everything that is wrong with the input, before training starts wherever it can be known.
     """
     console = console or Console()
     if config.adapter is None and dtype != "float32":
         raise ConfigError(f"dtype is {dtype}, which is storage of frozen weights; train all weights in float32.")
     with session.prepared(config):
-        return _finetune(model_path, config, dtype, console)
+        with console.status("reading model and examples"):
+            trainer, tokenizer, example, needed = _assemble(model_path, config, dtype, shape or {})
+        return _run(trainer, tokenizer, example, needed, console, str(model_path))
 
 
-def _finetune(model_path: str | Path, config: TrainConfig, dtype: str, console: Console) -> session.Result:
-    with console.status("reading model and examples"):
-        trainer, tokenizer, example, needed = _assemble(model_path, config, dtype)
+def _run(
+    trainer: Trainer, tokenizer: Tokenizer, example: Example, needed: MemoryEstimate, console: Console, base: str
+) -> session.Result:
+    config = trainer.config
     _show_facts(console, trainer, needed)
     question = example.messages[-2]["content"] if len(example.messages) > 1 else ""
 
     def save(output: Path) -> None:
         if config.adapter is not None:
-            save_adapter(trainer.model, output, base_model=str(model_path))
+            save_adapter(trainer.model, output, base_model=base)
             return
         with atomic_directory(output) as folder:
             trainer.model.save_pretrained(folder)
@@ -63,14 +74,25 @@ def _finetune(model_path: str | Path, config: TrainConfig, dtype: str, console: 
     )
 
 
+def _check_shape(actual: LLaMAConfig, wanted: Mapping[str, Any], model_path: str | Path) -> None:
+    """ConfigError where the checkpoint's shape is another than a configuration file says."""
+    for key, value in wanted.items():
+        if getattr(actual, key) != value:
+            raise ConfigError(
+                f"model.{key}: is {value}, and {model_path} has {getattr(actual, key)}; remove [model], whose shape is "
+                "that of a model to train from scratch, or choose the checkpoint that has it."
+            )
+
+
 def _assemble(
-    model_path: str | Path, config: TrainConfig, dtype: str
+    model_path: str | Path, config: TrainConfig, dtype: str, shape: Mapping[str, Any]
 ) -> tuple[Trainer, Tokenizer, Example, MemoryEstimate]:
     """The trainer, the tokenizer, the held-out example to sample, and the memory estimate. The file is let go."""
     t, qlora = config.training, config.qlora
     quantize = qlora.quantize if qlora is not None and qlora.quantize_4bit else None
     checkpoint = Checkpoint.open(model_path)
     checkpoint.check()
+    _check_shape(checkpoint.config, shape, model_path)
     if t.sequence_length > checkpoint.config.max_position_embeddings:
         raise ConfigError(
             f"training.sequence_length: is {t.sequence_length}, longer than the context of {model_path}: "
@@ -78,6 +100,11 @@ def _assemble(
         )
     checkpointing, needed = plan(checkpoint.config, config, dtype, quantize)
     tokenizer = checkpoint.tokenizer()
+    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+        raise FormatError(
+            f"{model_path}: its tokenizer has {tokenizer.vocab_size} entries and its model "
+            f"{checkpoint.config.vocab_size}; take the files of one model."
+        )
     training, held_out = session.split_examples(config)
     samples, held_out_samples = (_encode(part, tokenizer, config) for part in (training, held_out))
     loader, batches = session.batches(config, samples, held_out_samples, tokenizer.pad_id)
@@ -119,7 +146,6 @@ def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example) -> str:
     new = min(SAMPLE_TOKENS, model.config.max_position_embeddings - 1)
     prompt = encode_prompt(tokenizer, example)[-(model.config.max_position_embeddings - new) :]
     stop = tuple(i for i in {tokenizer.eos_id, model.config.eos_token_id} if i is not None)
-    set_training(model, False)
     return tokenizer.decode(model.generate(prompt, max_new_tokens=new, stop=stop))
 
 

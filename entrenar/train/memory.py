@@ -46,6 +46,7 @@ def estimate(
     lora: LoRAConfig | None,
     dtype: str = "float32",
     quantize: str | None = None,
+    double_quantization: bool = True,
     optimizer: str = "adamw",
     batch_size: int = 1,
     sequence_length: int = 512,
@@ -69,7 +70,7 @@ def estimate(
     packed = max(logits, config.intermediate_size * token_bytes)  # the left factor of a product, in the kernels' order
     return MemoryEstimate(
         {
-            "weights": weight_bytes(config, dtype, quantize) + (gradients if lora else 0),
+            "weights": weight_bytes(config, dtype, quantize, double_quantization) + (gradients if lora else 0),
             "gradients": gradients,
             "optimizer": gradients * OPTIMIZER_STATES[optimizer],
             "activations": activations,
@@ -104,6 +105,7 @@ def plan(
             lora=config.adapter,
             dtype=dtype,
             quantize=quantize,
+            double_quantization=config.qlora is None or config.qlora.double_quantization,
             optimizer=t.optimizer,
             batch_size=t.batch_size,
             sequence_length=t.sequence_length,

@@ -37,6 +37,7 @@ def train_from_scratch(shape: LLaMAConfig, config: TrainConfig, console: Console
             f"training.sequence_length: is {t.sequence_length}, longer than model.max_position_embeddings = "
             f"{shape.max_position_embeddings}."
         )
+    _check_used(config)
     with session.prepared(config):
         return _train(shape, config, console)
 
@@ -53,6 +54,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
     if not samples or not held_out_samples:
         raise ConfigError("The text is too short for one row to train on and one to hold out; give more text.")
     loader, batches = session.batches(config, samples, held_out_samples, tokenizer.pad_id)
+    _check_special_tokens(shape, tokenizer)
     model = LLaMAModel(replace(shape, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id), seed=t.seed)
     model.gradient_checkpointing = checkpointing
     trainer = Trainer(model, config, loader, batches)
@@ -72,6 +74,23 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
         sample=lambda: _sample(model, tokenizer),
         console=console,
     )
+
+
+def _check_used(config: TrainConfig) -> None:
+    """ConfigError for a key of [data] that is about prompts and answers, and that whole texts have no use for."""
+    for key, default in (("train_on_prompt", False), ("packing", True)):
+        if getattr(config.data, key) != default:
+            raise ConfigError(
+                f"data.{key}: is {str(not default).lower()}, which training from scratch does not use; leave it out."
+            )
+
+
+def _check_special_tokens(shape: LLaMAConfig, tokenizer: Tokenizer) -> None:
+    for key, actual in (("bos_token_id", tokenizer.bos_id), ("eos_token_id", tokenizer.eos_id)):
+        if getattr(shape, key) not in (None, actual):
+            raise ConfigError(
+                f"model.{key}: is {getattr(shape, key)}, and the tokenizer made of the text has {actual}; leave it out."
+            )
 
 
 def _texts(examples: Sequence[Example]) -> list[str]:

@@ -51,7 +51,7 @@ def test_gradient_agrees_with_finite_differences(case: Case, tier: str) -> None:
 
 @pytest.mark.unit
 @every_case
-def test_same_bits_for_any_thread_count(case: Case, threads: None) -> None:
+def test_same_bits_for_any_thread_count(case: Case, tier: str, threads: None) -> None:
     arrays = make_inputs(case)
     results = []
     for count in (1, 2, 3):

@@ -115,6 +115,7 @@ def test_the_weights_need_what_their_format_takes() -> None:
     assert budget.weight_bytes(config, dtype="bfloat16") == 2 * COUNTS["7b"]
     nf4 = blocks // 2 + blocks // 64 + 4 * blocks // 64 // 256  # codes, 8-bit scales, their fp32 scales
     assert budget.weight_bytes(config, quantize="nf4") == nf4 + 4 * rest
+    assert budget.weight_bytes(config, quantize="nf4", double_quantization=False) == blocks * 9 // 16 + 4 * rest
     assert budget.weight_bytes(config, dtype="bfloat16", quantize="int4") == blocks * 20 // 32 + 2 * rest
 
 
@@ -129,16 +130,32 @@ def test_a_model_fits_exactly_up_to_the_available_memory(monkeypatch: pytest.Mon
 
 
 @pytest.mark.unit
-def test_the_available_memory_is_capped_by_the_cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, usage = tmp_path / "max", tmp_path / "current"
-    limit.write_text(f"{3 << 20}\n")
-    usage.write_text(f"{1 << 20}\n")
-    monkeypatch.setattr(budget, "CGROUP_FILES", ((str(limit), str(usage)),))
-    assert budget.available_memory() == 2 << 20
-    usage.write_text(f"{4 << 20}\n")
+@pytest.mark.parametrize(
+    ("line", "folder", "limit", "usage", "reclaimable"),
+    [
+        ("0::/user/job", "user/job", "memory.max", "memory.current", "inactive_file"),
+        ("0::/user/job/part", "user", "memory.max", "memory.current", "inactive_file"),
+        ("0::/", ".", "memory.max", "memory.current", "inactive_file"),
+        ("4:cpu:/other\n5:memory:/job", "memory/job", *budget.CGROUP_V1[1:]),
+        ("5:memory:/of/the/host", "memory", *budget.CGROUP_V1[1:]),
+    ],
+)
+def test_the_available_memory_is_capped_by_the_cgroups(
+    line: str, folder: str, limit: str, usage: str, reclaimable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "membership").write_text(line + "\n")
+    monkeypatch.setattr(budget, "CGROUPS", tmp_path)
+    monkeypatch.setattr(budget, "MEMBERSHIP", tmp_path / "membership")
+    assert budget.available_memory() > 8 << 20
+    (tmp_path / folder / limit).write_text(f"{3 << 20}\n")
+    (tmp_path / folder / usage).write_text(f"{2 << 20}\n")
+    (tmp_path / folder / "memory.stat").write_text(f"anon 7\n{reclaimable} {1 << 20}\nactive_file {1 << 20}\n")
+    assert budget.available_memory() == 2 << 20, "pages of files that can be taken back are free"
+    (tmp_path / folder / usage).write_text(f"{5 << 20}\n")
     assert budget.available_memory() == 0
-    limit.write_text("max\n")
-    assert budget.available_memory() > 2 << 20
+    (tmp_path / folder / limit).write_text("max\n")
+    assert budget.available_memory() > 8 << 20
 
 
 # ---------------------------------------------------------------------- TOML

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from entrenar.data import Batch
 from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig, adapter, load_adapter, merge, save_adapter, set_training
 from entrenar.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, lora_layers
 from entrenar.qlora import QLoRAConfig
+from entrenar.train import evaluate
 
-from .reference import base_model, batch, gqa_config, logits_of, lora_model
+from .reference import IGNORED, base_model, batch, gqa_config, logits_of, lora_model
 
 CONFIG = gqa_config(2)
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -45,6 +47,42 @@ def edit_tensors(directory: Path, edit: Callable[[dict[str, np.ndarray]], object
     save_file(tensors, directory / WEIGHTS_FILE)
 
 
+# ---------------------------------------------------------------------- dropout where nothing is trained
+@pytest.mark.unit
+@pytest.mark.parametrize("training", [False, True])
+def test_generating_and_evaluating_drop_nothing_out_and_leave_the_switch_as_it_was(training: bool) -> None:
+    model = small_lora(dropout=0.9)
+    set_training(model, training)
+    tokens, targets = batch(CONFIG)
+    whole = small_lora(dropout=0.0)
+    assert model.generate(tokens[0], max_new_tokens=8) == whole.generate(tokens[0], max_new_tokens=8)
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape).copy()
+    bounds = np.arange(0, tokens.size + 1, tokens.shape[1])
+    held_out = [Batch(tokens, targets, positions, bounds, int((targets != IGNORED).sum()))]
+    assert evaluate(model, held_out) == evaluate(whole, held_out)
+    assert [layer.training for _, layer in lora_layers(model)] == [training] * len(list(lora_layers(model)))
+    stays = np.array_equal(logits_of(model, tokens), logits_of(model, tokens))
+    assert stays is not training
+
+
+@pytest.mark.unit
+def test_the_seed_draws_other_adapters() -> None:
+    drawn = [base_model("fp32", CONFIG).to_lora(LoRAConfig(), seed=seed) for seed in (0, 0, 1)]
+    first = [dict(model.trainable_parameters()) for model in drawn]
+    name = "model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert first[0][name].numpy().tobytes() == first[1][name].numpy().tobytes()
+    assert not np.isclose(first[0][name].numpy(), first[2][name].numpy()).any()
+
+
+@pytest.mark.unit
+def test_each_method_takes_its_own_configuration() -> None:
+    with pytest.raises(ConfigError, match="to_qlora: got a LoRAConfig, expected a QLoRAConfig"):
+        base_model("fp32", CONFIG).to_qlora(LoRAConfig())
+    with pytest.raises(ConfigError, match="to_lora: got a QLoRAConfig, expected a LoRAConfig"):
+        base_model("fp32", CONFIG).to_lora(QLoRAConfig())
+
+
+# ---------------------------------------------------------------------- files
 @pytest.mark.unit
 @pytest.mark.parametrize("base", ["fp32", "bf16", "nf4", "q4_1"])
 @pytest.mark.parametrize("use_rslora", [False, True])

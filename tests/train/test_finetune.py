@@ -323,6 +323,44 @@ def test_a_shape_that_does_not_fit_the_text_is_refused(
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(
+    ("keys", "shape", "message"),
+    [
+        ({"train_on_prompt": True}, {}, r"data\.train_on_prompt: is true, which training from scratch does not use"),
+        ({"packing": False}, {}, r"data\.packing: is false, which training from scratch does not use"),
+        ({}, {"eos_token_id": 7}, r"model\.eos_token_id: is 7, and the tokenizer made of the text has 2; leave it out"),
+        ({}, {"bos_token_id": 0}, r"model\.bos_token_id: is 0, and the tokenizer made of the text has 1; leave it out"),
+    ],
+)
+def test_a_key_that_training_from_scratch_does_not_use_is_refused(
+    keys: dict[str, bool], shape: dict[str, int], message: str, data: Path, tmp_path: Path
+) -> None:
+    config = config_for(data, tmp_path / "run", lora=None)
+    config.data = replace(config.data, **keys)
+    with pytest.raises(ConfigError, match=message):
+        train_from_scratch(replace(SHAPE, vocab_size=270, **shape), config, Console(file=io.StringIO()))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.unit
+def test_the_shape_of_a_configuration_must_be_the_checkpoints(model: Path, data: Path, tmp_path: Path) -> None:
+    config = config_for(data, tmp_path / "run", replace(SMALL, steps=1))
+    shape = {"vocab_size": 280, "intermediate_size": 128}
+    assert finetune(model, config, shape=shape, console=Console(file=io.StringIO())).output.exists()
+    with pytest.raises(ConfigError, match=r"model\.intermediate_size: is 129, and .* has 128; remove \[model\]"):
+        finetune(model, config, shape=shape | {"intermediate_size": 129}, console=Console(file=io.StringIO()))
+
+
+@pytest.mark.unit
+def test_a_tokenizer_larger_than_its_model_is_refused(model: Path, data: Path, tmp_path: Path) -> None:
+    small = tmp_path / "model"
+    LLaMAModel(replace(SHAPE, vocab_size=200, max_position_embeddings=128)).save_pretrained(small)
+    Tokenizer.from_directory(model).save(small)
+    with pytest.raises(FormatError, match=r"model: its tokenizer has 280 entries and its model 200; take the files of"):
+        quiet(small, config_for(data, tmp_path / "run"))
+
+
+@pytest.mark.unit
 def test_too_little_text_for_a_row_is_refused(tmp_path: Path) -> None:
     short = tmp_path / "short.jsonl"
     short.write_text("\n".join(json.dumps({"prompt": f"{i}", "completion": f"{i}"}) for i in range(30)))
