@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from entrenar import matmul_precision
 from entrenar._kernels import cpu
+from entrenar._kernels.cpu import PRECISIONS
 from entrenar.autograd import QuantizedTensor, Tensor, cross_entropy, manual_seed, no_grad
 from entrenar.errors import EntrenarError, ShapeError
 from entrenar.llama import LLaMAConfig, LLaMAModel
@@ -70,15 +72,23 @@ def step_of(model: LLaMAModel, tokens: np.ndarray) -> tuple[float, dict[str, np.
 # ---------------------------------------------------------------------- forward
 @pytest.mark.unit
 @every_variant
-def test_a_changed_future_token_leaves_earlier_logits_bit_identical(changes: dict[str, Any], tier: str) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_changed_future_token_leaves_earlier_logits_bit_identical(
+    precision: str, changes: dict[str, Any], tier: str
+) -> None:
     model = random_model(small_config(**changes))
     tokens = random_tokens(model.config, 2, 40)
-    before = model(tokens).numpy().copy()
+
+    def logits(tokens: np.ndarray) -> np.ndarray:
+        with matmul_precision(precision):
+            return model(tokens).numpy().copy()
+
+    before = logits(tokens)
     assert before.shape == (2, 40, 67)
     for position in (39, 33, 1):
         other = tokens.copy()
         other[0, position] = (other[0, position] + 1) % model.config.vocab_size
-        after = model(other).numpy()
+        after = logits(other)
         np.testing.assert_array_equal(after[0, :position], before[0, :position])
         np.testing.assert_array_equal(after[1], before[1])
         assert (after[0, position:] != before[0, position:]).any(axis=-1).all()  # and every later token sees it
