@@ -1,4 +1,4 @@
-"""Fine-tune a real pretrained LLaMA with LoRA over a float32 or bfloat16 base, on this machine's CPUs.
+"""Fine-tune a real pretrained LLaMA with LoRA over a base of 32 or 16 bits, on this machine's CPUs.
 
     python examples/llama2_finetune_lora.py
     python examples/llama2_finetune_lora.py --dtype bfloat16 --rank 8 --target-modules q_proj,v_proj

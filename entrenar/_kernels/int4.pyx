@@ -1,14 +1,14 @@
-"""4-bit weights: quantization of fp32 rows to NF4, Q4_0 or Q4_1, and back. Parallel over rows, which are independent.
+"""Weights in codes: quantization of fp32 rows to NF4, Q4_0, Q4_1 or INT16, and back. Parallel over rows, which are independent.
 
 The formats are described in simd/source.h. The quantizers return 0, or QUANT_* flags (combined with |) for input that
 cannot be quantized; the output is then unspecified.
 """
 from cython.parallel cimport prange
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int16_t, uint8_t
 
 from entrenar._kernels.cpu cimport simd, threads_for
 from entrenar._kernels.simd.source cimport (
-    NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q4_BLOCK, weight_source,
+    INT16_BLOCK, NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q4_BLOCK, weight_source,
 )
 
 cdef enum:
@@ -35,6 +35,17 @@ cdef int q4_quantize(uint8_t* blocks, const float* x, Py_ssize_t rows, Py_ssize_
             status |= simd.quant.q4_1(blocks + row * stride, x + row * columns, columns)
         else:
             status |= simd.quant.q4_0(blocks + row * stride, x + row * columns, columns)
+    return status
+
+
+# codes[n, k], scales[n, k/64] <- x[n, k]: scale = max |x| of a block / 4095, code = x / scale to the nearest
+cdef int int16_quantize(int16_t* codes, float* scales, const float* x, Py_ssize_t rows,
+                        Py_ssize_t columns) noexcept nogil:
+    cdef Py_ssize_t row
+    cdef int status = 0
+    for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, GRAIN)):
+        status |= simd.quant.int16(codes + row * columns, scales + row * (columns // INT16_BLOCK), x + row * columns,
+                                   columns)
     return status
 
 

@@ -14,7 +14,7 @@ from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport matmul_format, scratch, simd, threads_for
 from entrenar._kernels.simd.gemm cimport GEMM_BLOCK, GEMM_FEW_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_packer
-from entrenar._kernels.simd.source cimport SOURCE_F32, SOURCE_NF4, weight_source
+from entrenar._kernels.simd.source cimport SOURCE_F32, SOURCE_NF4, SOURCE_Q4_1, weight_source
 
 cdef enum:
     DEPTH = 384          # of one block of the contraction: an A panel stays in L1, the B panels of a job in L2
@@ -69,7 +69,7 @@ cdef const gemm_format* choose_format(const weight_source* b, Py_ssize_t n, Py_s
     cdef int format = matmul_format
     if k < GEMM_BLOCK or n < GEMM_BLOCK:
         return simd.gemm.format[GEMM_FP32]
-    if format == GEMM_INT8 and b.kind < SOURCE_NF4:
+    if format == GEMM_INT8 and not SOURCE_NF4 <= b.kind <= SOURCE_Q4_1:
         format = GEMM_INT16  # 8 bits are for weights that have only 4 themselves
     while simd.gemm.format[format].rows == 0:
         format -= 1

@@ -1,25 +1,29 @@
-"""QuantizedTensor: a frozen weight matrix that stays 4-bit in memory; kernels decode it as they read it.
+"""QuantizedTensor: a frozen weight matrix that stays in codes in memory; kernels decode it as they read it.
 
 NF4 and its double quantization follow Dettmers et al., "QLoRA" (arXiv 2305.14314), with the bits of bitsandbytes: 64
 columns a block, the first code of a byte in the high nibble, 4.127 bits a weight (4.5 without double quantization).
 Q4_0 and Q4_1 are ggml's block formats (32 columns, fp16 scale, Q4_1 also an fp16 minimum; 4.5 and 5 bits a weight).
-"int4" stands for Q4_1: of ggml's two formats the one with the smaller error.
+"int4" stands for Q4_1: of ggml's two formats the one with the smaller error. "int16" is what the 16-bit integer products
+read as it is: 64 columns share an fp32 scale, codes in +-4095 (16.5 bits a weight, an eighth of bfloat16's error).
 """
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int16_t, uint8_t
 
 import numpy as np
 
 from entrenar._kernels.int4 cimport (
-    absmax_quantize, decode_run, dequantize_rows, nf4_quantize, q4_check, q4_quantize,
+    absmax_quantize, decode_run, dequantize_rows, int16_quantize, nf4_quantize, q4_check, q4_quantize,
 )
 from entrenar._kernels.simd.quant cimport QUANT_NOT_FINITE
 from entrenar._kernels.simd.source cimport (
-    NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q4_BLOCK, SOURCE_NF4, SOURCE_Q4_0, SOURCE_Q4_1, weight_source,
+    INT16_BLOCK, NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q4_BLOCK, SOURCE_INT16, SOURCE_NF4, SOURCE_Q4_0,
+    SOURCE_Q4_1, weight_source,
 )
 from entrenar.autograd.tensor cimport Tensor
 from entrenar.errors import ConfigError, QuantizationError, ShapeError
 
-BLOCK_SIZE = {"nf4": NF4_BLOCK, "int4": Q4_BLOCK, "q4_0": Q4_BLOCK, "q4_1": Q4_BLOCK}
+BLOCK_SIZE = {"nf4": NF4_BLOCK, "int4": Q4_BLOCK, "q4_0": Q4_BLOCK, "q4_1": Q4_BLOCK, "int16": INT16_BLOCK}
+_SOURCES = {"nf4": SOURCE_NF4, "q4_0": SOURCE_Q4_0, "q4_1": SOURCE_Q4_1, "int16": SOURCE_INT16}
+_SCALED = ("nf4", "int16")  # kinds whose scales are an array of their own
 STREAM_BYTES = 8 << 20  # of float32 rows that a conversion works on at a time
 NF4_VALUES = np.array(
     [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -58,13 +62,15 @@ cdef const void* _address(object array):
 cdef str _format(object kind):
     """The block format behind a name; ConfigError for an unknown one."""
     if kind not in BLOCK_SIZE:
-        raise ConfigError(f"The 4-bit kind {kind!r} is unknown; choose one of {', '.join(BLOCK_SIZE)}.")
+        raise ConfigError(f"The quantized kind {kind!r} is unknown; choose one of {', '.join(BLOCK_SIZE)}.")
     return "q4_1" if kind == "int4" else kind
 
 
 cdef Py_ssize_t _row_bytes(str kind, Py_ssize_t columns):
     if kind == "nf4":
         return columns // 2
+    if kind == "int16":
+        return 2 * columns
     return columns // Q4_BLOCK * (Q4_1_BYTES if kind == "q4_1" else Q4_0_BYTES)
 
 
@@ -106,11 +112,11 @@ cdef QuantizedTensor _assemble(str kind, Py_ssize_t rows, Py_ssize_t columns, ob
     cdef Py_ssize_t stride = _row_bytes(kind, columns), blocks = rows * (columns // NF4_BLOCK)
     q.kind, q.rows, q.columns = kind, rows, columns
     q.codes = _expect(codes, "codes", np.uint8, rows * stride).reshape(rows, stride)
-    q.source.kind = {"nf4": SOURCE_NF4, "q4_0": SOURCE_Q4_0, "q4_1": SOURCE_Q4_1}[kind]
+    q.source.kind = _SOURCES[kind]
     q.source.data = _address(q.codes)
     q.source.row_stride = stride
     q.source.columns = columns
-    if kind != "nf4":
+    if kind not in _SCALED:
         if q4_check(<const uint8_t*> q.source.data, rows, columns, kind == "q4_1"):
             raise QuantizationError(f"A {kind} block has a scale that is infinite or NaN, expected a finite one.")
         return q
@@ -163,6 +169,10 @@ cdef object _quantize_chunk(str kind, object x, object codes, object absmax, Py_
         scales = <float*> _address(absmax)
         with nogil:
             status = nf4_quantize(to, scales, rows, n, columns)
+    elif kind == "int16":
+        scales = <float*> _address(absmax)
+        with nogil:
+            status = int16_quantize(<int16_t*> to, scales, rows, n, columns)
     else:
         with nogil:
             status = q4_quantize(to, rows, n, columns, minimum)
@@ -190,10 +200,10 @@ cdef object _decode(const weight_source* source, Py_ssize_t first, Py_ssize_t ro
 
 
 cdef class QuantizedTensor:
-    """A frozen 4-bit matrix of shape (rows, columns) = (out_features, in_features). It never takes a gradient.
+    """A frozen matrix of shape (rows, columns) = (out_features, in_features) in codes. It never takes a gradient.
 
-    `kind` is "nf4", "q4_0" or "q4_1"; `codes` (uint8, one line a row), `absmax`, `absmax_codes` and `absmax_map` are
-    the arrays that it holds (None where the kind has none). Made by `quantize`, `quantize_streaming`,
+    `kind` is "nf4", "q4_0", "q4_1" or "int16"; `codes` (uint8, one line a row), `absmax` (of "int16" the scales),
+    `absmax_codes` and `absmax_map` are the arrays that it holds (None where the kind has none). Made by `quantize`, `quantize_streaming`,
     `from_gguf_blocks`, `from_bitsandbytes` or `from_arrays`.
     """
 
@@ -204,9 +214,9 @@ cdef class QuantizedTensor:
     def quantize(array, str kind, *, bint double_quantization=True):
         """Quantize a matrix (Tensor or array of any float dtype), a few rows at a time.
 
-        `kind`: "nf4", "q4_0", "q4_1", or "int4" for q4_1. `double_quantization` stores NF4's absmax in 8 bits. Raises
-        QuantizationError for a NaN or infinite weight, for columns that are no multiple of the block size (64 for nf4,
-        32 for the others), and for weights whose scale overflows the float16 of q4_0 and q4_1.
+        `kind`: "nf4", "q4_0", "q4_1", "int16", or "int4" for q4_1. `double_quantization` stores NF4's absmax in 8 bits. Raises
+        QuantizationError for a NaN or infinite weight, for columns that are no multiple of the block size (32 for
+        q4_0 and q4_1, 64 for the others), and for weights whose scale overflows the float16 of q4_0 and q4_1.
         """
         array = array.numpy() if isinstance(array, Tensor) else np.asarray(array)
         return QuantizedTensor.quantize_streaming(
@@ -223,7 +233,7 @@ cdef class QuantizedTensor:
         kind = _format(kind)
         n, columns = _matrix_shape(shape, kind)
         codes = np.empty((n, _row_bytes(kind, columns)), np.uint8)
-        absmax = np.empty((n, columns // NF4_BLOCK), np.float32) if kind == "nf4" else None
+        absmax = np.empty((n, columns // NF4_BLOCK), np.float32) if kind in _SCALED else None
         for chunk in _chunks(rows, n, columns) if callable(rows) else rows:
             x = _float_rows(chunk, columns)
             stop = start + len(x)
@@ -246,8 +256,8 @@ cdef class QuantizedTensor:
         QuantizationError for another kind, for blocks that do not fill the shape, and for infinite or NaN scales.
         """
         kind = _format(kind)
-        if kind == "nf4":
-            raise QuantizationError("GGUF files hold q4_0 or q4_1 blocks; 'nf4' has no GGUF form.")
+        if kind in _SCALED:
+            raise QuantizationError(f"GGUF files hold q4_0 or q4_1 blocks; {kind!r} has no GGUF form.")
         rows, columns = _matrix_shape(shape, kind)
         stride = _row_bytes(kind, columns)
         raw = _expect(raw, "The GGUF tensor", np.uint8, rows * stride).reshape(rows, stride)
@@ -281,7 +291,7 @@ cdef class QuantizedTensor:
     def from_arrays(arrays, str kind):
         """The tensor that `to_arrays` took apart; QuantizationError where an array is missing or has the wrong size."""
         kind = _format(kind)
-        names = ["codes"] if kind != "nf4" else ["codes", "absmax"]
+        names = ["codes", "absmax"] if kind in _SCALED else ["codes"]
         if kind == "nf4" and "absmax_codes" in arrays:
             names += ["absmax_codes", "absmax_map", "absmax_offset"]
         missing, unknown = [n for n in names if n not in arrays], [n for n in arrays if n not in names]
@@ -296,9 +306,9 @@ cdef class QuantizedTensor:
                          arrays.get("absmax_offset", 0.0))
 
     def to_arrays(self):
-        """The arrays to save, by name (not copied): `codes`, and for NF4 `absmax` and its second level."""
+        """The arrays to save, by name (not copied): `codes`, `absmax` of NF4 and int16, and NF4's second level."""
         arrays = {"codes": self.codes}
-        if self.kind == "nf4":
+        if self.kind in _SCALED:
             arrays["absmax"] = self.absmax
         if self.absmax_codes is not None:
             arrays |= {"absmax_codes": self.absmax_codes, "absmax_map": self.absmax_map,
@@ -324,12 +334,12 @@ cdef class QuantizedTensor:
 
     @property
     def dtype(self):
-        """The kind: "nf4", "q4_0" or "q4_1"."""
+        """The kind: "nf4", "q4_0", "q4_1" or "int16"."""
         return self.kind
 
     @property
     def requires_grad(self):
-        """Always False: a 4-bit weight is frozen."""
+        """Always False: codes are frozen."""
         return False
 
     @property
@@ -355,7 +365,7 @@ cdef class QuantizedTensor:
     def dequantize_rows(self, Py_ssize_t start, Py_ssize_t stop):
         """Rows [start, stop) as a new float32 array; ShapeError where they are not within the matrix."""
         if not 0 <= start <= stop <= self.rows:
-            raise ShapeError(f"Rows [{start}, {stop}) do not lie within the {self.rows} rows of the 4-bit matrix.")
+            raise ShapeError(f"Rows [{start}, {stop}) do not lie within the {self.rows} rows of the matrix.")
         return _decode(&self.source, start, stop - start)
 
     def dequantize_run(self, Py_ssize_t row, Py_ssize_t start, Py_ssize_t stop):
@@ -449,7 +459,7 @@ def dequantize_nf4(codes, absmax):
 def quantize_int4(x, str kind="int4"):
     """uint8 blocks (..., k/32 * 20) of an array (..., k) as Q4_1, or (..., k/32 * 18) with kind="q4_0"."""
     kind = _format(kind)
-    if kind == "nf4":
+    if kind in _SCALED:
         raise ConfigError("quantize_int4 makes q4_0 or q4_1 (int4) blocks; quantize_nf4 makes nf4.")
     x, lead = _plain_input(x, kind)
     blocks = np.empty((len(x), _row_bytes(kind, x.shape[1])), np.uint8)
@@ -460,7 +470,7 @@ def quantize_int4(x, str kind="int4"):
 def dequantize_int4(blocks, str kind="int4"):
     """Float32 (..., k) from what `quantize_int4` returned for the same kind."""
     kind = _format(kind)
-    if kind == "nf4":
+    if kind in _SCALED:
         raise ConfigError("dequantize_int4 reads q4_0 or q4_1 (int4) blocks; dequantize_nf4 reads nf4.")
     blocks = np.asarray(blocks)
     size = _row_bytes(kind, Q4_BLOCK)

@@ -8,6 +8,7 @@ from entrenar.cli.arguments import config_from, config_path, parser_for
 from entrenar.config import load_toml
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
+from entrenar.llama.weights import DTYPES
 from entrenar.lora.config import LoRAConfig
 from entrenar.train import Result, TrainConfig, finetune
 from entrenar.train.config import Checkpointing
@@ -28,7 +29,7 @@ def main(adapter: LoRAConfig, output: str, description: str | None, arguments: S
     parser.add_argument(
         "--dtype",
         default="float32",
-        choices=("float32", "bfloat16"),
+        choices=DTYPES,
         help="of the frozen weights that are not in 4 bits (default: float32)",
     )
     parsed = parser.parse_args(arguments)

@@ -10,7 +10,7 @@ from pathlib import Path
 from entrenar.errors import MemoryBudgetError
 from entrenar.llama.config import LLaMAConfig
 
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": Fraction(4), "bfloat16": Fraction(2), "int16": 2 + Fraction(4, 64)}
 # codes, then scales: NF4 with an 8-bit absmax per 64 and an fp32 one per 256 of those; Q4_1 with two fp16 per 32
 BYTES_4BIT = {"nf4": Fraction(1, 2) + (1 + Fraction(4, 256)) / 64, "int4": Fraction(20, 32)}
 BLOCK_COLUMNS = {"nf4": 64, "int4": 32}  # rows that are no multiple of these stay in full precision

@@ -106,7 +106,7 @@ class Linear(Module):
 class Embedding(Module):
     """Rows of W (vocabulary, hidden) looked up by token id."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Weight) -> None:
         self.weight = weight
 
     def __call__(self, tokens: np.ndarray) -> Tensor:

@@ -28,7 +28,8 @@ from entrenar.llama.model import LLaMAModel
 from entrenar.llama.modules import Weight
 
 QUANTIZE = (None, "auto", "nf4", "int4")
-DTYPES = ("float32", "bfloat16")
+SAVED_DTYPES = ("float32", "bfloat16")
+DTYPES = (*SAVED_DTYPES, "int16")
 INTEGERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")  # codes whose meaning some other tensor holds
 GGUF_4BIT = {"Q4_0": "q4_0", "Q4_1": "q4_1"}
 GGUF_LAYER = {
@@ -169,7 +170,12 @@ class _Loader:
             quantized = self._quantized(name, lazy, shape, head_dim)
             if quantized is not None:
                 return quantized
-        return self._plain(lazy, shape, head_dim, "float32" if len(shape) == 1 else self.dtype)
+        if self.dtype == "int16" and len(shape) == 2:
+            coded = self._coded("int16", name, lazy, shape, head_dim)
+            if coded is not None:
+                return coded
+        plain = "float32" if len(shape) == 1 or self.dtype == "int16" else self.dtype
+        return self._plain(lazy, shape, head_dim, plain)
 
     def _quantized(
         self, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None
@@ -179,6 +185,12 @@ class _Loader:
             return QuantizedTensor.from_gguf_blocks(lazy.raw(), GGUF_4BIT[lazy.type], shape, order)
         kind = "nf4" if self.quantize == "auto" else self.quantize
         assert kind is not None
+        return self._coded(kind, name, lazy, shape, head_dim)
+
+    def _coded(
+        self, kind: str, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None
+    ) -> QuantizedTensor | None:
+        """The tensor in the codes of `kind`, or None (and a note in `unquantized`) where its rows do not fit them."""
         if shape[1] % BLOCK_SIZE[kind]:
             self.unquantized[name] = f"its {shape[1]} columns are no multiple of {BLOCK_SIZE[kind]}"
             return None
@@ -224,16 +236,17 @@ def load(
 ) -> LLaMAModel:
     """Load a GGUF file or a Hugging Face directory, or one that `Checkpoint.open` opened.
 
-    `quantize`: None keeps every weight in `dtype` ("float32" is trainable, "bfloat16" is frozen storage); "auto" keeps
-    the 4-bit codes (Q4_0, Q4_1) that a GGUF file has and makes NF4 of the other block linears; "nf4" and "int4" force
-    one format. Embedding, norms and head are never 4-bit. A block linear whose rows are no multiple of the block size
-    stays in `dtype` and is listed in the model's `unquantized`. Raises FormatError for a file that is missing,
-    truncated or no LLaMA, ConfigError for an unknown option, MemoryBudgetError before anything is allocated.
+    `quantize`: None keeps every weight in `dtype`; "auto" keeps the 4-bit codes (Q4_0, Q4_1) that a GGUF file has and
+    makes NF4 of the other block linears; "nf4" and "int4" force one format. Embedding, norms and head are never 4-bit.
+    `dtype` of what is not: "float32" is trainable; "bfloat16" and the finer "int16" (64 columns share a scale) are
+    frozen storage, beside which norms stay float32. A matrix whose rows are no multiple of the block size stays in
+    full precision and is listed in the model's `unquantized`. Raises FormatError for a file that is missing, truncated
+    or no LLaMA, ConfigError for an unknown option, MemoryBudgetError before anything is allocated.
     """
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize={quantize!r} is unknown; choose None, 'auto', 'nf4' or 'int4'.")
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")
+        raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32', 'bfloat16' or 'int16'.")
     checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
     checkpoint.check()
     check_weights_fit(checkpoint.config, dtype, quantize, double_quantization)
@@ -248,7 +261,7 @@ def save(model: LLaMAModel, directory: str | Path, *, dtype: str = "float32", ma
 
     4-bit weights are dequantized to `dtype` one at a time. Raises ConfigError where LoRA adapters are still attached.
     """
-    if dtype not in DTYPES:
+    if dtype not in SAVED_DTYPES:
         raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")
     names = [name for name, _ in model.named_parameters()]
     adapters = [name for name in names if ".lora_" in name]

@@ -5,27 +5,44 @@ Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023 (arXiv 23
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import BLOCK_SIZE, QuantizedTensor
 from entrenar.errors import QuantizationError
 from entrenar.llama.model import LLaMAModel
-from entrenar.llama.modules import Linear
+from entrenar.llama.modules import Linear, Weight
 from entrenar.lora.adapter import check_no_adapters
 from entrenar.qlora.config import QLoRAConfig
+
+
+def is_4bit(weight: Weight) -> bool:
+    """Whether the weight is in codes of 4 bits already."""
+    return isinstance(weight, QuantizedTensor) and weight.kind != "int16"
+
+
+def _rows_of(weight: Tensor) -> Callable[[int, int], np.ndarray]:
+    array = weight.numpy()
+    return lambda start, stop: array[start:stop]
 
 
 def quantize_linears(model: LLaMAModel, kind: str, double_quantization: bool) -> dict[str, str]:
     """Make every block linear 4-bit, one at a time, in place; returns those that stayed as they were, and why."""
     kept = {}
     for name, module in model.named_modules():
-        if not isinstance(module, Linear) or ".layers." not in name or isinstance(module.weight, QuantizedTensor):
+        if not isinstance(module, Linear) or ".layers." not in name or is_4bit(module.weight):
             continue
         if module.in_features % BLOCK_SIZE[kind]:
             kept[f"{name}.weight"] = f"its {module.in_features} columns are no multiple of {BLOCK_SIZE[kind]}"
             continue
-        weight: Tensor = module.weight
+        weight = module.weight
+        rows = weight.dequantize_rows if isinstance(weight, QuantizedTensor) else _rows_of(weight)
         try:
-            module.weight = QuantizedTensor.quantize(weight, kind, double_quantization=double_quantization)
+            module.weight = QuantizedTensor.quantize_streaming(
+                rows, weight.shape, kind, double_quantization=double_quantization
+            )
         except QuantizationError as error:
             raise QuantizationError(f"{name}.weight cannot become {kind}: {error}") from error
     return kept

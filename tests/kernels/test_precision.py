@@ -13,7 +13,7 @@ from entrenar._kernels.cpu import effective_precision
 from entrenar.autograd import QuantizedTensor, Tensor, linear
 from entrenar.errors import ConfigError
 
-SOURCES = ("float32", "bfloat16", "nf4", "q4_0", "q4_1")
+SOURCES = ("float32", "bfloat16", "nf4", "q4_0", "q4_1", "int16")
 GAUSSIAN = {"highest": 2e-6, "high": 1e-3, "medium": 3e-2}
 OUTLIERS = {"highest": 2e-6, "high": 2e-3, "medium": 6e-2}
 
@@ -31,8 +31,7 @@ def weight_of(array: np.ndarray, source: str) -> tuple[Tensor | QuantizedTensor,
     if source == "bfloat16":
         weight = Tensor(array, dtype="bfloat16")
         return weight, weight.numpy().astype(np.float64)
-    kind = {"q4_0": "q4_0", "q4_1": "q4_1", "nf4": "nf4"}[source]
-    quantized = QuantizedTensor.quantize(Tensor(array), kind)
+    quantized = QuantizedTensor.quantize(Tensor(array), source)
     return quantized, quantized.dequantize().astype(np.float64)
 
 

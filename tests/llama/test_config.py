@@ -114,6 +114,7 @@ def test_the_weights_need_what_their_format_takes() -> None:
     assert budget.weight_bytes(config) == 4 * COUNTS["7b"]
     assert budget.weight_bytes(config, dtype="bfloat16") == 2 * COUNTS["7b"]
     nf4 = blocks // 2 + blocks // 64 + 4 * blocks // 64 // 256  # codes, 8-bit scales, their fp32 scales
+    assert budget.weight_bytes(config, dtype="int16") == COUNTS["7b"] * 33 // 16
     assert budget.weight_bytes(config, quantize="nf4") == nf4 + 4 * rest
     assert budget.weight_bytes(config, quantize="nf4", double_quantization=False) == blocks * 9 // 16 + 4 * rest
     assert budget.weight_bytes(config, dtype="bfloat16", quantize="int4") == blocks * 20 // 32 + 2 * rest

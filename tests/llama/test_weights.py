@@ -203,6 +203,38 @@ def test_bfloat16_rounds_the_matrices_and_freezes_them(mixed: tuple[Path, LLaMAC
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("tied", [False, True])
+def test_int16_codes_every_matrix_and_the_model_still_answers(tied: bool, tmp_path: Path) -> None:
+    config = small_config(intermediate_size=128, tie_word_embeddings=tied)
+    arrays = random_arrays(config)
+    write_hf(tmp_path, config, arrays)
+    model = load(tmp_path, dtype="int16")
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            assert isinstance(weight, QuantizedTensor) and weight.kind == "int16", name
+            expected = QuantizedTensor.quantize(arrays[name], "int16").dequantize()
+            np.testing.assert_array_equal(weight.dequantize(), expected)
+        else:
+            np.testing.assert_array_equal(weight.numpy(), arrays[name])
+    tokens = random_tokens(config, 2, 20)
+    exact, found = model_of(config, arrays)(tokens).numpy(), model(tokens).numpy()
+    assert 0 < np.linalg.norm(found - exact) < 1e-3 * np.linalg.norm(exact)
+    model.to_lora(LoRAConfig(rank=4))
+    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    assert all(tensor.grad is not None for _, tensor in model.trainable_parameters())
+
+
+@pytest.mark.unit
+def test_a_4_bit_base_beside_int16_and_rows_that_fit_neither(tmp_path: Path) -> None:
+    config = small_config()  # down_proj has 96 columns
+    write_hf(tmp_path, config, random_arrays(config))
+    kinds = {name: weight.dtype for name, weight in load(tmp_path, dtype="int16", quantize="nf4").named_parameters()}
+    assert kinds["model.embed_tokens.weight"] == kinds["lm_head.weight"] == "int16"
+    assert kinds["model.layers.0.self_attn.q_proj.weight"] == "nf4"
+    assert kinds["model.layers.0.mlp.down_proj.weight"] == "float32"
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(("quantize", "left"), [("auto", 2), ("nf4", 2), ("int4", 0)])
 def test_rows_that_are_no_multiple_of_the_block_stay_and_are_reported(quantize: str, left: int, tmp_path: Path) -> None:
     config = small_config()  # down_proj has 96 columns: no multiple of 64, one of 32

@@ -15,7 +15,7 @@ from entrenar.lora.adapter import lora_layers
 
 from ..llama.builders import random_arrays, random_tokens, small_config, weights_of
 
-BASES = ("fp32", "bf16", "nf4", "nf4 single", "q4_0", "q4_1")
+BASES = ("fp32", "bf16", "int16", "nf4", "nf4 single", "q4_0", "q4_1")
 IGNORED = -100
 
 

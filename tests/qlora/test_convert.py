@@ -122,6 +122,18 @@ def test_a_base_that_is_4_bit_already_keeps_its_codes(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
+def test_an_int16_base_becomes_4_bit(tmp_path: Path) -> None:
+    base_model("fp32", gqa_config(2)).save_pretrained(tmp_path / "base")
+    model = LLaMAModel.from_pretrained(tmp_path / "base", dtype="int16")
+    name = "model.layers.1.mlp.up_proj.weight"
+    before = dict(model.named_parameters())[name].dequantize()
+    model.to_qlora(QLoRAConfig())
+    after = dict(model.named_parameters())[name]
+    assert after.kind == "nf4"
+    np.testing.assert_array_equal(after.dequantize(), QuantizedTensor.quantize(before, "nf4").dequantize())
+
+
+@pytest.mark.unit
 def test_a_weight_that_is_no_number_is_named() -> None:
     model = base_model(config=CONFIG)
     model.model.layers[1].mlp.up_proj.weight.numpy()[3, 5] = np.nan

@@ -11,7 +11,7 @@
 
 #if defined(__SSE2__)
 enum { BLOCK = GEMM_BLOCK, HEADER = 2, NV = 2, NR = NV * VLEN };
-enum { LEFT_LIMIT16 = 8191, RIGHT_LIMIT16 = 4095, LIMIT8 = 127 };
+enum { LEFT_LIMIT16 = 8191, RIGHT_LIMIT16 = INT16_LIMIT, LIMIT8 = 127 };
 
 INLINE vi round_to_int(vf x) {
 #if VLEN == 16
@@ -77,10 +77,24 @@ INLINE void pack(float *out, int lanes, const weight_source *s, ptrdiff_t first,
         quantize_block(out, panel, lanes, n, codes, limit, right);
     }
 }
+// Rows that are INT16 already: their pairs of codes are moved as if they were floats, their scales as they are
+INLINE void pack_codes(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) {
+    weight_source pairs = *s;
+    pairs.kind = SOURCE_F32;
+    pairs.row_stride = s->row_stride / 4;
+    const ptrdiff_t blocks = s->columns / INT16_BLOCK;
+    for (ptrdiff_t p = start; p < start + depth; p += BLOCK, out += (HEADER + BLOCK / 2) * lanes) {
+        for (int i = 0; i < lanes; i++) out[i] = i < count ? s->absmax[(first + i) * blocks + p / BLOCK] : 0.0f;
+        TIERED(gemm_pack_rows)(out + HEADER * lanes, lanes, &pairs, first, count, p / 2, BLOCK / 2);
+    }
+}
 #define PACKERS(name, codes, left_limit, right_limit)                                                                        \
     static void name##_left_rows(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) { pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_rows), codes, left_limit, 0); } \
     static void name##_left_columns(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) { pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_columns), codes, left_limit, 0); } \
-    static void name##_right_rows(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) { pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_rows), codes, right_limit, 1); } \
+    static void name##_right_rows(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) { \
+        if (codes == 2 && s->kind == SOURCE_INT16) pack_codes(out, lanes, s, first, count, start, depth); \
+        else pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_rows), codes, right_limit, 1); \
+    } \
     static void name##_right_columns(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) { pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_columns), codes, right_limit, 1); }
 
 // ---------------------------------------------------------------- the register tile

@@ -1,4 +1,4 @@
-// 4-bit quantization. NF4 has the bits of bitsandbytes, Q4_0 and Q4_1 those of ggml's reference quantizers.
+// Quantization. NF4 has the bits of bitsandbytes, Q4_0 and Q4_1 those of ggml's reference quantizers.
 #include "simd/quant.h"
 #include "simd/vec.h"
 
@@ -157,6 +157,24 @@ static void absmax_codes(uint8_t *codes, float *second, const float *absmax, flo
         codes[i] = nearest(map, largest > 0.0f ? (absmax[i] - offset) / largest : 0.0f);
 }
 
+// code = x * (4095 / largest) to the nearest, ties to even; scale = largest / 4095
+static int int16(int16_t *codes, float *scales, const float *x, ptrdiff_t columns) {
+    int status = QUANT_OK;
+    for (ptrdiff_t block = 0; block < columns / INT16_BLOCK; block++, x += INT16_BLOCK, codes += INT16_BLOCK) {
+        int32_t bits = largest_bits(x, INT16_BLOCK);
+        if (bits >= INFINITY_BITS) {
+            status |= QUANT_NOT_FINITE;
+            continue;
+        }
+        float largest = float_from_bits((uint32_t)bits);
+        if (largest < 1e-30f) largest = 0.0f;  // the reciprocal would overflow
+        const float factor = largest != 0.0f ? INT16_LIMIT / largest : 0.0f;
+        scales[block] = largest * (1.0f / INT16_LIMIT);
+        for (int i = 0; i < INT16_BLOCK; i++) codes[i] = (int16_t)rintf(x[i] * factor);
+    }
+    return status;
+}
+
 static int q4_scales(const uint8_t *blocks, ptrdiff_t columns, int minimum) {
     ptrdiff_t size = minimum ? Q4_1_BYTES : Q4_0_BYTES;
     int found = 0;
@@ -172,5 +190,5 @@ static void decode(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_
 }
 
 const quant_ops TIERED(quant_table) = {
-    .nf4 = nf4, .q4_0 = q4_0, .q4_1 = q4_1, .absmax = absmax_codes, .q4_scales = q4_scales, .decode = decode,
+    .nf4 = nf4, .q4_0 = q4_0, .q4_1 = q4_1, .int16 = int16, .absmax = absmax_codes, .q4_scales = q4_scales, .decode = decode,
 };

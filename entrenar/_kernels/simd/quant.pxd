@@ -1,4 +1,4 @@
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int16_t, uint8_t
 
 from entrenar._kernels.simd.source cimport weight_source
 
@@ -11,6 +11,7 @@ cdef extern from "simd/quant.h" nogil:
         int (*nf4)(uint8_t* codes, float* absmax, const float* x, Py_ssize_t columns) noexcept nogil
         int (*q4_0)(uint8_t* blocks, const float* x, Py_ssize_t columns) noexcept nogil
         int (*q4_1)(uint8_t* blocks, const float* x, Py_ssize_t columns) noexcept nogil
+        int (*int16)(int16_t* codes, float* scales, const float* x, Py_ssize_t columns) noexcept nogil
         void (*absmax)(uint8_t* codes, float* second, const float* absmax, float offset, const float* map,
                        Py_ssize_t count) noexcept nogil
         int (*q4_scales)(const uint8_t* blocks, Py_ssize_t columns, int minimum) noexcept nogil

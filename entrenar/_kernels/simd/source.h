@@ -1,21 +1,23 @@
-// The source of a weight matrix (rows x columns): fp32, bf16 or 4-bit codes; and how a run of one row becomes floats.
+// The source of a weight matrix (rows x columns): fp32, bf16, 4-bit or 16-bit codes; how a run of a row becomes floats.
 //
 // NF4 (Dettmers et al., "QLoRA", arXiv 2305.14314): two codes a byte, the first in the high nibble; one absmax for each
 // 64 columns, itself fp32 or 8-bit ("double quantization": absmax = map[code] * second_absmax[block / 256] + offset).
 // Q4_0 and Q4_1 are ggml's block formats: 32 columns in 18 or 20 bytes, fp16 scale d, (Q4_1: fp16 minimum m,) then 16
 // bytes whose low nibbles are columns 0..15 and whose high nibbles are columns 16..31; (code - 8) d, or code d + m.
+// INT16 is what the 16-bit integer products read as it is: for each 64 columns one fp32 scale and codes in +-4095.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SOURCE_F32 = 0, SOURCE_BF16 = 1, SOURCE_NF4 = 2, SOURCE_Q4_0 = 3, SOURCE_Q4_1 = 4 };
+enum { SOURCE_F32 = 0, SOURCE_BF16 = 1, SOURCE_NF4 = 2, SOURCE_Q4_0 = 3, SOURCE_Q4_1 = 4, SOURCE_INT16 = 5 };
+enum { INT16_BLOCK = 64, INT16_LIMIT = 4095 };
 enum { NF4_BLOCK = 64, NF4_SECOND_BLOCK = 256, Q4_BLOCK = 32, Q4_0_BYTES = 18, Q4_1_BYTES = 20 };
 
 typedef struct weight_source {
     int kind;                     // SOURCE_*
     const void *data;             // first row
-    ptrdiff_t row_stride;         // between rows: elements for fp32 and bf16, bytes for 4-bit
-    const float *absmax;          // NF4: of each block; where absmax_codes is set, of each 256 blocks
+    ptrdiff_t row_stride;         // between rows: elements for fp32 and bf16, bytes for codes
+    const float *absmax;          // NF4: of each block; where absmax_codes is set, of each 256 blocks. INT16: the scales
     const uint8_t *absmax_codes;  // NF4 with double quantization: 8-bit code of each block's absmax, else NULL
     const float *absmax_map;      // the 256 values of absmax_codes
     float absmax_offset;
@@ -138,6 +140,25 @@ INLINE void source_group(const weight_source *s, const uint8_t *row, ptrdiff_t f
     else q4_group(row, k, s->kind == SOURCE_Q4_1, out);
 }
 
+// The columns [k0, k0 + count) of row `row` of 16-bit codes
+INLINE void int16_decode(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
+    const int16_t *codes = (const int16_t *)((const uint8_t *)s->data + row * s->row_stride);
+    const float *scales = s->absmax + row * (s->columns / INT16_BLOCK);
+    for (ptrdiff_t k = k0, end = k0 + count; k < end;) {
+        const float scale = scales[k / INT16_BLOCK];
+        ptrdiff_t stop = (k / INT16_BLOCK + 1) * INT16_BLOCK;
+        if (stop > end) stop = end;
+#if VLEN == 16
+        for (; k + 16 <= stop; k += 16)
+            vstore(out + (k - k0), (vf)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)(codes + k)))) * scale);
+#elif VLEN == 8
+        for (; k + 8 <= stop; k += 8)
+            vstore(out + (k - k0), (vf)_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const void *)(codes + k)))) * scale);
+#endif
+        for (; k < stop; k++) out[k - k0] = (float)codes[k] * scale;
+    }
+}
+
 // out[0 .. count) = columns [k0, k0 + count) of one row, any k0 and count within the row; fastest at multiples of 16
 INLINE void source_decode(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
     if (s->kind == SOURCE_F32) {
@@ -146,6 +167,10 @@ INLINE void source_decode(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, p
     }
     if (s->kind == SOURCE_BF16) {
         bf16_decode((const uint16_t *)s->data + row * s->row_stride + k0, count, out);
+        return;
+    }
+    if (s->kind == SOURCE_INT16) {
+        int16_decode(s, row, k0, count, out);
         return;
     }
     const uint8_t *bytes = (const uint8_t *)s->data + row * s->row_stride;

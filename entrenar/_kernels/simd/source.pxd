@@ -1,4 +1,4 @@
-# The source of a weight matrix (fp32, bf16, NF4, Q4_0 or Q4_1 rows): Cython fills it in, micro-kernels decode it.
+# The source of a weight matrix (fp32, bf16, NF4, Q4_0, Q4_1 or int16 rows): Cython fills it in, micro-kernels decode it.
 from libc.stdint cimport uint8_t
 
 cdef extern from "simd/source.h" nogil:
@@ -8,6 +8,8 @@ cdef extern from "simd/source.h" nogil:
         SOURCE_NF4
         SOURCE_Q4_0
         SOURCE_Q4_1
+        SOURCE_INT16
+        INT16_BLOCK
         NF4_BLOCK
         NF4_SECOND_BLOCK
         Q4_BLOCK
