@@ -45,12 +45,10 @@ class Ours:
         self.optimizer = getattr(optim, optimizer)(self.parameters, **options)
 
     def step(self, clip: bool) -> float:
-        from entrenar.optim import clip_grad_norm
+        from entrenar.optim import clip_factor, grad_norm
 
         def update() -> None:
-            if clip:
-                clip_grad_norm(self.parameters, 1e6)
-            self.optimizer.step()
+            self.optimizer.step(clip_factor(grad_norm(self.parameters), 1.0) if clip else 1.0)
 
         return timed(update)
 
@@ -73,7 +71,7 @@ class Torch:
 
         def update() -> None:
             if clip:
-                torch.nn.utils.clip_grad_norm_(self.parameters, 1e6, foreach=True)
+                torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
             self.optimizer.step()
 
         return timed(update)

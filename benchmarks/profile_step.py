@@ -4,7 +4,8 @@ Every operation of the model is timed where it stands. Backward is timed too: th
 as a leaf, so that its node can be walked alone once the operations after it have filled the leaf's gradient. That adds
 a copy of the gradient to residual additions, and spares norms and SwiGLU from being computed again for the adapters'
 gradients; the table's sum is printed beside the time of an untouched step to show what that amounts to. The adapters'
-share of a LoRA linear is its time without that of the same product run again, alone.
+share of a LoRA linear is its time without that of the same product run again, alone (or computed before, for several
+layers that read the same input).
 
 `--perf` samples an untouched step with Linux perf instead and prints percent by function.
 """
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,10 @@ from timing import clock
 from entrenar import matmul_precision
 from entrenar.autograd import Tensor, no_grad, ops
 from entrenar.autograd.precision import auto_precision
+from entrenar.llama import modules as modules_of_llama
 from entrenar.optim import AdamW, clip_grad_norm
 
+FROZEN, AGAIN = "frozen product of lora_linear", "again"
 OPERATIONS = (
     "add", "attention", "embedding", "linear", "linear_cross_entropy", "lora_linear", "rms_norm", "rope", "swiglu"
 )  # fmt: skip
@@ -56,9 +60,9 @@ class Profiler:
 
         def call(*arguments: Any, **options: Any) -> Tensor:
             out = self.time(name, "forward", function, *arguments, **options)
-            if name == "lora_linear":
+            if name == "lora_linear" and (len(arguments) < 7 or arguments[6] is None):
                 with no_grad():
-                    self.time("frozen product of lora_linear", "forward", self.linear, *arguments[:2])
+                    self.time(AGAIN, "forward", self.linear, *arguments[:2])
             if not out.requires_grad:
                 return out
             leaf = out.detach()
@@ -77,6 +81,8 @@ class Profiler:
             for module in modules:
                 if vars(module).get(name) is original:
                     setattr(module, name, replacement)
+        products = modules_of_llama.linear_products
+        modules_of_llama.linear_products = partial(self.time, FROZEN, "forward", products)
 
     def walk(self) -> None:
         """Backward, newest operation first."""
@@ -89,13 +95,15 @@ class Profiler:
                 x = arguments[0].detach()
                 x.requires_grad = True
                 again = self.linear(x, arguments[1])
-                self.time("frozen product of lora_linear", "backward", again.backward, gradient)
+                self.time(AGAIN, "backward", again.backward, gradient)
 
     def split_adapters(self) -> None:
         """Separate the adapters' part of LoRA linears from the frozen product."""
         for phase in ("forward", "backward"):
-            frozen = self.seconds["frozen product of lora_linear", phase]
-            self.seconds["adapters of lora_linear", phase] = self.seconds.pop(("lora_linear", phase), 0.0) - frozen
+            again = self.seconds.pop((AGAIN, phase), 0.0)
+            self.seconds[FROZEN, phase] += again
+            self.calls[FROZEN, phase] += self.calls.pop((AGAIN, phase), 0)
+            self.seconds["adapters of lora_linear", phase] = self.seconds.pop(("lora_linear", phase), 0.0) - again
             self.calls["adapters of lora_linear", phase] = self.calls.pop(("lora_linear", phase), 0)
 
     def table(self, steps: int) -> str:

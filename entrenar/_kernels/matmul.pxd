@@ -3,15 +3,23 @@ from entrenar._kernels.simd.source cimport weight_source
 # An fp32 matrix as the source of an operand; `row_stride` in elements.
 cdef weight_source f32_source(const float* data, Py_ssize_t row_stride, Py_ssize_t columns) noexcept nogil
 
+# A product of a shared left operand: c (m, n), contiguous, of the right operand b.
+cdef struct gemm_right:
+    float* c
+    const weight_source* b
+    Py_ssize_t n
+
 # All return 0, or -1 where scratch memory is out; scratch slots 0 and 1 are used.
 cdef int linear_forward(float* y, const float* x, const weight_source* w,
                         Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil
+cdef int linear_forward_group(const gemm_right* rights, int count, const float* x, Py_ssize_t m,
+                              Py_ssize_t k) noexcept nogil
 cdef int linear_backward_input(float* dx, const float* dy, const weight_source* w,
                                Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil
 cdef int linear_backward_weight(float* dw, const float* dy, const float* x,
                                 Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil
-cdef int gemm(float* c, Py_ssize_t ldc, const weight_source* a, bint a_transposed, const weight_source* b,
-              bint b_transposed, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil
+cdef int gemm(float* c, const weight_source* a, bint a_transposed, const weight_source* b, bint b_transposed,
+              Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil
 
 # Adapters y += scale (x A^T) B^T of a small rank r; for wide operands these pack nothing. -1 where scratch is out.
 cdef int low_rank_forward(float* y, float* h, const float* x, const float* a, const float* b, float scale,

@@ -24,6 +24,7 @@ cdef enum:
     GRAIN = 1 << 17      # multiply-adds worth a thread
     NARROW_ROWS = 48     # of a job of a narrow product, and its columns
     NARROW_COLUMNS = 192
+    NARROW_DEPTH = 128
     VECTOR = 16          # floats of the widest vector: rows that are read as vectors are padded to it
     FEW_ROWS_BLOCK = 16  # weight rows of a job of the few-row path
 
@@ -112,26 +113,40 @@ cdef void multiply_group(float* c, Py_ssize_t ldc, const float* packed, const ge
         start += size
 
 
-cdef int gemm(float* c, Py_ssize_t ldc, const weight_source* a, bint a_transposed, const weight_source* b,
-              bint b_transposed, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
-    """C (m, n) (+)= A B, row stride `ldc`. A is (m, k), or stored (k, m) where transposed; B is (k, n), or stored (n, k)."""
-    cdef const gemm_format* f = choose_format(b, n, k)
-    cdef int threads = threads_for(m * n * k, GRAIN)
-    cdef Py_ssize_t i, row0 = 0, rows, pack_jobs
-    if m == 0 or n == 0:
+cdef void multiply_job(const gemm_right* rights, int count, Py_ssize_t row0, const float* packed, const gemm_format* f,
+                       bint transposed, float* own, Py_ssize_t rows, Py_ssize_t k, Py_ssize_t depth, Py_ssize_t group,
+                       Py_ssize_t job, bint accumulate) noexcept nogil:
+    """One group of panels of one of the right operands, which share the packed rows of A."""
+    cdef int i = 0
+    cdef Py_ssize_t n = rights[0].n, panels = (n + f.right_lanes - 1) // f.right_lanes
+    while job >= (panels + group - 1) // group:
+        job -= (panels + group - 1) // group
+        i += 1
+        n = rights[i].n
+        panels = (n + f.right_lanes - 1) // f.right_lanes
+    multiply_group(rights[i].c + row0 * n, n, packed, f, rights[i].b, transposed, own, rows, n, k, depth, job * group,
+                   least((job + 1) * group, panels), accumulate)
+
+
+cdef int gemm_group(const gemm_right* rights, int count, const gemm_format* f, const weight_source* a, bint a_transposed,
+                    bint b_transposed, Py_ssize_t m, Py_ssize_t k, bint accumulate) noexcept nogil:
+    """C_i (m, n_i) (+)= A B_i for every right operand, A packed once for all; the operands are as in `gemm`."""
+    cdef Py_ssize_t i, row0 = 0, rows, pack_jobs, jobs = 0, columns = 0, panels = 0
+    for i in range(count):
+        columns += rights[i].n
+        panels += (rights[i].n + f.right_lanes - 1) // f.right_lanes
+        if k == 0 and not accumulate:
+            memset(rights[i].c, 0, m * rights[i].n * sizeof(float))
+    if m == 0 or columns == 0 or k == 0:
         return 0
-    if k == 0:
-        if not accumulate:
-            for i in range(m):
-                memset(c + i * ldc, 0, n * sizeof(float))
-        return 0
+    cdef int threads = threads_for(m * columns * k, GRAIN)
     # equal blocks of the contraction, a multiple of 64 so that no 4-bit block is cut
     cdef Py_ssize_t blocks = (k + DEPTH - 1) // DEPTH
     cdef Py_ssize_t depth = ((k + blocks - 1) // blocks + 63) // 64 * 64
     cdef Py_ssize_t most_rows = least(ROWS, m), most_panels = (most_rows + f.rows - 1) // f.rows
-    cdef Py_ssize_t panels = (n + f.right_lanes - 1) // f.right_lanes
     cdef Py_ssize_t group = least(GROUP, (panels + 4 * threads - 1) // (4 * threads))
-    cdef Py_ssize_t groups = (panels + group - 1) // group
+    for i in range(count):
+        jobs += ((rights[i].n + f.right_lanes - 1) // f.right_lanes + group - 1) // group
     # a panel's last store may touch up to a vector beyond it
     cdef size_t own_floats = <size_t> (group * f.right_lanes * lane_words(f, depth) + 64)
     cdef size_t packed_floats = <size_t> (most_panels * f.left_lanes * lane_words(f, k) + 64)
@@ -145,18 +160,27 @@ cdef int gemm(float* c, Py_ssize_t ldc, const weight_source* a, bint a_transpose
         if threads == 1:  # without OpenMP, whose team costs as much as a small product
             for i in range(pack_jobs):
                 pack_left(packed, f, a, a_transposed, row0, rows, k, depth, i)
-            for i in range(groups):
-                multiply_group(c + row0 * ldc, ldc, packed, f, b, b_transposed, owned, rows, n, k, depth, i * group,
-                               least((i + 1) * group, panels), accumulate)
+            for i in range(jobs):
+                multiply_job(rights, count, row0, packed, f, b_transposed, owned, rows, k, depth, group, i, accumulate)
             row0 += rows
             continue
         for i in prange(pack_jobs, schedule="static", num_threads=threads):
             pack_left(packed, f, a, a_transposed, row0, rows, k, depth, i)
-        for i in prange(groups, schedule="dynamic", num_threads=threads):
-            multiply_group(c + row0 * ldc, ldc, packed, f, b, b_transposed, owned + own_floats * threadid(), rows, n,
-                           k, depth, i * group, least((i + 1) * group, panels), accumulate)
+        for i in prange(jobs, schedule="dynamic", num_threads=threads):
+            multiply_job(rights, count, row0, packed, f, b_transposed, owned + own_floats * threadid(), rows, k, depth,
+                         group, i, accumulate)
         row0 += rows
     return 0
+
+
+cdef int gemm(float* c, const weight_source* a, bint a_transposed, const weight_source* b, bint b_transposed,
+              Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
+    """C (m, n) (+)= A B. A is (m, k), or stored (k, m) where transposed; B is (k, n), or stored (n, k)."""
+    cdef gemm_right right
+    right.c = c
+    right.b = b
+    right.n = n
+    return gemm_group(&right, 1, choose_format(b, n, k), a, a_transposed, b_transposed, m, k, accumulate)
 
 
 cdef int linear_forward(float* y, const float* x, const weight_source* w,
@@ -164,19 +188,38 @@ cdef int linear_forward(float* y, const float* x, const weight_source* w,
     cdef weight_source a = f32_source(x, k, k)
     if 0 < m <= GEMM_FEW_ROWS:
         return few_rows(y, n, x, k, w, m, n, k, accumulate)
-    return gemm(y, n, &a, False, w, True, m, n, k, accumulate)
+    return gemm(y, &a, False, w, True, m, n, k, accumulate)
+
+
+cdef int linear_forward_group(const gemm_right* rights, int count, const float* x, Py_ssize_t m,
+                              Py_ssize_t k) noexcept nogil:
+    """Y_i (m, n_i) = X (m, k) W_i (n_i, k)^T: neighbours whose panels have the same format share the packed X."""
+    cdef weight_source a = f32_source(x, k, k)
+    cdef const gemm_format* f
+    cdef int first = 0, last, status = 0
+    while first < count:
+        f = choose_format(rights[first].b, rights[first].n, k)
+        last = first + 1
+        if 0 < m <= GEMM_FEW_ROWS:
+            status |= few_rows(rights[first].c, rights[first].n, x, k, rights[first].b, m, rights[first].n, k, False)
+        else:
+            while last < count and choose_format(rights[last].b, rights[last].n, k) == f:
+                last += 1
+            status |= gemm_group(rights + first, last - first, f, &a, False, True, m, k, False)
+        first = last
+    return status
 
 
 cdef int linear_backward_input(float* dx, const float* dy, const weight_source* w,
                                Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
     cdef weight_source a = f32_source(dy, n, n)
-    return gemm(dx, k, &a, False, w, False, m, k, n, accumulate)
+    return gemm(dx, &a, False, w, False, m, k, n, accumulate)
 
 
 cdef int linear_backward_weight(float* dw, const float* dy, const float* x,
                                 Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
     cdef weight_source a = f32_source(dy, n, n), b = f32_source(x, k, k)
-    return gemm(dw, k, &a, True, &b, False, n, k, m, accumulate)
+    return gemm(dw, &a, True, &b, False, n, k, m, accumulate)
 
 
 # ---------------------------------------------------------------- low rank: y = x A^T B^T for A (r, k), B (n, r), r small
@@ -204,9 +247,14 @@ cdef void narrow_job(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row,
                      Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t job,
                      bint accumulate) noexcept nogil:
     cdef Py_ssize_t blocks = (n + NARROW_COLUMNS - 1) // NARROW_COLUMNS
-    cdef Py_ssize_t i0 = job // blocks * NARROW_ROWS, j0 = job % blocks * NARROW_COLUMNS
-    simd.gemm.strided(c + i0 * ldc + j0, ldc, a + i0 * a_row, a_row, a_column, b + j0, ldb,
-                      least(NARROW_ROWS, m - i0), least(NARROW_COLUMNS, n - j0), k, ONES if accumulate else NULL)
+    cdef Py_ssize_t i0 = job // blocks * NARROW_ROWS, j0 = job % blocks * NARROW_COLUMNS, p = 0
+    # a column of A has an element in every cache line: as many lines as L1 holds are used by all of the job's rows
+    cdef Py_ssize_t depth = NARROW_DEPTH if a_row == 1 else k
+    while p < k:
+        simd.gemm.strided(c + i0 * ldc + j0, ldc, a + i0 * a_row + p * a_column, a_row, a_column, b + p * ldb + j0, ldb,
+                          least(NARROW_ROWS, m - i0), least(NARROW_COLUMNS, n - j0), least(depth, k - p),
+                          ONES if accumulate or p > 0 else NULL)
+        p += depth
 
 
 cdef void narrow(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,

@@ -1,4 +1,7 @@
-"""Optimizer updates: one pass over parameter, gradient and state, in place, cut into fixed blocks."""
+"""Optimizer updates: one pass over parameters, gradients and state, in place, all parameters in one parallel region.
+
+Each parameter is cut into blocks of fixed size, which are the jobs; `first_job` numbers them across parameters.
+"""
 from cython.parallel cimport prange
 
 from entrenar._kernels.cpu cimport scratch, simd, threads_for
@@ -9,37 +12,80 @@ cdef enum:
     GRAIN = 32768  # floats that pay for waking one more thread
 
 
-# g' = g + weight_decay p;  buffer = momentum buffer + (1 - dampening) g' (g' itself on the first step);
-# p -= lr buffer, or lr (g' + momentum buffer) with Nesterov, or lr g' without momentum (buffer NULL). All [n].
-cdef void sgd_step(float* p, float* buffer, const float* g, Py_ssize_t n, const sgd_options* options) noexcept nogil:
-    cdef Py_ssize_t i, at
-    for i in prange((n + BLOCK - 1) // BLOCK, schedule="static", num_threads=threads_for(n, GRAIN)):
-        at = i * BLOCK
-        simd.optimizer.sgd(p + at, buffer + at if buffer != NULL else NULL, g + at, min(n - at, <Py_ssize_t> BLOCK),
-                           options)
+cdef Py_ssize_t number_jobs(optimizer_run* runs, Py_ssize_t count) noexcept nogil:
+    """Set every run's first job; the number of jobs of all."""
+    cdef Py_ssize_t i, jobs = 0
+    for i in range(count):
+        runs[i].first_job = jobs
+        jobs += (runs[i].n + BLOCK - 1) // BLOCK
+    return jobs
 
 
-# g' = g + l2 p;  m = beta1 m + (1 - beta1) g';  v = beta2 v + (1 - beta2) g'^2;
-# p = decay p - step_size m / (denominator_scale sqrt(v) + eps). All [n].
-cdef void adam_step(float* p, float* m, float* v, const float* g, Py_ssize_t n,
+cdef Py_ssize_t run_of(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t job) noexcept nogil:
+    """The last run whose first job is not beyond `job`."""
+    cdef Py_ssize_t low = 0, high = count, middle
+    while high - low > 1:
+        middle = (low + high) // 2
+        if runs[middle].first_job <= job:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+cdef Py_ssize_t floats(const optimizer_run* runs, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i, total = 0
+    for i in range(count):
+        total += runs[i].n
+    return total
+
+
+cdef void sgd_job(const optimizer_run* r, Py_ssize_t at, const sgd_options* options) noexcept nogil:
+    simd.optimizer.sgd(r.p + at, r.state + at if r.state != NULL else NULL, r.g + at,
+                       min(r.n - at, <Py_ssize_t> BLOCK), options)
+
+
+cdef void adam_job(const optimizer_run* r, Py_ssize_t at, const adam_options* options) noexcept nogil:
+    simd.optimizer.adam(r.p + at, r.state + at, r.state2 + at, r.g + at, min(r.n - at, <Py_ssize_t> BLOCK), options)
+
+
+# options[count], one of each run. g' = scale g + weight_decay p;  state = momentum state + (1 - dampening) g' (g' itself
+# on the first step); p -= lr state, or lr (g' + momentum state) with Nesterov, or lr g' without momentum (state NULL).
+cdef void sgd_step(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs,
+                   const sgd_options* options) noexcept nogil:
+    cdef Py_ssize_t job, i
+    for job in prange(jobs, schedule="static", num_threads=threads_for(floats(runs, count), GRAIN)):
+        i = run_of(runs, count, job)
+        sgd_job(runs + i, (job - runs[i].first_job) * BLOCK, options + i)
+
+
+# options[count]. g' = scale g + l2 p;  state = beta1 state + (1 - beta1) g';  state2 = beta2 state2 + (1 - beta2) g'^2;
+# p = decay p - step_size state / (denominator_scale sqrt(state2) + eps).
+cdef void adam_step(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs,
                     const adam_options* options) noexcept nogil:
-    cdef Py_ssize_t i, at
-    for i in prange((n + BLOCK - 1) // BLOCK, schedule="static", num_threads=threads_for(n, GRAIN)):
-        at = i * BLOCK
-        simd.optimizer.adam(p + at, m + at, v + at, g + at, min(n - at, <Py_ssize_t> BLOCK), options)
+    cdef Py_ssize_t job, i
+    for job in prange(jobs, schedule="static", num_threads=threads_for(floats(runs, count), GRAIN)):
+        i = run_of(runs, count, job)
+        adam_job(runs + i, (job - runs[i].first_job) * BLOCK, options + i)
 
 
-# total = sum of x [n] squared, in float64, block sums added in order; -1 where scratch memory is out
-cdef int sum_squares(double* total, const float* x, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t blocks = (n + BLOCK - 1) // BLOCK, i
-    cdef double* parts = <double*> scratch(3, blocks * sizeof(double))
+cdef double squares_job(const optimizer_run* r, Py_ssize_t at) noexcept nogil:
+    return simd.optimizer.sum_squares(r.g + at, min(r.n - at, <Py_ssize_t> BLOCK))
+
+
+# totals[count] = sums of each g squared, in float64, block sums added in order; -1 where scratch memory is out
+cdef int sum_squares(double* totals, const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs) noexcept nogil:
+    cdef Py_ssize_t job, i
+    cdef double* parts = <double*> scratch(3, jobs * sizeof(double))
     if parts == NULL:
         return -1
-    for i in prange(blocks, schedule="static", num_threads=threads_for(n, GRAIN)):
-        parts[i] = simd.optimizer.sum_squares(x + i * BLOCK, min(n - i * BLOCK, <Py_ssize_t> BLOCK))
-    total[0] = 0
-    for i in range(blocks):
-        total[0] += parts[i]
+    for job in prange(jobs, schedule="static", num_threads=threads_for(floats(runs, count), GRAIN)):
+        i = run_of(runs, count, job)
+        parts[job] = squares_job(runs + i, (job - runs[i].first_job) * BLOCK)
+    for i in range(count):
+        totals[i] = 0
+    for job in range(jobs):
+        totals[run_of(runs, count, job)] += parts[job]
     return 0
 
 

@@ -25,7 +25,7 @@ from entrenar.autograd import (
 from entrenar.errors import ConfigError, ShapeError
 from entrenar.llama.budget import check_weights_fit
 from entrenar.llama.config import LLaMAConfig
-from entrenar.llama.modules import Embedding, Linear, Module, RMSNorm, Weight, random_weights
+from entrenar.llama.modules import Embedding, Linear, Module, RMSNorm, Weight, random_weights, together
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,9 +63,10 @@ class Attention(Module):
         self, x: Tensor, rotation: Rotation, cu_seqlens: np.ndarray | None, cache: LayerCache | None
     ) -> Tensor:
         batch, length, _ = x.shape
-        q = rotation(self.q_proj(x).reshape(batch, length, self.heads, self.head_dim))
-        k = rotation(self.k_proj(x).reshape(batch, length, self.kv_heads, self.head_dim))
-        v = self.v_proj(x).reshape(batch, length, self.kv_heads, self.head_dim)
+        q, k, v = together(x, self.q_proj, self.k_proj, self.v_proj)
+        q = rotation(q.reshape(batch, length, self.heads, self.head_dim))
+        k = rotation(k.reshape(batch, length, self.kv_heads, self.head_dim))
+        v = v.reshape(batch, length, self.kv_heads, self.head_dim)
         if cache is None:
             out = attention(q, k, v, cu_seqlens)
         else:
@@ -83,7 +84,7 @@ class MLP(Module):
         self.down_proj = Linear(weights(f"{prefix}.down_proj.weight", (hidden, inner)))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(swiglu(*together(x, self.gate_proj, self.up_proj)))
 
 
 def _norm(config: LLaMAConfig, name: str, weights: WeightSource) -> RMSNorm:

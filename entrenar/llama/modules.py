@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from entrenar.autograd import Tensor, embedding, linear, rms_norm
+from entrenar.autograd.ops.matmul import linear_products
 from entrenar.autograd.quantized import QuantizedTensor
 
 Weight = Tensor | QuantizedTensor
@@ -99,8 +100,15 @@ class Linear(Module):
         """Columns of the weight."""
         return self.weight.shape[1]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight)
+    def __call__(self, x: Tensor, product: Tensor | None = None) -> Tensor:
+        """y; `product` is x W^T where `together` computed it."""
+        return linear(x, self.weight, product=product)
+
+
+def together(x: Tensor, *layers: Linear) -> list[Tensor]:
+    """What each of the layers makes of the same x, which is packed for their multiplications once."""
+    products = linear_products(x, [layer.weight for layer in layers])
+    return [layer(x, product) for layer, product in zip(layers, products, strict=True)]
 
 
 class Embedding(Module):

@@ -38,9 +38,9 @@ class LoRALinear(Linear):
         yield "lora_A.weight", self.lora_A
         yield "lora_B.weight", self.lora_B
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, product: Tensor | None = None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return lora_linear(x, self.weight, self.lora_A, self.lora_B, self.scaling, dropout)
+        return lora_linear(x, self.weight, self.lora_A, self.lora_B, self.scaling, dropout, product)
 
     def merged(self) -> Linear:
         """A float32 linear with W + scaling B A; a 4-bit or bfloat16 W is dequantized for it."""

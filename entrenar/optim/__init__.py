@@ -1,7 +1,7 @@
 """Optimizers, learning-rate schedules and gradient clipping."""
 
 from entrenar.optim.adam import Adam, AdamW
-from entrenar.optim.clip import clip_grad_norm, clip_grad_value
+from entrenar.optim.clip import clip_factor, clip_grad_norm, clip_grad_value, grad_norm
 from entrenar.optim.optimizer import Optimizer
 from entrenar.optim.schedule import (
     ConstantLR,
@@ -24,6 +24,8 @@ __all__ = [
     "Schedule",
     "StepLR",
     "WarmupCosineLR",
+    "clip_factor",
     "clip_grad_norm",
     "clip_grad_value",
+    "grad_norm",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 from entrenar.autograd import Tensor
 from entrenar.errors import ConfigError
 from entrenar.optim import update
-from entrenar.optim.optimizer import Optimizer, Parameters, check_range
+from entrenar.optim.optimizer import Entry, Optimizer, Parameters, check_range
 
 
 class Adam(Optimizer):
@@ -40,17 +40,15 @@ class Adam(Optimizer):
         for i, beta in enumerate(group["betas"]):
             check_range(self.name, f"betas[{i}]", beta, 0, 1)
 
-    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        if not state:
-            state.update(step=0, exp_avg=update.zeros_like(parameter), exp_avg_sq=update.zeros_like(parameter))
-        state["step"] += 1
+    def update(self, entries: list[Entry], group: dict[str, Any], gradient_scale: float) -> None:
+        for parameter, _, state in entries:
+            if not state:
+                state.update(step=0, exp_avg=update.zeros_like(parameter), exp_avg_sq=update.zeros_like(parameter))
+            state["step"] += 1
         beta1, beta2 = group["betas"]
         update.adam_step(
-            parameter,
-            gradient,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            state["step"],
+            [(p, g, state["exp_avg"], state["exp_avg_sq"], state["step"]) for p, g, state in entries],
+            gradient_scale=gradient_scale,
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,

@@ -10,34 +10,47 @@ from entrenar.optim import update
 from entrenar.optim.optimizer import Parameters, check_range, named
 
 
+def grad_norm(parameters: Tensor | Parameters, error_if_nonfinite: bool = True) -> float:
+    """The joint 2-norm of all gradients, accumulated in float64.
+
+    `parameters`: Tensors or (name, Tensor) pairs; a tied one counts once, one without a gradient not at all. Raises
+    NumericsError naming the first parameter whose gradient is not finite, unless `error_if_nonfinite` is False.
+    """
+    pairs = [(name, tensor.grad) for name, tensor in named(parameters) if tensor.grad is not None]
+    squares = update.sum_squares([gradient for _, gradient in pairs])
+    for (name, _), square in zip(pairs, squares, strict=True):
+        if error_if_nonfinite and not math.isfinite(square):
+            raise NumericsError(
+                f"The gradient of {name} has the norm {math.sqrt(square)}, expected a finite one; "
+                "lower the learning rate or look for a bad example."
+            )
+    return math.sqrt(sum(squares))
+
+
+def clip_factor(norm: float, max_norm: float) -> float:
+    """What gradients of this norm are multiplied by so that it is at most `max_norm`, as in torch; NaN for NaN.
+
+    `Optimizer.step(gradient_scale=...)` takes it, which saves the pass over memory that `clip_grad_norm` makes.
+    """
+    factor = max_norm / (norm + 1e-6) if max_norm != math.inf else 1.0
+    return 1.0 if factor >= 1 else factor
+
+
 def clip_grad_norm(parameters: Tensor | Parameters, max_norm: float, error_if_nonfinite: bool = True) -> float:
     """Scale all gradients in place so that their joint 2-norm is at most `max_norm`; returns the norm before.
 
-    `parameters`: Tensors or (name, Tensor) pairs; a tied one counts once, one without a gradient not at all. The norm
-    is accumulated in float64; the factor is max_norm / (norm + 1e-6) as in torch. `max_norm` infinite only measures.
-    Raises NumericsError naming the first parameter whose gradient is not finite, unless `error_if_nonfinite` is False;
-    ConfigError for a negative `max_norm`.
+    Parameters and NumericsError as for `grad_norm`; the factor is max_norm / (norm + 1e-6) as in torch. `max_norm`
+    infinite only measures. ConfigError for a negative `max_norm`.
     """
     if max_norm != math.inf:
         check_range("clip_grad_norm", "max_norm", max_norm, 0)
-    total = 0.0
-    gradients = []
-    for name, tensor in named(parameters):
-        if tensor.grad is None:
-            continue
-        squares = update.sum_squares(tensor.grad)
-        if error_if_nonfinite and not math.isfinite(squares):
-            raise NumericsError(
-                f"The gradient of {name} has the norm {math.sqrt(squares)}, expected a finite one; "
-                "lower the learning rate or look for a bad example."
-            )
-        total += squares
-        gradients.append(tensor.grad)
-    norm = math.sqrt(total)
-    factor = max_norm / (norm + 1e-6) if max_norm != math.inf else 1.0
-    if not factor >= 1:  # NaN too: what is not finite stays visible
-        for gradient in gradients:
-            update.scale_(gradient, factor)
+    parameters = list(named(parameters))
+    norm = grad_norm(parameters, error_if_nonfinite)
+    factor = clip_factor(norm, max_norm)
+    if factor != 1:  # NaN too: what is not finite stays visible
+        for _, tensor in parameters:
+            if tensor.grad is not None:
+                update.scale_(tensor.grad, factor)
     return norm
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from entrenar.autograd import Tensor
 from entrenar.errors import ConfigError
 
+Entry = tuple[Tensor, Tensor, dict[str, Any]]  # a parameter, its gradient, its state
 Parameters = Iterable[Any]  # Tensors, (name, Tensor) pairs, or dicts with "params" and options of their own
 
 
@@ -39,8 +40,8 @@ def check_range(owner: str, name: str, value: Any, low: float, high: float = mat
 class Optimizer:
     """Base of the optimizers. `param_groups` is a list of dicts: "params" (Tensors), "names", and the options.
 
-    A subclass checks options in `check(group)`, and updates one parameter in `update(parameter, state, group)`, where
-    `state` is that parameter's dict of Tensors and numbers, empty at its first step.
+    A subclass checks options in `check(group)`, and updates the parameters of a group in `update`, where the state of
+    each is a dict of Tensors and numbers, empty at its first step.
     """
 
     def __init__(self, params: Tensor | Parameters, defaults: dict[str, Any]) -> None:
@@ -64,8 +65,8 @@ class Optimizer:
         """ConfigError, naming the option, where a group's options are out of range."""
         raise NotImplementedError
 
-    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """One step of one parameter, in place, with what `state` keeps for it from step to step."""
+    def update(self, entries: list[Entry], group: dict[str, Any], gradient_scale: float) -> None:
+        """One step of parameters of a group, in place, each with what its state keeps for it from step to step."""
         raise NotImplementedError
 
     def _add_group(self, group: Any, seen: set[int]) -> None:
@@ -112,12 +113,20 @@ class Optimizer:
         for group in self.param_groups:
             group["lr"] = float(value)
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient and is not frozen meanwhile, in place."""
+    def step(self, gradient_scale: float = 1.0) -> None:
+        """Update every parameter that has a gradient and is not frozen meanwhile, in place.
+
+        Gradients count `gradient_scale` times (what clipping found, say) and stay as they are.
+        """
+        entries: dict[int, list[Entry]] = {}
         for position, _, tensor, group in self._parameters():
             gradient = tensor.grad
             if gradient is not None and tensor.requires_grad:
-                self.update(tensor, gradient, self.state.setdefault(position, {}), group)
+                entry = (tensor, gradient, self.state.setdefault(position, {}))
+                entries.setdefault(id(group), []).append(entry)
+        for group in self.param_groups:
+            if id(group) in entries:
+                self.update(entries[id(group)], group, gradient_scale)
 
     def zero_grad(self) -> None:
         """Forget every gradient (they become None, and their memory is free)."""

@@ -7,7 +7,7 @@ from typing import Any
 from entrenar.autograd import Tensor
 from entrenar.errors import ConfigError
 from entrenar.optim import update
-from entrenar.optim.optimizer import Optimizer, Parameters, check_range
+from entrenar.optim.optimizer import Entry, Optimizer, Parameters, check_range
 
 
 class SGD(Optimizer):
@@ -45,18 +45,19 @@ class SGD(Optimizer):
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ConfigError("SGD: Nesterov momentum needs a momentum above 0 and no dampening.")
 
-    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        first = "momentum_buffer" not in state
-        if group["momentum"] and first:
-            state["momentum_buffer"] = update.zeros_like(parameter)
+    def update(self, entries: list[Entry], group: dict[str, Any], gradient_scale: float) -> None:
+        ready = []
+        for parameter, gradient, state in entries:
+            first = "momentum_buffer" not in state
+            if group["momentum"] and first:
+                state["momentum_buffer"] = update.zeros_like(parameter)
+            ready.append((parameter, gradient, state["momentum_buffer"] if group["momentum"] else None, first))
         update.sgd_step(
-            parameter,
-            gradient,
-            state["momentum_buffer"] if group["momentum"] else None,
+            ready,
+            gradient_scale=gradient_scale,
             lr=group["lr"],
             momentum=group["momentum"],
             dampening=group["dampening"],
             weight_decay=group["weight_decay"],
             nesterov=group["nesterov"],
-            first=first,
         )

@@ -2,24 +2,19 @@ from entrenar.autograd.tensor import Tensor
 
 def zeros_like(t: Tensor) -> Tensor: ...
 def sgd_step(
-    p: Tensor,
-    g: Tensor,
-    buffer: Tensor | None,
+    entries: list[tuple[Tensor, Tensor, Tensor | None, bool]],
     *,
+    gradient_scale: float,
     lr: float,
     momentum: float,
     dampening: float,
     weight_decay: float,
     nesterov: bool,
-    first: bool,
 ) -> None: ...
 def adam_step(
-    p: Tensor,
-    g: Tensor,
-    m: Tensor,
-    v: Tensor,
-    step: int,
+    entries: list[tuple[Tensor, Tensor, Tensor, Tensor, int]],
     *,
+    gradient_scale: float,
     lr: float,
     beta1: float,
     beta2: float,
@@ -27,6 +22,6 @@ def adam_step(
     weight_decay: float,
     decoupled: bool,
 ) -> None: ...
-def sum_squares(t: Tensor) -> float: ...
+def sum_squares(tensors: list[Tensor]) -> list[float]: ...
 def scale_(t: Tensor, factor: float) -> None: ...
 def clamp_(t: Tensor, limit: float) -> None: ...

@@ -14,7 +14,7 @@ from entrenar.data import Batch, DataLoader
 from entrenar.errors import NumericsError
 from entrenar.llama.model import LLaMAModel
 from entrenar.lora.adapter import set_training
-from entrenar.optim import clip_grad_norm
+from entrenar.optim import clip_factor, grad_norm
 from entrenar.train import checkpoint
 from entrenar.train.config import TrainConfig
 from entrenar.train.diagnose import first_nonfinite
@@ -76,10 +76,10 @@ class Trainer:
         loss = sum((self._backward(batch, trained) for batch in batches if batch.trained_tokens), 0.0)
         rate = self.optimizer.lr
         try:
-            norm = clip_grad_norm(self.parameters, self.config.training.max_grad_norm)
+            norm = grad_norm(self.parameters)
         except NumericsError as error:
             raise NumericsError(f"Step {self.step + 1}: {error}") from error
-        self.optimizer.step()
+        self.optimizer.step(clip_factor(norm, self.config.training.max_grad_norm))
         self.optimizer.zero_grad()
         self.schedule.step()
         self.step += 1

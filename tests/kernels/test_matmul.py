@@ -9,9 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import entrenar
 from entrenar import autograd
 from entrenar._kernels import cpu
+from entrenar._kernels.cpu import PRECISIONS
 from entrenar.autograd import QuantizedTensor, Tensor, memory_stats, random, reset_peak_memory
+from entrenar.autograd.ops.matmul import linear_products
 from entrenar.errors import ConfigError, ShapeError
 
 from .cases.dropout import SEED, STEP, mask
@@ -139,6 +142,41 @@ def test_a_frozen_weight_has_the_bits_of_its_float32_copy(source: str, m: int, n
     y.backward(Tensor(dy))
     for one, two in zip((y.numpy(), tensor.grad.numpy()), expected, strict=True):
         assert one.tobytes() == two.tobytes()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("m", [1, 3, 40, 1100])
+def test_products_of_one_x_are_those_of_each_weight(m: int, precision: str, tier: str, threads: None) -> None:
+    """Formats that differ, a weight too narrow for integers, few rows, and more rows than are packed at once."""
+    sources = ["nf4", "nf4", "bfloat16", "q4_1", "int16"]
+    weights = [frozen_weight(source, 64 + 17 * i, 192)[0] for i, source in enumerate(sources)]
+    weights += [Tensor(np.random.default_rng(1).standard_normal((33, 192))), Tensor(np.zeros((0, 192)))]
+    x = Tensor(np.random.default_rng(2).standard_normal((m, 192)), requires_grad=True)
+    with entrenar.matmul_precision(precision):
+        alone = [autograd.linear(x, weight) for weight in weights]
+        for count in (1, 2, 3):
+            cpu.set_num_threads(count)
+            products = linear_products(x, weights)
+            for one, product, weight in zip(alone, products, weights, strict=True):
+                assert autograd.linear(x, weight, product=product).numpy().tobytes() == one.numpy().tobytes()
+
+
+@pytest.mark.unit
+def test_a_product_that_does_not_belong_to_the_layer_is_refused() -> None:
+    x, w = Tensor(np.ones((4, 8)), requires_grad=True), Tensor(np.ones((3, 8)))
+    (product,) = linear_products(x, [w])
+    out = autograd.linear(x, w, product=product)
+    with pytest.raises(ShapeError, match=r"linear: the product has shape \(4, 3\), expected what linear_products gave"):
+        autograd.linear(x, w, product=out)  # it has a graph already
+    with pytest.raises(ShapeError, match=r"lora_linear: the product has shape \(4, 2\)"):
+        autograd.lora_linear(
+            x, w, Tensor(np.ones((1, 8))), Tensor(np.ones((3, 1))), 1.0, product=Tensor(np.ones((4, 2)))
+        )
+    with pytest.raises(ShapeError, match="9 weights, expected 1 to 8"):
+        linear_products(x, [w] * 9)
+    with pytest.raises(ShapeError, match="linear_products: x of shape"):
+        linear_products(Tensor(np.ones((4, 7))), [w])
 
 
 @pytest.mark.unit

@@ -12,7 +12,7 @@ from entrenar import autograd
 from entrenar._kernels import cpu
 from entrenar.autograd import Tensor
 from entrenar.errors import ConfigError, NumericsError
-from entrenar.optim import SGD, Adam, AdamW, Optimizer, clip_grad_norm
+from entrenar.optim import SGD, Adam, AdamW, Optimizer, clip_factor, clip_grad_norm, grad_norm
 
 from . import reference
 
@@ -122,6 +122,27 @@ def test_a_step_leaves_gradients_alone_and_zero_grad_forgets_them(kind: str) -> 
     before = bits(params)
     optimizer.step()
     assert bits(params) == before
+
+
+@pytest.mark.unit
+@every_kind
+def test_a_step_with_a_factor_is_the_step_of_clipped_gradients(kind: str, tier: str) -> None:
+    clipped, scaled = leaves(), leaves()
+    for params in (clipped, scaled):
+        optimizer = build(kind, params)
+        for at in range(3):
+            for tensor, gradient in zip(params, reference.gradients(at), strict=True):
+                tensor.grad = gradient
+            if params is clipped:
+                clip_grad_norm(params, 0.5)
+                optimizer.step()
+            else:
+                factor = clip_factor(grad_norm(params), 0.5)
+                assert factor < 1
+                optimizer.step(factor)
+                assert np.array_equal(params[0].grad.numpy(), reference.gradients(at)[0])
+    for one, other in zip(clipped, scaled, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=2e-6, atol=1e-7)
 
 
 # ---------------------------------------------------------------------------------- tied and frozen weights

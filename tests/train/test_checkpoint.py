@@ -221,8 +221,8 @@ def test_weights_that_are_not_finite_are_not_written_over_good_ones(tmp_path: Pa
     stop_after(trainer, 2)
     step = trainer.optimizer.step
 
-    def overflow() -> None:
-        step()
+    def overflow(gradient_scale: float) -> None:
+        step(gradient_scale)
         dict(trainer.parameters)["model.norm.weight"].numpy()[0] = np.inf
 
     trainer.optimizer.step = overflow  # type: ignore[method-assign]

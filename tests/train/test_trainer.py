@@ -46,7 +46,7 @@ def gradients_of_one_step(batch_size: int, accumulation: int, directory: Path) -
     loader = FixedLoader(samples(4), batch_size, LENGTH, packing=False)
     trainer = Trainer(LLaMAModel(SHAPE, seed=7), config, loader)
     found: dict[str, np.ndarray] = {}
-    trainer.optimizer.step = lambda: found.update(  # type: ignore[method-assign]
+    trainer.optimizer.step = lambda scale: found.update(  # type: ignore[method-assign]
         {name: tensor.grad.numpy().copy() for name, tensor in trainer.parameters if tensor.grad is not None}
     )
     return trainer.run()[0].loss, found

@@ -3,7 +3,7 @@
 #include "simd/double.h"
 
 INLINE void sgd_step(vf *p, vf *buffer, vf g, const sgd_options *o) {
-    g += *p * o->weight_decay;
+    g = g * o->scale + *p * o->weight_decay;
     if (buffer) {
         *buffer = o->first ? g : *buffer * o->momentum + g * (1 - o->dampening);
         g = o->nesterov ? g + *buffer * o->momentum : *buffer;
@@ -30,7 +30,7 @@ static void sgd(float *p, float *buffer, const float *g, ptrdiff_t n, const sgd_
 }
 
 INLINE void adam_step(vf *p, vf *m, vf *v, vf g, const adam_options *o) {
-    g += *p * o->l2;
+    g = g * o->scale + *p * o->l2;
     *m = *m * o->beta1 + g * o->one_minus_beta1;
     *v = *v * o->beta2 + g * g * o->one_minus_beta2;
     vf denominator = vsqrt(*v) * o->denominator_scale + o->eps;

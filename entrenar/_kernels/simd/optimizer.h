@@ -3,12 +3,14 @@
 #include <stddef.h>
 
 typedef struct sgd_options {
+    float scale;  // of the gradient: clipping costs no pass of its own
     float lr, momentum, dampening, weight_decay;
     int nesterov;
     int first;  // the momentum buffer starts as the gradient
 } sgd_options;
 
 typedef struct adam_options {
+    float scale;  // of the gradient
     float beta1, beta2, one_minus_beta1, one_minus_beta2;
     float step_size;         // lr / (1 - beta1^t)
     float denominator_scale;  // 1 / sqrt(1 - beta2^t)

@@ -1,5 +1,6 @@
 cdef extern from "simd/optimizer.h" nogil:
     ctypedef struct sgd_options:
+        float scale
         float lr
         float momentum
         float dampening
@@ -7,6 +8,7 @@ cdef extern from "simd/optimizer.h" nogil:
         bint nesterov
         bint first
     ctypedef struct adam_options:
+        float scale
         float beta1
         float beta2
         float one_minus_beta1

@@ -5,9 +5,11 @@ from entrenar._kernels.dropout cimport dropout_forward
 from entrenar._kernels.matmul cimport (
     f32_source,
     gemm,
+    gemm_right,
     linear_backward_input,
     linear_backward_weight,
     linear_forward,
+    linear_forward_group,
     low_rank_backward,
     low_rank_backward_down,
     low_rank_backward_input,
@@ -65,12 +67,72 @@ cdef Tensor output_of(Tensor x, Py_ssize_t last):
     return new_tensor(x.ndim, dims)
 
 
+cdef Py_ssize_t rows_of(Tensor x):
+    """The product of all axes but the last."""
+    cdef Py_ssize_t rows = 1
+    cdef int i
+    for i in range(x.ndim - 1):
+        rows *= x.dims[i]
+    return rows
+
+
 cdef Tensor checked_input(object x, str op, Py_ssize_t n, Py_ssize_t k):
     cdef Tensor t = check_float32(as_tensor(x), op, "x")
     if t.ndim == 0 or t.dims[t.ndim - 1] != k:
         raise ShapeError(f"{op}: x of shape {t.shape} does not fit a weight of shape ({n}, {k}); "
                          f"its last axis must be {k}.")
     return t
+
+
+# ---------------------------------------------------------------- several products of one x
+cdef enum:
+    MAX_GROUP = 8
+
+
+def linear_products(x, weights):
+    """[x weight^T for weights], up to 8 of them, x packed once for all: what `linear` and `lora_linear` take as `product`.
+
+    The results are plain numbers without a graph. Raises ShapeError where the shapes do not fit.
+    """
+    cdef weight_source[MAX_GROUP] sources
+    cdef gemm_right[MAX_GROUP] rights
+    cdef Py_ssize_t n, k = 0
+    cdef int count = len(weights), i, status
+    cdef Tensor a = None, out
+    cdef list outs = []
+    if not 1 <= count <= MAX_GROUP:
+        raise ShapeError(f"linear_products: {count} weights, expected 1 to {MAX_GROUP}.")
+    for i in range(count):
+        weight_source_of(weights[i], "linear_products", &sources[i], &n, &k)
+        a = checked_input(x, "linear_products", n, k)
+        out = output_of(a, n)
+        outs.append(out)
+        rights[i].c = out.data
+        rights[i].b = &sources[i]
+        rights[i].n = n
+    cdef Py_ssize_t m = rows_of(a)
+    with nogil:
+        status = linear_forward_group(rights, count, a.data, m, k)
+    check_scratch(status, "linear_products")
+    return outs
+
+
+cdef Tensor product_of(Tensor x, object product, const weight_source* source, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
+                       str op):
+    """x weight^T, from `linear_products` where that was computed."""
+    cdef int status
+    cdef Tensor out
+    if product is not None:
+        out = check_float32(product, op, "product")
+        if out.shape != x.shape[:-1] + (n,) or out.node is not None:
+            raise ShapeError(f"{op}: the product has shape {out.shape}, expected what linear_products gave for x "
+                             f"{x.shape} and a weight of shape ({n}, {k}).")
+        return out
+    out = output_of(x, n)
+    with nogil:
+        status = linear_forward(out.data, x.data, source, m, n, k, False)
+    check_scratch(status, op)
+    return out
 
 
 # ---------------------------------------------------------------- linear
@@ -98,24 +160,21 @@ cdef class LinearNode(Node):
         return 0
 
 
-def linear(x, weight, bias=None):
+def linear(x, weight, bias=None, product=None):
     """y (..., n) = x (..., k) weight^T + bias, for a weight (n, k) and a bias (n,).
 
     The weight is a float32 Tensor (which takes a gradient), a bfloat16 Tensor or a QuantizedTensor (frozen: decoded
-    inside the multiplication, never as a whole). Raises ShapeError where the shapes do not fit.
+    inside the multiplication, never as a whole). `product` is x weight^T where `linear_products` computed it; it
+    becomes the output. Raises ShapeError where the shapes do not fit.
     """
     cdef weight_source source
-    cdef Py_ssize_t n, k, m
-    cdef int status
+    cdef Py_ssize_t n, k
     if not isinstance(weight, QuantizedTensor):
         weight = as_tensor(weight)
     weight_source_of(weight, "linear", &source, &n, &k)
     cdef Tensor a = checked_input(x, "linear", n, k)
-    cdef Tensor out = output_of(a, n)
-    m = out.size // n if n else 0
-    with nogil:
-        status = linear_forward(out.data, a.data, &source, m, n, k, False)
-    check_scratch(status, "linear")
+    cdef Py_ssize_t m = rows_of(a)
+    cdef Tensor out = product_of(a, product, &source, m, n, k, "linear")
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
     if wants_grad(a) or wants_grad(w):
         # a frozen weight needs no x
@@ -181,12 +240,12 @@ cdef class LoRALinearNode(Node):
         return check_scratch(status, "lora_linear")
 
 
-def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0):
+def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0, product=None):
     """y (..., n) = x W^T + scaling * (dropout(x) A^T) B^T, one node that keeps x once and the small x A^T.
 
     x (..., k), W (n, k) in float32, bfloat16 or 4 bits, A (r, k) and B (n, r) float32. `dropout` is the probability of
-    a zero; its mask is drawn again in backward. Hu et al., "LoRA", 2021 (arXiv 2106.09685). Raises ShapeError where the
-    shapes do not fit, ConfigError for a dropout outside [0, 1).
+    a zero; its mask is drawn again in backward; `product` is as in `linear`. Hu et al., "LoRA", 2021 (arXiv 2106.09685).
+    Raises ShapeError where the shapes do not fit, ConfigError for a dropout outside [0, 1).
     """
     cdef weight_source source
     cdef Py_ssize_t n, k, m, r
@@ -206,8 +265,9 @@ def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0):
         raise ShapeError(f"lora_linear: lora_A {a.shape} and lora_B {b.shape} do not fit a weight of shape ({n}, {k}); "
                          f"expected (rank, {k}) and ({n}, rank).")
     r = a.dims[0]
-    cdef Tensor out = output_of(t, n), dropped = t
-    m = out.size // n if n else 0
+    cdef Tensor dropped = t
+    m = rows_of(t)
+    cdef Tensor out = product_of(t, product, &source, m, n, k, "lora_linear")
     cdef Tensor h = new_matrix(m, r)
     if dropout > 0:
         key = random_key()
@@ -215,8 +275,7 @@ def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0):
         dropped = new_like(t)
         dropout_forward(dropped.data, t.data, t.size, dropout, key, stream, False)
     with nogil:
-        status = linear_forward(out.data, t.data, &source, m, n, k, False)
-        status |= low_rank_forward(out.data, h.data, dropped.data, a.data, b.data, factor, m, n, k, r)
+        status = low_rank_forward(out.data, h.data, dropped.data, a.data, b.data, factor, m, n, k, r)
     check_scratch(status, "lora_linear")
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
     if wants_grad(t) or wants_grad(a) or wants_grad(b) or wants_grad(w):
@@ -303,11 +362,11 @@ cdef class MatmulNode(Node):
             if left:
                 o = f32_source(other.data + other_at, n, n)
                 with nogil:
-                    status |= gemm(out.data + at, k, &g, False, &o, True, m, k, n, True)
+                    status |= gemm(out.data + at, &g, False, &o, True, m, k, n, True)
             else:
                 o = f32_source(other.data + other_at, k, k)
                 with nogil:
-                    status |= gemm(out.data + at, n, &o, True, &g, False, k, n, m, True)
+                    status |= gemm(out.data + at, &o, True, &g, False, k, n, m, True)
         return check_scratch(status, "matmul")
 
 
@@ -332,7 +391,7 @@ cdef Tensor product(Tensor a, Tensor b):
             offsets(&batch, i, &a_at, &b_at)
             sa = f32_source(a.data + a_at, k, k)
             sb = f32_source(b.data + b_at, n, n)
-            status |= gemm(out.data + i * m * n, n, &sa, False, &sb, False, m, n, k, False)
+            status |= gemm(out.data + i * m * n, &sa, False, &sb, False, m, n, k, False)
     check_scratch(status, "matmul")
     if wants_grad(a) or wants_grad(b):
         node = MatmulNode.__new__(MatmulNode)
