@@ -247,14 +247,14 @@ cdef void narrow_job(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row,
                      Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t job,
                      bint accumulate) noexcept nogil:
     cdef Py_ssize_t blocks = (n + NARROW_COLUMNS - 1) // NARROW_COLUMNS
-    cdef Py_ssize_t i0 = job // blocks * NARROW_ROWS, j0 = job % blocks * NARROW_COLUMNS, p = 0
+    cdef Py_ssize_t i0 = job // blocks * NARROW_ROWS, j0 = job % blocks * NARROW_COLUMNS, p
     # a column of A has an element in every cache line: as many lines as L1 holds are used by all of the job's rows
-    cdef Py_ssize_t depth = NARROW_DEPTH if a_row == 1 else k
-    while p < k:
-        simd.gemm.strided(c + i0 * ldc + j0, ldc, a + i0 * a_row + p * a_column, a_row, a_column, b + p * ldb + j0, ldb,
-                          least(NARROW_ROWS, m - i0), least(NARROW_COLUMNS, n - j0), least(depth, k - p),
-                          ONES if accumulate or p > 0 else NULL)
-        p += depth
+    cdef Py_ssize_t depth = NARROW_DEPTH if a_row == 1 else max(1, k)
+    cdef Py_ssize_t pieces = max(1, (k + depth - 1) // depth)  # an empty contraction writes zeros
+    for p in range(pieces):
+        simd.gemm.strided(c + i0 * ldc + j0, ldc, a + i0 * a_row + p * depth * a_column, a_row, a_column,
+                          b + p * depth * ldb + j0, ldb, least(NARROW_ROWS, m - i0), least(NARROW_COLUMNS, n - j0),
+                          least(depth, k - p * depth), ONES if accumulate or p > 0 else NULL)
 
 
 cdef void narrow(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
