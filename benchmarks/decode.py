@@ -45,7 +45,6 @@ def _llama_cpp(bench: Bench, new: int) -> None:
         turns = {name: partial(ours.call, "prefill", prompt=PREFILL, precision=name) for name in precisions}
         times = bench.interleave(turns | {"llama.cpp": partial(peer.call, "prefill", prompt=PREFILL)})
         for name in precisions:
-            # llama.cpp multiplies 8-bit activations, so its rival is the fastest precision of this tier
-            target = Target(2.0)
+            target = Target(2.0)  # in every precision, though llama.cpp multiplies 8-bit activations
             case = f"{REAL} q4_1, prefill of {PREFILL} / llama.cpp, {name}"
             bench.add(_row(case, times, name, "llama.cpp", PREFILL, target))

@@ -136,6 +136,8 @@ def _summaries(bench: Bench, measured: dict[tuple[tuple[int, int, int], str], Ti
         costs = [times.ratios("fp32 highest", f"{source} highest") for times in frozen]
         target = Target(1.05, at_most=True) if source == "nf4" else None
         bench.add(Row("gemm", f"time of {source} / fp32, highest", _geometric(costs), target=target))
+        worst = max(costs, key=statistics.median)
+        bench.add(Row("gemm", f"time of {source} / fp32, highest, slowest product", worst, target=target))
     integer = [(layout, times) for (shape, layout), times in measured.items() if shape in INTEGER_SHAPES]
     for precision, limit in (("high", 1.8), ("medium", 3.0)):
         if precision not in bench.precisions(four_bits=True):

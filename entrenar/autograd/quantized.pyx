@@ -15,8 +15,8 @@ from entrenar._kernels.int4 cimport (
 )
 from entrenar._kernels.simd.quant cimport QUANT_NOT_FINITE
 from entrenar._kernels.simd.source cimport (
-    INT16_BLOCK, NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q4_BLOCK, SOURCE_INT16, SOURCE_NF4, SOURCE_Q4_0,
-    SOURCE_Q4_1, weight_source,
+    INT16_BLOCK, INT16_LIMIT, NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q4_BLOCK, SOURCE_INT16,
+    SOURCE_NF4, SOURCE_Q4_0, SOURCE_Q4_1, weight_source,
 )
 from entrenar.autograd.tensor cimport Tensor
 from entrenar.errors import ConfigError, QuantizationError, ShapeError
@@ -105,6 +105,14 @@ cdef object _expect(object array, str name, object dtype, Py_ssize_t size):
     return array
 
 
+cdef int _check_int16(object codes) except -1:
+    """The integer products would overflow beyond the limit, silently."""
+    if codes.size and not -INT16_LIMIT <= codes.min() <= codes.max() <= INT16_LIMIT:
+        raise QuantizationError(f"The int16 codes reach from {codes.min()} to {codes.max()}, expected {INT16_LIMIT} at "
+                                "most in magnitude.")
+    return 0
+
+
 cdef QuantizedTensor _assemble(str kind, Py_ssize_t rows, Py_ssize_t columns, object codes, object absmax=None,
                                object absmax_codes=None, object absmax_map=None, object offset=0.0):
     """Check every buffer against the shape, keep it alive and point `source` at it."""
@@ -112,6 +120,8 @@ cdef QuantizedTensor _assemble(str kind, Py_ssize_t rows, Py_ssize_t columns, ob
     cdef Py_ssize_t stride = _row_bytes(kind, columns), blocks = rows * (columns // NF4_BLOCK)
     q.kind, q.rows, q.columns = kind, rows, columns
     q.codes = _expect(codes, "codes", np.uint8, rows * stride).reshape(rows, stride)
+    if kind == "int16":
+        _check_int16(q.codes.view(np.int16))
     q.source.kind = _SOURCES[kind]
     q.source.data = _address(q.codes)
     q.source.row_stride = stride

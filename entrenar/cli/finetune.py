@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from entrenar.cli.arguments import config_from, config_path, parser_for
 from entrenar.config import load_toml
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
+from entrenar.llama import LLaMAConfig
 from entrenar.llama.weights import DTYPES
 from entrenar.lora.config import LoRAConfig
 from entrenar.train import Result, TrainConfig, finetune
@@ -20,7 +22,7 @@ def main(adapter: LoRAConfig, output: str, description: str | None, arguments: S
     defaults = TrainConfig(checkpointing=Checkpointing(directory=output))
     shape = {}
     if path is not None:
-        defaults, shape = _from_file(path, adapter), load_toml(path).get("model", {})
+        defaults, shape = _from_file(path, adapter), _shape(path)
         adapter = defaults.adapter or adapter
     parser = parser_for(description, defaults, config=path, adapter=adapter)
     parser.add_argument(
@@ -35,6 +37,12 @@ def main(adapter: LoRAConfig, output: str, description: str | None, arguments: S
     parsed = parser.parse_args(arguments)
     config = config_from(parsed, adapter)
     return finetune(parsed.model or fetch_default_model(), config, dtype=parsed.dtype, shape=shape)
+
+
+def _shape(path: str) -> dict[str, Any]:
+    """The keys of [model] that the file sets, checked."""
+    config = LLaMAConfig.from_file(path)
+    return {key: getattr(config, key) for key in load_toml(path).get("model", {})}
 
 
 def _from_file(path: str, adapter: LoRAConfig) -> TrainConfig:

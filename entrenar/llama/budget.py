@@ -13,7 +13,7 @@ from entrenar.llama.config import LLaMAConfig
 BYTES = {"float32": Fraction(4), "bfloat16": Fraction(2), "int16": 2 + Fraction(4, 64)}
 # codes, then scales: NF4 with an 8-bit absmax per 64 and an fp32 one per 256 of those; Q4_1 with two fp16 per 32
 BYTES_4BIT = {"nf4": Fraction(1, 2) + (1 + Fraction(4, 256)) / 64, "int4": Fraction(20, 32)}
-BLOCK_COLUMNS = {"nf4": 64, "int4": 32}  # rows that are no multiple of these stay in full precision
+BLOCK_COLUMNS = {"nf4": 64, "int4": 32, "int16": 64}  # rows that are no multiple of these stay in full precision
 NF4_FP32_SCALES = Fraction(1, 2) + Fraction(4, 64)  # without double quantization
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # the version's folder below CGROUPS; files of limit and usage; memory.stat's name of the pages that can be taken back
@@ -61,16 +61,18 @@ def weight_bytes(
 ) -> int:
     """Bytes of the weights: block linears in 4 bits where `quantize` and their columns allow it, else in `dtype`."""
     kind = "nf4" if quantize == "nf4" else "int4"  # "auto" may keep a file's Q4_1 codes, the larger of the formats
-    four_bit = 0
-    if quantize is not None:
-        shapes = config.parameter_shapes().items()
-        four_bit = sum(
-            math.prod(shape)
-            for name, shape in shapes
-            if ".layers." in name and len(shape) == 2 and shape[1] % BLOCK_COLUMNS[kind] == 0
-        )
     four_bit_bytes = NF4_FP32_SCALES if kind == "nf4" and not double_quantization else BYTES_4BIT[kind]
-    return int(four_bit * four_bit_bytes + (config.num_parameters() - four_bit) * BYTES[dtype])
+    total = Fraction(0)
+    for name, shape in config.parameter_shapes().items():
+        matrix = len(shape) == 2
+        if quantize is not None and matrix and ".layers." in name and shape[1] % BLOCK_COLUMNS[kind] == 0:
+            each = four_bit_bytes
+        elif matrix and not (dtype == "int16" and shape[1] % BLOCK_COLUMNS["int16"]):
+            each = BYTES[dtype]
+        else:  # norms, and rows that are no whole blocks
+            each = BYTES["float32"]
+        total += math.prod(shape) * each
+    return int(total)
 
 
 def check_weights_fit(

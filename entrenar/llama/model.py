@@ -136,7 +136,7 @@ class LLaMAModel(Module):
             weights = random_weights(seed, config.initializer_range)
         self.config = config
         self.gradient_checkpointing = False
-        self.unquantized: dict[str, str] = {}  # block linears that stayed in full precision in a 4-bit model, and why
+        self.unquantized: dict[str, str] = {}  # matrices that stayed in full precision, and why
         self.lora_config: LoRAConfig | None = None
         self.model = Trunk(config, weights)
         self.lm_head: Linear | None = None

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from entrenar.autograd import Tensor, embedding, linear, rms_norm
-from entrenar.autograd.ops.matmul import linear_products
+from entrenar.autograd.ops.matmul import Product, linear_products
 from entrenar.autograd.quantized import QuantizedTensor
 
 Weight = Tensor | QuantizedTensor
@@ -85,7 +85,7 @@ class Module:
 
 
 class Linear(Module):
-    """y = x W^T with W (out_features, in_features) in float32, bfloat16 or 4 bits."""
+    """y = x W^T with W (out_features, in_features) in float32, bfloat16 or codes."""
 
     def __init__(self, weight: Weight) -> None:
         self.weight = weight
@@ -100,7 +100,7 @@ class Linear(Module):
         """Columns of the weight."""
         return self.weight.shape[1]
 
-    def __call__(self, x: Tensor, product: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, product: Product | None = None) -> Tensor:
         """y; `product` is x W^T where `together` computed it."""
         return linear(x, self.weight, product=product)
 

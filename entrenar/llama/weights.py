@@ -1,4 +1,4 @@
-"""Checkpoints <-> models: names, shapes, dtypes and 4-bit codes, one tensor in memory at a time.
+"""Checkpoints <-> models: names, shapes, dtypes and codes, one tensor in memory at a time.
 
 Hugging Face names are the model's own. GGUF names are mapped, and the rows of its q and k matrices, stored for an
 interleaved rotary embedding, are put back into half-split order.
@@ -156,12 +156,12 @@ def _open_gguf(path: Path) -> Checkpoint:
 
 
 class _Loader:
-    """Makes the model's weights from a checkpoint, in the dtype or the 4-bit format that was asked for."""
+    """Makes the model's weights from a checkpoint, in the dtype or the codes that was asked for."""
 
     def __init__(self, checkpoint: Checkpoint, quantize: str | None, dtype: str, double_quantization: bool) -> None:
         self.checkpoint, self.quantize, self.dtype = checkpoint, quantize, dtype
         self.double_quantization = double_quantization
-        self.unquantized: dict[str, str] = {}  # block linears that could not become 4-bit, and why
+        self.unquantized: dict[str, str] = {}  # matrices that could not become codes, and why
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Weight:
         lazy = self.checkpoint.tensors[name]
@@ -259,7 +259,7 @@ def load(
 def save(model: LLaMAModel, directory: str | Path, *, dtype: str = "float32", max_shard_bytes: int = 5 * 10**9) -> None:
     """Write `config.json` and safetensors (sharded beyond `max_shard_bytes`), in a temporary folder that is renamed.
 
-    4-bit weights are dequantized to `dtype` one at a time. Raises ConfigError where LoRA adapters are still attached.
+    Codes are dequantized to `dtype` one at a time. Raises ConfigError where LoRA adapters are still attached.
     """
     if dtype not in SAVED_DTYPES:
         raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from entrenar.autograd import Tensor, lora_linear
+from entrenar.autograd.ops.matmul import Product
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.llama.modules import Linear, Weight
 
@@ -38,12 +39,12 @@ class LoRALinear(Linear):
         yield "lora_A.weight", self.lora_A
         yield "lora_B.weight", self.lora_B
 
-    def __call__(self, x: Tensor, product: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, product: Product | None = None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         return lora_linear(x, self.weight, self.lora_A, self.lora_B, self.scaling, dropout, product)
 
     def merged(self) -> Linear:
-        """A float32 linear with W + scaling B A; a 4-bit or bfloat16 W is dequantized for it."""
+        """A float32 linear with W + scaling B A; a W in codes or bfloat16 is dequantized for it."""
         base = self.weight.dequantize() if isinstance(self.weight, QuantizedTensor) else self.weight.numpy()
         weight = base.astype(np.float32)
         weight += np.float32(self.scaling) * (self.lora_B.numpy() @ self.lora_A.numpy())

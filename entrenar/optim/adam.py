@@ -44,10 +44,9 @@ class Adam(Optimizer):
         for parameter, _, state in entries:
             if not state:
                 state.update(step=0, exp_avg=update.zeros_like(parameter), exp_avg_sq=update.zeros_like(parameter))
-            state["step"] += 1
         beta1, beta2 = group["betas"]
         update.adam_step(
-            [(p, g, state["exp_avg"], state["exp_avg_sq"], state["step"]) for p, g, state in entries],
+            [(p, g, state["exp_avg"], state["exp_avg_sq"], state["step"] + 1) for p, g, state in entries],
             gradient_scale=gradient_scale,
             lr=group["lr"],
             beta1=beta1,
@@ -56,6 +55,8 @@ class Adam(Optimizer):
             weight_decay=group["weight_decay"],
             decoupled=self.decoupled,
         )
+        for _, _, state in entries:  # counted once it is done
+            state["step"] += 1
 
 
 class AdamW(Adam):

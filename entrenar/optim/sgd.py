@@ -48,10 +48,11 @@ class SGD(Optimizer):
     def update(self, entries: list[Entry], group: dict[str, Any], gradient_scale: float) -> None:
         ready = []
         for parameter, gradient, state in entries:
-            first = "momentum_buffer" not in state
+            buffer = state.get("momentum_buffer")
+            first = buffer is None
             if group["momentum"] and first:
-                state["momentum_buffer"] = update.zeros_like(parameter)
-            ready.append((parameter, gradient, state["momentum_buffer"] if group["momentum"] else None, first))
+                buffer = update.zeros_like(parameter)
+            ready.append((parameter, gradient, buffer if group["momentum"] else None, first))
         update.sgd_step(
             ready,
             gradient_scale=gradient_scale,
@@ -61,3 +62,6 @@ class SGD(Optimizer):
             weight_decay=group["weight_decay"],
             nesterov=group["nesterov"],
         )
+        for (_, _, state), (_, _, buffer, _) in zip(entries, ready, strict=True):
+            if buffer is not None:
+                state["momentum_buffer"] = buffer

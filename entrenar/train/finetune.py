@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from entrenar.autograd import Tensor
+from entrenar.config import nearest
 from entrenar.data import Example, Sample, encode_example
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.checkpoint import atomic_directory
@@ -76,7 +78,10 @@ def _run(
 
 def _check_shape(actual: LLaMAConfig, wanted: Mapping[str, Any], model_path: str | Path) -> None:
     """ConfigError where the checkpoint's shape is another than a configuration file says."""
+    known = [spec.name for spec in fields(actual)]
     for key, value in wanted.items():
+        if key not in known:
+            raise ConfigError(f"model.{key}: is no known key; {nearest(key, known)}")
         if getattr(actual, key) != value:
             raise ConfigError(
                 f"model.{key}: is {value}, and {model_path} has {getattr(actual, key)}; remove [model], whose shape is "

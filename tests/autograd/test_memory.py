@@ -58,6 +58,23 @@ def test_a_block_is_at_most_an_eighth_larger_than_asked(nbytes: int) -> None:
     assert in_use() == before
 
 
+@pytest.mark.parametrize("again", ["rms_norm", "swiglu"])
+def test_what_is_cheap_to_compute_again_is_not_kept_and_released_after_use(again: str) -> None:
+    x, w = (Tensor(np.ones((256, 256)), requires_grad=True) for _ in range(2))
+    size, ones = 4 * 256 * 256, Tensor(np.ones(256))
+    before = in_use()
+    inner = autograd.rms_norm(x, ones) if again == "rms_norm" else autograd.swiglu(x, x)
+    outs = [autograd.linear(inner, w) for _ in range(3)]
+    del inner
+    assert in_use() - before < 3.5 * size, "the three outputs, and not what they read"
+    total = outs[0].sum() + outs[1].sum() + outs[2].sum()
+    del outs
+    total.backward()
+    assert w.grad is not None
+    del total
+    assert in_use() - before < 2.5 * size, "the two gradients"
+
+
 def test_a_freed_block_serves_the_next_tensor_of_its_size() -> None:
     for size in (10, 10_000, 3_000_000):
         first = Tensor.empty(size)

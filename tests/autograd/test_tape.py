@@ -125,6 +125,13 @@ def test_only_the_leaves_behind_the_root_are_touched() -> None:
     assert (a.grad.tolist(), c.grad.tolist()) == ([5.0], [1.0])
 
 
+ONES = np.ones(4, np.float32)
+
+
+def two_readers(x: Tensor, w: Tensor) -> Tensor:
+    return (autograd.linear(x, w) * autograd.linear(x, w)).sum()
+
+
 FROZEN_LATE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mul": lambda x, w: (x * w).sum(),
     "div": lambda x, w: (x / w).sum(),
@@ -136,6 +143,10 @@ FROZEN_LATE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linear_cross_entropy": lambda x, w: autograd.linear_cross_entropy(x, w, [0, 1, 2, 3]),
     "attention": lambda x, w: autograd.attention(*(t.reshape(1, 4, 1, 4) for t in (x, w, w))).sum(),
     "concatenate": lambda x, w: autograd.concatenate([x, w]).sum(),
+    # outputs that are computed again instead of kept
+    "linear of rms_norm": lambda x, w: autograd.linear(autograd.rms_norm(x, ONES), w).sum(),
+    "lora_linear of swiglu": lambda x, w: autograd.lora_linear(autograd.swiglu(x, x), w, w, w, 1.0).sum(),
+    "two readers of one rms_norm": lambda x, w: two_readers(autograd.rms_norm(x, ONES), w),
 }
 
 

@@ -149,6 +149,8 @@ def test_a_bad_flag_names_its_key(arguments: list[str], message: str, model: Pat
         ("[training]\nstps = 3", r"run\.toml: training\.stps: is no known key; did you mean 'steps'\?"),
         ("[trainin]\nsteps = 3", r"run\.toml: \[trainin\] is no known section; did you mean 'training'\?"),
         ('[training]\nsteps = "3"', r"run\.toml: training\.steps: is '3', expected an integer"),
+        ("[model]\nhiden_size = 3", r"run\.toml: model\.hiden_size: is no known key; .*hidden_size"),
+        ("model = 3", r"run\.toml: .*model.*table"),
         ("[model]\nvocab_size = 3", r"model\.vocab_size: is 3, and .*model\d? has 280; remove \[model\]"),
         ("[lora]\nrank = 3", r"run\.toml: has a \[lora\] section, and this program reads \[qlora\]"),
         ("[training", r"run\.toml: is not valid TOML"),

@@ -63,13 +63,26 @@ def test_codes_survive_requantization_and_storage(tier: str) -> None:
 def test_the_products_read_the_codes_without_rounding_them_again(rows: int, tier: str) -> None:
     """With codes of x that are exact too, the 16-bit product is the exact one up to fp32's sums."""
     rng = np.random.default_rng(1)
-    weight = QuantizedTensor.quantize(heavy_tailed((rows + 40, 320)), "int16")
+    codes = rng.integers(
+        -100, 101, (rows + 40, 320), np.int16
+    )  # far below the limit: another scale would fit them better
+    scales = rng.uniform(0.5, 2, (rows + 40, 5)).astype(np.float32)
+    weight = QuantizedTensor.from_arrays({"codes": codes.view(np.uint8), "absmax": scales}, "int16")
     x = rng.integers(-100, 100, (rows, 320)).astype(np.float32)
     x[:, ::64] = 8191  # the scale of every block is 1
     wanted = x.astype(np.float64) @ weight.dequantize().astype(np.float64).T
     with matmul_precision("high"):
         found = linear(Tensor(x), weight).numpy()
     assert np.linalg.norm(found - wanted) < 1e-6 * np.linalg.norm(wanted)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("code", [4096, -32768])
+def test_codes_that_would_overflow_the_products_are_refused(code: int) -> None:
+    codes = np.zeros((2, 64), np.int16)
+    codes[1, 3] = code
+    with pytest.raises(QuantizationError, match=r"int16 codes reach from .*, expected 4095 at most in magnitude"):
+        QuantizedTensor.from_arrays({"codes": codes.view(np.uint8), "absmax": np.ones(2, np.float32)}, "int16")
 
 
 @pytest.mark.unit

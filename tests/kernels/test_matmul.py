@@ -15,7 +15,7 @@ from entrenar._kernels import cpu
 from entrenar._kernels.cpu import PRECISIONS
 from entrenar.autograd import QuantizedTensor, Tensor, memory_stats, random, reset_peak_memory
 from entrenar.autograd.ops.matmul import linear_products
-from entrenar.errors import ConfigError, ShapeError
+from entrenar.errors import ConfigError, GraphError, ShapeError
 
 from .cases.dropout import SEED, STEP, mask
 from .cases.matmul import tolerance
@@ -163,20 +163,28 @@ def test_products_of_one_x_are_those_of_each_weight(m: int, precision: str, tier
 
 
 @pytest.mark.unit
-def test_a_product_that_does_not_belong_to_the_layer_is_refused() -> None:
+def test_a_product_serves_one_layer_with_its_own_x_and_weight() -> None:
     x, w = Tensor(np.ones((4, 8)), requires_grad=True), Tensor(np.ones((3, 8)))
     (product,) = linear_products(x, [w])
-    out = autograd.linear(x, w, product=product)
-    with pytest.raises(ShapeError, match=r"linear: the product has shape \(4, 3\), expected what linear_products gave"):
-        autograd.linear(x, w, product=out)  # it has a graph already
-    with pytest.raises(ShapeError, match=r"lora_linear: the product has shape \(4, 2\)"):
-        autograd.lora_linear(
-            x, w, Tensor(np.ones((1, 8))), Tensor(np.ones((3, 1))), 1.0, product=Tensor(np.ones((4, 2)))
-        )
+    wrong = r"the product was used before, or belongs to another x or weight"
+    with pytest.raises(GraphError, match=wrong):
+        autograd.linear(Tensor(np.ones((4, 8))), w, product=product)
+    with pytest.raises(GraphError, match=wrong):
+        autograd.lora_linear(x, Tensor(np.ones((3, 8))), np.ones((1, 8)), np.ones((3, 1)), 1.0, product=product)
+    assert autograd.linear(x, w, product=product).tolist() == np.full((4, 3), 8.0).tolist()
+    with pytest.raises(GraphError, match=wrong):
+        autograd.linear(x, w, product=product)
     with pytest.raises(ShapeError, match="9 weights, expected 1 to 8"):
         linear_products(x, [w] * 9)
     with pytest.raises(ShapeError, match="linear_products: x of shape"):
         linear_products(Tensor(np.ones((4, 7))), [w])
+
+
+@pytest.mark.unit
+def test_products_of_arrays_are_those_of_tensors() -> None:
+    x, one, other = normal(3, (40, 128), (70, 128), (96, 128))
+    made = linear_products(x, [one, other])
+    assert len(made) == 2  # temporary tensors of the arrays live until the end
 
 
 @pytest.mark.unit

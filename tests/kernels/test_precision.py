@@ -105,6 +105,17 @@ def test_tails_in_every_dimension(shape: tuple[int, int, int], precision: str, t
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("shape", [(17, 65, 128), (1030, 77, 448), (130, 131, 832)])
+@pytest.mark.parametrize("source", ["nf4", "q4_1"])
+def test_tails_of_4_bit_weights(source: str, shape: tuple[int, int, int], tier: str) -> None:
+    """In 8 bits where the tier has them: several blocks of the contraction, and more rows than are packed at once."""
+    m, n, k = shape
+    rng = np.random.default_rng(8)
+    found = all_layouts(*(gaussian(rng, s) for s in ((m, k), (n, k), (m, n))), source, "medium")
+    assert max(found.values()) <= GAUSSIAN["medium"], found
+
+
+@pytest.mark.unit
 def test_a_coarser_precision_really_is_one(tier: str) -> None:
     rng = np.random.default_rng(5)
     x, w, dy = gaussian(rng, (64, 256)), gaussian(rng, (128, 256)), gaussian(rng, (64, 128))

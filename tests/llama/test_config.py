@@ -112,12 +112,19 @@ def test_the_weights_need_what_their_format_takes() -> None:
     rest = COUNTS["7b"] - blocks
     assert config.num_block_linear_parameters() == blocks
     assert budget.weight_bytes(config) == 4 * COUNTS["7b"]
-    assert budget.weight_bytes(config, dtype="bfloat16") == 2 * COUNTS["7b"]
+    norms = 65 * 4096  # stay float32
+    assert budget.weight_bytes(config, dtype="bfloat16") == 2 * (COUNTS["7b"] - norms) + 4 * norms
     nf4 = blocks // 2 + blocks // 64 + 4 * blocks // 64 // 256  # codes, 8-bit scales, their fp32 scales
-    assert budget.weight_bytes(config, dtype="int16") == COUNTS["7b"] * 33 // 16
+    assert budget.weight_bytes(config, dtype="int16") == (COUNTS["7b"] - norms) * 33 // 16 + 4 * norms
     assert budget.weight_bytes(config, quantize="nf4") == nf4 + 4 * rest
     assert budget.weight_bytes(config, quantize="nf4", double_quantization=False) == blocks * 9 // 16 + 4 * rest
-    assert budget.weight_bytes(config, dtype="bfloat16", quantize="int4") == blocks * 20 // 32 + 2 * rest
+    assert (
+        budget.weight_bytes(config, dtype="bfloat16", quantize="int4")
+        == blocks * 20 // 32 + 2 * (rest - norms) + 4 * norms
+    )
+    odd = small_config(hidden_size=96, num_attention_heads=4, intermediate_size=128)  # rows of 96 fit no block of 64
+    fits = odd.num_hidden_layers * 96 * 128  # down_proj
+    assert budget.weight_bytes(odd, dtype="int16") == fits * 33 // 16 + 4 * (odd.num_parameters() - fits)
 
 
 @pytest.mark.unit

@@ -11,7 +11,7 @@ import pytest
 from entrenar import autograd
 from entrenar._kernels import cpu
 from entrenar.autograd import Tensor
-from entrenar.errors import ConfigError, NumericsError
+from entrenar.errors import ConfigError, NumericsError, ShapeError
 from entrenar.optim import SGD, Adam, AdamW, Optimizer, clip_factor, clip_grad_norm, grad_norm
 
 from . import reference
@@ -302,13 +302,45 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing() -> None:
 @pytest.mark.unit
 @every_kind
 def test_same_bits_for_any_thread_count(kind: str, tier: str, threads: None) -> None:
+    shapes = ((0,), (100_003,), (16_384,), (0, 3), (70_001,), (7,))  # enough for three threads, and nothing at all
     results = []
     for count in (1, 2, 3):
         cpu.set_num_threads(count)
-        params = leaves()
-        train(build(kind, params), params, range(4))
+        params = leaves(reference.starting_point(shapes))
+        optimizer = build(kind, params)
+        for step in range(3):
+            for tensor, gradient in zip(params, reference.gradients(step, shapes), strict=True):
+                tensor.grad = gradient
+            optimizer.step(clip_factor(grad_norm(params), 1.0))
         results.append(bits(params))
     assert results[0] == results[1] == results[2]
+    one = Tensor(reference.starting_point(shapes)[4], requires_grad=True)  # together or alone
+    alone = build(kind, [one])
+    for step in range(3):
+        gradients = reference.gradients(step, shapes)
+        one.grad = gradients[4]
+        norm = np.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in gradients))
+        alone.step(clip_factor(norm, 1.0))
+    np.testing.assert_allclose(one.numpy(), params[4].numpy(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "SGD"])  # which keeps no state
+def test_a_refused_step_changes_nothing_and_can_be_repeated(kind: str) -> None:
+    params = leaves()
+    optimizer = build(kind, params)
+    train(optimizer, params, range(2))
+    before, counts = bits(params), [entry.get("step") for entry in optimizer.state.values()]
+    good = {key: dict(entry) for key, entry in optimizer.state.items()}
+    name = "exp_avg" if "Adam" in kind else "momentum_buffer"
+    optimizer.state[4][name] = Tensor(np.zeros(3))
+    with pytest.raises(ShapeError):
+        optimizer.step()
+    assert bits(params) == before
+    assert [entry.get("step") for entry in optimizer.state.values()] == counts
+    optimizer.state.update(good)
+    optimizer.step()
+    assert bits(params) != before
 
 
 @pytest.mark.unit

@@ -117,5 +117,6 @@ static void row_dots(float *dot, const float *a, const float *b, ptrdiff_t ld, p
 }
 
 const attention_ops TIERED(attention_table) = {
-    .gather = gather, .gather_transposed = gather_transposed, .scatter = scatter, .softmax_step = softmax_step, .softmax_backward = softmax_backward, .row_dots = row_dots,
+    .gather = gather, .gather_transposed = gather_transposed, .scatter = scatter, .softmax_step = softmax_step,
+    .softmax_backward = softmax_backward, .row_dots = row_dots,
 };

@@ -40,7 +40,7 @@ INLINE vf lane_scale(const float *panel, int lanes, int depth, float limit, vf *
         most = (bits & less) | (most & ~less);
 #endif
     }
-    const vi zero = (vf)most < vset(1e-30f);  // so small that the inverse would overflow
+    const vi zero = (vf)most < vset(1e-30f);  // far below what a sum would notice
     *inverse = vselect(zero, vset(0.0f), vset(limit) / (vf)most);
     return vselect(zero, vset(0.0f), (vf)most * (1.0f / limit));
 }
@@ -155,7 +155,8 @@ INLINE void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdif
 #pragma GCC unroll 2
             for (int j = 0; j < NV; j++) {
                 float *to = total + i * NR + j * VLEN;
-                // the product of the scales first: one of them times the sum could overflow where the product does not
+                // the product of the scales first: one of them times the sum could overflow where the product does not;
+                // where both are below 1e-17 or so it underflows instead
                 vstore(to, vload(to) + to_float(sum[i][j]) * (left_scale[i] * vload(right_scale + j * VLEN)));
             }
     }

@@ -10,6 +10,7 @@ cdef extern from "simd/source.h" nogil:
         SOURCE_Q4_1
         SOURCE_INT16
         INT16_BLOCK
+        INT16_LIMIT
         NF4_BLOCK
         NF4_SECOND_BLOCK
         Q4_BLOCK

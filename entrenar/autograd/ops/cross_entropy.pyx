@@ -184,7 +184,7 @@ cdef double fused_chunks(Tensor x, weight_source* head, const int64_t* rows, con
 def linear_cross_entropy(x, weight, targets, int64_t ignore_index=-100, reduction="mean", divisor=None):
     """cross_entropy(linear(x, weight), targets) that holds at most 32 MiB of logits at a time.
 
-    x (..., hidden), weight (vocabulary, hidden) in float32, bfloat16 or 4 bits, integer targets (...). Rows whose target
+    x (..., hidden), weight (vocabulary, hidden) in float32, bfloat16 or codes, integer targets (...). Rows whose target
     is `ignore_index` are not multiplied at all. `reduction` is "mean" or "sum"; `divisor` replaces the number of
     counted rows under "mean". The gradients are computed in the forward pass, chunk by chunk, as Liger Kernel does
     (Hsu et al., 2024, arXiv 2410.10989). Raises what cross_entropy and linear raise.

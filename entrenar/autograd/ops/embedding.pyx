@@ -43,7 +43,7 @@ cdef class EmbeddingNode(Node):
 def embedding(tokens, weight):
     """y (..., hidden) = weight[tokens], for integer tokens of any shape and a table (vocabulary, hidden).
 
-    A float32 table takes a gradient; a bfloat16 or 4-bit one is frozen. Raises ShapeError, naming the id and its place,
+    A float32 table takes a gradient; one in bfloat16 or codes is frozen. Raises ShapeError, naming the id and its place,
     for a token outside the table.
     """
     cdef weight_source table

@@ -1,14 +1,19 @@
 from collections.abc import Sequence
 
+from typing_extensions import disjoint_base
+
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.autograd.tensor import Tensor, _ArrayLike
 
-def linear_products(x: _ArrayLike, weights: Sequence[Tensor | QuantizedTensor]) -> list[Tensor]: ...
+@disjoint_base
+class Product: ...
+
+def linear_products(x: _ArrayLike, weights: Sequence[Tensor | QuantizedTensor]) -> list[Product]: ...
 def linear(
     x: _ArrayLike,
     weight: _ArrayLike | QuantizedTensor,
     bias: _ArrayLike | None = None,
-    product: Tensor | None = None,
+    product: Product | None = None,
 ) -> Tensor: ...
 def lora_linear(
     x: _ArrayLike,
@@ -17,6 +22,6 @@ def lora_linear(
     lora_B: _ArrayLike,
     scaling: float,
     dropout: float = 0.0,
-    product: Tensor | None = None,
+    product: Product | None = None,
 ) -> Tensor: ...
 def matmul(a: _ArrayLike, b: _ArrayLike) -> Tensor: ...

@@ -31,7 +31,7 @@ from entrenar.autograd.tensor cimport (
     new_tensor,
 )
 
-from entrenar.errors import ConfigError, MemoryBudgetError, ShapeError
+from entrenar.errors import ConfigError, GraphError, MemoryBudgetError, ShapeError
 
 
 cdef int check_scratch(int status, str op) except -1:
@@ -89,44 +89,54 @@ cdef enum:
     MAX_GROUP = 8
 
 
-def linear_products(x, weights):
-    """[x weight^T for weights], up to 8 of them, x packed once for all: what `linear` and `lora_linear` take as `product`.
+cdef class Product:
+    """x weight^T for one x and one weight, which one `linear` or `lora_linear` turns into its output."""
+    cdef Tensor out
+    cdef Tensor x
+    cdef object weight
 
-    The results are plain numbers without a graph. Raises ShapeError where the shapes do not fit.
-    """
+
+def linear_products(x, weights):
+    """A Product of x with each of up to 8 weights, x packed once for all. ShapeError where the shapes do not fit."""
     cdef weight_source[MAX_GROUP] sources
     cdef gemm_right[MAX_GROUP] rights
     cdef Py_ssize_t n, k = 0
     cdef int count = len(weights), i, status
-    cdef Tensor a = None, out
-    cdef list outs = []
+    cdef Tensor a = None
+    cdef Product product
+    cdef list products = []
+    weights = [w if isinstance(w, QuantizedTensor) else as_tensor(w) for w in weights]
+    x = as_tensor(x)
     if not 1 <= count <= MAX_GROUP:
         raise ShapeError(f"linear_products: {count} weights, expected 1 to {MAX_GROUP}.")
     for i in range(count):
         weight_source_of(weights[i], "linear_products", &sources[i], &n, &k)
         a = checked_input(x, "linear_products", n, k)
-        out = output_of(a, n)
-        outs.append(out)
-        rights[i].c = out.data
+        product = Product.__new__(Product)
+        product.x = a
+        product.weight = weights[i]
+        product.out = output_of(a, n)
+        products.append(product)
+        rights[i].c = product.out.data
         rights[i].b = &sources[i]
         rights[i].n = n
     cdef Py_ssize_t m = rows_of(a)
     with nogil:
         status = linear_forward_group(rights, count, a.data, m, k)
     check_scratch(status, "linear_products")
-    return outs
+    return products
 
 
-cdef Tensor product_of(Tensor x, object product, const weight_source* source, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
-                       str op):
-    """x weight^T, from `linear_products` where that was computed."""
+cdef Tensor product_of(Tensor x, object weight, Product product, const weight_source* source, Py_ssize_t m,
+                       Py_ssize_t n, Py_ssize_t k, str op):
+    """x weight^T, taken from `product` where `linear_products` computed it."""
     cdef int status
     cdef Tensor out
     if product is not None:
-        out = check_float32(product, op, "product")
-        if out.shape != x.shape[:-1] + (n,) or out.node is not None:
-            raise ShapeError(f"{op}: the product has shape {out.shape}, expected what linear_products gave for x "
-                             f"{x.shape} and a weight of shape ({n}, {k}).")
+        out = product.out
+        if out is None or product.x is not x or product.weight is not weight:
+            raise GraphError(f"{op}: the product was used before, or belongs to another x or weight.")
+        product.out = None
         return out
     out = output_of(x, n)
     with nogil:
@@ -160,7 +170,7 @@ cdef class LinearNode(Node):
         return 0
 
 
-def linear(x, weight, bias=None, product=None):
+def linear(x, weight, bias=None, Product product=None):
     """y (..., n) = x (..., k) weight^T + bias, for a weight (n, k) and a bias (n,).
 
     The weight is a float32 Tensor (which takes a gradient), a bfloat16 Tensor or a QuantizedTensor (frozen: decoded
@@ -174,7 +184,7 @@ def linear(x, weight, bias=None, product=None):
     weight_source_of(weight, "linear", &source, &n, &k)
     cdef Tensor a = checked_input(x, "linear", n, k)
     cdef Py_ssize_t m = rows_of(a)
-    cdef Tensor out = product_of(a, product, &source, m, n, k, "linear")
+    cdef Tensor out = product_of(a, weight, product, &source, m, n, k, "linear")
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
     if wants_grad(a) or wants_grad(w):
         # a frozen weight needs no x
@@ -240,10 +250,10 @@ cdef class LoRALinearNode(Node):
         return check_scratch(status, "lora_linear")
 
 
-def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0, product=None):
+def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0, Product product=None):
     """y (..., n) = x W^T + scaling * (dropout(x) A^T) B^T, one node that keeps x once and the small x A^T.
 
-    x (..., k), W (n, k) in float32, bfloat16 or 4 bits, A (r, k) and B (n, r) float32. `dropout` is the probability of
+    x (..., k), W (n, k) in float32, bfloat16 or codes, A (r, k) and B (n, r) float32. `dropout` is the probability of
     a zero; its mask is drawn again in backward; `product` is as in `linear`. Hu et al., "LoRA", 2021 (arXiv 2106.09685).
     Raises ShapeError where the shapes do not fit, ConfigError for a dropout outside [0, 1).
     """
@@ -267,7 +277,7 @@ def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0, p
     r = a.dims[0]
     cdef Tensor dropped = t
     m = rows_of(t)
-    cdef Tensor out = product_of(t, product, &source, m, n, k, "lora_linear")
+    cdef Tensor out = product_of(t, weight, product, &source, m, n, k, "lora_linear")
     cdef Tensor h = new_matrix(m, r)
     if dropout > 0:
         key = random_key()
@@ -403,7 +413,7 @@ cdef Tensor product(Tensor a, Tensor b):
 def matmul(a, b):
     """The matrix product of NumPy's `@`: 2-D matrices, stacks of them with broadcasting, and 1-D vectors.
 
-    float32 only (a bfloat16 or 4-bit weight goes through `linear`). Raises ShapeError, naming both shapes, where they
+    float32 only (a weight in bfloat16 or codes goes through `linear`). Raises ShapeError, naming both shapes, where they
     do not fit.
     """
     cdef Tensor left = check_float32(as_tensor(a), "matmul", "a"), right = check_float32(as_tensor(b), "matmul", "b")
