@@ -41,8 +41,11 @@ def main(adapter: LoRAConfig, output: str, description: str | None, arguments: S
 
 def _shape(path: str) -> dict[str, Any]:
     """The keys of [model] that the file sets, checked."""
+    keys = load_toml(path).get("model")
+    if keys is None:
+        return {}
     config = LLaMAConfig.from_file(path)
-    return {key: getattr(config, key) for key in load_toml(path).get("model", {})}
+    return {key: getattr(config, key) for key in keys}
 
 
 def _from_file(path: str, adapter: LoRAConfig) -> TrainConfig:

@@ -51,7 +51,7 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant("optim/clip.py", "if not factor >= 1:", "if not factor >= 0.5:", "tests/optim/test_clip.py"),
+    Mutant("optim/clip.py", "1.0 if factor >= 1 else", "1.0 if factor >= 0.5 else", "tests/optim/test_clip.py"),
     Mutant(
         "optim/schedule.py",
         "self.gamma ** (self.last_step // self.step_size)",
