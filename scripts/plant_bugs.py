@@ -49,7 +49,7 @@ PLANTS = (
         "for (; p < n; p++) total += x[p] * w[p];",
         "for (; p < n - 1; p++) total += x[p] * w[p];",
     ),
-    Plant("tensor_ops", "entrenar/optim/clip.py", "if not factor >= 1:", "if not factor >= 0.5:"),
+    Plant("tensor_ops", "entrenar/optim/clip.py", "1.0 if factor >= 1 else", "1.0 if factor >= 0.5 else"),
     Plant(
         "tensor_ops",
         "entrenar/autograd/ops/matmul.pyx",

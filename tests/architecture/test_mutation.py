@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -134,3 +135,10 @@ def test_a_planted_bug_fails_the_tests_of_its_part(package: Path, mutant: Mutant
         path.write_text(sound)
     assert result.returncode == TESTS_FAILED, f"{mutant.wrong!r} went unnoticed:\n{result.stdout[-2000:]}"
     assert re.search(r"^FAILED ", result.stdout, re.MULTILINE), result.stdout[-2000:]
+
+
+def test_the_bugs_that_fuzzing_must_find_can_still_be_planted() -> None:
+    plants = runpy.run_path(str(ROOT / "scripts" / "plant_bugs.py"))["PLANTS"]
+    assert len(plants) >= 6
+    for plant in plants:
+        assert plant.right in (ROOT / plant.file).read_text(), f"{plant.file} no longer holds {plant.right!r}"
