@@ -16,6 +16,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport scratch, simd, threads_for
+from entrenar._kernels.search cimport part_of
 from entrenar._kernels.simd.attention cimport ATTENTION_KEYS, ATTENTION_ROWS, attention_rows
 
 cdef enum:
@@ -92,16 +93,9 @@ cdef Py_ssize_t set_blocks(Segment* segments, Py_ssize_t n_segments, Heads heads
     return blocks
 
 
-cdef Py_ssize_t find_segment(const Segment* segments, Py_ssize_t n_segments, Py_ssize_t block) noexcept nogil:
-    """The segment that holds a block: the last one with first_block <= block (segments without rows hold none)."""
-    cdef Py_ssize_t low = 0, high = n_segments, middle
-    while high - low > 1:
-        middle = (low + high) // 2
-        if segments[middle].first_block <= block:
-            low = middle
-        else:
-            high = middle
-    return low
+cdef inline Py_ssize_t find_segment(const Segment* segments, Py_ssize_t n_segments, Py_ssize_t block) noexcept nogil:
+    """The segment that holds a block (segments without rows hold none)."""
+    return part_of(&segments.first_block, sizeof(Segment), n_segments, block)
 
 
 cdef void place(Block* b, const Segment* s, Heads heads, Py_ssize_t head, Py_ssize_t first,

@@ -1,6 +1,6 @@
-"""Weights in codes: quantization of fp32 rows to NF4, Q4_0, Q4_1 or INT16, and back. Parallel over rows, which are independent.
+"""Weights in codes: quantization of fp32 rows to NF4, Q4_0, Q4_1 or INT16, and back.
 
-The formats are described in simd/source.h. The quantizers return 0, or QUANT_* flags (combined with |) for input that
+Parallel over rows, which are independent. The formats are described in simd/source.h. The quantizers return 0, or QUANT_* flags (combined with |) for input that
 cannot be quantized; the output is then unspecified.
 """
 from cython.parallel cimport prange

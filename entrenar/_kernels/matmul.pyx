@@ -201,7 +201,7 @@ cdef int linear_forward_group(const gemm_right* rights, int count, const float* 
         f = choose_format(rights[first].b, rights[first].n, k)
         last = first + 1
         if 0 < m <= GEMM_FEW_ROWS:
-            status |= few_rows(rights[first].c, rights[first].n, x, k, rights[first].b, m, rights[first].n, k, False)
+            status |= linear_forward(rights[first].c, x, rights[first].b, m, rights[first].n, k, False)
         else:
             while last < count and choose_format(rights[last].b, rights[last].n, k) == f:
                 last += 1

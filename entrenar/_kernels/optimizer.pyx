@@ -5,6 +5,7 @@ Each parameter is cut into blocks of fixed size, which are the jobs; `first_job`
 from cython.parallel cimport prange
 
 from entrenar._kernels.cpu cimport scratch, simd, threads_for
+from entrenar._kernels.search cimport part_of
 from entrenar._kernels.simd.optimizer cimport adam_options, sgd_options
 
 cdef enum:
@@ -21,16 +22,8 @@ cdef Py_ssize_t number_jobs(optimizer_run* runs, Py_ssize_t count) noexcept nogi
     return jobs
 
 
-cdef Py_ssize_t run_of(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t job) noexcept nogil:
-    """The last run whose first job is not beyond `job`."""
-    cdef Py_ssize_t low = 0, high = count, middle
-    while high - low > 1:
-        middle = (low + high) // 2
-        if runs[middle].first_job <= job:
-            low = middle
-        else:
-            high = middle
-    return low
+cdef inline Py_ssize_t run_of(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t job) noexcept nogil:
+    return part_of(&runs.first_job, sizeof(optimizer_run), count, job)
 
 
 cdef Py_ssize_t floats(const optimizer_run* runs, Py_ssize_t count) noexcept nogil:

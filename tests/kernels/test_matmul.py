@@ -181,10 +181,12 @@ def test_a_product_serves_one_layer_with_its_own_x_and_weight() -> None:
 
 
 @pytest.mark.unit
-def test_products_of_arrays_are_those_of_tensors() -> None:
+def test_products_take_only_weights_that_stay() -> None:
     x, one, other = normal(3, (40, 128), (70, 128), (96, 128))
-    made = linear_products(x, [one, other])
-    assert len(made) == 2  # temporary tensors of the arrays live until the end
+    with pytest.raises(
+        ConfigError, match="linear_products: weight 1 is ndarray, expected a Tensor or a QuantizedTensor"
+    ):
+        linear_products(Tensor(x), [Tensor(one), other])
 
 
 @pytest.mark.unit

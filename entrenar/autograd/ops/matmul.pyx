@@ -96,8 +96,11 @@ cdef class Product:
     cdef object weight
 
 
-def linear_products(x, weights):
-    """A Product of x with each of up to 8 weights, x packed once for all. ShapeError where the shapes do not fit."""
+def linear_products(Tensor x not None, weights):
+    """A Product of x with each of up to 8 Tensors or QuantizedTensors, x packed once for all.
+
+    Raises ShapeError where the shapes do not fit, ConfigError for another kind of weight.
+    """
     cdef weight_source[MAX_GROUP] sources
     cdef gemm_right[MAX_GROUP] rights
     cdef Py_ssize_t n, k = 0
@@ -105,11 +108,12 @@ def linear_products(x, weights):
     cdef Tensor a = None
     cdef Product product
     cdef list products = []
-    weights = [w if isinstance(w, QuantizedTensor) else as_tensor(w) for w in weights]
-    x = as_tensor(x)
     if not 1 <= count <= MAX_GROUP:
         raise ShapeError(f"linear_products: {count} weights, expected 1 to {MAX_GROUP}.")
     for i in range(count):
+        if not isinstance(weights[i], (Tensor, QuantizedTensor)):  # a temporary one would be gone before it is read
+            raise ConfigError(f"linear_products: weight {i} is {type(weights[i]).__name__}, expected a Tensor or a "
+                              "QuantizedTensor.")
         weight_source_of(weights[i], "linear_products", &sources[i], &n, &k)
         a = checked_input(x, "linear_products", n, k)
         product = Product.__new__(Product)
