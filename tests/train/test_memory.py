@@ -109,12 +109,14 @@ def test_the_weights_of_the_estimate_are_those_of_the_model(
     assert items["weights"] == pytest.approx(held, rel=0.01)
 
 
-MEASURED = {  # peak RSS of /usr/bin/time -v over SmolLM2 with rank 16 on all linears and 512 tokens, in MiB
-    ("float32", "auto", False): 959,
-    ("float32", "auto", True): 507,
-    ("float32", None, False): 1262,
-    ("float32", None, True): 810,
-    ("bfloat16", None, False): 1008,
+# MiB: `/usr/bin/time -v python examples/llama2_finetune_lora.py --steps 3 --target-modules all-linear` with --dtype and
+# --gradient-checkpointing, or the QLoRA example
+MEASURED = {
+    ("float32", "auto", False): 802,
+    ("float32", "auto", True): 500,
+    ("float32", None, False): 1109,
+    ("float32", None, True): 806,
+    ("bfloat16", None, False): 851,
 }
 
 
@@ -122,7 +124,7 @@ MEASURED = {  # peak RSS of /usr/bin/time -v over SmolLM2 with rank 16 on all li
 @pytest.mark.parametrize(("dtype", "quantize", "checkpointing"), MEASURED)
 def test_whole_runs_need_what_was_measured(dtype: str, quantize: str | None, checkpointing: bool) -> None:
     needed = memory.estimate(SMOLLM2, lora=ALL, dtype=dtype, quantize=quantize, checkpointing=checkpointing)
-    assert needed.total / 2**20 == pytest.approx(MEASURED[dtype, quantize, checkpointing], rel=0.25)
+    assert needed.total / 2**20 == pytest.approx(MEASURED[dtype, quantize, checkpointing], rel=0.15)
 
 
 # ---------------------------------------------------------------------- the plan

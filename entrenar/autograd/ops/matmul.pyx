@@ -104,21 +104,21 @@ def linear_products(Tensor x not None, weights):
     cdef weight_source[MAX_GROUP] sources
     cdef gemm_right[MAX_GROUP] rights
     cdef Py_ssize_t n, k = 0
-    cdef int count = len(weights), i, status
+    cdef list products = [], kept_weights = list(weights)
+    cdef int count = len(kept_weights), i, status
     cdef Tensor a = None
     cdef Product product
-    cdef list products = []
     if not 1 <= count <= MAX_GROUP:
         raise ShapeError(f"linear_products: {count} weights, expected 1 to {MAX_GROUP}.")
     for i in range(count):
-        if not isinstance(weights[i], (Tensor, QuantizedTensor)):  # a temporary one would be gone before it is read
-            raise ConfigError(f"linear_products: weight {i} is {type(weights[i]).__name__}, expected a Tensor or a "
+        if not isinstance(kept_weights[i], (Tensor, QuantizedTensor)):  # a temporary one would be gone before it is read
+            raise ConfigError(f"linear_products: weight {i} is {type(kept_weights[i]).__name__}, expected a Tensor or a "
                               "QuantizedTensor.")
-        weight_source_of(weights[i], "linear_products", &sources[i], &n, &k)
+        weight_source_of(kept_weights[i], "linear_products", &sources[i], &n, &k)
         a = checked_input(x, "linear_products", n, k)
         product = Product.__new__(Product)
         product.x = a
-        product.weight = weights[i]
+        product.weight = kept_weights[i]
         product.out = output_of(a, n)
         products.append(product)
         rights[i].c = product.out.data
