@@ -6,7 +6,9 @@ cdef int nf4_quantize(uint8_t* codes, float* absmax, const float* x, Py_ssize_t 
 cdef int q4_quantize(uint8_t* blocks, const float* x, Py_ssize_t rows, Py_ssize_t columns, bint minimum) noexcept nogil
 cdef int int16_quantize(int16_t* codes, float* scales, const float* x, Py_ssize_t rows,
                         Py_ssize_t columns) noexcept nogil
-cdef int q4_check(const uint8_t* blocks, Py_ssize_t rows, Py_ssize_t columns, bint minimum) noexcept nogil
+cdef int q8_quantize(uint8_t* blocks, const float* x, Py_ssize_t rows, Py_ssize_t columns) noexcept nogil
+cdef int ggml_check(const uint8_t* blocks, Py_ssize_t rows, Py_ssize_t count, Py_ssize_t size,
+                    bint minimum) noexcept nogil
 cdef void absmax_quantize(uint8_t* codes, float* second, const float* absmax, float offset, const float* map,
                           Py_ssize_t count) noexcept nogil
 cdef void dequantize_rows(float* out, const weight_source* source, Py_ssize_t first, Py_ssize_t rows) noexcept nogil

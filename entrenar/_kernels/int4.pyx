@@ -1,14 +1,14 @@
-"""Weights in codes: quantization of fp32 rows to NF4, Q4_0, Q4_1 or INT16, and back.
+"""Weights in codes: quantization of fp32 rows to NF4, Q4_0, Q4_1, Q8_0 or INT16, and back.
 
-Parallel over rows, which are independent. The formats are described in simd/source.h. The quantizers return 0, or QUANT_* flags (combined with |) for input that
-cannot be quantized; the output is then unspecified.
+Parallel over rows, which are independent. The formats are described in simd/source.h. The quantizers return 0, or
+QUANT_* flags (combined with |) for input that cannot be quantized; the output is then unspecified.
 """
 from cython.parallel cimport prange
 from libc.stdint cimport int16_t, uint8_t
 
 from entrenar._kernels.cpu cimport simd, threads_for
 from entrenar._kernels.simd.source cimport (
-    INT16_BLOCK, NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q4_BLOCK, weight_source,
+    GGML_BLOCK, INT16_BLOCK, NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q8_0_BYTES, weight_source,
 )
 
 cdef enum:
@@ -28,13 +28,22 @@ cdef int nf4_quantize(uint8_t* codes, float* absmax, const float* x, Py_ssize_t 
 
 # blocks[n, k/32 * (18 or 20)] <- x[n, k]: Q4_0, or with `minimum` Q4_1
 cdef int q4_quantize(uint8_t* blocks, const float* x, Py_ssize_t rows, Py_ssize_t columns, bint minimum) noexcept nogil:
-    cdef Py_ssize_t row, stride = columns // Q4_BLOCK * (Q4_1_BYTES if minimum else Q4_0_BYTES)
+    cdef Py_ssize_t row, stride = columns // GGML_BLOCK * (Q4_1_BYTES if minimum else Q4_0_BYTES)
     cdef int status = 0
     for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, GRAIN)):
         if minimum:
             status |= simd.quant.q4_1(blocks + row * stride, x + row * columns, columns)
         else:
             status |= simd.quant.q4_0(blocks + row * stride, x + row * columns, columns)
+    return status
+
+
+# blocks[n, k/32 * 34] <- x[n, k]
+cdef int q8_quantize(uint8_t* blocks, const float* x, Py_ssize_t rows, Py_ssize_t columns) noexcept nogil:
+    cdef Py_ssize_t row, stride = columns // GGML_BLOCK * Q8_0_BYTES
+    cdef int status = 0
+    for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, GRAIN)):
+        status |= simd.quant.q8_0(blocks + row * stride, x + row * columns, columns)
     return status
 
 
@@ -49,12 +58,13 @@ cdef int int16_quantize(int16_t* codes, float* scales, const float* x, Py_ssize_
     return status
 
 
-# QUANT_NOT_FINITE where a scale or minimum of blocks[n, stride] is infinite or NaN
-cdef int q4_check(const uint8_t* blocks, Py_ssize_t rows, Py_ssize_t columns, bint minimum) noexcept nogil:
-    cdef Py_ssize_t row, stride = columns // Q4_BLOCK * (Q4_1_BYTES if minimum else Q4_0_BYTES)
+# QUANT_NOT_FINITE where one of ggml's blocks[rows, count] of `size` bytes has a scale or minimum that is infinite or NaN
+cdef int ggml_check(const uint8_t* blocks, Py_ssize_t rows, Py_ssize_t count, Py_ssize_t size,
+                    bint minimum) noexcept nogil:
+    cdef Py_ssize_t row
     cdef int status = 0
-    for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, 8 * GRAIN)):
-        status |= simd.quant.q4_scales(blocks + row * stride, columns, minimum)
+    for row in prange(rows, schedule="static", num_threads=threads_for(rows * count, GRAIN // 4)):
+        status |= simd.quant.ggml_scales(blocks + row * count * size, count, size, minimum)
     return status
 
 

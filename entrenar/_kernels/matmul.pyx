@@ -273,7 +273,15 @@ cdef void narrow(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_
 cdef int low_rank_forward(float* y, float* h, const float* x, const float* a, const float* b, float scale,
                           Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t r) noexcept nogil:
     """h (m, r) = scale x A^T;  y (m, n) += h B^T"""
-    cdef float* right = padded_rows(a, r, k, True, scale)
+    cdef weight_source down = f32_source(a, k, k), up = f32_source(b, r, r)
+    cdef float* right
+    cdef Py_ssize_t i
+    if m <= GEMM_FEW_ROWS:
+        few_rows(h, r, x, k, &down, m, r, k, False)
+        for i in range(m * r):
+            h[i] *= scale
+        return few_rows(y, n, h, r, &up, m, n, r, True)
+    right = padded_rows(a, r, k, True, scale)
     if right == NULL:
         return -1
     narrow(h, r, x, k, 1, right, padded(r), m, r, k, False)

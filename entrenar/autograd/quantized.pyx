@@ -2,8 +2,8 @@
 
 NF4 and its double quantization follow Dettmers et al., "QLoRA" (arXiv 2305.14314), with the bits of bitsandbytes: 64
 columns a block, the first code of a byte in the high nibble, 4.127 bits a weight (4.5 without double quantization).
-Q4_0 and Q4_1 are ggml's block formats (32 columns, fp16 scale, Q4_1 also an fp16 minimum; 4.5 and 5 bits a weight).
-"int4" stands for Q4_1: of ggml's two formats the one with the smaller error. "int16" is what the 16-bit integer products
+Q4_0, Q4_1 and Q8_0 are ggml's block formats (32 columns, fp16 scale, Q4_1 also an fp16 minimum; 4.5, 5 and 8.5 bits a
+weight). "int4" stands for Q4_1: of the two with 4 bits the one with the smaller error. "int16" is what the 16-bit integer products
 read as it is: 64 columns share an fp32 scale, codes in +-4095 (16.5 bits a weight, an eighth of bfloat16's error).
 """
 from libc.stdint cimport int16_t, uint8_t
@@ -11,18 +11,21 @@ from libc.stdint cimport int16_t, uint8_t
 import numpy as np
 
 from entrenar._kernels.int4 cimport (
-    absmax_quantize, decode_run, dequantize_rows, int16_quantize, nf4_quantize, q4_check, q4_quantize,
+    absmax_quantize, decode_run, dequantize_rows, ggml_check, int16_quantize, nf4_quantize, q4_quantize, q8_quantize,
 )
 from entrenar._kernels.simd.quant cimport QUANT_NOT_FINITE
 from entrenar._kernels.simd.source cimport (
-    INT16_BLOCK, INT16_LIMIT, NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q4_BLOCK, SOURCE_INT16,
-    SOURCE_NF4, SOURCE_Q4_0, SOURCE_Q4_1, weight_source,
+    GGML_BLOCK, INT16_BLOCK, INT16_LIMIT, NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q8_0_BYTES,
+    SOURCE_INT16, SOURCE_NF4, SOURCE_Q4_0, SOURCE_Q4_1, SOURCE_Q8_0, weight_source,
 )
 from entrenar.autograd.tensor cimport Tensor
 from entrenar.errors import ConfigError, QuantizationError, ShapeError
 
-BLOCK_SIZE = {"nf4": NF4_BLOCK, "int4": Q4_BLOCK, "q4_0": Q4_BLOCK, "q4_1": Q4_BLOCK, "int16": INT16_BLOCK}
-_SOURCES = {"nf4": SOURCE_NF4, "q4_0": SOURCE_Q4_0, "q4_1": SOURCE_Q4_1, "int16": SOURCE_INT16}
+BLOCK_SIZE = {"nf4": NF4_BLOCK, "int4": GGML_BLOCK, "q4_0": GGML_BLOCK, "q4_1": GGML_BLOCK, "q8_0": GGML_BLOCK,
+              "int16": INT16_BLOCK}
+_SOURCES = {"nf4": SOURCE_NF4, "q4_0": SOURCE_Q4_0, "q4_1": SOURCE_Q4_1, "q8_0": SOURCE_Q8_0, "int16": SOURCE_INT16}
+_GGML_BYTES = {"q4_0": Q4_0_BYTES, "q4_1": Q4_1_BYTES, "q8_0": Q8_0_BYTES}  # of a block
+_4BIT = ("q4_0", "q4_1")  # ggml's
 _SCALED = ("nf4", "int16")  # kinds whose scales are an array of their own
 STREAM_BYTES = 8 << 20  # of float32 rows that a conversion works on at a time
 NF4_VALUES = np.array(
@@ -71,7 +74,7 @@ cdef Py_ssize_t _row_bytes(str kind, Py_ssize_t columns):
         return columns // 2
     if kind == "int16":
         return 2 * columns
-    return columns // Q4_BLOCK * (Q4_1_BYTES if kind == "q4_1" else Q4_0_BYTES)
+    return columns // GGML_BLOCK * <Py_ssize_t> _GGML_BYTES[kind]
 
 
 cdef Py_ssize_t _ceil_div(Py_ssize_t a, Py_ssize_t b):
@@ -127,7 +130,7 @@ cdef QuantizedTensor _assemble(str kind, Py_ssize_t rows, Py_ssize_t columns, ob
     q.source.row_stride = stride
     q.source.columns = columns
     if kind not in _SCALED:
-        if q4_check(<const uint8_t*> q.source.data, rows, columns, kind == "q4_1"):
+        if ggml_check(<const uint8_t*> q.source.data, rows, columns // GGML_BLOCK, _GGML_BYTES[kind], kind == "q4_1"):
             raise QuantizationError(f"A {kind} block has a scale that is infinite or NaN, expected a finite one.")
         return q
     if absmax_codes is not None:
@@ -183,6 +186,9 @@ cdef object _quantize_chunk(str kind, object x, object codes, object absmax, Py_
         scales = <float*> _address(absmax)
         with nogil:
             status = int16_quantize(<int16_t*> to, scales, rows, n, columns)
+    elif kind == "q8_0":
+        with nogil:
+            status = q8_quantize(to, rows, n, columns)
     else:
         with nogil:
             status = q4_quantize(to, rows, n, columns, minimum)
@@ -212,9 +218,9 @@ cdef object _decode(const weight_source* source, Py_ssize_t first, Py_ssize_t ro
 cdef class QuantizedTensor:
     """A frozen matrix of shape (rows, columns) = (out_features, in_features) in codes. It never takes a gradient.
 
-    `kind` is "nf4", "q4_0", "q4_1" or "int16"; `codes` (uint8, one line a row), `absmax` (of "int16" the scales),
-    `absmax_codes` and `absmax_map` are the arrays that it holds (None where the kind has none). Made by `quantize`, `quantize_streaming`,
-    `from_gguf_blocks`, `from_bitsandbytes` or `from_arrays`.
+    `kind` is "nf4", "q4_0", "q4_1", "q8_0" or "int16"; `codes` (uint8, one line a row), `absmax` (of "int16" the scales),
+    `absmax_codes` and `absmax_map` are the arrays that it holds (None where the kind has none). Made by `quantize`,
+    `quantize_streaming`, `from_gguf_blocks`, `from_bitsandbytes` or `from_arrays`.
     """
 
     def __init__(self):
@@ -224,9 +230,9 @@ cdef class QuantizedTensor:
     def quantize(array, str kind, *, bint double_quantization=True):
         """Quantize a matrix (Tensor or array of any float dtype), a few rows at a time.
 
-        `kind`: "nf4", "q4_0", "q4_1", "int16", or "int4" for q4_1. `double_quantization` stores NF4's absmax in 8 bits. Raises
-        QuantizationError for a NaN or infinite weight, for columns that are no multiple of the block size (32 for
-        q4_0 and q4_1, 64 for the others), and for weights whose scale overflows the float16 of q4_0 and q4_1.
+        `kind`: "nf4", "q4_0", "q4_1", "q8_0", "int16", or "int4" for q4_1. `double_quantization` stores NF4's absmax in
+        8 bits. Raises QuantizationError for a NaN or infinite weight, for columns that are no multiple of the block
+        size (64 for nf4 and int16, 32 for the others), and for weights whose scale overflows the float16 of the latter.
         """
         array = array.numpy() if isinstance(array, Tensor) else np.asarray(array)
         return QuantizedTensor.quantize_streaming(
@@ -260,14 +266,14 @@ cdef class QuantizedTensor:
 
     @staticmethod
     def from_gguf_blocks(raw, str kind, shape, row_permutation=None):
-        """A Q4_0 or Q4_1 tensor of a GGUF file as it is: `raw` holds its uint8 blocks and is not copied if contiguous.
+        """A Q4_0, Q4_1 or Q8_0 tensor of a GGUF file as it is: `raw` holds its uint8 blocks and is not copied if contiguous.
 
         Row i of the result is row `row_permutation[i]` of the file (whole rows of blocks move, which copies). Raises
         QuantizationError for another kind, for blocks that do not fill the shape, and for infinite or NaN scales.
         """
         kind = _format(kind)
         if kind in _SCALED:
-            raise QuantizationError(f"GGUF files hold q4_0 or q4_1 blocks; {kind!r} has no GGUF form.")
+            raise QuantizationError(f"GGUF files hold q4_0, q4_1 or q8_0 blocks; {kind!r} has no GGUF form.")
         rows, columns = _matrix_shape(shape, kind)
         stride = _row_bytes(kind, columns)
         raw = _expect(raw, "The GGUF tensor", np.uint8, rows * stride).reshape(rows, stride)
@@ -344,7 +350,7 @@ cdef class QuantizedTensor:
 
     @property
     def dtype(self):
-        """The kind: "nf4", "q4_0", "q4_1" or "int16"."""
+        """The kind: "nf4", "q4_0", "q4_1", "q8_0" or "int16"."""
         return self.kind
 
     @property
@@ -469,7 +475,7 @@ def dequantize_nf4(codes, absmax):
 def quantize_int4(x, str kind="int4"):
     """uint8 blocks (..., k/32 * 20) of an array (..., k) as Q4_1, or (..., k/32 * 18) with kind="q4_0"."""
     kind = _format(kind)
-    if kind in _SCALED:
+    if kind not in _4BIT:
         raise ConfigError("quantize_int4 makes q4_0 or q4_1 (int4) blocks; quantize_nf4 makes nf4.")
     x, lead = _plain_input(x, kind)
     blocks = np.empty((len(x), _row_bytes(kind, x.shape[1])), np.uint8)
@@ -480,14 +486,14 @@ def quantize_int4(x, str kind="int4"):
 def dequantize_int4(blocks, str kind="int4"):
     """Float32 (..., k) from what `quantize_int4` returned for the same kind."""
     kind = _format(kind)
-    if kind in _SCALED:
+    if kind not in _4BIT:
         raise ConfigError("dequantize_int4 reads q4_0 or q4_1 (int4) blocks; dequantize_nf4 reads nf4.")
     blocks = np.asarray(blocks)
-    size = _row_bytes(kind, Q4_BLOCK)
+    size = _row_bytes(kind, GGML_BLOCK)
     if blocks.ndim < 1 or blocks.shape[-1] % size:
         raise QuantizationError(f"blocks has shape {blocks.shape}, expected a last axis of a multiple of {size} bytes.")
     flat = blocks.reshape(-1, blocks.shape[-1]) if blocks.size else blocks.reshape(0, blocks.shape[-1])
-    columns = blocks.shape[-1] // size * Q4_BLOCK
+    columns = blocks.shape[-1] // size * GGML_BLOCK
     return _assemble(kind, flat.shape[0], columns, flat).dequantize().reshape(*blocks.shape[:-1], columns)
 
 

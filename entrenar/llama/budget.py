@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from entrenar.llama.config import LLaMAConfig
 BYTES = {"float32": Fraction(4), "bfloat16": Fraction(2), "int16": 2 + Fraction(4, 64)}
 # codes, then scales: NF4 with an 8-bit absmax per 64 and an fp32 one per 256 of those; Q4_1 with two fp16 per 32
 BYTES_4BIT = {"nf4": Fraction(1, 2) + (1 + Fraction(4, 256)) / 64, "int4": Fraction(20, 32)}
+BYTES_Q8_0 = Fraction(34, 32)  # a byte each and an fp16 scale per 32
 BLOCK_COLUMNS = {"nf4": 64, "int4": 32, "int16": 64}  # rows that are no multiple of these stay in full precision
 NF4_FP32_SCALES = Fraction(1, 2) + Fraction(4, 64)  # without double quantization
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -57,9 +59,16 @@ def _room(folder: Path, limit: str, usage: str, reclaimable: str) -> float:
 
 
 def weight_bytes(
-    config: LLaMAConfig, dtype: str = "float32", quantize: str | None = None, double_quantization: bool = True
+    config: LLaMAConfig,
+    dtype: str = "float32",
+    quantize: str | None = None,
+    double_quantization: bool = True,
+    kept: Collection[str] = (),
 ) -> int:
-    """Bytes of the weights: block linears in 4 bits where `quantize` and their columns allow it, else in `dtype`."""
+    """Bytes of the weights: block linears in 4 bits where `quantize` and their columns allow it, else in `dtype`.
+
+    `kept` names the matrices that stay in a file's Q8_0 codes.
+    """
     kind = "nf4" if quantize == "nf4" else "int4"  # "auto" may keep a file's Q4_1 codes, the larger of the formats
     four_bit_bytes = NF4_FP32_SCALES if kind == "nf4" and not double_quantization else BYTES_4BIT[kind]
     total = Fraction(0)
@@ -67,6 +76,8 @@ def weight_bytes(
         matrix = len(shape) == 2
         if quantize is not None and matrix and ".layers." in name and shape[1] % BLOCK_COLUMNS[kind] == 0:
             each = four_bit_bytes
+        elif name in kept:
+            each = BYTES_Q8_0
         elif matrix and not (dtype == "int16" and shape[1] % BLOCK_COLUMNS["int16"]):
             each = BYTES[dtype]
         else:  # norms, and rows that are no whole blocks
@@ -76,10 +87,14 @@ def weight_bytes(
 
 
 def check_weights_fit(
-    config: LLaMAConfig, dtype: str = "float32", quantize: str | None = None, double_quantization: bool = True
+    config: LLaMAConfig,
+    dtype: str = "float32",
+    quantize: str | None = None,
+    double_quantization: bool = True,
+    kept: Collection[str] = (),
 ) -> None:
-    """Raise MemoryBudgetError where the weights alone exceed the available memory."""
-    needed, available = weight_bytes(config, dtype, quantize, double_quantization), available_memory()
+    """Raise MemoryBudgetError where the weights alone exceed the available memory; arguments as in `weight_bytes`."""
+    needed, available = weight_bytes(config, dtype, quantize, double_quantization, kept), available_memory()
     if needed > available:
         advice = "a smaller model" if quantize else "a 4-bit base (quantize='nf4') or a smaller model"
         raise MemoryBudgetError(

@@ -155,12 +155,22 @@ def _open_gguf(path: Path) -> Checkpoint:
     return Checkpoint(path, config, tensors, file.metadata)
 
 
+def kept_codes(checkpoint: Checkpoint, quantize: str | None) -> frozenset[str]:
+    """The matrices outside the blocks whose Q8_0 codes quantize="auto" keeps: exact, at a quarter of float32."""
+    if quantize != "auto":
+        return frozenset()
+    return frozenset(
+        name for name, lazy in checkpoint.tensors.items() if lazy.type == "Q8_0" and ".layers." not in name
+    )
+
+
 class _Loader:
     """Makes the model's weights from a checkpoint, in the dtype or the codes that was asked for."""
 
     def __init__(self, checkpoint: Checkpoint, quantize: str | None, dtype: str, double_quantization: bool) -> None:
         self.checkpoint, self.quantize, self.dtype = checkpoint, quantize, dtype
         self.double_quantization = double_quantization
+        self.kept = kept_codes(checkpoint, quantize)
         self.unquantized: dict[str, str] = {}  # matrices that could not become codes, and why
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Weight:
@@ -170,6 +180,8 @@ class _Loader:
             quantized = self._quantized(name, lazy, shape, head_dim)
             if quantized is not None:
                 return quantized
+        if name in self.kept:
+            return QuantizedTensor.from_gguf_blocks(lazy.raw(), "q8_0", shape)
         if self.dtype == "int16" and len(shape) == 2:
             coded = self._coded("int16", name, lazy, shape, head_dim)
             if coded is not None:
@@ -237,7 +249,7 @@ def load(
     """Load a GGUF file or a Hugging Face directory, or one that `Checkpoint.open` opened.
 
     `quantize`: None keeps every weight in `dtype`; "auto" keeps the 4-bit codes (Q4_0, Q4_1) that a GGUF file has and
-    makes NF4 of the other block linears; "nf4" and "int4" force one format. Embedding, norms and head are never 4-bit.
+    makes NF4 of the other block linears, and keeps embedding and head in Q8_0 where the file has them so; "nf4" and "int4" force one format. Embedding, norms and head are never 4-bit.
     `dtype` of what is not: "float32" is trainable; "bfloat16" and the finer "int16" (64 columns share a scale) are
     frozen storage, beside which norms stay float32. A matrix whose rows are no multiple of the block size stays in
     full precision and is listed in the model's `unquantized`. Raises FormatError for a file that is missing, truncated
@@ -249,7 +261,9 @@ def load(
         raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32', 'bfloat16' or 'int16'.")
     checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
     checkpoint.check()
-    check_weights_fit(checkpoint.config, dtype, quantize, double_quantization)
+    check_weights_fit(
+        checkpoint.config, dtype, quantize, double_quantization, kept_codes(checkpoint, quantize)
+    )
     loader = _Loader(checkpoint, quantize, dtype, double_quantization)
     model = LLaMAModel(checkpoint.config, weights=loader)
     model.unquantized = loader.unquantized

@@ -20,7 +20,7 @@ from entrenar.qlora.config import QLoRAConfig
 
 def is_4bit(weight: Weight) -> bool:
     """Whether the weight is in codes of 4 bits already."""
-    return isinstance(weight, QuantizedTensor) and weight.kind != "int16"
+    return isinstance(weight, QuantizedTensor) and weight.kind in ("nf4", "q4_0", "q4_1")
 
 
 def _rows_of(weight: Tensor) -> Callable[[int, int], np.ndarray]:

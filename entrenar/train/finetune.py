@@ -18,7 +18,7 @@ from entrenar.io.checkpoint import atomic_directory
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.model import LLaMAModel
-from entrenar.llama.weights import Checkpoint, load
+from entrenar.llama.weights import Checkpoint, kept_codes, load
 from entrenar.lora.adapter import save_adapter
 from entrenar.train import report, session
 from entrenar.train.config import TrainConfig
@@ -103,7 +103,7 @@ def _assemble(
             f"training.sequence_length: is {t.sequence_length}, longer than the context of {model_path}: "
             f"{checkpoint.config.max_position_embeddings}."
         )
-    checkpointing, needed = plan(checkpoint.config, config, dtype, quantize)
+    checkpointing, needed = plan(checkpoint.config, config, dtype, quantize, kept_codes(checkpoint, quantize))
     tokenizer = checkpoint.tokenizer()
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise FormatError(

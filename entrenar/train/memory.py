@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from entrenar.errors import MemoryBudgetError
@@ -47,12 +48,16 @@ def estimate(
     dtype: str = "float32",
     quantize: str | None = None,
     double_quantization: bool = True,
+    kept: Collection[str] = (),
     optimizer: str = "adamw",
     batch_size: int = 1,
     sequence_length: int = 512,
     checkpointing: bool = False,
 ) -> MemoryEstimate:
-    """What training holds at its peak, from the second step on; `lora` None is full fine-tuning."""
+    """What training holds at its peak, from the second step on; `lora` None is full fine-tuning.
+
+    `kept` names the matrices that stay in a file's Q8_0 codes.
+    """
     if lora is None:
         trainable = config.num_parameters()
     else:
@@ -70,7 +75,8 @@ def estimate(
     packed = max(logits, config.intermediate_size * token_bytes)  # the left factor of a product, in the kernels' order
     return MemoryEstimate(
         {
-            "weights": weight_bytes(config, dtype, quantize, double_quantization) + (gradients if lora else 0),
+            "weights": weight_bytes(config, dtype, quantize, double_quantization, kept)
+            + (gradients if lora else 0),
             "gradients": gradients,
             "optimizer": gradients * OPTIMIZER_STATES[optimizer],
             "activations": activations,
@@ -94,7 +100,11 @@ def check_budget(needed: MemoryEstimate) -> None:
 
 
 def plan(
-    shape: LLaMAConfig, config: TrainConfig, dtype: str = "float32", quantize: str | None = None
+    shape: LLaMAConfig,
+    config: TrainConfig,
+    dtype: str = "float32",
+    quantize: str | None = None,
+    kept: Collection[str] = (),
 ) -> tuple[bool, MemoryEstimate]:
     """Whether to recompute blocks in backward, and the estimate of the run; MemoryBudgetError where nothing fits."""
     t = config.training
@@ -106,6 +116,7 @@ def plan(
             dtype=dtype,
             quantize=quantize,
             double_quantization=config.qlora is None or config.qlora.double_quantization,
+            kept=kept,
             optimizer=t.optimizer,
             batch_size=t.batch_size,
             sequence_length=t.sequence_length,

@@ -270,7 +270,9 @@ def test_wrong_input_is_refused() -> None:
         quantize_nf4(np.zeros((2, 64), np.complex64))
     with pytest.raises(QuantizationError, match="scalar"):
         quantize_nf4(np.float32(1))
-    with pytest.raises(ConfigError, match="'q8_0' is unknown"):
+    with pytest.raises(ConfigError, match="'q5_0' is unknown"):
+        quantize_int4(np.zeros((2, 64), np.float32), "q5_0")
+    with pytest.raises(ConfigError, match="makes q4_0 or q4_1"):
         quantize_int4(np.zeros((2, 64), np.float32), "q8_0")
     with pytest.raises(ConfigError, match="quantize_nf4"):
         quantize_int4(np.zeros((2, 64), np.float32), "nf4")

@@ -190,7 +190,7 @@ def test_products_take_only_weights_that_stay() -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("source", ["bfloat16", "q4_0", "q4_1"])
+@pytest.mark.parametrize("source", ["bfloat16", "q4_0", "q4_1", "q8_0"])
 @pytest.mark.parametrize("k", [32, 96, 544, 1056])
 @pytest.mark.parametrize("m", [1, 3, 6, 50])
 def test_a_contraction_that_is_no_multiple_of_64(source: str, k: int, m: int, tier: str) -> None:

@@ -13,7 +13,7 @@ from entrenar._kernels.cpu import effective_precision
 from entrenar.autograd import QuantizedTensor, Tensor, linear
 from entrenar.errors import ConfigError
 
-SOURCES = ("float32", "bfloat16", "nf4", "q4_0", "q4_1", "int16")
+SOURCES = ("float32", "bfloat16", "nf4", "q4_0", "q4_1", "q8_0", "int16")
 GAUSSIAN = {"highest": 2e-6, "high": 1e-3, "medium": 3e-2}
 OUTLIERS = {"highest": 2e-6, "high": 2e-3, "medium": 6e-2}
 

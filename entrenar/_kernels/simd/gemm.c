@@ -136,35 +136,6 @@ static void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdif
         for (int j = 0; j < columns; j++) c[i * ldc + j] = accumulate ? c[i * ldc + j] + edge[i * NR + j] : edge[i * NR + j];
 }
 
-// ---------------------------------------------------------------- a few rows: the weights stream through once
-INLINE float dot(const float *x, const float *w, ptrdiff_t n) {
-    vf sums[4] = {{0}, {0}, {0}, {0}};
-    ptrdiff_t p = 0;
-    for (; p + 4 * VLEN <= n; p += 4 * VLEN)
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) sums[j] += vload(x + p + j * VLEN) * vload(w + p + j * VLEN);
-    for (; p + VLEN <= n; p += VLEN) sums[0] += vload(x + p) * vload(w + p);
-    float total = vsum((sums[0] + sums[1]) + (sums[2] + sums[3]));
-    for (; p < n; p++) total += x[p] * w[p];
-    return total;
-}
-
-static void few_rows(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
-    enum { DEPTH = 512 };  // decoded at once: 2 KiB of L1
-    float decoded[DEPTH];
-    for (ptrdiff_t i = first; i < first + count; i++) {
-        float total[GEMM_FEW_ROWS] = {0};
-        for (ptrdiff_t p = 0; p < k; p += DEPTH) {
-            const ptrdiff_t n = k - p < DEPTH ? k - p : DEPTH;
-            const float *w = decoded;
-            if (s->kind == SOURCE_F32) w = (const float *)s->data + i * s->row_stride + p;
-            else source_decode(s, i, p, n, decoded);
-            for (int r = 0; r < rows; r++) total[r] += dot(x + r * ldx + p, w, n);
-        }
-        for (int r = 0; r < rows; r++) y[r * ldy + i] = accumulate ? y[r * ldy + i] + total[r] : total[r];
-    }
-}
-
 static const gemm_format fp32 = {
     .rows = MR, .left_lanes = MR, .right_lanes = NR, .block = 1, .block_words = 1,
     .pack_left_rows = TIERED(gemm_pack_rows), .pack_left_columns = TIERED(gemm_pack_columns),
@@ -172,5 +143,5 @@ static const gemm_format fp32 = {
 };
 const gemm_ops TIERED(gemm_table) = {
     .format = {[GEMM_FP32] = &fp32, [GEMM_INT16] = &TIERED(gemm_int16), [GEMM_INT8] = &TIERED(gemm_int8)},
-    .pack_columns = TIERED(gemm_pack_columns), .few_rows = few_rows, .strided = TIERED(gemm_strided),
+    .pack_columns = TIERED(gemm_pack_columns), .few_rows = TIERED(gemm_few_rows), .strided = TIERED(gemm_strided),
 };

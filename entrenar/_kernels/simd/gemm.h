@@ -42,6 +42,7 @@ typedef struct gemm_ops {
 #ifdef TIER
 void TIERED(gemm_strided)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
                           ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
+void TIERED(gemm_few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
 extern const gemm_format TIERED(gemm_int16), TIERED(gemm_int8);
 // fp32 panels, out[p][lane]; lanes from count on are zero
 gemm_packer_function TIERED(gemm_pack_rows), TIERED(gemm_pack_columns);

@@ -1,4 +1,4 @@
-// Quantization. NF4 has the bits of bitsandbytes, Q4_0 and Q4_1 those of ggml's reference quantizers.
+// Quantization. NF4 has the bits of bitsandbytes, Q4_0, Q4_1 and Q8_0 those of ggml's reference quantizers.
 #include "simd/quant.h"
 #include "simd/vec.h"
 
@@ -73,14 +73,14 @@ static int nf4(uint8_t *codes, float *absmax, const float *x, ptrdiff_t columns)
 
 // 32 codes min(15, trunc((x - shift) * factor + half)), packed as code j | code j + 16 << 4
 INLINE void q4_codes(uint8_t *bytes, const float *x, float shift, float factor, float half) {
-    int32_t code[Q4_BLOCK];
-    for (int i = 0; i < Q4_BLOCK; i += VLEN) {
+    int32_t code[GGML_BLOCK];
+    for (int i = 0; i < GGML_BLOCK; i += VLEN) {
         vf product = (vload(x + i) - shift) * factor;
         ROUNDED(product);
         vi c = __builtin_convertvector(product + half, vi), over = c > 15;
         vistore(code + i, (c & ~over) | (over & 15));
     }
-    for (int i = 0; i < Q4_BLOCK / 2; i++) bytes[i] = (uint8_t)(code[i] | code[i + Q4_BLOCK / 2] << 4);
+    for (int i = 0; i < GGML_BLOCK / 2; i++) bytes[i] = (uint8_t)(code[i] | code[i + GGML_BLOCK / 2] << 4);
 }
 
 // 1 / d, or 0 where d is 0 or so small that the reciprocal overflows (its fp16 is 0 in any case)
@@ -92,14 +92,14 @@ INLINE int half_overflows(float x) { return fabsf(x) >= 65520.0f; }
 
 static int q4_0(uint8_t *blocks, const float *x, ptrdiff_t columns) {
     int status = QUANT_OK;
-    for (ptrdiff_t block = 0; block < columns / Q4_BLOCK; block++, x += Q4_BLOCK, blocks += Q4_0_BYTES) {
-        int32_t bits = largest_bits(x, Q4_BLOCK);
+    for (ptrdiff_t block = 0; block < columns / GGML_BLOCK; block++, x += GGML_BLOCK, blocks += Q4_0_BYTES) {
+        int32_t bits = largest_bits(x, GGML_BLOCK);
         if (bits >= INFINITY_BITS) {
             status |= QUANT_NOT_FINITE;
             continue;
         }
         float magnitude = float_from_bits((uint32_t)bits), largest = x[0];
-        for (int i = 0; i < Q4_BLOCK; i++) {  // with its sign: of several, the first
+        for (int i = 0; i < GGML_BLOCK; i++) {  // with its sign: of several, the first
             if (fabsf(x[i]) == magnitude) {
                 largest = x[i];
                 break;
@@ -115,13 +115,13 @@ static int q4_0(uint8_t *blocks, const float *x, ptrdiff_t columns) {
 
 static int q4_1(uint8_t *blocks, const float *x, ptrdiff_t columns) {
     int status = QUANT_OK;
-    for (ptrdiff_t block = 0; block < columns / Q4_BLOCK; block++, x += Q4_BLOCK, blocks += Q4_1_BYTES) {
-        if (largest_bits(x, Q4_BLOCK) >= INFINITY_BITS) {
+    for (ptrdiff_t block = 0; block < columns / GGML_BLOCK; block++, x += GGML_BLOCK, blocks += Q4_1_BYTES) {
+        if (largest_bits(x, GGML_BLOCK) >= INFINITY_BITS) {
             status |= QUANT_NOT_FINITE;
             continue;
         }
         vf low = vload(x), high = low;
-        for (int i = VLEN; i < Q4_BLOCK; i += VLEN) {
+        for (int i = VLEN; i < GGML_BLOCK; i += VLEN) {
             low = vmin(low, vload(x + i));
             high = vmax(high, vload(x + i));
         }
@@ -130,6 +130,23 @@ static int q4_1(uint8_t *blocks, const float *x, ptrdiff_t columns) {
         store_half(blocks, d);
         store_half(blocks + 2, minimum);
         q4_codes(blocks + 4, x, minimum, reciprocal_or_zero(d), 0.5f);
+    }
+    return status;
+}
+
+// d = largest magnitude / 127, code = x / d to the nearest, ties away from zero
+static int q8_0(uint8_t *blocks, const float *x, ptrdiff_t columns) {
+    int status = QUANT_OK;
+    for (ptrdiff_t block = 0; block < columns / GGML_BLOCK; block++, x += GGML_BLOCK, blocks += Q8_0_BYTES) {
+        int32_t bits = largest_bits(x, GGML_BLOCK);
+        if (bits >= INFINITY_BITS) {
+            status |= QUANT_NOT_FINITE;
+            continue;
+        }
+        float d = float_from_bits((uint32_t)bits) / 127.0f, factor = reciprocal_or_zero(d);
+        if (half_overflows(d)) status |= QUANT_SCALE_OVERFLOW;
+        store_half(blocks, d);
+        for (int i = 0; i < GGML_BLOCK; i++) blocks[2 + i] = (uint8_t)(int8_t)roundf(x[i] * factor);
     }
     return status;
 }
@@ -175,10 +192,9 @@ static int int16(int16_t *codes, float *scales, const float *x, ptrdiff_t column
     return status;
 }
 
-static int q4_scales(const uint8_t *blocks, ptrdiff_t columns, int minimum) {
-    ptrdiff_t size = minimum ? Q4_1_BYTES : Q4_0_BYTES;
+static int ggml_scales(const uint8_t *blocks, ptrdiff_t count, ptrdiff_t size, int minimum) {
     int found = 0;
-    for (ptrdiff_t block = 0; block < columns / Q4_BLOCK; block++, blocks += size) {
+    for (ptrdiff_t block = 0; block < count; block++, blocks += size) {
         found |= (blocks[1] & 0x7c) == 0x7c;  // exponent of all ones
         if (minimum) found |= (blocks[3] & 0x7c) == 0x7c;
     }
@@ -190,5 +206,5 @@ static void decode(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_
 }
 
 const quant_ops TIERED(quant_table) = {
-    .nf4 = nf4, .q4_0 = q4_0, .q4_1 = q4_1, .int16 = int16, .absmax = absmax_codes, .q4_scales = q4_scales, .decode = decode,
+    .nf4 = nf4, .q4_0 = q4_0, .q4_1 = q4_1, .q8_0 = q8_0, .int16 = int16, .absmax = absmax_codes, .ggml_scales = ggml_scales, .decode = decode,
 };

@@ -1,4 +1,5 @@
-// Quantization of weight rows to 4 bits (NF4, Q4_0, Q4_1) or 16 (INT16), 8-bit quantization of NF4's absmax, decoding of any source.
+// Quantization of weight rows to 4 bits (NF4, Q4_0, Q4_1), 8 (Q8_0) or 16 (INT16), of NF4's absmax to 8; decoding of any
+// source.
 #pragma once
 #include "source.h"
 
@@ -9,9 +10,11 @@ typedef struct quant_ops {
     int (*nf4)(uint8_t *codes, float *absmax, const float *x, ptrdiff_t columns);  // columns/2 bytes, columns/64 floats
     int (*q4_0)(uint8_t *blocks, const float *x, ptrdiff_t columns);               // columns/32 * 18 bytes
     int (*q4_1)(uint8_t *blocks, const float *x, ptrdiff_t columns);               // columns/32 * 20 bytes
+    int (*q8_0)(uint8_t *blocks, const float *x, ptrdiff_t columns);               // columns/32 * 34 bytes
     int (*int16)(int16_t *codes, float *scales, const float *x, ptrdiff_t columns);  // `columns` codes, columns/64 scales
     // count <= 256 absmax values to 8 bits: second = max |absmax - offset|; codes: nearest of the 256 sorted map values
     void (*absmax)(uint8_t *codes, float *second, const float *absmax, float offset, const float *map, ptrdiff_t count);
-    int (*q4_scales)(const uint8_t *blocks, ptrdiff_t columns, int minimum);       // QUANT_NOT_FINITE for an inf or NaN
+    // QUANT_NOT_FINITE where one of ggml's blocks, `size` bytes each, has a scale or (where it has one) minimum that is not
+    int (*ggml_scales)(const uint8_t *blocks, ptrdiff_t count, ptrdiff_t size, int minimum);
     void (*decode)(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out);  // source_decode
 } quant_ops;

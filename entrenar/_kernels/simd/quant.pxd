@@ -11,9 +11,10 @@ cdef extern from "simd/quant.h" nogil:
         int (*nf4)(uint8_t* codes, float* absmax, const float* x, Py_ssize_t columns) noexcept nogil
         int (*q4_0)(uint8_t* blocks, const float* x, Py_ssize_t columns) noexcept nogil
         int (*q4_1)(uint8_t* blocks, const float* x, Py_ssize_t columns) noexcept nogil
+        int (*q8_0)(uint8_t* blocks, const float* x, Py_ssize_t columns) noexcept nogil
         int (*int16)(int16_t* codes, float* scales, const float* x, Py_ssize_t columns) noexcept nogil
         void (*absmax)(uint8_t* codes, float* second, const float* absmax, float offset, const float* map,
                        Py_ssize_t count) noexcept nogil
-        int (*q4_scales)(const uint8_t* blocks, Py_ssize_t columns, int minimum) noexcept nogil
+        int (*ggml_scales)(const uint8_t* blocks, Py_ssize_t count, Py_ssize_t size, int minimum) noexcept nogil
         void (*decode)(const weight_source* s, Py_ssize_t row, Py_ssize_t k0, Py_ssize_t count,
                        float* out) noexcept nogil

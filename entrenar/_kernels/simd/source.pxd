@@ -1,4 +1,4 @@
-# The source of a weight matrix (fp32, bf16, NF4, Q4_0, Q4_1 or int16 rows): Cython fills it in, micro-kernels decode it.
+# The source of a weight matrix (fp32, bf16, NF4, Q4_0, Q4_1, Q8_0 or int16 rows): Cython fills it in, micro-kernels decode it.
 from libc.stdint cimport uint8_t
 
 cdef extern from "simd/source.h" nogil:
@@ -9,13 +9,15 @@ cdef extern from "simd/source.h" nogil:
         SOURCE_Q4_0
         SOURCE_Q4_1
         SOURCE_INT16
+        SOURCE_Q8_0
         INT16_BLOCK
         INT16_LIMIT
         NF4_BLOCK
         NF4_SECOND_BLOCK
-        Q4_BLOCK
+        GGML_BLOCK
         Q4_0_BYTES
         Q4_1_BYTES
+        Q8_0_BYTES
     ctypedef struct weight_source:
         int kind
         const void* data

@@ -74,13 +74,30 @@ INLINE vf vsqrt(vf a) {
 }
 #endif
 
-// Lanes are added in a fixed order, so a sum has the same bits on every run of a tier.
+// Lanes are added in a fixed order, so a sum has the same bits on every run of a tier: each half to the other, again and
+// again.
 INLINE float vsum(vf v) {
+#if VLEN == 16
+    const __m512d wide = (__m512d)v;
+    const __m256 eight = (__m256)_mm512_castpd512_pd256(wide) + (__m256)_mm512_extractf64x4_pd(wide, 1);
+#elif VLEN == 8
+    const __m256 eight = (__m256)v;
+#endif
+#if VLEN >= 8
+    __m128 four = _mm256_castps256_ps128(eight) + _mm256_extractf128_ps(eight, 1);
+#elif defined(__SSE2__)
+    __m128 four = (__m128)v;
+#endif
+#if defined(__SSE2__)
+    four += _mm_movehl_ps(four, four);
+    return _mm_cvtss_f32(four) + _mm_cvtss_f32(_mm_shuffle_ps(four, four, 1));
+#else
     float lane[VLEN];
     vstore(lane, v);
     for (int width = VLEN / 2; width > 0; width /= 2)
         for (int i = 0; i < width; i++) lane[i] += lane[i + width];
     return lane[0];
+#endif
 }
 INLINE float vmaximum(vf v) {
     float lane[VLEN];

@@ -11,7 +11,7 @@ from entrenar.autograd import QuantizedTensor, Tensor
 from .base import Case
 
 # source -> columns that make whole blocks
-FROZEN = {"bfloat16": 1, "nf4": 64, "nf4 double": 64, "q4_0": 32, "q4_1": 32, "int16": 64}
+FROZEN = {"bfloat16": 1, "nf4": 64, "nf4 double": 64, "q4_0": 32, "q4_1": 32, "q8_0": 32, "int16": 64}
 CASES: list[Case] = []
 
 

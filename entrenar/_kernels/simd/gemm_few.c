@@ -1,0 +1,123 @@
+// Products of a few rows: the weights stream through once. Codes are multiplied as they are, and each block's scale is
+// applied to the block's sum: sum (c d + m) x = d sum c x + m sum x.
+#include "simd/gemm.h"
+#include "simd/vec.h"
+
+enum { STEP = 32, VECTORS = STEP / VLEN };  // columns that share a scale in every source
+_Static_assert((int)GGML_BLOCK == STEP && NF4_BLOCK % STEP == 0 && INT16_BLOCK % STEP == 0, "a step would cross blocks");
+
+typedef struct affine {
+    float scale, minimum;
+} affine;
+
+// Where the columns from p, a multiple of STEP, of a row lie; `kind` is a constant at every call, here and below
+INLINE const uint8_t *step_start(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p) {
+    static const int bytes[] = {
+        [SOURCE_F32] = 4 * STEP, [SOURCE_BF16] = 2 * STEP, [SOURCE_NF4] = STEP / 2, [SOURCE_Q4_0] = Q4_0_BYTES,
+        [SOURCE_Q4_1] = Q4_1_BYTES, [SOURCE_INT16] = 2 * STEP, [SOURCE_Q8_0] = Q8_0_BYTES};
+    const ptrdiff_t unit = kind == SOURCE_F32 ? 4 : kind == SOURCE_BF16 ? 2 : 1;  // of row_stride
+    return (const uint8_t *)s->data + row * s->row_stride * unit + p / STEP * bytes[kind];
+}
+
+// The unscaled values of the columns [p, p + STEP) of a row
+INLINE affine step_values(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p, vf values[VECTORS]) {
+    affine a = {1.0f, 0.0f};
+    const uint8_t *bytes = step_start(kind, s, row, p);
+    if (kind == SOURCE_NF4) {
+        a.scale = nf4_absmax(s, row * (s->columns / NF4_BLOCK) + p / NF4_BLOCK);
+        nf4_values(bytes, STEP, values);
+    } else if (kind == SOURCE_Q4_0 || kind == SOURCE_Q4_1) {
+        const int minimum = kind == SOURCE_Q4_1, zero = minimum ? 0 : 8;
+        a.scale = half_to_float(bytes);
+        if (minimum) a.minimum = half_to_float(bytes + 2);
+        bytes += minimum ? 4 : 2;
+        q4_values(bytes, 0, zero, values);
+        q4_values(bytes, 4, zero, values + VECTORS / 2);
+    } else if (kind == SOURCE_Q8_0) {
+        a.scale = half_to_float(bytes);
+        int8_values(bytes + 2, VECTORS, values);
+    } else if (kind == SOURCE_INT16) {
+        a.scale = s->absmax[row * (s->columns / INT16_BLOCK) + p / INT16_BLOCK];
+        int16_values((const int16_t *)bytes, VECTORS, values);
+    } else if (kind == SOURCE_BF16) {
+        float decoded[STEP];
+        bf16_decode((const uint16_t *)bytes, STEP, decoded);
+        for (int v = 0; v < VECTORS; v++) values[v] = vload(decoded + v * VLEN);
+    } else {
+        for (int v = 0; v < VECTORS; v++) values[v] = vload((const float *)bytes + v * VLEN);
+    }
+    return a;
+}
+
+// y[r][first + i] (+)= x[r] . source[first + i] for r < rows, i < weights, both constants at every call
+INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, const weight_source *s, ptrdiff_t first, ptrdiff_t k, int accumulate) {
+    vf total[4] = {{0}, {0}, {0}, {0}};
+    float rest[4] = {0};
+    ptrdiff_t p = 0;
+    for (; p + STEP <= k; p += STEP) {
+#pragma GCC unroll 4
+        for (int i = 0; i < weights; i++) {
+            vf values[VECTORS];
+            // the next rows: short rows end before the hardware's prefetcher has seen them
+            __builtin_prefetch(step_start(kind, s, first + weights + i, p));
+            const affine a = step_values(kind, s, first + i, p, values);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) {
+                const float *at = x + r * ldx + p;
+                vf part = vload(at) * values[0], sum = vload(at);
+#pragma GCC unroll 8
+                for (int v = 1; v < VECTORS; v++) {
+                    part += vload(at + v * VLEN) * values[v];
+                    if (kind == SOURCE_Q4_1) sum += vload(at + v * VLEN);
+                }
+                vf *to = total + r * weights + i;
+                *to += kind == SOURCE_F32 || kind == SOURCE_BF16 ? part : part * a.scale;
+                if (kind == SOURCE_Q4_1) *to += sum * a.minimum;
+            }
+        }
+    }
+    for (int i = 0; i < weights && p < k; i++) {  // fp32 and bf16 only: the others come in whole blocks
+        float decoded[STEP];
+        source_decode(s, first + i, p, k - p, decoded);
+        for (int r = 0; r < rows; r++) {
+            const float *at = x + r * ldx + p;
+            ptrdiff_t j = 0;
+            for (; j + VLEN <= k - p; j += VLEN) total[r * weights + i] += vload(at + j) * vload(decoded + j);
+            for (; j < k - p; j++) rest[r * weights + i] += at[j] * decoded[j];
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int i = 0; i < weights; i++) {
+            const float sum = vsum(total[r * weights + i]) + rest[r * weights + i];
+            float *to = y + r * ldy + first + i;
+            *to = accumulate ? *to + sum : sum;
+        }
+}
+
+INLINE void few_rows(int kind, float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
+    const ptrdiff_t end = first + count;
+    if (rows == 1)
+        for (; first + 4 <= end; first += 4) block(kind, 1, 4, y, ldy, x, ldx, s, first, k, accumulate);
+    for (; first < end; first++) {
+        if (rows == 1) block(kind, 1, 1, y, ldy, x, ldx, s, first, k, accumulate);
+        else if (rows == 2) block(kind, 2, 1, y, ldy, x, ldx, s, first, k, accumulate);
+        else if (rows == 3) block(kind, 3, 1, y, ldy, x, ldx, s, first, k, accumulate);
+        else block(kind, 4, 1, y, ldy, x, ldx, s, first, k, accumulate);
+    }
+}
+
+void TIERED(gemm_few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
+#define KIND(kind) \
+    case kind: few_rows(kind, y, ldy, x, ldx, rows, s, first, count, k, accumulate); break;
+    switch (s->kind) {
+        KIND(SOURCE_F32)
+        KIND(SOURCE_BF16)
+        KIND(SOURCE_NF4)
+        KIND(SOURCE_Q4_0)
+        KIND(SOURCE_Q4_1)
+        KIND(SOURCE_INT16)
+        KIND(SOURCE_Q8_0)
+    }
+}
