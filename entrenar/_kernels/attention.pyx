@@ -24,6 +24,8 @@ cdef enum:
     GRAIN = 1 << 15              # FLOPs / 8 for which waking a thread pays
     BACKWARD_UNITS = 32          # independent pieces of backward to aim at; never depends on the number of threads
     SPLIT_ROWS = 4 * ATTENTION_ROWS  # fewest query rows of a piece, when a head is split
+    TOGETHER = 4                 # blocks of query rows that meet a tile of keys and values once it is copied
+    FORWARD_UNITS = 32           # where there are fewer pieces of forward, fewer blocks go together
 
 # What one block of query rows needs; the pointers lie in the thread's part of the scratch.
 ctypedef struct Block:
@@ -42,6 +44,8 @@ ctypedef struct Block:
     float* grad                  # (ROWS, ld)
     float* grad_t                # (dim, ROWS)
     float* dp                    # (KEYS, ROWS)
+    float* dk                    # (KEYS, ld)    what the blocks that go together add
+    float* dv                    # (KEYS, ld)
     float* maximum               # (ROWS)
     float* sum                   # (ROWS)      backward: 1 / sum
     float* keep                  # (ROWS)      backward: delta
@@ -58,43 +62,55 @@ cdef inline float* take(float** cursor, Py_ssize_t floats) noexcept nogil:
     return taken
 
 
-cdef Py_ssize_t carve(Block* b, float* memory, Py_ssize_t dim, bint backward) noexcept nogil:
-    """Point the tiles of b into `memory`; gives the floats used (memory may be NULL to ask)."""
+cdef Py_ssize_t carve(Block* blocks, int count, float* memory, Py_ssize_t dim, bint backward) noexcept nogil:
+    """Point the tiles of `count` blocks into `memory`; gives the floats used (memory may be NULL to ask)."""
     cdef float* cursor = memory
-    b.ld = round_up(dim, 16)
-    b.key = take(&cursor, ATTENTION_KEYS * b.ld)
-    b.value = take(&cursor, ATTENTION_KEYS * b.ld)
-    b.query_t = take(&cursor, dim * ATTENTION_ROWS)
-    b.out = take(&cursor, ATTENTION_ROWS * b.ld)
-    b.scores = take(&cursor, ATTENTION_KEYS * ATTENTION_ROWS)
-    b.maximum = take(&cursor, ATTENTION_ROWS)
-    b.sum = take(&cursor, ATTENTION_ROWS)
-    b.keep = take(&cursor, ATTENTION_ROWS)
-    b.limit = <int32_t*> take(&cursor, ATTENTION_ROWS)
-    if backward:
-        b.query = take(&cursor, ATTENTION_ROWS * b.ld)
-        b.grad = take(&cursor, ATTENTION_ROWS * b.ld)
-        b.grad_t = take(&cursor, dim * ATTENTION_ROWS)
-        b.dp = take(&cursor, ATTENTION_KEYS * ATTENTION_ROWS)
+    cdef Block* b
+    cdef int i
+    for i in range(count):
+        b = &blocks[i]
+        b.ld = round_up(dim, 16)
+        if i == 0:
+            b.key = take(&cursor, ATTENTION_KEYS * b.ld)
+            b.value = take(&cursor, ATTENTION_KEYS * b.ld)
+            b.scores = take(&cursor, ATTENTION_KEYS * ATTENTION_ROWS)
+            if backward:
+                b.dp = take(&cursor, ATTENTION_KEYS * ATTENTION_ROWS)
+                b.dk = take(&cursor, ATTENTION_KEYS * b.ld)
+                b.dv = take(&cursor, ATTENTION_KEYS * b.ld)
+        else:  # blocks take turns at a tile of keys
+            b.key, b.value, b.scores = blocks.key, blocks.value, blocks.scores
+            b.dp, b.dk, b.dv = blocks.dp, blocks.dk, blocks.dv
+        b.query_t = take(&cursor, dim * ATTENTION_ROWS)
+        b.out = take(&cursor, ATTENTION_ROWS * b.ld)
+        b.maximum = take(&cursor, ATTENTION_ROWS)
+        b.sum = take(&cursor, ATTENTION_ROWS)
+        b.keep = take(&cursor, ATTENTION_ROWS)
+        b.limit = <int32_t*> take(&cursor, ATTENTION_ROWS)
+        if backward:
+            b.query = take(&cursor, ATTENTION_ROWS * b.ld)
+            b.grad = take(&cursor, ATTENTION_ROWS * b.ld)
+            b.grad_t = take(&cursor, dim * ATTENTION_ROWS)
     return cursor - memory
 
 
-cdef Py_ssize_t set_blocks(Segment* segments, Py_ssize_t n_segments, Heads heads, bint causal,
+cdef Py_ssize_t set_blocks(Segment* segments, Py_ssize_t n_segments, Heads heads, bint causal, int together,
                            Py_ssize_t* work) noexcept nogil:
-    """Number the blocks of query rows of one key head; gives their count, and the FLOPs / 8 of forward in work."""
+    """Number the pieces of one key head, `together` blocks of query rows each; gives their count, and the FLOPs / 8 of
+    forward in work."""
     cdef Py_ssize_t i, group = heads.q // heads.kv, blocks = 0
     cdef Segment* s
     work[0] = 0
     for i in range(n_segments):
         s = &segments[i]
         s.first_block = blocks
-        blocks += (s.q_len * group + ATTENTION_ROWS - 1) // ATTENTION_ROWS
+        blocks += (s.q_len * group + together * ATTENTION_ROWS - 1) // (together * ATTENTION_ROWS)
         work[0] += s.q_len * (s.k_len - (s.q_len // 2 if causal else 0)) * heads.q * heads.dim // 2
     return blocks
 
 
 cdef inline Py_ssize_t find_segment(const Segment* segments, Py_ssize_t n_segments, Py_ssize_t block) noexcept nogil:
-    """The segment that holds a block (segments without rows hold none)."""
+    """The segment that holds a piece (segments without rows hold none)."""
     return part_of(&segments.first_block, sizeof(Segment), n_segments, block)
 
 
@@ -131,28 +147,37 @@ cdef inline attention_rows key_rows(Heads heads, Py_ssize_t first, Py_ssize_t ro
     return view
 
 
-cdef void forward_block(Block* b, float* out, float* maxima, float* inverse_sums, const float* q, const float* k,
-                        const float* v, Heads heads, float scale) noexcept nogil:
-    """One block of query rows against its keys; k and v point to the segment's first key of this head."""
-    cdef Py_ssize_t i, tile, first, keys, row, dim = round_up(heads.dim, simd.vector_floats)
-    cdef Py_ssize_t start = b.first_row * heads.dim
-    cdef attention_rows view
-    simd.attention.gather_transposed(b.query_t, ATTENTION_ROWS, q + start, &b.rows, scale)
-    for i in range(b.padded_rows):
-        b.maximum[i] = -FLT_MAX
-        b.sum[i] = 0
-    for tile in range((b.keys + ATTENTION_KEYS - 1) // ATTENTION_KEYS):
-        first = tile * ATTENTION_KEYS
-        keys = min(<Py_ssize_t> ATTENTION_KEYS, b.keys - first)
-        view = key_rows(heads, first, keys)
-        simd.attention.gather(b.key, b.ld, k, &view)
-        simd.attention.gather(b.value, b.ld, v, &view)
-        simd.gemm.strided(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
-                              keys, b.padded_rows, heads.dim, NULL)
-        simd.attention.softmax_step(b.scores, b.maximum, b.sum, b.keep, b.limit, <int32_t> first, keys, b.padded_rows,
-                                    first + keys > b.unmasked_keys)
-        simd.gemm.strided(b.out, b.ld, b.scores, 1, ATTENTION_ROWS, b.value, b.ld,
-                              b.rows.rows, dim, keys, b.keep if first else NULL)
+cdef int place_all(Block* blocks, int count, const Segment* s, Heads heads, Py_ssize_t head, Py_ssize_t first,
+                   Py_ssize_t end, bint causal) noexcept nogil:
+    """Set up to `count` blocks to the query rows [first, end) of one key head; gives how many it took."""
+    cdef int i = 0
+    while i < count and first < end:
+        place(&blocks[i], s, heads, head, first, causal)
+        first += ATTENTION_ROWS
+        i += 1
+    return i
+
+
+cdef void copy_tile(Block* b, const float* k, const float* v, Heads heads, Py_ssize_t first,
+                    Py_ssize_t keys) noexcept nogil:
+    """The keys and values [first, first + keys) of one head, from where they lie far apart."""
+    cdef attention_rows view = key_rows(heads, first, keys)
+    simd.attention.gather(b.key, b.ld, k, &view)
+    simd.attention.gather(b.value, b.ld, v, &view)
+
+
+cdef void forward_tile(Block* b, Heads heads, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
+    """One block of query rows against the copied keys [first, first + keys)."""
+    simd.gemm.strided(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
+                      keys, b.padded_rows, heads.dim, NULL)
+    simd.attention.softmax_step(b.scores, b.maximum, b.sum, b.keep, b.limit, <int32_t> first, keys, b.padded_rows,
+                                first + keys > b.unmasked_keys)
+    simd.gemm.strided(b.out, b.ld, b.scores, 1, ATTENTION_ROWS, b.value, b.ld,
+                      b.rows.rows, round_up(heads.dim, simd.vector_floats), keys, b.keep if first else NULL)
+
+
+cdef void forward_end(Block* b, float* out, float* maxima, float* inverse_sums, Heads heads) noexcept nogil:
+    cdef Py_ssize_t i, row
     if b.keys <= 0:
         memset(b.out, 0, ATTENTION_ROWS * b.ld * sizeof(float))
     for i in range(b.rows.rows):
@@ -160,86 +185,149 @@ cdef void forward_block(Block* b, float* out, float* maxima, float* inverse_sums
         b.keep[i] = 0 if b.sum[i] == 0 else 1 / b.sum[i]     # a row that sees no key gives zeros; NaN stays NaN
         maxima[row] = b.maximum[i]
         inverse_sums[row] = b.keep[i]
-    simd.attention.scatter(out + start, b.out, b.ld, b.keep, &b.rows, 0)
+    simd.attention.scatter(out + b.first_row * heads.dim, b.out, b.ld, b.keep, &b.rows, 0)
 
 
-cdef void forward_unit(float* memory, Py_ssize_t block, Py_ssize_t head, float* out, float* maxima,
+cdef void forward_blocks(Block* blocks, int count, float* out, float* maxima, float* inverse_sums, const float* q,
+                         const float* k, const float* v, Heads heads, float scale) noexcept nogil:
+    """Neighbouring blocks of query rows against their keys; k and v point to the segment's first key of this head."""
+    cdef Py_ssize_t i, j, first = 0, keys, most_keys = blocks[count - 1].keys
+    cdef Block* b
+    for j in range(count):
+        b = &blocks[j]
+        simd.attention.gather_transposed(b.query_t, ATTENTION_ROWS, q + b.first_row * heads.dim, &b.rows, scale)
+        for i in range(b.padded_rows):
+            b.maximum[i] = -FLT_MAX
+            b.sum[i] = 0
+    while first < most_keys:
+        keys = min(<Py_ssize_t> ATTENTION_KEYS, most_keys - first)
+        copy_tile(blocks, k, v, heads, first, keys)
+        for j in range(count):
+            if first < blocks[j].keys:
+                forward_tile(&blocks[j], heads, first, min(keys, blocks[j].keys - first))
+        first += keys
+    for j in range(count):
+        forward_end(&blocks[j], out, maxima, inverse_sums, heads)
+
+
+cdef void forward_unit(float* memory, int together, Py_ssize_t piece, Py_ssize_t head, float* out, float* maxima,
                        float* inverse_sums, const float* q, const float* k, const float* v, const Segment* segments,
                        Py_ssize_t n_segments, Heads heads, float scale, bint causal) noexcept nogil:
-    cdef Block b
-    cdef const Segment* s = &segments[find_segment(segments, n_segments, block)]
+    cdef Block blocks[TOGETHER]
+    cdef const Segment* s = &segments[find_segment(segments, n_segments, piece)]
     cdef Py_ssize_t start = (s.k_start * heads.kv + head) * heads.dim
-    carve(&b, memory, heads.dim, False)
-    place(&b, s, heads, head, (block - s.first_block) * ATTENTION_ROWS, causal)
-    forward_block(&b, out, maxima, inverse_sums, q, k + start, v + start, heads, scale)
+    cdef Py_ssize_t first = (piece - s.first_block) * together * ATTENTION_ROWS
+    cdef int count
+    carve(blocks, together, memory, heads.dim, False)
+    count = place_all(blocks, together, s, heads, head, first, s.q_len * (heads.q // heads.kv), causal)
+    forward_blocks(blocks, count, out, maxima, inverse_sums, q, k + start, v + start, heads, scale)
 
 
 # out (tokens, heads.q, dim); maxima, inverse_sums (tokens, heads.q); see the formula above. -1 when memory is out.
 cdef int attention_forward(float* out, float* maxima, float* inverse_sums, const float* q, const float* k,
                            const float* v, Segment* segments, Py_ssize_t n_segments, Heads heads, float scale,
                            bint causal) noexcept nogil:
-    cdef Py_ssize_t work, unit, block, floats
-    cdef Py_ssize_t units = set_blocks(segments, n_segments, heads, causal, &work) * heads.kv
+    cdef Py_ssize_t work, unit, piece, floats
+    cdef Py_ssize_t units = set_blocks(segments, n_segments, heads, causal, 1, &work) * heads.kv
     cdef int threads = threads_for(work, GRAIN)
-    cdef Block sizes
+    cdef int together = <int> max(<Py_ssize_t> 1, min(<Py_ssize_t> TOGETHER, units // FORWARD_UNITS))
+    cdef Block sizes[TOGETHER]
     cdef float* memory
-    floats = carve(&sizes, NULL, heads.dim, False)
+    units = set_blocks(segments, n_segments, heads, causal, together, &work) * heads.kv
+    floats = carve(sizes, together, NULL, heads.dim, False)
     memory = <float*> scratch(SLOT, threads * floats * sizeof(float))
     if memory == NULL:
         return -1
-    # the last blocks of a causal segment see the most keys: they go first
+    # the last rows of a causal segment see the most keys: they go first
     for unit in prange(units, schedule="dynamic", num_threads=threads):
-        block = (units - 1 - unit) // heads.kv
-        forward_unit(memory + threadid() * floats, block, (units - 1 - unit) % heads.kv, out, maxima, inverse_sums,
-                     q, k, v, segments, n_segments, heads, scale, causal)
+        piece = (units - 1 - unit) // heads.kv
+        forward_unit(memory + threadid() * floats, together, piece, (units - 1 - unit) % heads.kv, out, maxima,
+                     inverse_sums, q, k, v, segments, n_segments, heads, scale, causal)
     return 0
 
 
-cdef void backward_block(Block* b, float* dq, float* dk, float* dv, const float* grad, const float* q,
-                         const float* k, const float* v, const float* out, const float* maxima,
-                         const float* inverse_sums, const float* ones, Heads heads, float scale,
-                         bint accumulate_q) noexcept nogil:
-    """Gradients from one block of query rows; k, v, dk, dv point to the segment's first key; NULL gradients are not
-    wanted; dk and dv are added to."""
-    cdef Py_ssize_t i, tile, first, keys, row, dim = round_up(heads.dim, simd.vector_floats)
-    cdef Py_ssize_t start = b.first_row * heads.dim, stride = heads.kv * heads.dim
-    cdef attention_rows view
-    simd.attention.gather_transposed(b.query_t, ATTENTION_ROWS, q + start, &b.rows, scale)
-    simd.attention.gather_transposed(b.grad_t, ATTENTION_ROWS, grad + start, &b.rows, 1)
-    simd.attention.gather(b.grad, b.ld, grad + start, &b.rows)
-    simd.attention.gather(b.query, b.ld, out + start, &b.rows)
+# What backward reads and writes; k, v, dk, dv point to the segment's first key of a head. NULL gradients are not wanted.
+ctypedef struct Gradients:
+    float* dq
+    float* dk
+    float* dv
+    const float* grad
+    const float* q
+    const float* k
+    const float* v
+    const float* out
+    const float* maxima
+    const float* inverse_sums
+    const float* ones
+    Heads heads
+    float scale
+
+
+cdef void backward_start(Block* b, const Gradients* g) noexcept nogil:
+    """Copy what a block of query rows needs, and its delta."""
+    cdef Py_ssize_t i, row, start = b.first_row * g.heads.dim
+    simd.attention.gather_transposed(b.query_t, ATTENTION_ROWS, g.q + start, &b.rows, g.scale)
+    simd.attention.gather_transposed(b.grad_t, ATTENTION_ROWS, g.grad + start, &b.rows, 1)
+    simd.attention.gather(b.grad, b.ld, g.grad + start, &b.rows)
+    simd.attention.gather(b.query, b.ld, g.out + start, &b.rows)
     memset(b.keep, 0, ATTENTION_ROWS * sizeof(float))
-    simd.attention.row_dots(b.keep, b.grad, b.query, b.ld, b.rows.rows, heads.dim)
-    simd.attention.gather(b.query, b.ld, q + start, &b.rows)
+    simd.attention.row_dots(b.keep, b.grad, b.query, b.ld, b.rows.rows, g.heads.dim)
+    simd.attention.gather(b.query, b.ld, g.q + start, &b.rows)
     for i in range(b.padded_rows):
-        row = row_index(b, heads, min(i, b.rows.rows - 1))
-        b.maximum[i] = maxima[row]
-        b.sum[i] = inverse_sums[row]
-    for tile in range((b.keys + ATTENTION_KEYS - 1) // ATTENTION_KEYS):
-        first = tile * ATTENTION_KEYS
-        keys = min(<Py_ssize_t> ATTENTION_KEYS, b.keys - first)
-        view = key_rows(heads, first, keys)
-        simd.attention.gather(b.key, b.ld, k, &view)
-        simd.attention.gather(b.value, b.ld, v, &view)
-        simd.gemm.strided(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
-                              keys, b.padded_rows, heads.dim, NULL)
-        simd.gemm.strided(b.dp, ATTENTION_ROWS, b.value, b.ld, 1, b.grad_t, ATTENTION_ROWS,
-                              keys, b.padded_rows, heads.dim, NULL)
-        simd.attention.softmax_backward(b.scores, b.dp, b.maximum, b.sum, b.keep, scale, b.limit, <int32_t> first,
-                                        keys, b.padded_rows, first + keys > b.unmasked_keys)
-        if dv != NULL:
-            simd.gemm.strided(dv + first * stride, stride, b.scores, ATTENTION_ROWS, 1, b.grad, b.ld,
-                                  keys, heads.dim, b.rows.rows, ones)
-        if dk != NULL:
-            simd.gemm.strided(dk + first * stride, stride, b.dp, ATTENTION_ROWS, 1, b.query, b.ld,
-                                  keys, heads.dim, b.rows.rows, ones)
-        if dq != NULL:
-            simd.gemm.strided(b.out, b.ld, b.dp, 1, ATTENTION_ROWS, b.key, b.ld,
-                                  b.rows.rows, dim, keys, ones if first else NULL)
-    if dq != NULL:
-        if b.keys <= 0:
-            memset(b.out, 0, ATTENTION_ROWS * b.ld * sizeof(float))
-        simd.attention.scatter(dq + start, b.out, b.ld, NULL, &b.rows, accumulate_q)
+        row = row_index(b, g.heads, min(i, b.rows.rows - 1))
+        b.maximum[i] = g.maxima[row]
+        b.sum[i] = g.inverse_sums[row]
+
+
+cdef void backward_tile(Block* b, const Gradients* g, Py_ssize_t first, Py_ssize_t keys, bint fresh) noexcept nogil:
+    """One block of query rows against the copied keys [first, first + keys): adds to dq, and to dk and dv of the tile,
+    which are overwritten where `fresh`."""
+    cdef Py_ssize_t dim = g.heads.dim, whole = round_up(dim, simd.vector_floats)
+    simd.gemm.strided(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
+                      keys, b.padded_rows, dim, NULL)
+    simd.gemm.strided(b.dp, ATTENTION_ROWS, b.value, b.ld, 1, b.grad_t, ATTENTION_ROWS,
+                      keys, b.padded_rows, dim, NULL)
+    simd.attention.softmax_backward(b.scores, b.dp, b.maximum, b.sum, b.keep, g.scale, b.limit, <int32_t> first,
+                                    keys, b.padded_rows, first + keys > b.unmasked_keys)
+    if g.dv != NULL:
+        simd.gemm.strided(b.dv, b.ld, b.scores, ATTENTION_ROWS, 1, b.grad, b.ld,
+                          keys, whole, b.rows.rows, g.ones if not fresh else NULL)
+    if g.dk != NULL:
+        simd.gemm.strided(b.dk, b.ld, b.dp, ATTENTION_ROWS, 1, b.query, b.ld,
+                          keys, whole, b.rows.rows, g.ones if not fresh else NULL)
+    if g.dq != NULL:
+        simd.gemm.strided(b.out, b.ld, b.dp, 1, ATTENTION_ROWS, b.key, b.ld,
+                          b.rows.rows, whole, keys, g.ones if first else NULL)
+
+
+cdef void backward_blocks(Block* blocks, int count, const Gradients* g, bint accumulate_q) noexcept nogil:
+    """Gradients from neighbouring blocks of query rows; dk and dv are added to."""
+    cdef Py_ssize_t j, first = 0, keys, most_keys = blocks[count - 1].keys
+    cdef attention_rows view
+    cdef Block* b
+    cdef bint fresh
+    for j in range(count):
+        backward_start(&blocks[j], g)
+    while first < most_keys:
+        keys = min(<Py_ssize_t> ATTENTION_KEYS, most_keys - first)
+        copy_tile(blocks, g.k, g.v, g.heads, first, keys)
+        fresh = True
+        for j in range(count - 1, -1, -1):  # the last block sees all keys of the tile
+            if first < blocks[j].keys:
+                backward_tile(&blocks[j], g, first, min(keys, blocks[j].keys - first), fresh)
+                fresh = False
+        view = key_rows(g.heads, first, keys)
+        if g.dk != NULL:
+            simd.attention.scatter(g.dk, blocks.dk, blocks.ld, NULL, &view, 1)
+        if g.dv != NULL:
+            simd.attention.scatter(g.dv, blocks.dv, blocks.ld, NULL, &view, 1)
+        first += keys
+    for j in range(count):
+        b = &blocks[j]
+        if g.dq != NULL:
+            if b.keys <= 0:
+                memset(b.out, 0, ATTENTION_ROWS * b.ld * sizeof(float))
+            simd.attention.scatter(g.dq + b.first_row * g.heads.dim, b.out, b.ld, NULL, &b.rows, accumulate_q)
 
 
 cdef inline Py_ssize_t split_start(const Segment* s, Heads heads, Py_ssize_t split, Py_ssize_t splits) noexcept nogil:
@@ -264,25 +352,28 @@ cdef void clear(float* x, const Segment* s, Heads heads, Py_ssize_t head, Py_ssi
         memset(x + ((s.k_start + j) * heads.kv + head) * heads.dim, 0, heads.dim * sizeof(float))
 
 
-cdef void backward_unit(float* memory, const Segment* s, Py_ssize_t head, Py_ssize_t split, Py_ssize_t splits,
-                        float* dq, float* dk, float* dv, const float* grad, const float* q, const float* k,
-                        const float* v, const float* out, const float* maxima, const float* inverse_sums,
-                        const float* ones, Heads heads, float scale, bint causal, bint accumulate_q,
-                        bint accumulate_k, bint accumulate_v) noexcept nogil:
+cdef void backward_unit(float* memory, Gradients g, const Segment* s, Py_ssize_t head, Py_ssize_t split,
+                        Py_ssize_t splits, bint causal, bint accumulate_q, bint accumulate_k,
+                        bint accumulate_v) noexcept nogil:
     """One split of the query rows of one key head of one segment: its rows of dq, and its share of dk and dv."""
-    cdef Block b
-    cdef Py_ssize_t block, start = (s.k_start * heads.kv + head) * heads.dim
-    cdef Py_ssize_t first = split_start(s, heads, split, splits), end = split_start(s, heads, split + 1, splits)
-    cdef Py_ssize_t keys = s.k_len if split == 0 else split_keys(s, heads, split, splits, causal)
-    if dk != NULL and not accumulate_k:
-        clear(dk, s, heads, head, keys)
-    if dv != NULL and not accumulate_v:
-        clear(dv, s, heads, head, keys)
-    carve(&b, memory, heads.dim, True)
-    for block in range((end - first + ATTENTION_ROWS - 1) // ATTENTION_ROWS):
-        place(&b, s, heads, head, first + block * ATTENTION_ROWS, causal)
-        backward_block(&b, dq, dk + start if dk != NULL else NULL, dv + start if dv != NULL else NULL, grad, q,
-                       k + start, v + start, out, maxima, inverse_sums, ones, heads, scale, accumulate_q)
+    cdef Block blocks[TOGETHER]
+    cdef Py_ssize_t start = (s.k_start * g.heads.kv + head) * g.heads.dim
+    cdef Py_ssize_t first = split_start(s, g.heads, split, splits), end = split_start(s, g.heads, split + 1, splits)
+    cdef Py_ssize_t keys = s.k_len if split == 0 else split_keys(s, g.heads, split, splits, causal)
+    if g.dk != NULL:
+        if not accumulate_k:
+            clear(g.dk, s, g.heads, head, keys)
+        g.dk += start
+    if g.dv != NULL:
+        if not accumulate_v:
+            clear(g.dv, s, g.heads, head, keys)
+        g.dv += start
+    g.k += start
+    g.v += start
+    carve(blocks, TOGETHER, memory, g.heads.dim, True)
+    while first < end:
+        backward_blocks(blocks, place_all(blocks, TOGETHER, s, g.heads, head, first, end, causal), &g, accumulate_q)
+        first += TOGETHER * ATTENTION_ROWS
 
 
 cdef void add_splits(float* x, const float* shares, const Segment* segments, Py_ssize_t n_segments, Heads heads,
@@ -306,19 +397,20 @@ cdef int attention_backward(float* dq, float* dk, float* dv, const float* grad, 
                             Segment* segments, Py_ssize_t n_segments, Py_ssize_t k_tokens, Heads heads, float scale,
                             bint causal, bint accumulate_q, bint accumulate_k, bint accumulate_v) noexcept nogil:
     cdef Py_ssize_t work, unit, split, head, i, floats, units, size = k_tokens * heads.kv * heads.dim
-    cdef Py_ssize_t blocks = set_blocks(segments, n_segments, heads, causal, &work)
+    cdef Py_ssize_t blocks = set_blocks(segments, n_segments, heads, causal, 1, &work)
     cdef int threads = threads_for(5 * work // 2, GRAIN)
     cdef Py_ssize_t pieces = max(<Py_ssize_t> 1, n_segments * heads.kv)
     cdef Py_ssize_t longest = blocks * ATTENTION_ROWS // max(<Py_ssize_t> 1, n_segments)
     # few heads and segments: split the query rows too, each split with its own share of dk and dv
     cdef Py_ssize_t splits = max(<Py_ssize_t> 1, min((BACKWARD_UNITS + pieces - 1) // pieces, longest // SPLIT_ROWS))
     cdef Py_ssize_t shares = (splits - 1) * size
-    cdef Block sizes
+    cdef Block sizes[TOGETHER]
+    cdef Gradients whole, share
     cdef float* memory
     cdef float* ones
     cdef float* dk_shares = NULL
     cdef float* dv_shares = NULL
-    floats = carve(&sizes, NULL, heads.dim, True)
+    floats = carve(sizes, TOGETHER, NULL, heads.dim, True)
     memory = <float*> scratch(SLOT, (ATTENTION_ROWS + threads * floats + 2 * shares) * sizeof(float))
     if memory == NULL:
         return -1
@@ -330,20 +422,20 @@ cdef int attention_backward(float* dq, float* dk, float* dv, const float* grad, 
         dk_shares = memory + threads * floats
     if dv != NULL:
         dv_shares = memory + threads * floats + shares
+    whole.dq, whole.dk, whole.dv, whole.grad, whole.q, whole.k, whole.v = dq, dk, dv, grad, q, k, v
+    whole.out, whole.maxima, whole.inverse_sums, whole.ones = out, maxima, inverse_sums, ones
+    whole.heads, whole.scale = heads, scale
     units = n_segments * heads.kv * splits
     for unit in prange(units, schedule="dynamic", num_threads=threads):
         split = splits - 1 - unit // (n_segments * heads.kv)     # the last split sees the most keys: it goes first
         i = unit // heads.kv % n_segments
         head = unit % heads.kv
-        if split == 0:
-            backward_unit(memory + threadid() * floats, &segments[i], head, split, splits, dq, dk, dv, grad, q, k, v,
-                          out, maxima, inverse_sums, ones, heads, scale, causal, accumulate_q, accumulate_k,
-                          accumulate_v)
-        else:
-            backward_unit(memory + threadid() * floats, &segments[i], head, split, splits, dq,
-                          dk_shares + (split - 1) * size if dk != NULL else NULL,
-                          dv_shares + (split - 1) * size if dv != NULL else NULL, grad, q, k, v, out, maxima,
-                          inverse_sums, ones, heads, scale, causal, accumulate_q, False, False)
+        share = whole
+        if split > 0:
+            share.dk = dk_shares + (split - 1) * size if dk != NULL else NULL
+            share.dv = dv_shares + (split - 1) * size if dv != NULL else NULL
+        backward_unit(memory + threadid() * floats, share, &segments[i], head, split, splits, causal, accumulate_q,
+                      accumulate_k and split == 0, accumulate_v and split == 0)
     if splits > 1 and dk != NULL:
         add_splits(dk, dk_shares, segments, n_segments, heads, size, splits, causal, threads)
     if splits > 1 and dv != NULL:

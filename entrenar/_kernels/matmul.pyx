@@ -19,6 +19,7 @@ from entrenar._kernels.simd.source cimport SOURCE_F32, SOURCE_NF4, SOURCE_Q4_1, 
 cdef enum:
     DEPTH = 384          # of one block of the contraction: an A panel stays in L1, the B panels of a job in L2
     ROWS = 1024          # of C for which A is packed at once
+    SLICE = 8192         # of a longer contraction, about: what of A is packed at once
     ROWS_IN_CACHE = 96   # of A that are swept over a job's B panels before the next ones
     GROUP = 6            # B panels of a job
     GRAIN = 1 << 17      # multiply-adds worth a thread
@@ -78,28 +79,29 @@ cdef const gemm_format* choose_format(const weight_source* b, Py_ssize_t n, Py_s
 
 
 cdef void pack_left(float* packed, const gemm_format* f, const weight_source* a, bint transposed, Py_ssize_t row0,
-                    Py_ssize_t rows, Py_ssize_t k, Py_ssize_t depth, Py_ssize_t job) noexcept nogil:
-    """Pack one panel of one block of the contraction: packed[block of depth][panel][step][lane]."""
-    cdef Py_ssize_t panels = (rows + f.rows - 1) // f.rows, panel = job % panels, start = job // panels * depth
+                    Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t k, Py_ssize_t depth, Py_ssize_t job) noexcept nogil:
+    """Pack one panel of one block of the contraction from k0 on: packed[block of depth][panel][step][lane]."""
+    cdef Py_ssize_t panels = (rows + f.rows - 1) // f.rows, panel = job % panels, start = k0 + job // panels * depth
     cdef Py_ssize_t size = least(depth, k - start)
-    cdef float* out = packed + (lane_words(f, start) * panels + panel * lane_words(f, size)) * f.left_lanes
+    cdef float* out = packed + (lane_words(f, start - k0) * panels + panel * lane_words(f, size)) * f.left_lanes
     cdef gemm_packer pack = f.pack_left_columns if transposed else f.pack_left_rows
     pack(out, f.left_lanes, a, row0 + panel * f.rows, <int> least(f.rows, rows - panel * f.rows), start, size)
 
 
 cdef void multiply_group(float* c, Py_ssize_t ldc, const float* packed, const gemm_format* f, const weight_source* b,
-                         bint transposed, float* own, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k, Py_ssize_t depth,
-                         Py_ssize_t first, Py_ssize_t last, bint accumulate) noexcept nogil:
-    """C[:, panels first .. last) (+)= A B for the packed rows of A; `own` holds this thread's panels of B."""
+                         bint transposed, float* own, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k0, Py_ssize_t k,
+                         Py_ssize_t depth, Py_ssize_t first, Py_ssize_t last, bint accumulate) noexcept nogil:
+    """C[:, panels first .. last) (+)= A B for the rows of A and the steps k0 .. k of the contraction that are packed;
+    `own` holds this thread's panels of B."""
     cdef int mr = f.rows, nr = f.right_lanes
     cdef Py_ssize_t panels = (rows + mr - 1) // mr, per_cache = (ROWS_IN_CACHE + mr - 1) // mr
-    cdef Py_ssize_t start = 0, size, panel, i0, i, words
+    cdef Py_ssize_t start = k0, size, panel, i0, i, words
     cdef const float* block
     cdef gemm_packer pack = f.pack_right_rows if transposed else f.pack_right_columns
     while start < k:
         size = least(depth, k - start)
         words = lane_words(f, size)
-        block = packed + lane_words(f, start) * panels * f.left_lanes
+        block = packed + lane_words(f, start - k0) * panels * f.left_lanes
         for panel in range(first, last):
             pack(own + (panel - first) * nr * words, nr, b, panel * nr, <int> least(nr, n - panel * nr), start, size)
         i0 = 0
@@ -114,8 +116,8 @@ cdef void multiply_group(float* c, Py_ssize_t ldc, const float* packed, const ge
 
 
 cdef void multiply_job(const gemm_right* rights, int count, Py_ssize_t row0, const float* packed, const gemm_format* f,
-                       bint transposed, float* own, Py_ssize_t rows, Py_ssize_t k, Py_ssize_t depth, Py_ssize_t group,
-                       Py_ssize_t job, bint accumulate) noexcept nogil:
+                       bint transposed, float* own, Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t k, Py_ssize_t depth,
+                       Py_ssize_t group, Py_ssize_t job, bint accumulate) noexcept nogil:
     """One group of panels of one of the right operands, which share the packed rows of A."""
     cdef int i = 0
     cdef Py_ssize_t n = rights[0].n, panels = (n + f.right_lanes - 1) // f.right_lanes
@@ -124,14 +126,14 @@ cdef void multiply_job(const gemm_right* rights, int count, Py_ssize_t row0, con
         i += 1
         n = rights[i].n
         panels = (n + f.right_lanes - 1) // f.right_lanes
-    multiply_group(rights[i].c + row0 * n, n, packed, f, rights[i].b, transposed, own, rows, n, k, depth, job * group,
-                   least((job + 1) * group, panels), accumulate)
+    multiply_group(rights[i].c + row0 * n, n, packed, f, rights[i].b, transposed, own, rows, n, k0, k, depth,
+                   job * group, least((job + 1) * group, panels), accumulate)
 
 
 cdef int gemm_group(const gemm_right* rights, int count, const gemm_format* f, const weight_source* a, bint a_transposed,
                     bint b_transposed, Py_ssize_t m, Py_ssize_t k, bint accumulate) noexcept nogil:
     """C_i (m, n_i) (+)= A B_i for every right operand, A packed once for all; the operands are as in `gemm`."""
-    cdef Py_ssize_t i, row0 = 0, rows, pack_jobs, jobs = 0, columns = 0, panels = 0
+    cdef Py_ssize_t i, row0 = 0, rows, k0, end, pack_jobs, jobs = 0, columns = 0, panels = 0
     for i in range(count):
         columns += rights[i].n
         panels += (rights[i].n + f.right_lanes - 1) // f.right_lanes
@@ -140,35 +142,40 @@ cdef int gemm_group(const gemm_right* rights, int count, const gemm_format* f, c
     if m == 0 or columns == 0 or k == 0:
         return 0
     cdef int threads = threads_for(m * columns * k, GRAIN)
-    # equal blocks of the contraction, a multiple of 64 so that no 4-bit block is cut
-    cdef Py_ssize_t blocks = (k + DEPTH - 1) // DEPTH
+    # equal blocks of the contraction, a multiple of 64 so that no 4-bit block is cut; whole blocks to a slice
+    cdef Py_ssize_t blocks = (k + DEPTH - 1) // DEPTH, slices = (k + SLICE - 1) // SLICE
     cdef Py_ssize_t depth = ((k + blocks - 1) // blocks + 63) // 64 * 64
+    cdef Py_ssize_t slice_depth = (blocks + slices - 1) // slices * depth
     cdef Py_ssize_t most_rows = least(ROWS, m), most_panels = (most_rows + f.rows - 1) // f.rows
     cdef Py_ssize_t group = least(GROUP, (panels + 4 * threads - 1) // (4 * threads))
     for i in range(count):
         jobs += ((rights[i].n + f.right_lanes - 1) // f.right_lanes + group - 1) // group
     # a panel's last store may touch up to a vector beyond it
     cdef size_t own_floats = <size_t> (group * f.right_lanes * lane_words(f, depth) + 64)
-    cdef size_t packed_floats = <size_t> (most_panels * f.left_lanes * lane_words(f, k) + 64)
+    cdef size_t packed_floats = <size_t> (most_panels * f.left_lanes * lane_words(f, least(slice_depth, k)) + 64)
     cdef float* packed = <float*> scratch(0, packed_floats * sizeof(float))
     cdef float* owned = <float*> scratch(1, own_floats * threads * sizeof(float))
     if packed == NULL or owned == NULL:
         return -1
     while row0 < m:
         rows = least(most_rows, m - row0)
-        pack_jobs = (rows + f.rows - 1) // f.rows * ((k + depth - 1) // depth)
-        if threads == 1:  # without OpenMP, whose team costs as much as a small product
-            for i in range(pack_jobs):
-                pack_left(packed, f, a, a_transposed, row0, rows, k, depth, i)
-            for i in range(jobs):
-                multiply_job(rights, count, row0, packed, f, b_transposed, owned, rows, k, depth, group, i, accumulate)
-            row0 += rows
-            continue
-        for i in prange(pack_jobs, schedule="static", num_threads=threads):
-            pack_left(packed, f, a, a_transposed, row0, rows, k, depth, i)
-        for i in prange(jobs, schedule="dynamic", num_threads=threads):
-            multiply_job(rights, count, row0, packed, f, b_transposed, owned + own_floats * threadid(), rows, k, depth,
-                         group, i, accumulate)
+        k0 = 0
+        while k0 < k:
+            end = least(k, k0 + slice_depth)
+            pack_jobs = (rows + f.rows - 1) // f.rows * ((end - k0 + depth - 1) // depth)
+            if threads == 1:  # without OpenMP, whose team costs as much as a small product
+                for i in range(pack_jobs):
+                    pack_left(packed, f, a, a_transposed, row0, rows, k0, end, depth, i)
+                for i in range(jobs):
+                    multiply_job(rights, count, row0, packed, f, b_transposed, owned, rows, k0, end, depth, group, i,
+                                 accumulate)
+            else:
+                for i in prange(pack_jobs, schedule="static", num_threads=threads):
+                    pack_left(packed, f, a, a_transposed, row0, rows, k0, end, depth, i)
+                for i in prange(jobs, schedule="dynamic", num_threads=threads):
+                    multiply_job(rights, count, row0, packed, f, b_transposed, owned + own_floats * threadid(), rows,
+                                 k0, end, depth, group, i, accumulate)
+            k0 = end
         row0 += rows
     return 0
 

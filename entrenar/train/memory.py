@@ -13,7 +13,8 @@ from entrenar.train.config import TrainConfig
 
 RUNTIME_BYTES = 80 << 20  # Python, the libraries, the examples
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
-CHUNK_BYTES = 32 << 20  # of logits that the fused head holds at once
+CHUNK_BYTES = 48 << 20  # of logits that the fused head holds at most at once
+PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}
 
 
@@ -66,13 +67,16 @@ def estimate(
     block, hidden = block_activation_floats(config, lora) * token_bytes, config.hidden_size * token_bytes
     saved = config.num_hidden_layers * (hidden if checkpointing else block) + 2 * hidden
     head = config.vocab_size * config.hidden_size * 4 if lora is None else 0  # its gradient exists before any other
-    logits = min(CHUNK_BYTES, config.vocab_size * token_bytes)
+    chunks = -(-config.vocab_size * token_bytes // CHUNK_BYTES)  # rounded up
+    logits = config.vocab_size * token_bytes // chunks
     # the widest moment of a block's backward: two gradients as wide as the feed-forward layer
     working = 3 * config.intermediate_size * token_bytes + (block if checkpointing else 0)
     # backward frees activations as it makes gradients, so at any moment the larger of the two counts
     gradients = trainable * 4
     activations = max(saved + head + max(logits, working), gradients + working) - gradients
-    packed = max(logits, config.intermediate_size * token_bytes)  # the left factor of a product, in the kernels' order
+    rows = min(batch_size * sequence_length, PACKED_ROWS)  # of the left factor of a product, in the kernels' order
+    head_rows = min(rows, -(-batch_size * sequence_length // chunks))
+    packed = 4 * max(rows * min(config.intermediate_size, PACKED_STEPS), head_rows * min(config.vocab_size, PACKED_STEPS))
     return MemoryEstimate(
         {
             "weights": weight_bytes(config, dtype, quantize, double_quantization, kept)

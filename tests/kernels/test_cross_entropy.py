@@ -15,7 +15,7 @@ from .cases.softmax import reference_softmax
 from .cases.weights import FROZEN, frozen_weight
 
 INF, NAN = float("inf"), float("nan")
-CHUNK = (32 << 20) // 4  # logits
+CHUNK = (48 << 20) // 4  # logits
 
 
 def fused(x: np.ndarray, w: np.ndarray, targets: np.ndarray, scale: float = 1.0, **options: object) -> list[np.ndarray]:

@@ -28,7 +28,7 @@ from entrenar.autograd.tensor cimport (
 from entrenar.errors import ConfigError, NumericsError, ShapeError
 
 cdef enum:
-    CHUNK_BYTES = 32 << 20  # of logits, or their gradients, that linear_cross_entropy holds
+    CHUNK_BYTES = 48 << 20  # of logits, or their gradients, that linear_cross_entropy holds
 
 
 cdef int check_reduction(object reduction, tuple allowed, str op) except -1:
@@ -151,7 +151,8 @@ cdef double fused_chunks(Tensor x, weight_source* head, const int64_t* rows, con
                          Py_ssize_t vocabulary, float inverse, Tensor dx, Tensor dw) except? -1:
     """The summed loss of `count` rows of x; gradients of loss * inverse go to dx (count, hidden) and dw, if not None."""
     cdef Py_ssize_t hidden = x.dims[x.ndim - 1], first = 0, n, i
-    cdef Py_ssize_t per_chunk = max(1, min(count, CHUNK_BYTES // (4 * vocabulary)))
+    cdef Py_ssize_t most = max(1, CHUNK_BYTES // (4 * vocabulary)), chunks = max(1, (count + most - 1) // most)
+    cdef Py_ssize_t per_chunk = (count + chunks - 1) // chunks  # as equal as they go: the head is decoded for each
     cdef Tensor logits = new_matrix(per_chunk, vocabulary), gathered = new_matrix(per_chunk, hidden)
     cdef Tensor losses = new_vector(per_chunk), lse = new_vector(per_chunk)
     cdef double loss = 0
@@ -182,7 +183,7 @@ cdef double fused_chunks(Tensor x, weight_source* head, const int64_t* rows, con
 
 
 def linear_cross_entropy(x, weight, targets, int64_t ignore_index=-100, reduction="mean", divisor=None):
-    """cross_entropy(linear(x, weight), targets) that holds at most 32 MiB of logits at a time.
+    """cross_entropy(linear(x, weight), targets) that holds at most 48 MiB of logits at a time.
 
     x (..., hidden), weight (vocabulary, hidden) in float32, bfloat16 or codes, integer targets (...). Rows whose target
     is `ignore_index` are not multiplied at all. `reduction` is "mean" or "sum"; `divisor` replaces the number of
