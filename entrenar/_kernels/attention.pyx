@@ -352,7 +352,7 @@ cdef void clear(float* x, const Segment* s, Heads heads, Py_ssize_t head, Py_ssi
         memset(x + ((s.k_start + j) * heads.kv + head) * heads.dim, 0, heads.dim * sizeof(float))
 
 
-cdef void backward_unit(float* memory, Gradients g, const Segment* s, Py_ssize_t head, Py_ssize_t split,
+cdef void backward_unit(float* memory, int together, Gradients g, const Segment* s, Py_ssize_t head, Py_ssize_t split,
                         Py_ssize_t splits, bint causal, bint accumulate_q, bint accumulate_k,
                         bint accumulate_v) noexcept nogil:
     """One split of the query rows of one key head of one segment: its rows of dq, and its share of dk and dv."""
@@ -370,10 +370,10 @@ cdef void backward_unit(float* memory, Gradients g, const Segment* s, Py_ssize_t
         g.dv += start
     g.k += start
     g.v += start
-    carve(blocks, TOGETHER, memory, g.heads.dim, True)
+    carve(blocks, together, memory, g.heads.dim, True)
     while first < end:
-        backward_blocks(blocks, place_all(blocks, TOGETHER, s, g.heads, head, first, end, causal), &g, accumulate_q)
-        first += TOGETHER * ATTENTION_ROWS
+        backward_blocks(blocks, place_all(blocks, together, s, g.heads, head, first, end, causal), &g, accumulate_q)
+        first += together * ATTENTION_ROWS
 
 
 cdef void add_splits(float* x, const float* shares, const Segment* segments, Py_ssize_t n_segments, Heads heads,
@@ -404,13 +404,14 @@ cdef int attention_backward(float* dq, float* dk, float* dv, const float* grad, 
     # few heads and segments: split the query rows too, each split with its own share of dk and dv
     cdef Py_ssize_t splits = max(<Py_ssize_t> 1, min((BACKWARD_UNITS + pieces - 1) // pieces, longest // SPLIT_ROWS))
     cdef Py_ssize_t shares = (splits - 1) * size
+    cdef int together = <int> max(<Py_ssize_t> 1, min(<Py_ssize_t> TOGETHER, blocks))
     cdef Block sizes[TOGETHER]
     cdef Gradients whole, share
     cdef float* memory
     cdef float* ones
     cdef float* dk_shares = NULL
     cdef float* dv_shares = NULL
-    floats = carve(sizes, TOGETHER, NULL, heads.dim, True)
+    floats = carve(sizes, together, NULL, heads.dim, True)
     memory = <float*> scratch(SLOT, (ATTENTION_ROWS + threads * floats + 2 * shares) * sizeof(float))
     if memory == NULL:
         return -1
@@ -434,7 +435,7 @@ cdef int attention_backward(float* dq, float* dk, float* dv, const float* grad, 
         if split > 0:
             share.dk = dk_shares + (split - 1) * size if dk != NULL else NULL
             share.dv = dv_shares + (split - 1) * size if dv != NULL else NULL
-        backward_unit(memory + threadid() * floats, share, &segments[i], head, split, splits, causal, accumulate_q,
+        backward_unit(memory + threadid() * floats, together, share, &segments[i], head, split, splits, causal, accumulate_q,
                       accumulate_k and split == 0, accumulate_v and split == 0)
     if splits > 1 and dk != NULL:
         add_splits(dk, dk_shares, segments, n_segments, heads, size, splits, causal, threads)

@@ -249,7 +249,8 @@ def load(
     """Load a GGUF file or a Hugging Face directory, or one that `Checkpoint.open` opened.
 
     `quantize`: None keeps every weight in `dtype`; "auto" keeps the 4-bit codes (Q4_0, Q4_1) that a GGUF file has and
-    makes NF4 of the other block linears, and keeps embedding and head in Q8_0 where the file has them so; "nf4" and "int4" force one format. Embedding, norms and head are never 4-bit.
+    makes NF4 of the other block linears, and keeps an embedding or head that the file has in Q8_0; "nf4" and "int4"
+    force one format. Embedding, norms and head never become 4-bit.
     `dtype` of what is not: "float32" is trainable; "bfloat16" and the finer "int16" (64 columns share a scale) are
     frozen storage, beside which norms stay float32. A matrix whose rows are no multiple of the block size stays in
     full precision and is listed in the model's `unquantized`. Raises FormatError for a file that is missing, truncated
@@ -261,9 +262,7 @@ def load(
         raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32', 'bfloat16' or 'int16'.")
     checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
     checkpoint.check()
-    check_weights_fit(
-        checkpoint.config, dtype, quantize, double_quantization, kept_codes(checkpoint, quantize)
-    )
+    check_weights_fit(checkpoint.config, dtype, quantize, double_quantization, kept_codes(checkpoint, quantize))
     loader = _Loader(checkpoint, quantize, dtype, double_quantization)
     model = LLaMAModel(checkpoint.config, weights=loader)
     model.unquantized = loader.unquantized

@@ -11,7 +11,7 @@ from entrenar.llama.config import LLaMAConfig
 from entrenar.lora.config import LoRAConfig
 from entrenar.train.config import TrainConfig
 
-RUNTIME_BYTES = 80 << 20  # Python, the libraries, the examples
+RUNTIME_BYTES = 112 << 20  # Python, the libraries, the examples
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 CHUNK_BYTES = 48 << 20  # of logits that the fused head holds at most at once
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once
@@ -76,11 +76,11 @@ def estimate(
     activations = max(saved + head + max(logits, working), gradients + working) - gradients
     rows = min(batch_size * sequence_length, PACKED_ROWS)  # of the left factor of a product, in the kernels' order
     head_rows = min(rows, -(-batch_size * sequence_length // chunks))
-    packed = 4 * max(rows * min(config.intermediate_size, PACKED_STEPS), head_rows * min(config.vocab_size, PACKED_STEPS))
+    widths = ((rows, config.intermediate_size), (head_rows, config.vocab_size))
+    packed = 4 * max(count * min(width, PACKED_STEPS) for count, width in widths)
     return MemoryEstimate(
         {
-            "weights": weight_bytes(config, dtype, quantize, double_quantization, kept)
-            + (gradients if lora else 0),
+            "weights": weight_bytes(config, dtype, quantize, double_quantization, kept) + (gradients if lora else 0),
             "gradients": gradients,
             "optimizer": gradients * OPTIMIZER_STATES[optimizer],
             "activations": activations,

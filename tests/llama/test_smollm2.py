@@ -100,6 +100,9 @@ def test_greedy_continuation_makes_sense(model: LLaMAModel, checkpoint: Checkpoi
 def test_auto_keeps_the_files_own_codes(model: LLaMAModel, reader: gguf.GGUFReader) -> None:
     stored = {tensor.name: tensor for tensor in reader.tensors}
     quantized = {n: w for n, w in model.named_parameters() if isinstance(w, QuantizedTensor)}
+    embedding = quantized.pop("model.embed_tokens.weight")
+    assert embedding.kind == "q8_0"
+    assert embedding.codes.tobytes() == stored["token_embd.weight"].data.tobytes()
     assert len(quantized) == 210
     assert {weight.kind for weight in quantized.values()} == {"q4_1"}
     assert model.unquantized == {}

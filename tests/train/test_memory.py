@@ -112,19 +112,21 @@ def test_the_weights_of_the_estimate_are_those_of_the_model(
 # MiB: `/usr/bin/time -v python examples/llama2_finetune_lora.py --steps 3 --target-modules all-linear` with --dtype and
 # --gradient-checkpointing, or the QLoRA example
 MEASURED = {
-    ("float32", "auto", False): 802,
-    ("float32", "auto", True): 500,
-    ("float32", None, False): 1109,
-    ("float32", None, True): 806,
-    ("bfloat16", None, False): 851,
+    ("float32", "auto", False): 736,
+    ("float32", "auto", True): 397,
+    ("float32", None, False): 1149,
+    ("float32", None, True): 810,
+    ("bfloat16", None, False): 893,
 }
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize(("dtype", "quantize", "checkpointing"), MEASURED)
 def test_whole_runs_need_what_was_measured(dtype: str, quantize: str | None, checkpointing: bool) -> None:
-    needed = memory.estimate(SMOLLM2, lora=ALL, dtype=dtype, quantize=quantize, checkpointing=checkpointing)
-    assert needed.total / 2**20 == pytest.approx(MEASURED[dtype, quantize, checkpointing], rel=0.15)
+    kept = ["model.embed_tokens.weight"] if quantize == "auto" else []  # in the file's Q8_0
+    options = {"dtype": dtype, "quantize": quantize, "kept": kept, "checkpointing": checkpointing}
+    needed = memory.estimate(SMOLLM2, lora=ALL, **options)
+    assert needed.total / 2**20 == pytest.approx(MEASURED[dtype, quantize, checkpointing], rel=0.1)
 
 
 # ---------------------------------------------------------------------- the plan

@@ -1,14 +1,9 @@
-// Products of a few rows: the weights stream through once. Codes are multiplied as they are, and each block's scale is
-// applied to the block's sum: sum (c d + m) x = d sum c x + m sum x.
+// Products of a few rows: the weights stream through once, decoded in registers.
 #include "simd/gemm.h"
 #include "simd/vec.h"
 
 enum { STEP = 32, VECTORS = STEP / VLEN };  // columns that share a scale in every source
 _Static_assert((int)GGML_BLOCK == STEP && NF4_BLOCK % STEP == 0 && INT16_BLOCK % STEP == 0, "a step would cross blocks");
-
-typedef struct affine {
-    float scale, minimum;
-} affine;
 
 // Where the columns from p, a multiple of STEP, of a row lie; `kind` is a constant at every call, here and below
 INLINE const uint8_t *step_start(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p) {
@@ -19,25 +14,25 @@ INLINE const uint8_t *step_start(int kind, const weight_source *s, ptrdiff_t row
     return (const uint8_t *)s->data + row * s->row_stride * unit + p / STEP * bytes[kind];
 }
 
-// The unscaled values of the columns [p, p + STEP) of a row
-INLINE affine step_values(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p, vf values[VECTORS]) {
-    affine a = {1.0f, 0.0f};
+// The columns [p, p + STEP) of a row: the bits of source_decode
+INLINE void step_values(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p, vf values[VECTORS]) {
     const uint8_t *bytes = step_start(kind, s, row, p);
+    float scale = 1.0f, minimum = -0.0f;  // adding -0 changes nothing
     if (kind == SOURCE_NF4) {
-        a.scale = nf4_absmax(s, row * (s->columns / NF4_BLOCK) + p / NF4_BLOCK);
+        scale = nf4_absmax(s, row * (s->columns / NF4_BLOCK) + p / NF4_BLOCK);
         nf4_values(bytes, STEP, values);
     } else if (kind == SOURCE_Q4_0 || kind == SOURCE_Q4_1) {
-        const int minimum = kind == SOURCE_Q4_1, zero = minimum ? 0 : 8;
-        a.scale = half_to_float(bytes);
-        if (minimum) a.minimum = half_to_float(bytes + 2);
-        bytes += minimum ? 4 : 2;
+        const int affine = kind == SOURCE_Q4_1, zero = affine ? 0 : 8;
+        scale = half_to_float(bytes);
+        if (affine) minimum = half_to_float(bytes + 2);
+        bytes += affine ? 4 : 2;
         q4_values(bytes, 0, zero, values);
         q4_values(bytes, 4, zero, values + VECTORS / 2);
     } else if (kind == SOURCE_Q8_0) {
-        a.scale = half_to_float(bytes);
+        scale = half_to_float(bytes);
         int8_values(bytes + 2, VECTORS, values);
     } else if (kind == SOURCE_INT16) {
-        a.scale = s->absmax[row * (s->columns / INT16_BLOCK) + p / INT16_BLOCK];
+        scale = s->absmax[row * (s->columns / INT16_BLOCK) + p / INT16_BLOCK];
         int16_values((const int16_t *)bytes, VECTORS, values);
     } else if (kind == SOURCE_BF16) {
         float decoded[STEP];
@@ -46,7 +41,9 @@ INLINE affine step_values(int kind, const weight_source *s, ptrdiff_t row, ptrdi
     } else {
         for (int v = 0; v < VECTORS; v++) values[v] = vload((const float *)bytes + v * VLEN);
     }
-    return a;
+    if (kind == SOURCE_F32 || kind == SOURCE_BF16) return;
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; v++) values[v] = values[v] * scale + minimum;
 }
 
 // y[r][first + i] (+)= x[r] . source[first + i] for r < rows, i < weights, both constants at every call
@@ -60,19 +57,14 @@ INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, cons
             vf values[VECTORS];
             // the next rows: short rows end before the hardware's prefetcher has seen them
             __builtin_prefetch(step_start(kind, s, first + weights + i, p));
-            const affine a = step_values(kind, s, first + i, p, values);
+            step_values(kind, s, first + i, p, values);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
                 const float *at = x + r * ldx + p;
-                vf part = vload(at) * values[0], sum = vload(at);
+                vf part = vload(at) * values[0];
 #pragma GCC unroll 8
-                for (int v = 1; v < VECTORS; v++) {
-                    part += vload(at + v * VLEN) * values[v];
-                    if (kind == SOURCE_Q4_1) sum += vload(at + v * VLEN);
-                }
-                vf *to = total + r * weights + i;
-                *to += kind == SOURCE_F32 || kind == SOURCE_BF16 ? part : part * a.scale;
-                if (kind == SOURCE_Q4_1) *to += sum * a.minimum;
+                for (int v = 1; v < VECTORS; v++) part += vload(at + v * VLEN) * values[v];
+                total[r * weights + i] += part;
             }
         }
     }

@@ -153,7 +153,11 @@ CASES += [
     frozen_case("bfloat16", (2, 3, 7), 5),
     *[frozen_case("q4_1", x, 3) for x in ((32,), (4, 96), (5, 96))],
     *[frozen_case(source, (m, 576), 70, gradient=False) for source in FROZEN for m in (1, 4, 5, 75)],
-    *[frozen_case(source, (m, 1056), 33, gradient=False) for source in ("bfloat16", "q4_0", "q4_1", "q8_0") for m in (2, 40)],
+    *[
+        frozen_case(source, (m, 1056), 33, gradient=False)
+        for source in ("bfloat16", "q4_0", "q4_1", "q8_0")
+        for m in (2, 40)
+    ],
     frozen_case("bfloat16", (19, 451), 35, gradient=False),
     *[lora_case("float32", (2, 3, 7), 5, 2, dropout=dropout) for dropout in (0.0, 0.25)],
     *[lora_case(source, (3, 64), 5, 4, dropout=dropout) for source in FROZEN for dropout in (0.0, 0.5)],
