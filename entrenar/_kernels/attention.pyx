@@ -435,8 +435,8 @@ cdef int attention_backward(float* dq, float* dk, float* dv, const float* grad, 
         if split > 0:
             share.dk = dk_shares + (split - 1) * size if dk != NULL else NULL
             share.dv = dv_shares + (split - 1) * size if dv != NULL else NULL
-        backward_unit(memory + threadid() * floats, together, share, &segments[i], head, split, splits, causal, accumulate_q,
-                      accumulate_k and split == 0, accumulate_v and split == 0)
+        backward_unit(memory + threadid() * floats, together, share, &segments[i], head, split, splits, causal,
+                      accumulate_q, accumulate_k and split == 0, accumulate_v and split == 0)
     if splits > 1 and dk != NULL:
         add_splits(dk, dk_shares, segments, n_segments, heads, size, splits, causal, threads)
     if splits > 1 and dv != NULL:
