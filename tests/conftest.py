@@ -12,6 +12,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from entrenar._kernels import cpu
 
+MEASURED = pytest.StashKey[list[tuple[str, list[str]]]]()  # tables, with their titles, to print after the run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What the tests measured, for the reader of the log."""
+    for title, lines in config.stash.get(MEASURED, []):
+        terminalreporter.section(title)
+        terminalreporter.write_line("\n".join(lines))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def outside_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -5,6 +5,7 @@ ENTRENAR_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs of this process's affi
 """
 import math
 import os
+import warnings
 from pathlib import Path
 
 from entrenar._kernels.simd.dispatch cimport simd_find, simd_supported, simd_table
@@ -31,6 +32,7 @@ MAX_THREADS = 1024  # beyond it a count is a mistake, and OpenMP's runtime may e
 cdef int n_threads = 1
 cdef int matmul_format = 0
 cdef bint in_forked_child = False
+_fallbacks_said = set()  # (asked for, computed)
 
 
 cdef int threads_for(Py_ssize_t work, Py_ssize_t grain) noexcept nogil:
@@ -98,13 +100,18 @@ def set_matmul_precision(name):
 
     "highest" is fp32. "high" multiplies block-scaled 16-bit integers (64 steps of the contraction share a scale; relative
     error 1e-4 to 4e-4, closer than TF32). "medium" multiplies 8-bit ones where the weight is 4-bit (1e-2) and is "high"
-    elsewhere. A tier that lacks the instructions computes the next finer one; `effective_precision` says which. Raises
-    ConfigError for another name.
+    elsewhere. A tier that lacks the instructions computes the next finer one, which a RuntimeWarning says once;
+    `effective_precision` tells which. Raises ConfigError for another name.
     """
     global matmul_format
     if name not in PRECISIONS:
         raise ConfigError(f"The matmul precision {name!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
     matmul_format = PRECISIONS.index(name)
+    effective = effective_precision(name)
+    if effective != name and (name, effective) not in _fallbacks_said:
+        _fallbacks_said.add((name, effective))
+        warnings.warn(f"The SIMD tier {tier()} has no instructions for the matmul precision {name!r}; computing "
+                      f"{effective!r}, which is finer.", RuntimeWarning)
 
 
 def effective_precision(name):

@@ -32,6 +32,22 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_a_precision_that_the_tier_lacks_is_said_once() -> None:
+    code = """
+import warnings
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    for name in ("highest", "high", "medium", "medium", "highest", "medium"):
+        cpu.set_matmul_precision(name)
+print(*[f"{w.category.__name__}: {w.message}" for w in said], sep="\\n")
+"""
+    expected = (
+        "RuntimeWarning: The SIMD tier v3 has no instructions for the matmul precision 'medium'; computing 'high', "
+        "which is finer."
+    )
+    assert printed(code, ENTRENAR_ISA="v3") == expected
+
+
 def printed(code: str, **environment: str) -> str:
     result = run(code, **environment)
     assert result.returncode == 0, result.stderr

@@ -13,6 +13,8 @@ from entrenar._kernels.cpu import effective_precision
 from entrenar.autograd import QuantizedTensor, Tensor, linear
 from entrenar.errors import ConfigError
 
+from ..conftest import MEASURED
+
 SOURCES = ("float32", "bfloat16", "nf4", "q4_0", "q4_1", "q8_0", "int16")
 GAUSSIAN = {"highest": 2e-6, "high": 1e-3, "medium": 3e-2}
 OUTLIERS = {"highest": 2e-6, "high": 2e-3, "medium": 6e-2}
@@ -78,15 +80,35 @@ DATA = {
 }
 
 
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, ...], float]]:
+    """The largest error of each case; printed after the run, a line for each tier, precision and kind of data."""
+    errors: dict[tuple[str, ...], float] = {}
+    yield errors
+    lines: dict[tuple[str, ...], dict[str, float]] = {}
+    for (*case, source), found in errors.items():
+        lines.setdefault(tuple(case), {})[source] = found
+    columns = "".join(f"{name:>10}" for name in SOURCES)
+    printed = [f"{'tier':6}{'precision':10}{'computed':9}{'data':20}{columns}"]
+    for (tier, precision, computed, data), found in lines.items():
+        cells = "".join(f"{found[name]:10.1e}" if name in found else f"{'':10}" for name in SOURCES)
+        printed.append(f"{tier:6}{precision:10}{computed:9}{data:20}{cells}")
+    request.config.stash.setdefault(MEASURED, []).append(("errors of matmul against float64", printed))
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("data", DATA)
-def test_errors_stay_within_what_each_precision_promises(data: str, source: str, precision: str, tier: str) -> None:
+def test_errors_stay_within_what_each_precision_promises(
+    data: str, source: str, precision: str, tier: str, table: dict[tuple[str, ...], float]
+) -> None:
     make, limits = DATA[data]
     rng = np.random.default_rng(3)
     x, w, dy = make(rng, (70, 320)), gaussian(rng, (200, 320)), make(rng, (70, 200))
-    for layout, found in all_layouts(x, w, dy, source, precision).items():
+    errors = all_layouts(x, w, dy, source, precision)
+    table[tier, precision, effective_precision(precision), data, source] = max(errors.values())
+    for layout, found in errors.items():
         assert found <= limits[precision], f"{layout} on {tier}: {found:.1e}"
 
 
