@@ -9,7 +9,7 @@ import numpy as np
 
 from entrenar.errors import FormatError
 from entrenar.io.gguf_header import check_header
-from entrenar.io.lazy import LazyTensor
+from entrenar.io.lazy import LazyTensor, read_bytes
 
 
 class GGUFTensor(LazyTensor):
@@ -19,18 +19,25 @@ class GGUFTensor(LazyTensor):
         shape = tuple(int(n) for n in reversed(tensor.shape))
         super().__init__(tensor.name, shape, tensor.tensor_type.name)
         self._path, self._data, self._type = path, tensor.data, tensor.tensor_type
+        self._offset = int(tensor.data_offset)
 
     def raw(self) -> np.ndarray:
         data = np.ascontiguousarray(self._data)
         return data.view(np.uint8).reshape(self.shape[0] if self.shape else 1, -1)
+
+    def read(self) -> np.ndarray:
+        """`raw()` in memory of its own."""
+        return read_bytes(self._path, self._offset, self._data.nbytes).reshape(self.shape[0] if self.shape else 1, -1)
 
     def load_rows(self, start: int, stop: int) -> np.ndarray:
         import gguf
 
         if start == stop or 0 in self.shape:  # which the library cannot
             return np.empty((stop - start, *self.shape[1:]), np.float32)
+        mapped = self._data[start:stop]
+        stored = read_bytes(self._path, self._offset + start * self._data.strides[0], mapped.nbytes)
         try:
-            values = gguf.dequantize(self._data[start:stop], self._type)
+            values = gguf.dequantize(stored.view(mapped.dtype).reshape(mapped.shape), self._type)
         except NotImplementedError as error:
             raise FormatError(
                 f"{self._path}: the tensor {self.name} has type {self.type}, which the gguf library cannot dequantize; "

@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import numpy as np
+
+from entrenar.errors import FormatError
+
+
+def read_bytes(path: Path, offset: int, count: int) -> np.ndarray:
+    """`count` bytes of a file as uint8. Mapped pages would count as this process's memory for as long as they stay."""
+    out = np.empty(count, np.uint8)
+    left = memoryview(out)
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while left:
+            got = file.readinto(left)
+            if not got:
+                raise FormatError(
+                    f"{path}: ends at byte {offset + count - len(left)}, expected {offset + count} bytes."
+                )
+            left = left[got:]
+    return out
 
 
 class LazyTensor(ABC):
@@ -18,7 +37,7 @@ class LazyTensor(ABC):
 
     @abstractmethod
     def raw(self) -> np.ndarray:
-        """The stored bytes, uint8, mapped from the file: one row of bytes for each row of the tensor."""
+        """The stored bytes, uint8: one row of bytes for each row of the tensor; of a GGUF file mapped, not read."""
 
     @abstractmethod
     def load_rows(self, start: int, stop: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from entrenar.errors import FormatError
 from entrenar.io.checkpoint import atomic_file
 from entrenar.io.json_file import read_json_object
-from entrenar.io.lazy import LazyTensor
+from entrenar.io.lazy import LazyTensor, read_bytes
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -30,19 +30,24 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 
 
 class SafetensorsTensor(LazyTensor):
-    """A tensor of a safetensors file, mapped."""
+    """A tensor of a safetensors file, `size` bytes from `offset` on."""
 
-    def __init__(self, path: Path, name: str, handle: Any, data: np.ndarray) -> None:
+    def __init__(self, path: Path, name: str, handle: Any, offset: int, size: int) -> None:
         view = handle.get_slice(name)
         super().__init__(name, tuple(view.get_shape()), view.get_dtype())
-        self._path, self._data = path, data
+        self._path, self._offset = path, offset
+        self._row_bytes = size // max(self.shape[0], 1) if self.shape else size
 
     def raw(self) -> np.ndarray:
-        rows = self.shape[0] if self.shape else 1
-        return self._data.reshape(rows, self._data.size // max(rows, 1))
+        return self._read(0, self.shape[0] if self.shape else 1)
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        rows = stop - start
+        data = read_bytes(self._path, self._offset + start * self._row_bytes, rows * self._row_bytes)
+        return data.reshape(rows, self._row_bytes)
 
     def load_rows(self, start: int, stop: int) -> np.ndarray:
-        raw = self.raw()[start:stop]
+        raw = self._read(start, stop)
         shape = (stop - start, *self.shape[1:])
         if self.type == "BF16":
             return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
@@ -65,9 +70,8 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(f"{path}: is truncated or no safetensors file ({error}); fetch it again.") from error
     offsets, start = _offsets(path)
-    data = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
     return {
-        name: SafetensorsTensor(path, name, handle, data[start + first : start + last])
+        name: SafetensorsTensor(path, name, handle, start + first, last - first)
         for name, (first, last) in offsets.items()
     }
 

@@ -18,7 +18,7 @@ from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import BLOCK_SIZE, QuantizedTensor
 from entrenar.errors import ConfigError, FormatError, QuantizationError
 from entrenar.io.checkpoint import atomic_directory
-from entrenar.io.gguf import GGUFFile
+from entrenar.io.gguf import GGUFFile, GGUFTensor
 from entrenar.io.lazy import LazyTensor
 from entrenar.io.safetensors import open_safetensors_directory, save_sharded
 from entrenar.io.tokenizer import Tokenizer
@@ -193,8 +193,10 @@ class _Loader:
         self, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None
     ) -> QuantizedTensor | None:
         if self.quantize == "auto" and lazy.type in GGUF_4BIT:
+            assert isinstance(lazy, GGUFTensor)
             order = half_split_rows(shape[0], head_dim) if head_dim else None
-            return QuantizedTensor.from_gguf_blocks(lazy.raw(), GGUF_4BIT[lazy.type], shape, order)
+            raw = lazy.raw() if order is None else lazy.read()  # what is copied need not stay mapped too
+            return QuantizedTensor.from_gguf_blocks(raw, GGUF_4BIT[lazy.type], shape, order)
         kind = "nf4" if self.quantize == "auto" else self.quantize
         assert kind is not None
         return self._coded(kind, name, lazy, shape, head_dim)

@@ -175,6 +175,18 @@ def test_a_matrix_is_quantized_piece_by_piece(
     assert peak - held < 0.5 * MATRIX  # down_proj has few, long rows: a piece of it is not small
 
 
+@pytest.mark.parametrize(("file", "quantize"), [("hf", "nf4"), ("bf16", "nf4"), ("F16", "auto"), ("Q4_0", "nf4")])
+def test_no_pages_of_a_file_that_was_converted_stay(
+    file: str, quantize: str, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "ROW_CHUNK_BYTES", 1 << 20)
+    held: list[LLaMAModel] = []
+    # twice: the first time libraries are imported
+    sizes = [Peaks(lambda: held.append(LLaMAModel.from_pretrained(files[file], quantize=quantize))) for _ in range(2)]
+    codes = sum(weight.nbytes for _, weight in held[0].named_parameters())
+    assert sizes[1].system < codes + 0.75 * MATRIX  # the file: 2 to 8 matrices and more
+
+
 def test_codes_of_a_file_are_used_where_they_lie(files: dict[str, Path]) -> None:
     checkpoint = weights.Checkpoint.open(files["Q4_1"])
     tracemalloc.start()
