@@ -13,7 +13,7 @@ from entrenar.errors import FormatError
 def read_bytes(path: Path, offset: int, count: int) -> np.ndarray:
     """`count` bytes of a file as uint8. Mapped pages would count as this process's memory for as long as they stay."""
     out = np.empty(count, np.uint8)
-    left = memoryview(out)
+    left = out.data
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
         while left:
