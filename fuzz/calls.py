@@ -14,6 +14,7 @@ from nodes import Choose
 
 from entrenar import autograd
 from entrenar.autograd import QuantizedTensor, Tensor
+from entrenar.autograd.quantized import BLOCK_SIZE
 from entrenar.errors import EntrenarError
 
 SIZES = [1, 2, 3, 4, 5, 0, 17, 32, 64, 65, 130]
@@ -116,9 +117,9 @@ def lora_linear(choose: Choose) -> Call:
 
 
 def quantized(choose: Choose) -> Call:
-    x, n, kind = shape(choose), SIZES[choose(len(SIZES))], ["nf4", "int4", "q4_0", "q4_1"][choose(4)]
+    x, n, kind = shape(choose), SIZES[choose(len(SIZES))], ["nf4", "int4", "q4_0", "q4_1", "q8_0", "int16"][choose(6)]
     (w,) = numbers(choose, like(choose, (n, x[-1] if x else 64)))
-    block = 64 if kind == "nf4" else 32
+    block = BLOCK_SIZE[kind]
     made: list[QuantizedTensor] = []
 
     def ours(x: Tensor) -> Tensor:

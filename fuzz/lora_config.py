@@ -138,7 +138,8 @@ def check_peft(choose: Choose, config: LoRAConfig) -> None:
 # ---------------------------------------------------------------------- layers and models
 def storage(choose: Choose, w: np.ndarray) -> tuple[Tensor | QuantizedTensor, np.ndarray]:
     """The weight as something that lora_linear takes, and the numbers it then stands for."""
-    kinds = ["float32", "bfloat16"] + ["nf4"] * (w.shape[1] % 64 == 0) + ["int4", "q4_0"] * (w.shape[1] % 32 == 0)
+    kinds = ["float32", "bfloat16"] + ["nf4", "int16"] * (w.shape[1] % 64 == 0)
+    kinds += ["int4", "q4_0", "q8_0"] * (w.shape[1] % 32 == 0)
     kind = kinds[choose(len(kinds))]
     if kind in ("float32", "bfloat16"):
         tensor = Tensor(w, requires_grad=kind == "float32", dtype=kind)

@@ -205,7 +205,8 @@ def norm(g: Graph, t: Tensor, v: Value) -> Pair:
 
 def weight(g: Graph, n: int, k: int) -> tuple[Tensor | QuantizedTensor, Value]:
     """A weight matrix in any storage; those that are not float32 are frozen."""
-    kind = g.one_of(["float32", "float32", "bfloat16"] + ["nf4"] * (k % 64 == 0) + ["int4", "q4_0"] * (k % 32 == 0))
+    coded = ["nf4", "int16"] * (k % 64 == 0) + ["int4", "q4_0", "q8_0"] * (k % 32 == 0)
+    kind = g.one_of(["float32", "float32", "bfloat16", *coded])
     if kind == "float32":
         return g.leaf((n, k))
     data = g.rng.uniform(-1, 1, (n, k)).astype(np.float32)

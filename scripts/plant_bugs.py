@@ -45,9 +45,9 @@ PLANTS = (
     Plant("lora_config", "entrenar/lora/config.py", "if name not in LINEAR_LAYERS:", "if not name:"),
     Plant(
         "lora_config",
-        "entrenar/_kernels/simd/gemm.c",
-        "for (; p < n; p++) total += x[p] * w[p];",
-        "for (; p < n - 1; p++) total += x[p] * w[p];",
+        "entrenar/_kernels/simd/gemm_few.c",
+        "for (; j < k - p; j++) rest",
+        "for (; j < k - p - 1; j++) rest",
     ),
     Plant("tensor_ops", "entrenar/optim/clip.py", "1.0 if factor >= 1 else", "1.0 if factor >= 0.5 else"),
     Plant(

@@ -2,7 +2,7 @@
 ctypedef struct Segment:
     Py_ssize_t q_start, q_len      # tokens (rows of q)
     Py_ssize_t k_start, k_len      # tokens (rows of k and v)
-    Py_ssize_t first_block         # blocks of query rows in the segments before this one (set_blocks fills it in)
+    Py_ssize_t first_piece         # pieces of query rows in the segments before this one (set_pieces fills it in)
 
 ctypedef struct Heads:
     Py_ssize_t q, kv, dim          # query heads, key/value heads (q is a multiple of kv), head size

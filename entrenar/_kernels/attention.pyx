@@ -18,6 +18,7 @@ from libc.string cimport memset
 from entrenar._kernels.cpu cimport scratch, simd, threads_for
 from entrenar._kernels.search cimport part_of
 from entrenar._kernels.simd.attention cimport ATTENTION_KEYS, ATTENTION_ROWS, attention_rows
+from entrenar._kernels.simd.gemm cimport gemm_ones
 
 cdef enum:
     SLOT = 2
@@ -94,24 +95,24 @@ cdef Py_ssize_t carve(Block* blocks, int count, float* memory, Py_ssize_t dim, b
     return cursor - memory
 
 
-cdef Py_ssize_t set_blocks(Segment* segments, Py_ssize_t n_segments, Heads heads, bint causal, int together,
+cdef Py_ssize_t set_pieces(Segment* segments, Py_ssize_t n_segments, Heads heads, bint causal, int together,
                            Py_ssize_t* work) noexcept nogil:
     """Number the pieces of one key head, `together` blocks of query rows each; gives their count, and the FLOPs / 8 of
     forward in work."""
-    cdef Py_ssize_t i, group = heads.q // heads.kv, blocks = 0
+    cdef Py_ssize_t i, group = heads.q // heads.kv, pieces = 0
     cdef Segment* s
     work[0] = 0
     for i in range(n_segments):
         s = &segments[i]
-        s.first_block = blocks
-        blocks += (s.q_len * group + together * ATTENTION_ROWS - 1) // (together * ATTENTION_ROWS)
+        s.first_piece = pieces
+        pieces += (s.q_len * group + together * ATTENTION_ROWS - 1) // (together * ATTENTION_ROWS)
         work[0] += s.q_len * (s.k_len - (s.q_len // 2 if causal else 0)) * heads.q * heads.dim // 2
-    return blocks
+    return pieces
 
 
-cdef inline Py_ssize_t find_segment(const Segment* segments, Py_ssize_t n_segments, Py_ssize_t block) noexcept nogil:
+cdef inline Py_ssize_t find_segment(const Segment* segments, Py_ssize_t n_segments, Py_ssize_t piece) noexcept nogil:
     """The segment that holds a piece (segments without rows hold none)."""
-    return part_of(&segments.first_block, sizeof(Segment), n_segments, block)
+    return part_of(&segments.first_piece, sizeof(Segment), n_segments, piece)
 
 
 cdef void place(Block* b, const Segment* s, Heads heads, Py_ssize_t head, Py_ssize_t first,
@@ -177,6 +178,7 @@ cdef void forward_tile(Block* b, Heads heads, Py_ssize_t first, Py_ssize_t keys)
 
 
 cdef void forward_end(Block* b, float* out, float* maxima, float* inverse_sums, Heads heads) noexcept nogil:
+    """Write a block's outputs, divided by their sums, and what backward needs."""
     cdef Py_ssize_t i, row
     if b.keys <= 0:
         memset(b.out, 0, ATTENTION_ROWS * b.ld * sizeof(float))
@@ -216,7 +218,7 @@ cdef void forward_unit(float* memory, int together, Py_ssize_t piece, Py_ssize_t
     cdef Block blocks[TOGETHER]
     cdef const Segment* s = &segments[find_segment(segments, n_segments, piece)]
     cdef Py_ssize_t start = (s.k_start * heads.kv + head) * heads.dim
-    cdef Py_ssize_t first = (piece - s.first_block) * together * ATTENTION_ROWS
+    cdef Py_ssize_t first = (piece - s.first_piece) * together * ATTENTION_ROWS
     cdef int count
     carve(blocks, together, memory, heads.dim, False)
     count = place_all(blocks, together, s, heads, head, first, s.q_len * (heads.q // heads.kv), causal)
@@ -228,12 +230,12 @@ cdef int attention_forward(float* out, float* maxima, float* inverse_sums, const
                            const float* v, Segment* segments, Py_ssize_t n_segments, Heads heads, float scale,
                            bint causal) noexcept nogil:
     cdef Py_ssize_t work, unit, piece, floats
-    cdef Py_ssize_t units = set_blocks(segments, n_segments, heads, causal, 1, &work) * heads.kv
+    cdef Py_ssize_t units = set_pieces(segments, n_segments, heads, causal, 1, &work) * heads.kv
     cdef int threads = threads_for(work, GRAIN)
     cdef int together = <int> max(<Py_ssize_t> 1, min(<Py_ssize_t> TOGETHER, units // FORWARD_UNITS))
     cdef Block sizes[TOGETHER]
     cdef float* memory
-    units = set_blocks(segments, n_segments, heads, causal, together, &work) * heads.kv
+    units = set_pieces(segments, n_segments, heads, causal, together, &work) * heads.kv  # counted before, numbered now
     floats = carve(sizes, together, NULL, heads.dim, False)
     memory = <float*> scratch(SLOT, threads * floats * sizeof(float))
     if memory == NULL:
@@ -246,8 +248,9 @@ cdef int attention_forward(float* out, float* maxima, float* inverse_sums, const
     return 0
 
 
-# What backward reads and writes; k, v, dk, dv point to the segment's first key of a head. NULL gradients are not wanted.
-ctypedef struct Gradients:
+# What backward reads and writes; in a unit k, v, dk, dv point to the segment's first key of a head. NULL gradients are
+# not wanted.
+ctypedef struct BackwardData:
     float* dq
     float* dk
     float* dv
@@ -258,12 +261,11 @@ ctypedef struct Gradients:
     const float* out
     const float* maxima
     const float* inverse_sums
-    const float* ones
     Heads heads
     float scale
 
 
-cdef void backward_start(Block* b, const Gradients* g) noexcept nogil:
+cdef void backward_start(Block* b, const BackwardData* g) noexcept nogil:
     """Copy what a block of query rows needs, and its delta."""
     cdef Py_ssize_t i, row, start = b.first_row * g.heads.dim
     simd.attention.gather_transposed(b.query_t, ATTENTION_ROWS, g.q + start, &b.rows, g.scale)
@@ -279,7 +281,7 @@ cdef void backward_start(Block* b, const Gradients* g) noexcept nogil:
         b.sum[i] = g.inverse_sums[row]
 
 
-cdef void backward_tile(Block* b, const Gradients* g, Py_ssize_t first, Py_ssize_t keys, bint fresh) noexcept nogil:
+cdef void backward_tile(Block* b, const BackwardData* g, Py_ssize_t first, Py_ssize_t keys, bint fresh) noexcept nogil:
     """One block of query rows against the copied keys [first, first + keys): adds to dq, and to dk and dv of the tile,
     which are overwritten where `fresh`."""
     cdef Py_ssize_t dim = g.heads.dim, whole = round_up(dim, simd.vector_floats)
@@ -291,17 +293,17 @@ cdef void backward_tile(Block* b, const Gradients* g, Py_ssize_t first, Py_ssize
                                     keys, b.padded_rows, first + keys > b.unmasked_keys)
     if g.dv != NULL:
         simd.gemm.strided(b.dv, b.ld, b.scores, ATTENTION_ROWS, 1, b.grad, b.ld,
-                          keys, whole, b.rows.rows, g.ones if not fresh else NULL)
+                          keys, whole, b.rows.rows, gemm_ones if not fresh else NULL)
     if g.dk != NULL:
         simd.gemm.strided(b.dk, b.ld, b.dp, ATTENTION_ROWS, 1, b.query, b.ld,
-                          keys, whole, b.rows.rows, g.ones if not fresh else NULL)
+                          keys, whole, b.rows.rows, gemm_ones if not fresh else NULL)
     if g.dq != NULL:
         simd.gemm.strided(b.out, b.ld, b.dp, 1, ATTENTION_ROWS, b.key, b.ld,
-                          b.rows.rows, whole, keys, g.ones if first else NULL)
+                          b.rows.rows, whole, keys, gemm_ones if first else NULL)
 
 
-cdef void backward_blocks(Block* blocks, int count, const Gradients* g, bint accumulate_q) noexcept nogil:
-    """Gradients from neighbouring blocks of query rows; dk and dv are added to."""
+cdef void backward_blocks(Block* blocks, int count, const BackwardData* g, bint accumulate_q) noexcept nogil:
+    """BackwardData from neighbouring blocks of query rows; dk and dv are added to."""
     cdef Py_ssize_t j, first = 0, keys, most_keys = blocks[count - 1].keys
     cdef attention_rows view
     cdef Block* b
@@ -352,8 +354,8 @@ cdef void clear(float* x, const Segment* s, Heads heads, Py_ssize_t head, Py_ssi
         memset(x + ((s.k_start + j) * heads.kv + head) * heads.dim, 0, heads.dim * sizeof(float))
 
 
-cdef void backward_unit(float* memory, int together, Gradients g, const Segment* s, Py_ssize_t head, Py_ssize_t split,
-                        Py_ssize_t splits, bint causal, bint accumulate_q, bint accumulate_k,
+cdef void backward_unit(float* memory, int together, BackwardData g, const Segment* s, Py_ssize_t head,
+                        Py_ssize_t split, Py_ssize_t splits, bint causal, bint accumulate_q, bint accumulate_k,
                         bint accumulate_v) noexcept nogil:
     """One split of the query rows of one key head of one segment: its rows of dq, and its share of dk and dv."""
     cdef Block blocks[TOGETHER]
@@ -397,7 +399,7 @@ cdef int attention_backward(float* dq, float* dk, float* dv, const float* grad, 
                             Segment* segments, Py_ssize_t n_segments, Py_ssize_t k_tokens, Heads heads, float scale,
                             bint causal, bint accumulate_q, bint accumulate_k, bint accumulate_v) noexcept nogil:
     cdef Py_ssize_t work, unit, split, head, i, floats, units, size = k_tokens * heads.kv * heads.dim
-    cdef Py_ssize_t blocks = set_blocks(segments, n_segments, heads, causal, 1, &work)
+    cdef Py_ssize_t blocks = set_pieces(segments, n_segments, heads, causal, 1, &work)
     cdef int threads = threads_for(5 * work // 2, GRAIN)
     cdef Py_ssize_t pieces = max(<Py_ssize_t> 1, n_segments * heads.kv)
     cdef Py_ssize_t longest = blocks * ATTENTION_ROWS // max(<Py_ssize_t> 1, n_segments)
@@ -406,25 +408,20 @@ cdef int attention_backward(float* dq, float* dk, float* dv, const float* grad, 
     cdef Py_ssize_t shares = (splits - 1) * size
     cdef int together = <int> max(<Py_ssize_t> 1, min(<Py_ssize_t> TOGETHER, blocks))
     cdef Block sizes[TOGETHER]
-    cdef Gradients whole, share
+    cdef BackwardData whole, share
     cdef float* memory
-    cdef float* ones
     cdef float* dk_shares = NULL
     cdef float* dv_shares = NULL
     floats = carve(sizes, together, NULL, heads.dim, True)
-    memory = <float*> scratch(SLOT, (ATTENTION_ROWS + threads * floats + 2 * shares) * sizeof(float))
+    memory = <float*> scratch(SLOT, (threads * floats + 2 * shares) * sizeof(float))
     if memory == NULL:
         return -1
-    ones = memory
-    memory = memory + ATTENTION_ROWS
-    for i in range(ATTENTION_ROWS):
-        ones[i] = 1
     if dk != NULL:
         dk_shares = memory + threads * floats
     if dv != NULL:
         dv_shares = memory + threads * floats + shares
     whole.dq, whole.dk, whole.dv, whole.grad, whole.q, whole.k, whole.v = dq, dk, dv, grad, q, k, v
-    whole.out, whole.maxima, whole.inverse_sums, whole.ones = out, maxima, inverse_sums, ones
+    whole.out, whole.maxima, whole.inverse_sums = out, maxima, inverse_sums
     whole.heads, whole.scale = heads, scale
     units = n_segments * heads.kv * splits
     for unit in prange(units, schedule="dynamic", num_threads=threads):

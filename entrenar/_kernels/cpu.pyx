@@ -106,12 +106,12 @@ def set_matmul_precision(name):
     global matmul_format
     if name not in PRECISIONS:
         raise ConfigError(f"The matmul precision {name!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
-    matmul_format = PRECISIONS.index(name)
     effective = effective_precision(name)
     if effective != name and (name, effective) not in _fallbacks_said:
         _fallbacks_said.add((name, effective))
         warnings.warn(f"The SIMD tier {tier()} has no instructions for the matmul precision {name!r}; computing "
                       f"{effective!r}, which is finer.", RuntimeWarning)
+    matmul_format = PRECISIONS.index(name)  # a warning that is made an error changes nothing
 
 
 def effective_precision(name):

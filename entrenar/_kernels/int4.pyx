@@ -58,7 +58,7 @@ cdef int int16_quantize(int16_t* codes, float* scales, const float* x, Py_ssize_
     return status
 
 
-# QUANT_NOT_FINITE where one of ggml's blocks[rows, count] of `size` bytes has a scale or minimum that is infinite or NaN
+# QUANT_NOT_FINITE where one of ggml's blocks[rows, count] of `size` bytes has a scale or minimum that is not finite
 cdef int ggml_check(const uint8_t* blocks, Py_ssize_t rows, Py_ssize_t count, Py_ssize_t size,
                     bint minimum) noexcept nogil:
     cdef Py_ssize_t row

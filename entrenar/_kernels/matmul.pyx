@@ -4,16 +4,18 @@
     input      dX (m, k) = dY (m, n) W (n, k)
     weight     dW (n, k) = dY (m, n)^T X (m, k)
 
-A is packed once per block of rows and shared; columns of C are independent jobs, each of which packs (and decodes) its
-panels of B into memory of its own thread. Panels are fp32, or block-scaled int16 or int8 (simd/gemm.h): the precision
-chooses the format, any source packs to any of them. The contraction is cut into blocks that depend on its length only, so
-every element of C is the same sum in the same order for any number of threads.
+A is packed once per block of rows and slice of the contraction, and shared; columns of C are independent jobs, each of
+which packs (and decodes) its panels of B into memory of its own thread. Panels are fp32, or block-scaled int16 or int8
+(simd/gemm.h): the precision chooses the format, any source packs to any of them. The contraction is cut into blocks that
+depend on its length only, so every element of C is the same sum in the same order for any number of threads.
 """
 from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport matmul_format, scratch, simd, threads_for
-from entrenar._kernels.simd.gemm cimport GEMM_BLOCK, GEMM_FEW_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_packer
+from entrenar._kernels.simd.gemm cimport (
+    GEMM_BLOCK, GEMM_FEW_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_ones, gemm_packer,
+)
 from entrenar._kernels.simd.source cimport SOURCE_F32, SOURCE_NF4, SOURCE_Q4_1, weight_source
 
 cdef enum:
@@ -28,13 +30,6 @@ cdef enum:
     NARROW_DEPTH = 128
     VECTOR = 16          # floats of the widest vector: rows that are read as vectors are padded to it
     FEW_ROWS_BLOCK = 16  # weight rows of a job of the few-row path
-
-cdef extern from *:
-    """
-    static const float entrenar_ones[64] = {[0 ... 63] = 1.0f};
-    """
-    const float* ONES "entrenar_ones"
-
 
 cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a < b else b
@@ -79,27 +74,27 @@ cdef const gemm_format* choose_format(const weight_source* b, Py_ssize_t n, Py_s
 
 
 cdef void pack_left(float* packed, const gemm_format* f, const weight_source* a, bint transposed, Py_ssize_t row0,
-                    Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t k, Py_ssize_t depth, Py_ssize_t job) noexcept nogil:
-    """Pack one panel of one block of the contraction from k0 on: packed[block of depth][panel][step][lane]."""
+                    Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t end, Py_ssize_t depth, Py_ssize_t job) noexcept nogil:
+    """Pack one panel of one block of the contraction's steps [k0, end): packed[block of depth][panel][step][lane]."""
     cdef Py_ssize_t panels = (rows + f.rows - 1) // f.rows, panel = job % panels, start = k0 + job // panels * depth
-    cdef Py_ssize_t size = least(depth, k - start)
+    cdef Py_ssize_t size = least(depth, end - start)
     cdef float* out = packed + (lane_words(f, start - k0) * panels + panel * lane_words(f, size)) * f.left_lanes
     cdef gemm_packer pack = f.pack_left_columns if transposed else f.pack_left_rows
     pack(out, f.left_lanes, a, row0 + panel * f.rows, <int> least(f.rows, rows - panel * f.rows), start, size)
 
 
 cdef void multiply_group(float* c, Py_ssize_t ldc, const float* packed, const gemm_format* f, const weight_source* b,
-                         bint transposed, float* own, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k0, Py_ssize_t k,
+                         bint transposed, float* own, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k0, Py_ssize_t end,
                          Py_ssize_t depth, Py_ssize_t first, Py_ssize_t last, bint accumulate) noexcept nogil:
-    """C[:, panels first .. last) (+)= A B for the rows of A and the steps k0 .. k of the contraction that are packed;
+    """C[:, panels first .. last) (+)= A B for the rows of A and the steps [k0, end) of the contraction that are packed;
     `own` holds this thread's panels of B."""
     cdef int mr = f.rows, nr = f.right_lanes
     cdef Py_ssize_t panels = (rows + mr - 1) // mr, per_cache = (ROWS_IN_CACHE + mr - 1) // mr
     cdef Py_ssize_t start = k0, size, panel, i0, i, words
     cdef const float* block
     cdef gemm_packer pack = f.pack_right_rows if transposed else f.pack_right_columns
-    while start < k:
-        size = least(depth, k - start)
+    while start < end:
+        size = least(depth, end - start)
         words = lane_words(f, size)
         block = packed + lane_words(f, start - k0) * panels * f.left_lanes
         for panel in range(first, last):
@@ -116,7 +111,7 @@ cdef void multiply_group(float* c, Py_ssize_t ldc, const float* packed, const ge
 
 
 cdef void multiply_job(const gemm_right* rights, int count, Py_ssize_t row0, const float* packed, const gemm_format* f,
-                       bint transposed, float* own, Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t k, Py_ssize_t depth,
+                       bint transposed, float* own, Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t end, Py_ssize_t depth,
                        Py_ssize_t group, Py_ssize_t job, bint accumulate) noexcept nogil:
     """One group of panels of one of the right operands, which share the packed rows of A."""
     cdef int i = 0
@@ -126,13 +121,13 @@ cdef void multiply_job(const gemm_right* rights, int count, Py_ssize_t row0, con
         i += 1
         n = rights[i].n
         panels = (n + f.right_lanes - 1) // f.right_lanes
-    multiply_group(rights[i].c + row0 * n, n, packed, f, rights[i].b, transposed, own, rows, n, k0, k, depth,
+    multiply_group(rights[i].c + row0 * n, n, packed, f, rights[i].b, transposed, own, rows, n, k0, end, depth,
                    job * group, least((job + 1) * group, panels), accumulate)
 
 
 cdef int gemm_group(const gemm_right* rights, int count, const gemm_format* f, const weight_source* a, bint a_transposed,
                     bint b_transposed, Py_ssize_t m, Py_ssize_t k, bint accumulate) noexcept nogil:
-    """C_i (m, n_i) (+)= A B_i for every right operand, A packed once for all; the operands are as in `gemm`."""
+    """C_i (m, n_i) (+)= A B_i for every right operand, A packed for all at once; the operands are as in `gemm`."""
     cdef Py_ssize_t i, row0 = 0, rows, k0, end, pack_jobs, jobs = 0, columns = 0, panels = 0
     for i in range(count):
         columns += rights[i].n
@@ -261,7 +256,7 @@ cdef void narrow_job(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row,
     for p in range(pieces):
         simd.gemm.strided(c + i0 * ldc + j0, ldc, a + i0 * a_row + p * depth * a_column, a_row, a_column,
                           b + p * depth * ldb + j0, ldb, least(NARROW_ROWS, m - i0), least(NARROW_COLUMNS, n - j0),
-                          least(depth, k - p * depth), ONES if accumulate or p > 0 else NULL)
+                          least(depth, k - p * depth), gemm_ones if accumulate or p > 0 else NULL)
 
 
 cdef void narrow(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
@@ -283,7 +278,7 @@ cdef int low_rank_forward(float* y, float* h, const float* x, const float* a, co
     cdef weight_source down = f32_source(a, k, k), up = f32_source(b, r, r)
     cdef float* right
     cdef Py_ssize_t i
-    if m <= GEMM_FEW_ROWS:
+    if 0 < m <= GEMM_FEW_ROWS:
         few_rows(h, r, x, k, &down, m, r, k, False)
         for i in range(m * r):
             h[i] *= scale

@@ -2,7 +2,7 @@ from entrenar._kernels.simd.source cimport weight_source
 
 cdef class QuantizedTensor:
     cdef weight_source source        # ready for a kernel; its pointers lead into the arrays below
-    cdef readonly str kind           # "nf4", "q4_0" or "q4_1"
+    cdef readonly str kind           # "nf4", "q4_0", "q4_1", "q8_0" or "int16"
     cdef readonly Py_ssize_t rows
     cdef readonly Py_ssize_t columns
     cdef readonly object codes

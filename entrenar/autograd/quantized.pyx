@@ -3,8 +3,9 @@
 NF4 and its double quantization follow Dettmers et al., "QLoRA" (arXiv 2305.14314), with the bits of bitsandbytes: 64
 columns a block, the first code of a byte in the high nibble, 4.127 bits a weight (4.5 without double quantization).
 Q4_0, Q4_1 and Q8_0 are ggml's block formats (32 columns, fp16 scale, Q4_1 also an fp16 minimum; 4.5, 5 and 8.5 bits a
-weight). "int4" stands for Q4_1: of the two with 4 bits the one with the smaller error. "int16" is what the 16-bit integer products
-read as it is: 64 columns share an fp32 scale, codes in +-4095 (16.5 bits a weight, an eighth of bfloat16's error).
+weight). "int4" stands for Q4_1: of the two with 4 bits the one with the smaller error. "int16" is what the 16-bit integer
+products read as it is: 64 columns share an fp32 scale, codes in +-4095 (16.5 bits a weight, an eighth of bfloat16's
+error).
 """
 from libc.stdint cimport int16_t, uint8_t
 
@@ -167,7 +168,7 @@ def _refuse(int status, str kind, object x, Py_ssize_t first_row):
     row, column = np.unravel_index(np.argmax(np.abs(x)), x.shape)
     raise QuantizationError(
         f"The weight at row {first_row + row}, column {column} is {x[row, column]:g}, beyond the float16 scale of "
-        f"{kind}; use nf4, whose scale is float32.")
+        f"{kind}; use {'int16' if kind == 'q8_0' else 'nf4'}, whose scale is float32.")
 
 
 cdef object _quantize_chunk(str kind, object x, object codes, object absmax, Py_ssize_t first_row):
@@ -476,7 +477,8 @@ def quantize_int4(x, str kind="int4"):
     """uint8 blocks (..., k/32 * 20) of an array (..., k) as Q4_1, or (..., k/32 * 18) with kind="q4_0"."""
     kind = _format(kind)
     if kind not in _4BIT:
-        raise ConfigError("quantize_int4 makes q4_0 or q4_1 (int4) blocks; quantize_nf4 makes nf4.")
+        raise ConfigError("quantize_int4 makes q4_0 or q4_1 (int4) blocks; quantize_nf4 makes nf4, QuantizedTensor.quantize all."
+                          "")
     x, lead = _plain_input(x, kind)
     blocks = np.empty((len(x), _row_bytes(kind, x.shape[1])), np.uint8)
     _quantize_chunk(kind, x, blocks, None, 0)
@@ -487,7 +489,8 @@ def dequantize_int4(blocks, str kind="int4"):
     """Float32 (..., k) from what `quantize_int4` returned for the same kind."""
     kind = _format(kind)
     if kind not in _4BIT:
-        raise ConfigError("dequantize_int4 reads q4_0 or q4_1 (int4) blocks; dequantize_nf4 reads nf4.")
+        raise ConfigError("dequantize_int4 reads q4_0 or q4_1 (int4) blocks; dequantize_nf4 reads nf4, QuantizedTensor.from_arrays "
+                          "all.")
     blocks = np.asarray(blocks)
     size = _row_bytes(kind, GGML_BLOCK)
     if blocks.ndim < 1 or blocks.shape[-1] % size:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -10,20 +12,38 @@ import numpy as np
 from entrenar.errors import FormatError
 
 
-def read_bytes(path: Path, offset: int, count: int) -> np.ndarray:
-    """`count` bytes of a file as uint8. Mapped pages would count as this process's memory for as long as they stay."""
-    out = np.empty(count, np.uint8)
-    left = out.data
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
+class FileBytes:
+    """A file, open for reading at any offset: what was opened stays what is read, even where its name changes hands.
+
+    Converted tensors are read, not mapped: mapped pages would count as this process's memory for as long as they stay.
+    Raises FormatError where the file cannot be opened or read, or is shorter than what is asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise FormatError(f"{path}: cannot be opened ({error.strerror}).") from error
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, offset: int, count: int) -> np.ndarray:
+        """`count` bytes from `offset` on, as uint8."""
+        out = np.empty(count, np.uint8)
+        left = out.data
         while left:
-            got = file.readinto(left)
+            try:
+                got = os.preadv(self._descriptor, [left], offset + count - len(left))
+            except OSError as error:
+                raise FormatError(f"{self.path}: cannot be read ({error.strerror}).") from error
             if not got:
+                size = os.fstat(self._descriptor).st_size
                 raise FormatError(
-                    f"{path}: ends at byte {offset + count - len(left)}, expected {offset + count} bytes."
+                    f"{self.path}: has {size} bytes, expected {offset + count} or more; it was cut off after it was "
+                    "opened, fetch it again."
                 )
             left = left[got:]
-    return out
+        return out
 
 
 class LazyTensor(ABC):

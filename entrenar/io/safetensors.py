@@ -12,7 +12,7 @@ import numpy as np
 from entrenar.errors import FormatError
 from entrenar.io.checkpoint import atomic_file
 from entrenar.io.json_file import read_json_object
-from entrenar.io.lazy import LazyTensor, read_bytes
+from entrenar.io.lazy import FileBytes, LazyTensor
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -32,10 +32,10 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 class SafetensorsTensor(LazyTensor):
     """A tensor of a safetensors file, `size` bytes from `offset` on."""
 
-    def __init__(self, path: Path, name: str, handle: Any, offset: int, size: int) -> None:
+    def __init__(self, file: FileBytes, name: str, handle: Any, offset: int, size: int) -> None:
         view = handle.get_slice(name)
         super().__init__(name, tuple(view.get_shape()), view.get_dtype())
-        self._path, self._offset = path, offset
+        self._file, self._offset = file, offset
         self._row_bytes = size // max(self.shape[0], 1) if self.shape else size
 
     def raw(self) -> np.ndarray:
@@ -43,7 +43,7 @@ class SafetensorsTensor(LazyTensor):
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         rows = stop - start
-        data = read_bytes(self._path, self._offset + start * self._row_bytes, rows * self._row_bytes)
+        data = self._file.read(self._offset + start * self._row_bytes, rows * self._row_bytes)
         return data.reshape(rows, self._row_bytes)
 
     def load_rows(self, start: int, stop: int) -> np.ndarray:
@@ -53,7 +53,7 @@ class SafetensorsTensor(LazyTensor):
             return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
         if self.type not in NUMPY_TYPES:
             raise FormatError(
-                f"{self._path}: the tensor {self.name} has type {self.type}; expected F32, F16 or BF16 weights."
+                f"{self._file.path}: the tensor {self.name} has type {self.type}; expected F32, F16 or BF16 weights."
             )
         return raw.view(NUMPY_TYPES[self.type]).astype(np.float32).reshape(shape)
 
@@ -69,18 +69,18 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
         handle = safe_open(path, framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(f"{path}: is truncated or no safetensors file ({error}); fetch it again.") from error
-    offsets, start = _offsets(path)
+    file = FileBytes(path)
+    offsets, start = _offsets(file)
     return {
-        name: SafetensorsTensor(path, name, handle, start + first, last - first)
+        name: SafetensorsTensor(file, name, handle, start + first, last - first)
         for name, (first, last) in offsets.items()
     }
 
 
-def _offsets(path: Path) -> tuple[dict[str, tuple[int, int]], int]:
+def _offsets(file: FileBytes) -> tuple[dict[str, tuple[int, int]], int]:
     """Where each tensor's bytes lie, and where the data starts; the library has checked the header already."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    length = int.from_bytes(file.read(0, 8).tobytes(), "little")
+    header = json.loads(file.read(8, length).tobytes())
     return {name: tuple(entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__"}, 8 + length
 
 

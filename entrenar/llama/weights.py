@@ -31,7 +31,7 @@ QUANTIZE = (None, "auto", "nf4", "int4")
 SAVED_DTYPES = ("float32", "bfloat16")
 DTYPES = (*SAVED_DTYPES, "int16")
 INTEGERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")  # codes whose meaning some other tensor holds
-GGUF_4BIT = {"Q4_0": "q4_0", "Q4_1": "q4_1"}
+GGUF_4BIT = ("Q4_0", "Q4_1")
 GGUF_LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -160,17 +160,26 @@ def kept_codes(checkpoint: Checkpoint, quantize: str | None) -> frozenset[str]:
     if quantize != "auto":
         return frozenset()
     return frozenset(
-        name for name, lazy in checkpoint.tensors.items() if lazy.type == "Q8_0" and ".layers." not in name
+        name
+        for name, lazy in checkpoint.tensors.items()
+        if lazy.type == "Q8_0" and len(lazy.shape) == 2 and ".layers." not in name
     )
 
 
 class _Loader:
     """Makes the model's weights from a checkpoint, in the dtype or the codes that was asked for."""
 
-    def __init__(self, checkpoint: Checkpoint, quantize: str | None, dtype: str, double_quantization: bool) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        quantize: str | None,
+        dtype: str,
+        double_quantization: bool,
+        kept: frozenset[str],
+    ) -> None:
         self.checkpoint, self.quantize, self.dtype = checkpoint, quantize, dtype
         self.double_quantization = double_quantization
-        self.kept = kept_codes(checkpoint, quantize)
+        self.kept = kept
         self.unquantized: dict[str, str] = {}  # matrices that could not become codes, and why
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Weight:
@@ -181,7 +190,7 @@ class _Loader:
             if quantized is not None:
                 return quantized
         if name in self.kept:
-            return QuantizedTensor.from_gguf_blocks(lazy.raw(), "q8_0", shape)
+            return self._stored(name, lazy, shape, None)
         if self.dtype == "int16" and len(shape) == 2:
             coded = self._coded("int16", name, lazy, shape, head_dim)
             if coded is not None:
@@ -193,13 +202,20 @@ class _Loader:
         self, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None
     ) -> QuantizedTensor | None:
         if self.quantize == "auto" and lazy.type in GGUF_4BIT:
-            assert isinstance(lazy, GGUFTensor)
-            order = half_split_rows(shape[0], head_dim) if head_dim else None
-            raw = lazy.raw() if order is None else lazy.read()  # what is copied need not stay mapped too
-            return QuantizedTensor.from_gguf_blocks(raw, GGUF_4BIT[lazy.type], shape, order)
+            return self._stored(name, lazy, shape, head_dim)
         kind = "nf4" if self.quantize == "auto" else self.quantize
         assert kind is not None
         return self._coded(kind, name, lazy, shape, head_dim)
+
+    def _stored(self, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None) -> QuantizedTensor:
+        """The tensor in the codes that the GGUF file has for it."""
+        assert isinstance(lazy, GGUFTensor)
+        order = half_split_rows(shape[0], head_dim) if head_dim else None
+        raw = lazy.raw() if order is None else lazy.read()  # what is copied need not stay mapped too
+        try:
+            return QuantizedTensor.from_gguf_blocks(raw, lazy.type.lower(), shape, order)
+        except QuantizationError as error:
+            raise FormatError(f"{self.checkpoint.path}: the tensor {name} cannot be used: {error}") from error
 
     def _coded(
         self, kind: str, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None
@@ -264,8 +280,9 @@ def load(
         raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32', 'bfloat16' or 'int16'.")
     checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
     checkpoint.check()
-    check_weights_fit(checkpoint.config, dtype, quantize, double_quantization, kept_codes(checkpoint, quantize))
-    loader = _Loader(checkpoint, quantize, dtype, double_quantization)
+    kept = kept_codes(checkpoint, quantize)
+    check_weights_fit(checkpoint.config, dtype, quantize, double_quantization, kept)
+    loader = _Loader(checkpoint, quantize, dtype, double_quantization, kept)
     model = LLaMAModel(checkpoint.config, weights=loader)
     model.unquantized = loader.unquantized
     return model

@@ -21,7 +21,7 @@ class QLoRAConfig(LoRAConfig):
     quantize_4bit: bool = option(True, help="quantize the block linears that are not 4-bit yet")
     quantize: str = option(
         "auto",
-        help="4-bit format: auto keeps the codes that a file has and makes NF4 of the rest",
+        help="4-bit format: auto keeps the 4-bit codes that a file has and makes NF4 of the other block linears",
         choices=("auto", "nf4", "int4"),
     )
     double_quantization: bool = option(True, help="keep the scales of NF4 in 8 bits")

@@ -13,8 +13,8 @@ from entrenar.train.config import TrainConfig
 
 RUNTIME_BYTES = 112 << 20  # Python, the libraries, the examples
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
-CHUNK_BYTES = 48 << 20  # of logits that the fused head holds at most at once
-PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once
+CHUNK_BYTES = 48 << 20  # of logits that the fused head holds at most at once (autograd/ops/cross_entropy.pyx)
+PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/matmul.pyx)
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}
 
 
@@ -74,10 +74,12 @@ def estimate(
     # backward frees activations as it makes gradients, so at any moment the larger of the two counts
     gradients = trainable * 4
     activations = max(saved + head + max(logits, working), gradients + working) - gradients
-    rows = min(batch_size * sequence_length, PACKED_ROWS)  # of the left factor of a product, in the kernels' order
-    head_rows = min(rows, -(-batch_size * sequence_length // chunks))
-    widths = ((rows, config.intermediate_size), (head_rows, config.vocab_size))
-    packed = 4 * max(count * min(width, PACKED_STEPS) for count, width in widths)
+    # the left factor of a product, in the kernels' order: tokens by what they are multiplied with
+    tokens = batch_size * sequence_length
+    factors = [(tokens, config.intermediate_size), (-(-tokens // chunks), config.vocab_size)]
+    if lora is None:  # the weights' gradients have it transposed
+        factors += [(config.intermediate_size, tokens), (config.vocab_size, -(-tokens // chunks))]
+    packed = 4 * max(min(rows, PACKED_ROWS) * min(steps, PACKED_STEPS) for rows, steps in factors)
     return MemoryEstimate(
         {
             "weights": weight_bytes(config, dtype, quantize, double_quantization, kept) + (gradients if lora else 0),

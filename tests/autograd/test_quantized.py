@@ -26,8 +26,8 @@ from entrenar.autograd.quantized import (
 )
 from entrenar.errors import ConfigError, QuantizationError, ShapeError
 
-KINDS = ["nf4", "q4_0", "q4_1"]
-GGML = {"q4_0": GGMLQuantizationType.Q4_0, "q4_1": GGMLQuantizationType.Q4_1}
+KINDS = ["nf4", "q4_0", "q4_1", "q8_0"]
+GGML = {kind: GGMLQuantizationType[kind.upper()] for kind in ("q4_0", "q4_1", "q8_0")}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 either_nf4 = pytest.mark.parametrize("double", [False, True], ids=["absmax fp32", "absmax 8 bit"])
 
@@ -45,13 +45,15 @@ def reference_absmax(q: QuantizedTensor) -> np.ndarray:
 
 @pytest.mark.unit
 @every_kind
-def test_quantize_holds_the_codes_of_the_plain_functions(kind: str, tier: str) -> None:
+def test_quantize_holds_the_codes_of_the_plain_functions_and_of_the_gguf_library(kind: str, tier: str) -> None:
     x = normal(37, 192)
     q = QuantizedTensor.quantize(x, kind, double_quantization=False)
-    codes = quantize_nf4(x)[0] if kind == "nf4" else quantize_int4(x, kind)
-    np.testing.assert_array_equal(q.codes, codes)
+    if kind != "q8_0":
+        np.testing.assert_array_equal(q.codes, quantize_nf4(x)[0] if kind == "nf4" else quantize_int4(x, kind))
+    if kind in GGML:
+        np.testing.assert_array_equal(q.codes, quants.quantize(x, GGML[kind]))
     assert (q.kind, q.shape, q.ndim, q.size, q.requires_grad) == (kind, (37, 192), 2, 37 * 192, False)
-    bytes_a_block = {"nf4": 64 / 2 + 4, "q4_0": 18, "q4_1": 20}[kind]
+    bytes_a_block = {"nf4": 64 / 2 + 4, "q4_0": 18, "q4_1": 20, "q8_0": 34}[kind]
     assert q.nbytes == 37 * 192 / BLOCK_SIZE[kind] * bytes_a_block
     assert np.linalg.norm(q.dequantize() - x) / np.linalg.norm(x) < 0.1
 
@@ -88,7 +90,7 @@ def test_double_quantization_of_equal_and_zero_blocks() -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(("kind", "double"), [("nf4", False), ("nf4", True), ("q4_0", False), ("q4_1", False)])
+@pytest.mark.parametrize(("kind", "double"), [("nf4", True), *((kind, False) for kind in KINDS)])
 def test_any_run_of_a_row_decodes_like_the_whole(kind: str, double: bool, tier: str) -> None:
     q = QuantizedTensor.quantize(normal(4, 320), kind, double_quantization=double)
     whole = q.dequantize()
@@ -180,7 +182,23 @@ def test_rows_that_do_not_add_up_are_refused() -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("kind", ["q4_0", "q4_1"])
+@pytest.mark.parametrize("scale", [1.0, 1e-5, 3e-7, 1e-20, 1e3])
+def test_q8_0_is_bit_equal_with_the_gguf_library(scale: float, tier: str) -> None:
+    rng = np.random.default_rng(9)
+    grid = rng.integers(-254, 255, (64, 64)).astype(np.float32) / 2  # codes that fall between two
+    grid[:, [3, 40]] = 127
+    for x in (normal(130, 160), rng.standard_t(1.5, (64, 512)).clip(-50, 50).astype(np.float32), grid, -grid, 0 * grid):
+        x = x * np.float32(scale)
+        expected = quants.quantize(x, GGML["q8_0"])
+        q = QuantizedTensor.quantize(x, "q8_0")
+        np.testing.assert_array_equal(q.codes, expected)
+        np.testing.assert_array_equal(q.dequantize(), quants.dequantize(expected, GGML["q8_0"]))
+    with pytest.raises(QuantizationError, match=r"row 0, column 5 .* float16 scale of q8_0"):
+        QuantizedTensor.quantize(np.where(np.arange(32) == 5, np.float32(1e8), np.float32(0))[None], "q8_0")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", GGML)
 def test_gguf_blocks_are_used_in_place(kind: str, tier: str, tmp_path: Path) -> None:
     raw = quants.quantize(normal(12, 96), GGML[kind])
     file = tmp_path / "tensor"

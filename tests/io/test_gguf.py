@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -106,6 +107,24 @@ def test_raw_gives_the_stored_blocks_a_row_each(tmp_path: Path) -> None:
         raw = file.tensors[name].raw()
         assert raw.dtype == np.uint8
         np.testing.assert_array_equal(raw, gguf.quants.quantize(values(), kind))
+
+
+@pytest.mark.chaos
+def test_a_file_cut_off_after_it_was_opened_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf")
+    file = GGUFFile(tmp_path / "x.gguf")
+    os.truncate(tmp_path / "x.gguf", 1000)
+    with pytest.raises(FormatError, match=r"x\.gguf: has 1000 bytes, expected \d+ or more; .* fetch it again"):
+        file.tensors["Q8_0"].load()
+
+
+@pytest.mark.unit
+def test_read_is_raw_in_memory_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf")
+    for name in QUANTIZED:
+        tensor = GGUFFile(tmp_path / "x.gguf").tensors[name]
+        np.testing.assert_array_equal(tensor.read(), tensor.raw())
+        assert not np.shares_memory(tensor.read(), tensor.raw())
 
 
 @pytest.mark.unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tracemalloc
 from pathlib import Path
@@ -66,6 +67,29 @@ def test_every_type_reads_as_float32(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded, expected.astype(np.float32))
     np.testing.assert_array_equal(tensor.load_rows(2, 4), expected[2:4].astype(np.float32))
     assert tensor.raw().tobytes() == expected.tobytes()
+
+
+@pytest.mark.chaos
+def test_what_was_opened_is_read_whatever_happens_to_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"x": np.ones((70, 50), np.float32)}, path)
+    tensor = open_safetensors(path)["x"]
+    save_file({"x": np.zeros((3, 5), np.float32)}, tmp_path / "other")
+    (tmp_path / "other").rename(path)
+    assert (tensor.load() == 1).all()
+    path.unlink()
+    assert (tensor.load_rows(60, 70) == 1).all()
+
+
+@pytest.mark.chaos
+def test_a_file_cut_off_after_it_was_opened_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"x": np.ones((70, 50), np.float32)}, path)
+    tensor = open_safetensors(path)["x"]
+    os.truncate(path, 10_000)
+    assert (tensor.load_rows(0, 5) == 1).all()
+    with pytest.raises(FormatError, match=r"x\.safetensors: has 10000 bytes, expected 14\d+ or more; .* fetch it"):
+        tensor.load()
 
 
 @pytest.mark.peers

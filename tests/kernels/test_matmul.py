@@ -320,7 +320,65 @@ def test_stacks_broadcast_and_their_gradients_sum(a: tuple[int, ...], b: tuple[i
         assert relative_error(tensor.grad.numpy(), whole.sum(axes).reshape(tensor.shape)) < 1e-6
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("source", FROZEN)
+def test_few_rows_read_the_numbers_that_decoding_gives(source: str, tier: str) -> None:
+    """A one in a row of zeros picks a column of the weight, bit for bit."""
+    weight, values = frozen_weight(source, 35, 192)
+    expected = values.astype(np.float32)
+    for m in (1, 2, 3, 4):
+        for first in range(0, 192, 37):
+            x = np.zeros((m, 192), np.float32)
+            columns = (first + 5 * np.arange(m)) % 192
+            x[np.arange(m), columns] = 1
+            np.testing.assert_array_equal(autograd.linear(Tensor(x), weight).numpy(), expected[:, columns].T)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("source", ["float32", "nf4", "q8_0", "int16"])
+def test_a_contraction_of_several_slices(source: str, precision: str, tier: str, threads: None) -> None:
+    """8192 steps or so are packed at once: y over a long row, dx over many rows of the weight, dw over many tokens."""
+    limit = {"highest": 3e-6, "high": 1e-3, "medium": 3e-2}[precision]
+    for m, n, k in ((6, 65, 16448), (6, 16448, 64), (16448, 65, 64)):
+        x, dy = normal(11, (m, k), (m, n))
+        if source == "float32":
+            (values,) = normal(12, (n, k))
+            weight = Tensor(values, requires_grad=True)
+        else:
+            weight, values = frozen_weight(source, n, k)
+        bits = []
+        for count in (1, 2):
+            cpu.set_num_threads(count)
+            tensor = Tensor(x, requires_grad=True)
+            with entrenar.matmul_precision(precision):
+                y = autograd.linear(tensor, weight)
+                y.backward(Tensor(dy))
+            found = [y.numpy(), tensor.grad.numpy()]
+            if source == "float32":
+                found.append(weight.grad.numpy())
+                weight.grad = None
+            bits.append([array.tobytes() for array in found])
+        assert bits[0] == bits[1]
+        x64, dy64, w64 = exact(x, dy, values)
+        for one, two in zip(found, (x64 @ w64.T, dy64 @ w64, dy64.T @ x64), strict=False):
+            assert relative_error(one, two) < limit
+
+
 # ---------------------------------------------------------------- sizes of zero
+@pytest.mark.unit
+def test_no_rows_touch_nothing() -> None:
+    """Four rows of what an adapter of no tokens might write would reach into the neighbours."""
+    n, k = 576, 192
+    w, a, b = normal(15, (n, k), (16, k), (n, 16))
+    neighbours = [Tensor(np.full(size, 7.0)) for size in (1, 8, 16, 64, 256, 1024, 4096) for _ in range(16)]
+    holes = [Tensor(np.full(size, 7.0)) for size in (1, 8, 16, 64) for _ in range(16)]
+    del holes[::2]
+    for op in (lambda x: autograd.linear(x, w), lambda x: autograd.lora_linear(x, w, a, b, 2.0)):
+        assert op(Tensor(np.zeros((0, k), np.float32))).shape == (0, n)
+    assert all((tensor.numpy() == 7.0).all() for tensor in neighbours + holes)
+
+
 def spoil_free_memory() -> None:
     """Fill blocks that the allocator will hand out next with NaN, so that unwritten memory shows."""
     blocks = [Tensor(np.full(size, np.nan)) for size in (1, 8, 12, 16, 20, 64) for _ in range(8)]

@@ -47,6 +47,13 @@ def test_scores_depend_on_relative_positions_only() -> None:
     assert abs(score(7, 3) - score(7, 5)) > 1e-2
 
 
+@pytest.mark.unit
+def test_a_position_beyond_every_integer_is_refused() -> None:
+    table = rope_table(4, inverse_frequencies(8))
+    with pytest.raises(ShapeError, match=r"position 9223372036854775808 of token \(0, 1\) lies outside the table of 4"):
+        rope(np.zeros((1, 2, 1, 8)), *table, np.array([[0, 1 << 63]], np.uint64))
+
+
 @pytest.mark.peers
 @pytest.mark.parametrize(
     "parameters",

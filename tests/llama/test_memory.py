@@ -184,7 +184,7 @@ def test_no_pages_of_a_file_that_was_converted_stay(
     # twice: the first time libraries are imported
     sizes = [Peaks(lambda: held.append(LLaMAModel.from_pretrained(files[file], quantize=quantize))) for _ in range(2)]
     codes = sum(weight.nbytes for _, weight in held[0].named_parameters())
-    assert sizes[1].system < codes + 0.75 * MATRIX  # the file: 2 to 8 matrices and more
+    assert sizes[1].system < codes + MATRIX  # the pages of the file: 1.5 to 7 matrices
 
 
 def test_codes_of_a_file_are_used_where_they_lie(files: dict[str, Path]) -> None:

@@ -168,6 +168,23 @@ def test_auto_keeps_the_codes_of_the_file_and_makes_nf4_of_the_rest(
                 k: v.tobytes() for k, v in expected.items()
             }
     assert model.unquantized == {}
+    checkpoint = Checkpoint.open(path)
+    kept = weights.kept_codes(checkpoint, "auto")
+    assert kept == {name for name in meant if MIXED.get(name.split(".")[-2]) == "Q8_0" and not is_block_linear(name)}
+    assert weights.kept_codes(checkpoint, "nf4") == weights.kept_codes(checkpoint, None) == frozenset()
+
+
+@pytest.mark.chaos
+def test_a_kept_block_with_a_scale_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    config = small_config(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    path = tmp_path / "model.gguf"
+    write_gguf(path, config, random_arrays(config), "Q8_0")
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight")
+    damaged = bytearray(path.read_bytes())
+    damaged[tensor.data_offset : tensor.data_offset + 2] = np.float16(np.inf).tobytes()
+    path.write_bytes(damaged)
+    with pytest.raises(FormatError, match=r"model\.gguf: the tensor model\.embed_tokens\.weight cannot be used: "):
+        load(path, quantize="auto")
 
 
 @pytest.mark.unit

@@ -1,10 +1,12 @@
 // Tiles of attention (see attention.h). Every product is an instance of `matmul` on scratch that fits L1 and L2.
 #include "simd/attention.h"
 #include <float.h>
+#include "simd/gemm.h"
 #include "simd/math.h"
 #include "simd/vec.h"
 
 #define ROWS ATTENTION_ROWS
+_Static_assert((int)GEMM_ONES >= (int)ATTENTION_ROWS && (int)GEMM_ONES >= (int)ATTENTION_KEYS, "products that add read gemm_ones");
 
 static const float *row_of(const float *x, const attention_rows *view, ptrdiff_t i) {
     ptrdiff_t r = view->first + i;

@@ -87,16 +87,22 @@ void TIERED(gemm_pack_rows)(float *out, int lanes, const weight_source *s, ptrdi
     }
 }
 
+// Whole panels of every format have constant sizes, for which memcpy is no call
+INLINE void copy_lanes(float *out, const float *x, int count) {
+    switch (count) {
+        case 6: memcpy(out, x, 6 * sizeof(float)); break;
+        case 12: memcpy(out, x, 12 * sizeof(float)); break;
+        case 14: memcpy(out, x, 14 * sizeof(float)); break;
+        case NR: memcpy(out, x, NR * sizeof(float)); break;
+        default: memcpy(out, x, (size_t)count * sizeof(float));
+    }
+}
+
 void TIERED(gemm_pack_columns)(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) {
     for (ptrdiff_t p = 0; p < depth; p++, out += lanes) {
-        if (s->kind == SOURCE_F32 && count == NR && lanes == NR) {
-            const float *x = (const float *)s->data + (start + p) * s->row_stride + first;
-#pragma GCC unroll 2
-            for (int j = 0; j < NV; j++) vstore(out + j * VLEN, vload(x + j * VLEN));
-        } else {
-            source_decode(s, start + p, first, count, out);
-            for (int i = count; i < lanes; i++) out[i] = 0.0f;
-        }
+        if (s->kind == SOURCE_F32) copy_lanes(out, (const float *)s->data + (start + p) * s->row_stride + first, count);
+        else source_decode(s, start + p, first, count, out);
+        for (int i = count; i < lanes; i++) out[i] = 0.0f;
     }
 }
 

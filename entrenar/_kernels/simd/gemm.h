@@ -11,6 +11,9 @@ enum { GEMM_FEW_ROWS = 4 };  // up to here few_rows beats packing
 enum { GEMM_BLOCK = 64 };    // steps of the contraction that share a scale
 enum { GEMM_FP32 = 0, GEMM_INT16 = 1, GEMM_INT8 = 2, GEMM_FORMATS = 3 };
 
+enum { GEMM_ONES = 64 };     // rows whose old values `strided` can keep by gemm_ones
+static const float gemm_ones[GEMM_ONES] = {[0 ... GEMM_ONES - 1] = 1.0f};
+
 typedef void gemm_packer_function(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth);
 typedef gemm_packer_function *gemm_packer;
 

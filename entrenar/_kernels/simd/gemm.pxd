@@ -7,6 +7,7 @@ cdef extern from "simd/gemm.h" nogil:
         GEMM_FP32
         GEMM_INT16
         GEMM_INT8
+    const float* gemm_ones  # 64 of them
     ctypedef void (*gemm_packer)(float* out, int lanes, const weight_source* s, Py_ssize_t first, int count, Py_ssize_t start, Py_ssize_t depth) noexcept nogil
     ctypedef struct gemm_format:
         int rows

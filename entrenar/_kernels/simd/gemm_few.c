@@ -2,6 +2,7 @@
 #include "simd/gemm.h"
 #include "simd/vec.h"
 
+_Static_assert(GEMM_FEW_ROWS == 4, "sums and cases are written out for 4 rows");
 enum { STEP = 32, VECTORS = STEP / VLEN };  // columns that share a scale in every source
 _Static_assert((int)GGML_BLOCK == STEP && NF4_BLOCK % STEP == 0 && INT16_BLOCK % STEP == 0, "a step would cross blocks");
 
@@ -96,7 +97,7 @@ INLINE void few_rows(int kind, float *y, ptrdiff_t ldy, const float *x, ptrdiff_
         if (rows == 1) block(kind, 1, 1, y, ldy, x, ldx, s, first, k, accumulate);
         else if (rows == 2) block(kind, 2, 1, y, ldy, x, ldx, s, first, k, accumulate);
         else if (rows == 3) block(kind, 3, 1, y, ldy, x, ldx, s, first, k, accumulate);
-        else block(kind, 4, 1, y, ldy, x, ldx, s, first, k, accumulate);
+        else if (rows == 4) block(kind, 4, 1, y, ldy, x, ldx, s, first, k, accumulate);
     }
 }
 
@@ -111,5 +112,6 @@ void TIERED(gemm_few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ld
         KIND(SOURCE_Q4_1)
         KIND(SOURCE_INT16)
         KIND(SOURCE_Q8_0)
+        default: __builtin_unreachable();
     }
 }

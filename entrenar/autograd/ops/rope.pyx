@@ -46,12 +46,15 @@ cdef object check_positions(positions, Tensor x, Py_ssize_t limit):
     if array.dtype.kind not in "iu" or array.shape != (x.dims[0], x.dims[1]):
         raise ShapeError(f"rope: positions must be integers of shape {(x.dims[0], x.dims[1])}, found {array.dtype} of "
                          f"shape {array.shape}.")
-    outside = np.argwhere((array < 0) | (array >= limit))
-    if outside.size:
-        row, column = outside[0].tolist()
-        raise ShapeError(f"rope: position {array[row, column]} of token ({row}, {column}) lies outside the table of "
-                         f"{limit} positions; build a longer rope_table.")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    index = np.ascontiguousarray(array, dtype=np.int64)  # an unsigned position beyond int64 turns negative
+    cdef const int64_t* first = <const int64_t*> <size_t> index.ctypes.data
+    cdef Py_ssize_t i, count = index.size
+    for i in range(count):  # NumPy's own way costs more than the rotation of one token
+        if not 0 <= first[i] < limit:
+            row, column = divmod(i, x.dims[1])
+            raise ShapeError(f"rope: position {array[row, column]} of token ({row}, {column}) lies outside the table "
+                             f"of {limit} positions; build a longer rope_table.")
+    return index
 
 
 cdef int rotate(Tensor y, Tensor x, Tensor cos, Tensor sin, object positions, float sign, bint accumulate) except -1:

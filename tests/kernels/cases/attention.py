@@ -118,6 +118,11 @@ CASES = [
     case("large, rows split", (1, 700, 9, 3, 64), gradient=False),
     case("large, batch", (3, 260, 4, 4, 40), gradient=False),
     case("large, packed", (1, 600, 3, 1, 32), gradient=False, cu_seqlens=(0, 300, 300, 301, 470, 600)),
+    # where there are 64 pieces and more, 2 to 4 blocks of rows share a copied tile of keys
+    case("blocks together", (1, 1100, 8, 8, 16), gradient=False),
+    case("blocks together, packed", (1, 600, 8, 8, 16), gradient=False, cu_seqlens=(0, 300, 300, 301, 470, 600)),
+    case("blocks together, bidirectional", (2, 520, 8, 8, 16), gradient=False, causal=False),
+    case("blocks together, more keys", (1, 1000, 8, 8, 16), gradient=False, keys=1100),
     case("large, bidirectional", (1, 300, 8, 1, 32), gradient=False, causal=False),
     cached_case("decode", (2, 1, 9, 3, 64), 80, 70),
     cached_case("decode, first token", (1, 1, 4, 2, 20), 8, 1),

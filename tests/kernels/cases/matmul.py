@@ -1,7 +1,7 @@
 """Cases of matmul, linear and lora_linear: tails of every tile, few rows, stacks, and every source of the weight.
 
-A panel of A has 6 or 14 rows, one of B 8, 16 or 32 columns; the contraction is cut after 384, rows of A after 1024, and
-up to 4 rows take a path of their own.
+A panel of A has 6 or 14 rows, one of B 8, 16 or 32 columns; the contraction is cut after 384 and in slices of about 8192,
+rows of A after 1024, and up to 4 rows take a path of their own.
 """
 
 from __future__ import annotations
@@ -152,13 +152,13 @@ CASES += [
     *[frozen_case(source, (2, 3, columns), 5) for source, columns in FROZEN.items() if columns > 1],
     frozen_case("bfloat16", (2, 3, 7), 5),
     *[frozen_case("q4_1", x, 3) for x in ((32,), (4, 96), (5, 96))],
-    *[frozen_case(source, (m, 576), 70, gradient=False) for source in FROZEN for m in (1, 4, 5, 75)],
+    *[frozen_case(source, (m, 576), 70, gradient=False) for source in FROZEN for m in (1, 2, 3, 4, 5, 75)],
     *[
         frozen_case(source, (m, 1056), 33, gradient=False)
         for source in ("bfloat16", "q4_0", "q4_1", "q8_0")
         for m in (2, 40)
     ],
-    frozen_case("bfloat16", (19, 451), 35, gradient=False),
+    *[frozen_case("bfloat16", (m, 451), 35, gradient=False) for m in (1, 3, 19)],
     *[lora_case("float32", (2, 3, 7), 5, 2, dropout=dropout) for dropout in (0.0, 0.25)],
     *[lora_case(source, (3, 64), 5, 4, dropout=dropout) for source in FROZEN for dropout in (0.0, 0.5)],
     lora_case("float32", (6, 5), 4, 1, scaling=-0.3),
