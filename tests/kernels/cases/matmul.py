@@ -1,6 +1,6 @@
 """Cases of matmul, linear and lora_linear: tails of every tile, few rows, stacks, and every source of the weight.
 
-A panel of A has 6 or 14 rows, one of B 8, 16 or 32 columns; the contraction is cut after 384 and in slices of about 8192,
+A panel of A has 6 or 14 rows, one of B 8, 16 or 32 columns; the contraction is cut after 384 and into slices of 8192,
 rows of A after 1024, and up to 4 rows take a path of their own.
 """
 
