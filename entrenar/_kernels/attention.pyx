@@ -81,7 +81,8 @@ cdef Py_ssize_t carve(Block* blocks, int count, float* memory, Py_ssize_t dim, b
                 b.dv = take(&cursor, ATTENTION_KEYS * b.ld)
         else:  # blocks take turns at a tile of keys
             b.key, b.value, b.scores = blocks.key, blocks.value, blocks.scores
-            b.dp, b.dk, b.dv = blocks.dp, blocks.dk, blocks.dv
+            if backward:
+                b.dp, b.dk, b.dv = blocks.dp, blocks.dk, blocks.dv
         b.query_t = take(&cursor, dim * ATTENTION_ROWS)
         b.out = take(&cursor, ATTENTION_ROWS * b.ld)
         b.maximum = take(&cursor, ATTENTION_ROWS)

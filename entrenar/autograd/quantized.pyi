@@ -8,6 +8,7 @@ from typing_extensions import Never, disjoint_base
 from entrenar.autograd.tensor import Tensor
 
 BLOCK_SIZE: dict[str, int]
+FOUR_BIT: tuple[str, ...]
 STREAM_BYTES: int
 NF4_VALUES: NDArray[np.float32]
 DYNAMIC_MAP: NDArray[np.float32]

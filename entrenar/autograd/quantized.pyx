@@ -26,7 +26,8 @@ BLOCK_SIZE = {"nf4": NF4_BLOCK, "int4": GGML_BLOCK, "q4_0": GGML_BLOCK, "q4_1": 
               "int16": INT16_BLOCK}
 _SOURCES = {"nf4": SOURCE_NF4, "q4_0": SOURCE_Q4_0, "q4_1": SOURCE_Q4_1, "q8_0": SOURCE_Q8_0, "int16": SOURCE_INT16}
 _GGML_BYTES = {"q4_0": Q4_0_BYTES, "q4_1": Q4_1_BYTES, "q8_0": Q8_0_BYTES}  # of a block
-_4BIT = ("q4_0", "q4_1")  # ggml's
+_GGML_4BIT = ("q4_0", "q4_1")
+FOUR_BIT = ("nf4", *_GGML_4BIT)
 _SCALED = ("nf4", "int16")  # kinds whose scales are an array of their own
 STREAM_BYTES = 8 << 20  # of float32 rows that a conversion works on at a time
 NF4_VALUES = np.array(
@@ -476,7 +477,7 @@ def dequantize_nf4(codes, absmax):
 def quantize_int4(x, str kind="int4"):
     """uint8 blocks (..., k/32 * 20) of an array (..., k) as Q4_1, or (..., k/32 * 18) with kind="q4_0"."""
     kind = _format(kind)
-    if kind not in _4BIT:
+    if kind not in _GGML_4BIT:
         raise ConfigError("quantize_int4 makes q4_0 or q4_1 (int4) blocks; quantize_nf4 makes nf4, QuantizedTensor.quantize all."
                           "")
     x, lead = _plain_input(x, kind)
@@ -488,7 +489,7 @@ def quantize_int4(x, str kind="int4"):
 def dequantize_int4(blocks, str kind="int4"):
     """Float32 (..., k) from what `quantize_int4` returned for the same kind."""
     kind = _format(kind)
-    if kind not in _4BIT:
+    if kind not in _GGML_4BIT:
         raise ConfigError("dequantize_int4 reads q4_0 or q4_1 (int4) blocks; dequantize_nf4 reads nf4, QuantizedTensor.from_arrays "
                           "all.")
     blocks = np.asarray(blocks)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from entrenar.autograd import Tensor
-from entrenar.autograd.quantized import BLOCK_SIZE, QuantizedTensor
+from entrenar.autograd.quantized import BLOCK_SIZE, FOUR_BIT, QuantizedTensor
 from entrenar.errors import QuantizationError
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.modules import Linear, Weight
@@ -20,7 +20,7 @@ from entrenar.qlora.config import QLoRAConfig
 
 def is_4bit(weight: Weight) -> bool:
     """Whether the weight is in codes of 4 bits already."""
-    return isinstance(weight, QuantizedTensor) and weight.kind in ("nf4", "q4_0", "q4_1")
+    return isinstance(weight, QuantizedTensor) and weight.kind in FOUR_BIT
 
 
 def _rows_of(weight: Tensor) -> Callable[[int, int], np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.errors import MemoryBudgetError
 from entrenar.llama.budget import available_memory, weight_bytes
 from entrenar.llama.config import LLaMAConfig
@@ -13,7 +14,6 @@ from entrenar.train.config import TrainConfig
 
 RUNTIME_BYTES = 112 << 20  # Python, the libraries, the examples
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
-CHUNK_BYTES = 48 << 20  # of logits that the fused head holds at most at once (autograd/ops/cross_entropy.pyx)
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/matmul.pyx)
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}
 
@@ -67,7 +67,7 @@ def estimate(
     block, hidden = block_activation_floats(config, lora) * token_bytes, config.hidden_size * token_bytes
     saved = config.num_hidden_layers * (hidden if checkpointing else block) + 2 * hidden
     head = config.vocab_size * config.hidden_size * 4 if lora is None else 0  # its gradient exists before any other
-    chunks = -(-config.vocab_size * token_bytes // CHUNK_BYTES)  # rounded up
+    chunks = -(-config.vocab_size * token_bytes // HEAD_CHUNK_BYTES)  # rounded up
     logits = config.vocab_size * token_bytes // chunks
     # the widest moment of a block's backward: two gradients as wide as the feed-forward layer
     working = 3 * config.intermediate_size * token_bytes + (block if checkpointing else 0)

@@ -8,6 +8,7 @@ import pytest
 from entrenar import autograd
 from entrenar._kernels import cpu
 from entrenar.autograd import Tensor, memory_stats, reset_peak_memory
+from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.errors import ConfigError, NumericsError, ShapeError
 
 from .cases.cross_entropy import make_targets, reference_cross_entropy
@@ -15,7 +16,7 @@ from .cases.softmax import reference_softmax
 from .cases.weights import FROZEN, frozen_weight
 
 INF, NAN = float("inf"), float("nan")
-CHUNK = (48 << 20) // 4  # logits
+CHUNK = HEAD_CHUNK_BYTES // 4  # logits
 
 
 def fused(x: np.ndarray, w: np.ndarray, targets: np.ndarray, scale: float = 1.0, **options: object) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ from numpy.typing import NDArray
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.autograd.tensor import Tensor, _ArrayLike
 
+HEAD_CHUNK_BYTES: int
 _Targets = NDArray[np.integer] | list[int]
 
 def cross_entropy(

@@ -30,6 +30,8 @@ from entrenar.errors import ConfigError, NumericsError, ShapeError
 cdef enum:
     CHUNK_BYTES = 48 << 20  # of logits, or their gradients, that linear_cross_entropy holds
 
+HEAD_CHUNK_BYTES = CHUNK_BYTES
+
 
 cdef int check_reduction(object reduction, tuple allowed, str op) except -1:
     if reduction not in allowed:
