@@ -92,8 +92,8 @@ class Ours:
         model: str,
         mode: str,
         targets: list[str],
-        checkpointing: bool = False,
-        dtype: str = "float32",
+        checkpointing: bool | int = False,
+        dtype: str = "auto",
         quantize: str = "auto",
     ) -> None:
         import numpy as np
@@ -105,7 +105,9 @@ class Ours:
         started = clock()
         source = fetch_default_model(progress=False) if model == REAL and quantize == "auto" else folder(model)
         self.model = LLaMAModel.from_pretrained(
-            source, dtype=dtype, quantize=quantize if mode in ("qlora", "base") else None
+            source,
+            dtype="float32" if mode == "full" else dtype,
+            quantize=quantize if mode in ("qlora", "base") else None,
         )
         self.load_seconds, self.load_peak = clock() - started, peak_rss_mib()
         self.model.gradient_checkpointing = checkpointing

@@ -140,10 +140,12 @@ def check_value(value: Any, spec: Field[Any], where: str) -> Any:
     """The value, if it lies in the range that its field says; ConfigError otherwise."""
     limits = spec.metadata
     choices = limits.get("choices")
-    if choices is not None and value not in choices and value is not None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    ranged = number and limits.get("minimum") is not None  # beside the choices a number may stand
+    if choices is not None and value not in choices and value is not None and not ranged:
         hint = nearest(value, map(str, choices)) if isinstance(value, str) else f"expected one of {tuple(choices)}."
         raise ConfigError(f"{where}: is {value!r}; {hint}")
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if number:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}: is {value}, expected a finite number.")
         tests: tuple[tuple[str, Callable[[float], bool], str], ...] = (

@@ -328,12 +328,14 @@ cdef class CheckpointNode(Node):
         return _walk(nodes)
 
 
-def checkpoint(function, *args):
+def checkpoint(function, *args, again=None):
     """`function(*args)`, a Tensor, keeping only `args`: backward runs `function` again to get what it needs.
 
     Trades one more forward pass of the block for its activations (Chen et al., "Training Deep Nets with Sublinear
     Memory Cost", 2016). The random state is replayed, so dropout draws the same masks; gradients have the same bits
-    as without. Parameters that `function` closes over receive their gradients as usual.
+    as without. Parameters that `function` closes over receive their gradients as usual. `again` takes the place of
+    `function` in backward: it must record the same operations, and may leave the value of the last one out, which
+    nothing reads.
     """
     if recording_off:
         return function(*args)
@@ -345,7 +347,7 @@ def checkpoint(function, *args):
     cdef Tensor out = alias(<Tensor> result)
     cdef CheckpointNode node = CheckpointNode.__new__(CheckpointNode)
     return record(out, node, tuple([item if isinstance(item, Tensor) else None for item in args]),
-                  (function, args, random_state))
+                  (again or function, args, random_state))
 
 
 class no_grad:

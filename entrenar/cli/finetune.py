@@ -30,9 +30,10 @@ def main(adapter: LoRAConfig, output: str, description: str | None, arguments: S
     )
     parser.add_argument(
         "--dtype",
-        default="float32",
+        default="auto",
         choices=DTYPES,
-        help="of the frozen weights that are not in 4 bits (default: float32)",
+        help="of the frozen weights that are not in 4 bits; auto keeps bfloat16 as it is stored and makes float32 of "
+        "the others (default: auto)",
     )
     parsed = parser.parse_args(arguments)
     config = config_from(parsed, adapter)

@@ -26,7 +26,6 @@ class GGUFTensor(LazyTensor):
         return data.view(np.uint8).reshape(self.shape[0] if self.shape else 1, -1)
 
     def read(self) -> np.ndarray:
-        """`raw()` in memory of its own."""
         stored = self._file.read(self._offset, self._data.nbytes)
         return stored.reshape(self.shape[0] if self.shape else 1, -1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import weakref
 from abc import ABC, abstractmethod
@@ -15,7 +16,8 @@ from entrenar.errors import FormatError
 class FileBytes:
     """A file, open for reading at any offset: what was opened stays what is read, even where its name changes hands.
 
-    Converted tensors are read, not mapped: mapped pages would count as this process's memory for as long as they stay.
+    Tensors that are used as they are stored are mapped. Those that are converted are read: mapped pages would count as
+    this process's memory for as long as they stay.
     Raises FormatError where the file cannot be opened or read, or is shorter than what is asked for.
     """
 
@@ -26,6 +28,18 @@ class FileBytes:
         except OSError as error:
             raise FormatError(f"{path}: cannot be opened ({error.strerror}).") from error
         weakref.finalize(self, os.close, self._descriptor)
+        self._mapping: mmap.mmap | None = None
+
+    def map(self, offset: int, count: int) -> np.ndarray:
+        """`count` bytes from `offset` on, as read-only uint8 that the system reads when they are touched."""
+        try:
+            if self._mapping is None:
+                self._mapping = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{self.path}: cannot be mapped ({error}).") from error
+        if offset + count > len(self._mapping):
+            raise self._cut_off(offset + count)
+        return np.frombuffer(self._mapping, np.uint8, count, offset)
 
     def read(self, offset: int, count: int) -> np.ndarray:
         """`count` bytes from `offset` on, as uint8."""
@@ -37,13 +51,16 @@ class FileBytes:
             except OSError as error:
                 raise FormatError(f"{self.path}: cannot be read ({error.strerror}).") from error
             if not got:
-                size = os.fstat(self._descriptor).st_size
-                raise FormatError(
-                    f"{self.path}: has {size} bytes, expected {offset + count} or more; it was cut off after it was "
-                    "opened, fetch it again."
-                )
+                raise self._cut_off(offset + count)
             left = left[got:]
         return out
+
+    def _cut_off(self, expected: int) -> FormatError:
+        size = os.fstat(self._descriptor).st_size
+        return FormatError(
+            f"{self.path}: has {size} bytes, expected {expected} or more; it was cut off after it was opened, fetch it "
+            "again."
+        )
 
 
 class LazyTensor(ABC):
@@ -57,7 +74,11 @@ class LazyTensor(ABC):
 
     @abstractmethod
     def raw(self) -> np.ndarray:
-        """The stored bytes, uint8: one row of bytes for each row of the tensor; of a GGUF file mapped, not read."""
+        """The stored bytes, mapped: uint8, one row of bytes for each row of the tensor."""
+
+    @abstractmethod
+    def read(self) -> np.ndarray:
+        """`raw()` in memory of its own."""
 
     @abstractmethod
     def load_rows(self, start: int, stop: int) -> np.ndarray:

@@ -39,6 +39,10 @@ class SafetensorsTensor(LazyTensor):
         self._row_bytes = size // max(self.shape[0], 1) if self.shape else size
 
     def raw(self) -> np.ndarray:
+        rows = self.shape[0] if self.shape else 1
+        return self._file.map(self._offset, rows * self._row_bytes).reshape(rows, self._row_bytes)
+
+    def read(self) -> np.ndarray:
         return self._read(0, self.shape[0] if self.shape else 1)
 
     def _read(self, start: int, stop: int) -> np.ndarray:

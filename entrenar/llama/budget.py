@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
 from entrenar.errors import MemoryBudgetError
 from entrenar.llama.config import LLaMAConfig
 
-BYTES = {"float32": Fraction(4), "bfloat16": Fraction(2), "int16": 2 + Fraction(4, 64)}
+BYTES = {"auto": Fraction(4), "float32": Fraction(4), "bfloat16": Fraction(2), "int16": 2 + Fraction(4, 64)}
 # codes, then scales: NF4 with an 8-bit absmax per 64 and an fp32 one per 256 of those; Q4_1 with two fp16 per 32
 BYTES_4BIT = {"nf4": Fraction(1, 2) + (1 + Fraction(4, 256)) / 64, "int4": Fraction(20, 32)}
-BYTES_Q8_0 = Fraction(34, 32)  # a byte each and an fp16 scale per 32
+BYTES_KEPT = {"BF16": Fraction(2), "Q8_0": Fraction(34, 32)}  # Q8_0: a byte each and an fp16 scale per 32
 BLOCK_COLUMNS = {"nf4": 64, "int4": 32, "int16": 64}  # rows that are no multiple of these stay in full precision
 NF4_FP32_SCALES = Fraction(1, 2) + Fraction(4, 64)  # without double quantization
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -63,11 +63,11 @@ def weight_bytes(
     dtype: str = "float32",
     quantize: str | None = None,
     double_quantization: bool = True,
-    kept: Collection[str] = (),
+    kept: Mapping[str, str] | None = None,
 ) -> int:
     """Bytes of the weights: block linears in 4 bits where `quantize` and their columns allow it, else in `dtype`.
 
-    `kept` names the matrices that stay in a file's Q8_0 codes.
+    `kept` has the types of the matrices that stay as a file stores them (BF16, Q8_0).
     """
     kind = "nf4" if quantize == "nf4" else "int4"  # "auto" may keep a file's Q4_1 codes, the larger of the formats
     four_bit_bytes = NF4_FP32_SCALES if kind == "nf4" and not double_quantization else BYTES_4BIT[kind]
@@ -76,8 +76,8 @@ def weight_bytes(
         matrix = len(shape) == 2
         if quantize is not None and matrix and ".layers." in name and shape[1] % BLOCK_COLUMNS[kind] == 0:
             each = four_bit_bytes
-        elif name in kept:
-            each = BYTES_Q8_0
+        elif kept and name in kept:
+            each = BYTES_KEPT[kept[name]]
         elif matrix and not (dtype == "int16" and shape[1] % BLOCK_COLUMNS["int16"]):
             each = BYTES[dtype]
         else:  # norms, and rows that are no whole blocks
@@ -91,7 +91,7 @@ def check_weights_fit(
     dtype: str = "float32",
     quantize: str | None = None,
     double_quantization: bool = True,
-    kept: Collection[str] = (),
+    kept: Mapping[str, str] | None = None,
 ) -> None:
     """Raise MemoryBudgetError where the weights alone exceed the available memory; arguments as in `weight_bytes`."""
     needed, available = weight_bytes(config, dtype, quantize, double_quantization, kept), available_memory()

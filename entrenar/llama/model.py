@@ -7,6 +7,7 @@ the half-split rotary embedding are those of Hugging Face transformers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from entrenar.autograd import (
     rope_table,
     swiglu,
 )
+from entrenar.autograd.ops.matmul import unread_product
 from entrenar.errors import ConfigError, ShapeError
 from entrenar.llama.budget import check_weights_fit
 from entrenar.llama.config import LLaMAConfig
@@ -36,6 +38,13 @@ if TYPE_CHECKING:
     from entrenar.qlora import QLoRAConfig
 
 WeightSource = Callable[[str, tuple[int, ...]], Weight]
+
+
+def recomputed_blocks(config: LLaMAConfig, checkpointing: bool | int) -> int:
+    """The number of blocks, from the input on, that backward computes again: a number, or True for all."""
+    if checkpointing < 0:
+        raise ConfigError(f"gradient_checkpointing is {checkpointing}, expected True, False or a number of blocks.")
+    return config.num_hidden_layers if checkpointing is True else min(int(checkpointing), config.num_hidden_layers)
 
 
 class Rotation:
@@ -83,8 +92,9 @@ class MLP(Module):
         self.up_proj = Linear(weights(f"{prefix}.up_proj.weight", (inner, hidden)))
         self.down_proj = Linear(weights(f"{prefix}.down_proj.weight", (hidden, inner)))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(*together(x, self.gate_proj, self.up_proj)))
+    def __call__(self, x: Tensor, read: bool = True) -> Tensor:
+        inner = swiglu(*together(x, self.gate_proj, self.up_proj))
+        return self.down_proj(inner, None if read else unread_product(inner, self.down_proj.weight))
 
 
 def _norm(config: LLaMAConfig, name: str, weights: WeightSource) -> RMSNorm:
@@ -108,9 +118,11 @@ class Block(Module):
         rotation: Rotation,
         cu_seqlens: np.ndarray | None = None,
         cache: LayerCache | None = None,
+        read: bool = True,
     ) -> Tensor:
+        """The residual stream after this layer; where it is not `read`, the last product is left out of it."""
         x = x + self.self_attn(self.input_layernorm(x), rotation, cu_seqlens, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x), read)
 
 
 class Trunk(Module):
@@ -135,7 +147,7 @@ class LLaMAModel(Module):
             check_weights_fit(config)
             weights = random_weights(seed, config.initializer_range)
         self.config = config
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing: bool | int = False  # True, or how many blocks, nearest the input first
         self.unquantized: dict[str, str] = {}  # matrices that stayed in full precision, and why
         self.lora_config: LoRAConfig | None = None
         self.model = Trunk(config, weights)
@@ -223,11 +235,12 @@ class LLaMAModel(Module):
             raise ShapeError(f"tokens have shape {tokens.shape}, expected at least one token.")
         rotation = self._rotation(tokens, positions)
         x = self.model.embed_tokens(tokens)
+        recomputed = recomputed_blocks(self.config, self.gradient_checkpointing)
         for index, block in enumerate(self.model.layers):
             if caches is not None:
                 x = block(x, rotation, None, caches[index])
-            elif self.gradient_checkpointing:
-                x = checkpoint(block, x, rotation, cu_seqlens)
+            elif index < recomputed:  # the first: by the time backward comes to them the others' activations are free
+                x = checkpoint(block, x, rotation, cu_seqlens, again=partial(block, read=False))
             else:
                 x = block(x, rotation, cu_seqlens)
         return self.model.norm(x)

@@ -18,7 +18,7 @@ from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import BLOCK_SIZE, QuantizedTensor
 from entrenar.errors import ConfigError, FormatError, QuantizationError
 from entrenar.io.checkpoint import atomic_directory
-from entrenar.io.gguf import GGUFFile, GGUFTensor
+from entrenar.io.gguf import GGUFFile
 from entrenar.io.lazy import LazyTensor
 from entrenar.io.safetensors import open_safetensors_directory, save_sharded
 from entrenar.io.tokenizer import Tokenizer
@@ -29,7 +29,8 @@ from entrenar.llama.modules import Weight
 
 QUANTIZE = (None, "auto", "nf4", "int4")
 SAVED_DTYPES = ("float32", "bfloat16")
-DTYPES = (*SAVED_DTYPES, "int16")
+DTYPES = ("auto", *SAVED_DTYPES, "int16")
+EMBEDDING = "model.embed_tokens.weight"
 INTEGERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")  # codes whose meaning some other tensor holds
 GGUF_4BIT = ("Q4_0", "Q4_1")
 GGUF_LAYER = {
@@ -44,7 +45,7 @@ GGUF_LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 GGUF_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
+    "token_embd.weight": EMBEDDING,
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
@@ -155,15 +156,21 @@ def _open_gguf(path: Path) -> Checkpoint:
     return Checkpoint(path, config, tensors, file.metadata)
 
 
-def kept_codes(checkpoint: Checkpoint, quantize: str | None) -> frozenset[str]:
-    """The matrices outside the blocks whose Q8_0 codes quantize="auto" keeps: exact, at a quarter of float32."""
-    if quantize != "auto":
-        return frozenset()
-    return frozenset(
-        name
-        for name, lazy in checkpoint.tensors.items()
-        if lazy.type == "Q8_0" and len(lazy.shape) == 2 and ".layers." not in name
-    )
+def kept_matrices(checkpoint: Checkpoint, quantize: str | None, dtype: str) -> dict[str, str]:
+    """The types of the matrices that stay as the file stores them, by name: the same values, mapped and frozen.
+
+    Q8_0 outside the blocks under quantize="auto"; bfloat16 under dtype "auto" and "bfloat16". 16-bit codes would gain
+    nothing for an embedding that no product reads, so under dtype "int16" too it stays in bfloat16.
+    """
+
+    def stays(name: str, lazy: LazyTensor) -> bool:
+        if len(lazy.shape) != 2 or (quantize is not None and ".layers." in name):
+            return False
+        looked_up = name == EMBEDDING and not checkpoint.config.tie_word_embeddings
+        bfloat16 = dtype in ("auto", "bfloat16") or (dtype == "int16" and looked_up)
+        return bfloat16 if lazy.type == "BF16" else lazy.type == "Q8_0" and quantize == "auto"
+
+    return {name: lazy.type for name, lazy in checkpoint.tensors.items() if stays(name, lazy)}
 
 
 class _Loader:
@@ -175,7 +182,7 @@ class _Loader:
         quantize: str | None,
         dtype: str,
         double_quantization: bool,
-        kept: frozenset[str],
+        kept: Mapping[str, str],
     ) -> None:
         self.checkpoint, self.quantize, self.dtype = checkpoint, quantize, dtype
         self.double_quantization = double_quantization
@@ -190,28 +197,27 @@ class _Loader:
             if quantized is not None:
                 return quantized
         if name in self.kept:
-            return self._stored(name, lazy, shape, None)
+            return self._stored(name, lazy, shape, head_dim)
         if self.dtype == "int16" and len(shape) == 2:
             coded = self._coded("int16", name, lazy, shape, head_dim)
             if coded is not None:
                 return coded
-        plain = "float32" if len(shape) == 1 or self.dtype == "int16" else self.dtype
+        plain = "bfloat16" if len(shape) == 2 and self.dtype == "bfloat16" else "float32"
         return self._plain(lazy, shape, head_dim, plain)
 
-    def _quantized(
-        self, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None
-    ) -> QuantizedTensor | None:
+    def _quantized(self, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None) -> Weight | None:
         if self.quantize == "auto" and lazy.type in GGUF_4BIT:
             return self._stored(name, lazy, shape, head_dim)
         kind = "nf4" if self.quantize == "auto" else self.quantize
         assert kind is not None
         return self._coded(kind, name, lazy, shape, head_dim)
 
-    def _stored(self, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None) -> QuantizedTensor:
-        """The tensor in the codes that the GGUF file has for it."""
-        assert isinstance(lazy, GGUFTensor)
+    def _stored(self, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None) -> Weight:
+        """The tensor in the elements or codes that the file has for it."""
         order = half_split_rows(shape[0], head_dim) if head_dim else None
         raw = lazy.raw() if order is None else lazy.read()  # what is copied need not stay mapped too
+        if lazy.type == "BF16":
+            return _bfloat16(raw if order is None else raw[order], shape)
         try:
             return QuantizedTensor.from_gguf_blocks(raw, lazy.type.lower(), shape, order)
         except QuantizationError as error:
@@ -245,6 +251,14 @@ class _Loader:
         return Tensor.from_numpy(target, requires_grad=dtype == "float32")
 
 
+def _bfloat16(raw: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    """A frozen tensor over stored bytes; a copy where the file has them at an odd address."""
+    import ml_dtypes
+
+    values = raw.view(ml_dtypes.bfloat16).reshape(shape)
+    return Tensor.from_numpy(values if values.flags.aligned else values.copy())
+
+
 def _rows(lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None) -> Iterator[np.ndarray]:
     """The tensor in float32, a chunk of rows at a time; `head_dim` puts interleaved heads into half-split order."""
     if len(shape) == 1:
@@ -270,17 +284,18 @@ def load(
     makes NF4 of the other block linears, and keeps an embedding or head that the file has in Q8_0; "nf4" and "int4"
     force one format. Embedding, norms and head never become 4-bit.
     `dtype` of what is not: "float32" is trainable; "bfloat16" and the finer "int16" (64 columns share a scale) are
-    frozen storage, beside which norms stay float32. A matrix whose rows are no multiple of the block size stays in
+    frozen storage, beside which norms stay float32; "auto" keeps matrices that the file has in bfloat16 as they are,
+    mapped and frozen, and makes float32 of the others. A matrix whose rows are no multiple of the block size stays in
     full precision and is listed in the model's `unquantized`. Raises FormatError for a file that is missing, truncated
     or no LLaMA, ConfigError for an unknown option, MemoryBudgetError before anything is allocated.
     """
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize={quantize!r} is unknown; choose None, 'auto', 'nf4' or 'int4'.")
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32', 'bfloat16' or 'int16'.")
+        raise ConfigError(f"dtype={dtype!r} is unknown; choose 'auto', 'float32', 'bfloat16' or 'int16'.")
     checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
     checkpoint.check()
-    kept = kept_codes(checkpoint, quantize)
+    kept = kept_matrices(checkpoint, quantize, dtype)
     check_weights_fit(checkpoint.config, dtype, quantize, double_quantization, kept)
     loader = _Loader(checkpoint, quantize, dtype, double_quantization, kept)
     model = LLaMAModel(checkpoint.config, weights=loader)

@@ -18,7 +18,7 @@ from entrenar.io.checkpoint import atomic_directory
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.model import LLaMAModel
-from entrenar.llama.weights import Checkpoint, kept_codes, load
+from entrenar.llama.weights import Checkpoint, kept_matrices, load
 from entrenar.lora.adapter import save_adapter
 from entrenar.train import report, session
 from entrenar.train.config import TrainConfig
@@ -32,19 +32,22 @@ def finetune(
     model_path: str | Path,
     config: TrainConfig,
     *,
-    dtype: str = "float32",
+    dtype: str = "auto",
     shape: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> session.Result:
     """Fine-tune the checkpoint at `model_path` as `config` says and write the adapter (or model) and metrics.csv.
 
-    `dtype` is that of the weights which [qlora] does not make 4-bit; `shape` holds keys of [model] with the values that
-    the checkpoint must have. Raises EntrenarError with one clear sentence for
-    everything that is wrong with the input, before training starts wherever it can be known.
+    `dtype` is that of the weights which [qlora] does not make 4-bit, as in `LLaMAModel.from_pretrained`; where all
+    weights are trained it is float32. `shape` holds keys of [model] with the values that the checkpoint must have.
+    Raises EntrenarError with one clear sentence for everything that is wrong with the input, before training starts
+    wherever it can be known.
     """
     console = console or Console()
-    if config.adapter is None and dtype != "float32":
-        raise ConfigError(f"dtype is {dtype}, which is storage of frozen weights; train all weights in float32.")
+    if config.adapter is None:
+        if dtype not in ("auto", "float32"):
+            raise ConfigError(f"dtype is {dtype}, which is storage of frozen weights; train all weights in float32.")
+        dtype = "float32"
     with session.prepared(config):
         with console.status("reading model and examples"):
             trainer, tokenizer, example, needed = _assemble(model_path, config, dtype, shape or {})
@@ -103,7 +106,8 @@ def _assemble(
             f"training.sequence_length: is {t.sequence_length}, longer than the context of {model_path}: "
             f"{checkpoint.config.max_position_embeddings}."
         )
-    checkpointing, needed = plan(checkpoint.config, config, dtype, quantize, kept_codes(checkpoint, quantize))
+    kept = kept_matrices(checkpoint, quantize, dtype)
+    checkpointing, needed = plan(checkpoint.config, config, dtype, quantize, kept)
     tokenizer = checkpoint.tokenizer()
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise FormatError(
@@ -139,7 +143,8 @@ def _show_facts(console: Console, trainer: Trainer, needed: MemoryEstimate) -> N
     share = f"{trainable:,} of {total:,} ({100 * trainable / total:.2f} %)"
     rows = session.facts(trainer, share, needed)
     rows["weights"] = ", ".join(f"{count / 1e6:.1f} M {kind}" for kind, count in kinds.items())
-    rows["gradient checkpointing"] = "on" if model.gradient_checkpointing else "off"
+    recomputed, blocks = model.gradient_checkpointing, model.config.num_hidden_layers
+    rows["gradient checkpointing"] = f"{recomputed} of {blocks} blocks" if recomputed else "off"
     report.facts(console, "Fine-tuning", rows)
     kept = Counter((name.split(".")[-2], reason) for name, reason in model.unquantized.items())
     for (layer, reason), count in kept.items():

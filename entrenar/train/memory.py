@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.errors import MemoryBudgetError
 from entrenar.llama.budget import available_memory, weight_bytes
 from entrenar.llama.config import LLaMAConfig
+from entrenar.llama.model import recomputed_blocks
 from entrenar.lora.config import LoRAConfig
 from entrenar.train.config import TrainConfig
 
@@ -49,15 +50,16 @@ def estimate(
     dtype: str = "float32",
     quantize: str | None = None,
     double_quantization: bool = True,
-    kept: Collection[str] = (),
+    kept: Mapping[str, str] | None = None,
     optimizer: str = "adamw",
     batch_size: int = 1,
     sequence_length: int = 512,
-    checkpointing: bool = False,
+    checkpointing: bool | int = False,
 ) -> MemoryEstimate:
     """What training holds at its peak, from the second step on; `lora` None is full fine-tuning.
 
-    `kept` names the matrices that stay in a file's Q8_0 codes.
+    `kept` has the types of the matrices that stay as a file stores them; `checkpointing` is the number of blocks whose
+    activations are computed again, or True for all.
     """
     if lora is None:
         trainable = config.num_parameters()
@@ -65,12 +67,15 @@ def estimate(
         trainable = config.num_lora_parameters(lora.rank, lora.target_modules)
     token_bytes = 4 * batch_size * sequence_length  # of one float a token
     block, hidden = block_activation_floats(config, lora) * token_bytes, config.hidden_size * token_bytes
-    saved = config.num_hidden_layers * (hidden if checkpointing else block) + 2 * hidden
+    recomputed = recomputed_blocks(config, checkpointing)
+    saved = recomputed * hidden + (config.num_hidden_layers - recomputed) * block + 2 * hidden
     head = config.vocab_size * config.hidden_size * 4 if lora is None else 0  # its gradient exists before any other
     chunks = -(-config.vocab_size * token_bytes // HEAD_CHUNK_BYTES)  # rounded up
     logits = config.vocab_size * token_bytes // chunks
     # the widest moment of a block's backward: two gradients as wide as the feed-forward layer
-    working = 3 * config.intermediate_size * token_bytes + (block if checkpointing else 0)
+    working = 3 * config.intermediate_size * token_bytes
+    if recomputed == config.num_hidden_layers:  # else those of the last block are free before one is computed again
+        working += block
     # backward frees activations as it makes gradients, so at any moment the larger of the two counts
     gradients = trainable * 4
     activations = max(saved + head + max(logits, working), gradients + working) - gradients
@@ -110,12 +115,12 @@ def plan(
     config: TrainConfig,
     dtype: str = "float32",
     quantize: str | None = None,
-    kept: Collection[str] = (),
-) -> tuple[bool, MemoryEstimate]:
-    """Whether to recompute blocks in backward, and the estimate of the run; MemoryBudgetError where nothing fits."""
+    kept: Mapping[str, str] | None = None,
+) -> tuple[int, MemoryEstimate]:
+    """How many blocks to compute again in backward, and the estimate of the run; MemoryBudgetError where none fits."""
     t = config.training
 
-    def needed(checkpointing: bool) -> MemoryEstimate:
+    def needed(checkpointing: int) -> MemoryEstimate:
         return estimate(
             shape,
             lora=config.adapter,
@@ -129,8 +134,12 @@ def plan(
             checkpointing=checkpointing,
         )
 
-    checkpointing = t.gradient_checkpointing == "on" or (
-        t.gradient_checkpointing == "auto" and needed(False).total > available_memory()
-    )
+    every, wanted = shape.num_hidden_layers, t.gradient_checkpointing
+    if wanted == "auto":
+        available = available_memory()
+        fitting = (count for count in range(every + 1) if needed(count).total <= available)
+        checkpointing = next(fitting, every)
+    else:
+        checkpointing = recomputed_blocks(shape, wanted if isinstance(wanted, int) else wanted == "on")
     check_budget(needed(checkpointing))
     return checkpointing, needed(checkpointing)

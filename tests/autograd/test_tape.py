@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from entrenar.autograd import (
     no_grad,
     random,
 )
+from entrenar.autograd.ops.matmul import unread_product
 from entrenar.errors import ConfigError, GraphError, ShapeError
 
 
@@ -547,6 +549,27 @@ def test_a_block_that_fails_when_run_again_leaves_the_random_state_alone() -> No
     with pytest.raises(ConfigError, match="broken block"):
         out.sum().backward()
     assert random.get_state() == state
+
+
+@pytest.mark.gradient
+def test_a_cheaper_function_may_be_run_again() -> None:
+    calls = []
+
+    def block(t: Tensor, cheap: bool = False) -> Tensor:
+        calls.append(cheap)
+        inner = t * t
+        weight = Tensor(np.full((2, 3), 0.5))
+        return autograd.linear(inner, weight, product=unread_product(inner, weight) if cheap else None)
+
+    x, other = leaf(1.0, -2.0, 3.0), leaf(1.0, -2.0, 3.0)
+    y = checkpoint(block, x, again=functools.partial(block, cheap=True))
+    assert calls == [False]
+    np.testing.assert_array_equal(y.numpy(), [7.0, 7.0])
+    (y * y).sum().backward()
+    assert calls == [False, True]
+    kept = block(other)
+    (kept * kept).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), other.grad.numpy())
 
 
 # ---------------------------------------------------------------------------------- the seed

@@ -66,7 +66,9 @@ def test_every_type_reads_as_float32(kind: str, tmp_path: Path) -> None:
     assert loaded.dtype == np.float32
     np.testing.assert_array_equal(loaded, expected.astype(np.float32))
     np.testing.assert_array_equal(tensor.load_rows(2, 4), expected[2:4].astype(np.float32))
-    assert tensor.raw().tobytes() == expected.tobytes()
+    assert tensor.raw().tobytes() == tensor.read().tobytes() == expected.tobytes()
+    assert not tensor.raw().flags.writeable and tensor.read().flags.writeable
+    assert np.shares_memory(tensor.raw(), tensor.raw())  # mapped, not read
 
 
 @pytest.mark.chaos
@@ -77,6 +79,7 @@ def test_what_was_opened_is_read_whatever_happens_to_its_name(tmp_path: Path) ->
     save_file({"x": np.zeros((3, 5), np.float32)}, tmp_path / "other")
     (tmp_path / "other").rename(path)
     assert (tensor.load() == 1).all()
+    assert (tensor.raw().view(np.float32) == 1).all()
     path.unlink()
     assert (tensor.load_rows(60, 70) == 1).all()
 

@@ -14,7 +14,7 @@ from entrenar import autograd
 from entrenar._kernels import cpu
 from entrenar._kernels.cpu import PRECISIONS
 from entrenar.autograd import QuantizedTensor, Tensor, memory_stats, random, reset_peak_memory
-from entrenar.autograd.ops.matmul import linear_products
+from entrenar.autograd.ops.matmul import linear_products, unread_product
 from entrenar.errors import ConfigError, GraphError, ShapeError
 
 from .cases.dropout import SEED, STEP, mask
@@ -187,6 +187,10 @@ def test_products_take_only_weights_that_stay() -> None:
         ConfigError, match="linear_products: weight 1 is ndarray, expected a Tensor or a QuantizedTensor"
     ):
         linear_products(Tensor(x), [Tensor(one), other])
+    with pytest.raises(ConfigError, match="unread_product: the weight is ndarray, expected a Tensor or a Quantized"):
+        unread_product(Tensor(x), other)
+    with pytest.raises(ShapeError, match="unread_product: x of shape"):
+        unread_product(Tensor(x), Tensor(other[:, :5]))
 
 
 @pytest.mark.unit

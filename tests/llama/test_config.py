@@ -123,8 +123,10 @@ def test_the_weights_need_what_their_format_takes() -> None:
         == blocks * 20 // 32 + 2 * (rest - norms) + 4 * norms
     )
     table = 32000 * 4096  # the embedding, in a file's Q8_0
-    kept = budget.weight_bytes(config, quantize="nf4", kept=["model.embed_tokens.weight"])
-    assert kept == nf4 + 4 * (rest - table) + table * 34 // 32
+    kept = budget.weight_bytes(
+        config, quantize="nf4", kept={"model.embed_tokens.weight": "Q8_0", "lm_head.weight": "BF16"}
+    )
+    assert kept == nf4 + 4 * (rest - 2 * table) + table * 34 // 32 + 2 * table
     odd = small_config(hidden_size=96, num_attention_heads=4, intermediate_size=128)  # rows of 96 fit no block of 64
     fits = odd.num_hidden_layers * 96 * 128  # down_proj
     assert budget.weight_bytes(odd, dtype="int16") == fits * 33 // 16 + 4 * (odd.num_parameters() - fits)

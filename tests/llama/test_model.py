@@ -14,8 +14,8 @@ import pytest
 from entrenar import matmul_precision
 from entrenar._kernels import cpu
 from entrenar._kernels.cpu import PRECISIONS
-from entrenar.autograd import QuantizedTensor, Tensor, cross_entropy, manual_seed, no_grad
-from entrenar.errors import EntrenarError, ShapeError
+from entrenar.autograd import QuantizedTensor, Tensor, cross_entropy, manual_seed, memory_stats, no_grad
+from entrenar.errors import ConfigError, EntrenarError, ShapeError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
 from entrenar.optim import SGD, AdamW
@@ -221,13 +221,23 @@ def test_recomputing_blocks_gives_the_same_bits(kind: str, dropout: float) -> No
     model = adapted(kind, dropout)
     tokens = random_tokens(model.config, 2, 33)
     loss, gradients = step_of(model, tokens)
-    model.gradient_checkpointing = True
-    again, recomputed = step_of(model, tokens)
-    assert again == loss
-    assert_same(recomputed, gradients)
+    kept = []
+    for blocks in (False, 1, model.config.num_hidden_layers, True, 99):
+        model.gradient_checkpointing = blocks
+        again, recomputed = step_of(model, tokens)
+        assert again == loss
+        assert_same(recomputed, gradients)
+        before = memory_stats()["in_use"]
+        held = model.loss(tokens[:, :-1], tokens[:, 1:])
+        kept.append(memory_stats()["in_use"] - before)
+        del held
+    assert kept[0] > kept[1] > kept[2] == kept[3] == kept[4]
     if dropout:
         manual_seed(4)
         assert model.loss(tokens[:, :-1], tokens[:, 1:]).item() != loss  # the masks do depend on the seed
+    model.gradient_checkpointing = -1
+    with pytest.raises(ConfigError, match="gradient_checkpointing is -1, expected True, False or a number of blocks"):
+        model.loss(tokens[:, :-1], tokens[:, 1:])
 
 
 @pytest.mark.gradient

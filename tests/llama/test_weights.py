@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from entrenar import matmul_precision
 from entrenar.autograd import QuantizedTensor, Tensor, no_grad
 from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAConfig, LLaMAModel, weights
@@ -169,9 +170,8 @@ def test_auto_keeps_the_codes_of_the_file_and_makes_nf4_of_the_rest(
             }
     assert model.unquantized == {}
     checkpoint = Checkpoint.open(path)
-    kept = weights.kept_codes(checkpoint, "auto")
-    assert kept == {name for name in meant if MIXED.get(name.split(".")[-2]) == "Q8_0" and not is_block_linear(name)}
-    assert weights.kept_codes(checkpoint, "nf4") == weights.kept_codes(checkpoint, None) == frozenset()
+    assert weights.kept_matrices(checkpoint, "auto", "float32") == {"model.embed_tokens.weight": "Q8_0"}
+    assert weights.kept_matrices(checkpoint, "nf4", "auto") == weights.kept_matrices(checkpoint, None, "auto") == {}
 
 
 @pytest.mark.chaos
@@ -217,6 +217,69 @@ def test_bfloat16_rounds_the_matrices_and_freezes_them(mixed: tuple[Path, LLaMAC
             else:
                 assert weight.dtype == "float32", name
                 np.testing.assert_array_equal(weight.numpy(), meant[name])
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Arrays]]:
+    """Checkpoints in bfloat16 by format: where they are, and what they mean."""
+    config = small_config(hidden_size=64, intermediate_size=128)
+    arrays, folder = random_arrays(config), tmp_path_factory.mktemp("half")
+    return {
+        "hf": (folder / "hf", write_hf(folder / "hf", config, arrays, "bfloat16")),
+        "gguf": (folder / "gguf", write_gguf(folder / "gguf", config, arrays, "BF16")),
+    }
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("file", ["hf", "gguf"])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float32", "int16"])
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_bfloat16_stays_as_stored_where_nothing_else_is_asked_for(
+    file: str, dtype: str, quantize: str | None, half: dict[str, tuple[Path, Arrays]]
+) -> None:
+    path, meant = half[file]
+    for name, weight in load(path, dtype=dtype, quantize=quantize).named_parameters():
+        if quantize and is_block_linear(name):
+            assert weight.kind == "nf4", name
+        elif weight.ndim == 2 and (dtype in ("auto", "bfloat16") or (dtype, name) == ("int16", weights.EMBEDDING)):
+            assert (weight.dtype, weight.requires_grad) == ("bfloat16", False), name
+            assert weight.numpy().astype(np.float32).tobytes() == meant[name].tobytes(), name
+            reordered = file == "gguf" and name.split(".")[-2] in ("q_proj", "k_proj")
+            assert weight.numpy().flags.writeable == reordered, name  # what is mapped is read-only
+        elif weight.ndim == 2 and dtype == "int16":
+            assert weight.kind == "int16", name
+        else:
+            assert (weight.dtype, weight.requires_grad) == ("float32", True), name
+            assert weight.numpy().tobytes() == meant[name].tobytes(), name
+
+
+@pytest.mark.unit
+def test_stored_bfloat16_at_an_odd_address_is_copied(half: dict[str, tuple[Path, Arrays]], tmp_path: Path) -> None:
+    path, meant = half["hf"]
+    data = (path / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    odd = (length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :]
+    (tmp_path / "model.safetensors").write_bytes(odd)
+    (tmp_path / "config.json").write_bytes((path / "config.json").read_bytes())
+    for name, weight in load(tmp_path, dtype="auto").named_parameters():
+        assert weight.numpy().astype(np.float32).tobytes() == meant[name].tobytes(), name
+
+
+@pytest.mark.gradient
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_adapters_over_stored_bfloat16_have_the_bits_of_float32(
+    precision: str, half: dict[str, tuple[Path, Arrays]]
+) -> None:
+    found = []
+    for dtype in ("auto", "float32"):
+        model = load(half["hf"][0], dtype=dtype)
+        model.to_lora(LoRAConfig(rank=4, target_modules=["all-linear"]))
+        tokens = random_tokens(model.config, 2, 33)
+        with matmul_precision(precision):
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+            loss.backward()
+        found.append((loss.item(), [weight.grad.numpy().tobytes() for _, weight in model.trainable_parameters()]))
+    assert found[0] == found[1]
 
 
 @pytest.mark.unit

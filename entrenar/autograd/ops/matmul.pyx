@@ -1,5 +1,6 @@
 """matmul, linear and lora_linear: products of matrices, with the weight of a linear in any source format."""
 from libc.stdint cimport uint64_t
+from libc.string cimport memset
 
 from entrenar._kernels.dropout cimport dropout_forward
 from entrenar._kernels.matmul cimport (
@@ -129,6 +130,22 @@ def linear_products(Tensor x not None, weights):
         status = linear_forward_group(rights, count, a.data, m, k)
     check_scratch(status, "linear_products")
     return products
+
+
+def unread_product(x, weight):
+    """A Product of zeros in the place of x weight^T, for an output whose value nothing reads."""
+    cdef weight_source source
+    cdef Py_ssize_t n, k
+    cdef Product product = Product.__new__(Product)
+    if not isinstance(weight, (Tensor, QuantizedTensor)):
+        raise ConfigError(f"unread_product: the weight is {type(weight).__name__}, expected a Tensor or a "
+                          "QuantizedTensor.")
+    weight_source_of(weight, "unread_product", &source, &n, &k)
+    product.x = checked_input(x, "unread_product", n, k)
+    product.weight = weight
+    product.out = output_of(product.x, n)
+    memset(product.out.data, 0, <size_t> product.out.nbytes)
+    return product
 
 
 cdef Tensor product_of(Tensor x, object weight, Product product, const weight_source* source, Py_ssize_t m,
