@@ -29,15 +29,6 @@ class Import:
         return clock() - started
 
 
-class BaseTypes:
-    """What a frozen base can be stored as."""
-
-    def dtypes(self) -> list[str]:
-        from entrenar.llama.weights import DTYPES
-
-        return list(DTYPES)
-
-
 def _imports(bench: Bench) -> None:
     limits = [Target(0.2, at_most=True, tiers=ANYWHERE), Target(60.0, at_most=True, tiers=ANYWHERE)]
     for label, modules in IMPORTS.items():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from harness import Bench, Row, Target, Worker
 from models import ALL_LINEARS
-from step import LENGTH, PEERS, Case, cases
+from step import LENGTH, PEERS, QV, Case, cases
 
 __all__ = ["PEERS", "run"]
 ANYWHERE = None  # bytes do not depend on the SIMD tier
 SEVEN_BILLION_MIB = 4.9 * 1024
+# other storage of the frozen 1.1B base than the bfloat16 of its file, with what is asked of it
+BASES: list[tuple[str, float | None, dict[str, Any]]] = [("float32", None, {}), ("int16", 0.45, {"checkpointing": 4})]
 
 
 def _peak(worker: Worker, steps: int = 2) -> tuple[float, str]:
@@ -19,11 +24,15 @@ def _peak(worker: Worker, steps: int = 2) -> tuple[float, str]:
     return worker.close(), f"{loaded:.0f} loading"
 
 
-def _compare(bench: Bench, case: Case, checkpointing: bool, target: Target | None) -> None:
-    arguments = case.base | {"checkpointing": checkpointing}
-    with bench.worker("models", "Ours", **arguments, **case.options) as ours:
+def _compare(bench: Bench, case: Case, target: Target | None, checkpointing: bool = False) -> None:
+    """One row; under `checkpointing` both sides compute every block again."""
+    if checkpointing:
+        options = {key: value for key, value in case.options.items() if key != "checkpointing"}
+        case = replace(case, options=options)
+    again = {"checkpointing": True} if checkpointing else {}
+    with bench.worker("models", "Ours", **case.base, **case.options, **again) as ours:
         mine, my_load = _peak(ours)
-    with bench.worker("models", "Peer", **arguments) as peer:
+    with bench.worker("models", "Peer", **case.base, **again) as peer:
         theirs, their_load = _peak(peer)
     label = f"{case.label}{' checkpointing' if checkpointing else ''}"
     detail = f"ours {mine:.0f} MiB ({my_load}), peer {theirs:.0f} MiB ({their_load})"
@@ -34,14 +43,13 @@ def run(bench: Bench) -> None:
     """Every case of `step`, 4-bit bases with checkpointing too, and a 7B shape against an absolute limit."""
     chosen = cases(bench)
     for case in chosen:
-        _compare(bench, case, False, Target(case.memory, at_most=True, tiers=ANYWHERE))
+        _compare(bench, case, Target(case.memory, at_most=True, tiers=ANYWHERE))
         if case.mode == "qlora":
-            _compare(bench, case, True, None)
-    with bench.worker("load", "BaseTypes") as types:
-        if "int16" in types.call("dtypes") and not bench.quick:
-            case = Case("1.1b", "lora", ["q_proj", "v_proj"], {}, 0.45, options={"dtype": "int16"})
-            _compare(bench, case, False, Target(case.memory, at_most=True, tiers=ANYWHERE))
+            _compare(bench, case, None, checkpointing=True)
     if not bench.quick:
+        for dtype, limit, blocks in BASES:
+            case = Case("1.1b", "lora", QV, {}, limit or 0.0, options={"dtype": dtype} | blocks)
+            _compare(bench, case, Target(limit, at_most=True, tiers=ANYWHERE) if limit else None)
         _seven_billion(bench)
 
 
