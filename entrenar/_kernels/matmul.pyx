@@ -113,16 +113,18 @@ cdef void multiply_group(float* c, Py_ssize_t ldc, const float* packed, const ge
 cdef void multiply_job(const gemm_right* rights, int count, Py_ssize_t row0, const float* packed, const gemm_format* f,
                        bint transposed, float* own, Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t end, Py_ssize_t depth,
                        Py_ssize_t group, Py_ssize_t job, bint accumulate) noexcept nogil:
-    """One group of panels of one of the right operands, which share the packed rows of A."""
+    """One group of panels, as equal as they go, of one of the right operands, which share the packed rows of A."""
     cdef int i = 0
     cdef Py_ssize_t n = rights[0].n, panels = (n + f.right_lanes - 1) // f.right_lanes
-    while job >= (panels + group - 1) // group:
-        job -= (panels + group - 1) // group
+    cdef Py_ssize_t groups = (panels + group - 1) // group
+    while job >= groups:
+        job -= groups
         i += 1
         n = rights[i].n
         panels = (n + f.right_lanes - 1) // f.right_lanes
+        groups = (panels + group - 1) // group
     multiply_group(rights[i].c + row0 * n, n, packed, f, rights[i].b, transposed, own, rows, n, k0, end, depth,
-                   job * group, least((job + 1) * group, panels), accumulate)
+                   job * panels // groups, (job + 1) * panels // groups, accumulate)
 
 
 cdef int gemm_group(const gemm_right* rights, int count, const gemm_format* f, const weight_source* a, bint a_transposed,
@@ -233,15 +235,19 @@ cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
 cdef float* padded_rows(const float* x, Py_ssize_t rows, Py_ssize_t columns, bint transposed,
                         float scale) noexcept nogil:
     """scale times x (rows, columns), or its transpose, in scratch with rows padded to whole vectors; NULL if out."""
-    cdef Py_ssize_t out_rows = columns if transposed else rows, out_columns = rows if transposed else columns, i, j
+    cdef Py_ssize_t out_rows = columns if transposed else rows, out_columns = rows if transposed else columns, i
     cdef Py_ssize_t ld = padded(out_columns)
+    cdef weight_source s = f32_source(x, columns, columns)
     cdef float* out = <float*> scratch(0, <size_t> (out_rows * ld + VECTOR) * sizeof(float))
     if out == NULL:
         return NULL
+    if transposed:  # a panel as wide as the matrix
+        simd.gemm.format[GEMM_FP32].pack_right_rows(out, <int> ld, &s, 0, <int> rows, 0, columns)
+        simd.elementwise.scale(out, out, scale, out_rows * ld)
+        return out
     for i in range(out_rows):
-        for j in range(out_columns):
-            out[i * ld + j] = scale * (x[j * columns + i] if transposed else x[i * columns + j])
-        memset(out + i * ld + out_columns, 0, (ld - out_columns) * sizeof(float))
+        simd.elementwise.scale(out + i * ld, x + i * columns, scale, columns)
+        memset(out + i * ld + columns, 0, (ld - columns) * sizeof(float))
     return out
 
 
