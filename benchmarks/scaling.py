@@ -11,6 +11,7 @@ from step import PEERS
 __all__ = ["PEERS", "run"]
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 QUICK_LENGTHS = (128, 256)
+PEAKS = {"highest": "fp32", "high": "int16", "medium": "int8"}
 EFFICIENCY = 1.85 / 2  # of every thread beyond the first: 1.85 on two
 
 
@@ -38,8 +39,17 @@ def _threads(bench: Bench) -> None:
             case = f"{REAL} qlora step of {length}, 1 -> {bench.threads} threads, {precision}"
             target = None if bench.quick else Target(EFFICIENCY * bench.threads, tiers=None)
             row = Row("scaling", case, times.ratios(names[1], names[0]), target=target)
+            row.roof = f"the peak of {PEAKS[precision]} scales {_peak_scaling(bench, PEAKS[precision]):.2f} x"
             row.detail = milliseconds(times, names)
             bench.add(row)
+
+
+def _peak_scaling(bench: Bench, name: str) -> float:
+    """What all threads together reach of an instruction, over what one does: registers only, no memory."""
+    one, every = (
+        max(bench.machine.call("peak", name=name, threads=count) for _ in range(3)) for count in (1, bench.threads)
+    )
+    return every / one
 
 
 def _lengths(bench: Bench) -> None:
