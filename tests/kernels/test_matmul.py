@@ -339,6 +339,52 @@ def test_few_rows_read_the_numbers_that_decoding_gives(source: str, tier: str) -
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+@every_frozen_source
+def test_few_rows_of_integers_are_close(source: str, m: int, precision: str, tier: str, threads: None) -> None:
+    """16-bit codes of x times the codes of the weight, which 8-bit products are no coarser than; NF4's are rounded."""
+    for n, k in ((3, 64), (37, 576), (70, 1536)):
+        weight, values = frozen_weight(source, n, k)
+        (x,) = normal(20, (m, k))
+        x[:, ::7] *= 100  # a step of columns has its own scale
+        bits = set()
+        for count in (1, 2, 3):
+            cpu.set_num_threads(count)
+            with entrenar.matmul_precision(precision):
+                y = autograd.linear(x, weight).numpy()
+            bits.add(y.tobytes())
+        assert len(bits) == 1
+        assert relative_error(y, x.astype(np.float64) @ values.T) < (3e-4 if source.startswith("nf4") else 1e-4)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("m", [1, 2, 4])
+@pytest.mark.parametrize("source", ["int16", "q8_0", "q4_1"])
+def test_few_rows_of_the_largest_integers_do_not_wrap_around(source: str, m: int, tier: str) -> None:
+    for sign in (1, -1):
+        weight = QuantizedTensor.quantize(np.full((9, 192), sign, np.float32), source)
+        with entrenar.matmul_precision("high"):
+            y = autograd.linear(np.full((m, 192), 5, np.float32), weight).numpy()
+        np.testing.assert_allclose(y, sign * 960.0, rtol=2e-3)
+
+
+@pytest.mark.unit
+@every_frozen_source
+def test_few_rows_of_integers_keep_zeros_and_what_is_no_number(source: str, tier: str) -> None:
+    weight, _ = frozen_weight(source, 37, 192)
+    with entrenar.matmul_precision("high"):
+        assert not autograd.linear(np.zeros((3, 192), np.float32), weight).numpy().any()
+        for m, bad in itertools.product((1, 3), (np.nan, np.inf, -np.inf)):
+            (x,) = normal(21, (m, 192))
+            before = autograd.linear(x, weight).numpy().copy()
+            x[m - 1, 100] = bad
+            after = autograd.linear(x, weight).numpy()
+            assert not np.isfinite(after[m - 1]).any()
+            np.testing.assert_array_equal(after[:-1], before[:-1])
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("source", ["float32", "nf4", "q8_0", "int16"])
 def test_a_contraction_of_several_slices(source: str, precision: str, tier: str, threads: None) -> None:
