@@ -7,9 +7,9 @@
 #include <stddef.h>
 #include "simd/source.h"
 
-enum { GEMM_FEW_ROWS = 4 };  // up to here few_rows beats packing
-enum { GEMM_FEW_STEP = 32 };   // columns that share a scale in every source
-enum { GEMM_BLOCK = 64 };    // steps of the contraction that share a scale
+enum { GEMM_FEW_ROWS = 4 };   // up to here few_rows beats packing
+enum { GEMM_FEW_STEP = 32 };  // columns that share a scale in every source
+enum { GEMM_BLOCK = 64 };     // steps of the contraction that share a scale
 enum { GEMM_FP32 = 0, GEMM_INT16 = 1, GEMM_INT8 = 2, GEMM_FORMATS = 3 };
 
 enum { GEMM_ONES = 64 };     // rows whose old values `strided` can keep by gemm_ones
