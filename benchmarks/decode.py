@@ -39,9 +39,11 @@ def _llama_cpp(bench: Bench, new: int) -> None:
         bench.worker("models", "Ours", model=REAL, mode="base", targets=[]) as ours,
         bench.worker("models", "LlamaCpp", threads=bench.threads) as peer,
     ):
-        turns = {"ours": partial(ours.call, "decode", new=new), "llama.cpp": partial(peer.call, "decode", new=new)}
-        times = bench.interleave(turns)
-        bench.add(_row(f"{REAL} q4_1, decode / llama.cpp", times, "ours", "llama.cpp", 1, Target(1.0)))
+        turns = {name: partial(ours.call, "decode", new=new, precision=name) for name in precisions}
+        times = bench.interleave(turns | {"llama.cpp": partial(peer.call, "decode", new=new)})
+        for name in precisions:
+            case = f"{REAL} q4_1, decode / llama.cpp, {name}"
+            bench.add(_row(case, times, name, "llama.cpp", 1, Target(1.0)))
         turns = {name: partial(ours.call, "prefill", prompt=PREFILL, precision=name) for name in precisions}
         times = bench.interleave(turns | {"llama.cpp": partial(peer.call, "prefill", prompt=PREFILL)})
         for name in precisions:

@@ -50,6 +50,9 @@ cdef void pow_backward(float* dx, const float* dy, const float* x, float exponen
 # y [n] = silu(gate [n]) up [n];  dgate (+)= dy up silu'(gate), dup (+)= dy silu(gate); either may be NULL
 cdef void swiglu_forward(float* y, const float* gate, const float* up, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
+    if n <= PIECE:
+        simd.activation.swiglu(y, gate, up, n)
+        return  # waking OpenMP costs more than the work
     for i in prange((n + PIECE - 1) // PIECE, schedule="static", num_threads=threads_for(n, GRAIN)):
         simd.activation.swiglu(y + i * PIECE, gate + i * PIECE, up + i * PIECE, piece(n, i))
 

@@ -241,6 +241,11 @@ cdef int attention_forward(float* out, float* maxima, float* inverse_sums, const
     memory = <float*> scratch(SLOT, threads * floats * sizeof(float))
     if memory == NULL:
         return -1
+    if threads == 1:  # waking OpenMP costs more than the attention of one token
+        for unit in range(units):
+            forward_unit(memory, together, unit // heads.kv, unit % heads.kv, out, maxima, inverse_sums, q, k, v,
+                         segments, n_segments, heads, scale, causal)
+        return 0
     # the last rows of a causal segment see the most keys: they go first
     for unit in prange(units, schedule="dynamic", num_threads=threads):
         piece = (units - 1 - unit) // heads.kv

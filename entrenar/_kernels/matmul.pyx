@@ -14,7 +14,7 @@ from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport matmul_format, scratch, simd, threads_for
 from entrenar._kernels.simd.gemm cimport (
-    GEMM_BLOCK, GEMM_FEW_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_ones, gemm_packer,
+    GEMM_BLOCK, GEMM_FEW_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_few_words, gemm_format, gemm_ones, gemm_packer,
 )
 from entrenar._kernels.simd.source cimport SOURCE_F32, SOURCE_NF4, SOURCE_Q4_1, weight_source
 
@@ -45,15 +45,67 @@ cdef weight_source f32_source(const float* data, Py_ssize_t row_stride, Py_ssize
     return s
 
 
-cdef int few_rows(float* y, Py_ssize_t ldy, const float* x, Py_ssize_t ldx, const weight_source* w,
-                  Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
-    """Y (m, n) (+)= X (m, k) W (n, k)^T for few rows: each weight is read and decoded once."""
-    cdef Py_ssize_t block
-    for block in prange((n + FEW_ROWS_BLOCK - 1) // FEW_ROWS_BLOCK, schedule="static",
-                        num_threads=threads_for(m * n * k, GRAIN // 8)):
-        simd.gemm.few_rows(y, ldy, x, ldx, <int> m, w, block * FEW_ROWS_BLOCK,
-                           least(FEW_ROWS_BLOCK, n - block * FEW_ROWS_BLOCK), k, accumulate)
+cdef inline Py_ssize_t few_jobs(Py_ssize_t n) noexcept nogil:
+    return (n + FEW_ROWS_BLOCK - 1) // FEW_ROWS_BLOCK
+
+
+cdef inline bint few_rows_in_integers(const weight_source* w) noexcept nogil:
+    """Whether the precision in force asks for integers, the weight has codes and the tier the instructions."""
+    return matmul_format != GEMM_FP32 and w.kind >= SOURCE_NF4 and simd.gemm.few_rows_codes != NULL
+
+
+cdef void few_rows_job(const gemm_right* rights, const float* x, const float* codes, Py_ssize_t m, Py_ssize_t k,
+                       Py_ssize_t job, bint accumulate) noexcept nogil:
+    """A block of rows of one of the weights."""
+    cdef Py_ssize_t n = rights[0].n, first
+    cdef int i = 0
+    while job >= few_jobs(n):
+        job -= few_jobs(n)
+        i += 1
+        n = rights[i].n
+    first = job * FEW_ROWS_BLOCK
+    if few_rows_in_integers(rights[i].b):
+        simd.gemm.few_rows_integer(rights[i].c, n, codes, <int> m, rights[i].b, first, least(FEW_ROWS_BLOCK, n - first),
+                                   k, accumulate)
+    else:
+        simd.gemm.few_rows(rights[i].c, n, x, k, <int> m, rights[i].b, first, least(FEW_ROWS_BLOCK, n - first), k,
+                           accumulate)
+
+
+cdef int few_rows_group(const gemm_right* rights, int count, const float* x, Py_ssize_t m, Py_ssize_t k,
+                        bint accumulate) noexcept nogil:
+    """Y_i (m, n_i) (+)= X (m, k) W_i (n_i, k)^T for few rows: each weight is read and decoded once."""
+    cdef Py_ssize_t jobs = 0, columns = 0, job
+    cdef float* codes = NULL
+    cdef bint integers = False
+    cdef int i, threads
+    for i in range(count):
+        jobs += few_jobs(rights[i].n)
+        columns += rights[i].n
+        integers = integers or few_rows_in_integers(rights[i].b)
+    if integers:
+        codes = <float*> scratch(0, <size_t> (m * gemm_few_words(k)) * sizeof(float))
+        if codes == NULL:
+            return -1
+        for i in range(m):
+            simd.gemm.few_rows_codes(codes + i * gemm_few_words(k), x + i * k, k)
+    threads = threads_for(m * columns * k, GRAIN // 8)
+    if threads == 1:  # without OpenMP, whose team costs as much as a small product
+        for job in range(jobs):
+            few_rows_job(rights, x, codes, m, k, job, accumulate)
+        return 0
+    for job in prange(jobs, schedule="static", num_threads=threads):
+        few_rows_job(rights, x, codes, m, k, job, accumulate)
     return 0
+
+
+cdef int few_rows(float* y, const float* x, const weight_source* w, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
+                  bint accumulate) noexcept nogil:
+    cdef gemm_right right
+    right.c = y
+    right.b = w
+    right.n = n
+    return few_rows_group(&right, 1, x, m, k, accumulate)
 
 
 cdef inline Py_ssize_t lane_words(const gemm_format* f, Py_ssize_t depth) noexcept nogil:
@@ -191,7 +243,7 @@ cdef int linear_forward(float* y, const float* x, const weight_source* w,
                         Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
     cdef weight_source a = f32_source(x, k, k)
     if 0 < m <= GEMM_FEW_ROWS:
-        return few_rows(y, n, x, k, w, m, n, k, accumulate)
+        return few_rows(y, x, w, m, n, k, accumulate)
     return gemm(y, &a, False, w, True, m, n, k, accumulate)
 
 
@@ -201,15 +253,14 @@ cdef int linear_forward_group(const gemm_right* rights, int count, const float* 
     cdef weight_source a = f32_source(x, k, k)
     cdef const gemm_format* f
     cdef int first = 0, last, status = 0
+    if 0 < m <= GEMM_FEW_ROWS:
+        return few_rows_group(rights, count, x, m, k, False)
     while first < count:
         f = choose_format(rights[first].b, rights[first].n, k)
         last = first + 1
-        if 0 < m <= GEMM_FEW_ROWS:
-            status |= linear_forward(rights[first].c, x, rights[first].b, m, rights[first].n, k, False)
-        else:
-            while last < count and choose_format(rights[last].b, rights[last].n, k) == f:
-                last += 1
-            status |= gemm_group(rights + first, last - first, f, &a, False, True, m, k, False)
+        while last < count and choose_format(rights[last].b, rights[last].n, k) == f:
+            last += 1
+        status |= gemm_group(rights + first, last - first, f, &a, False, True, m, k, False)
         first = last
     return status
 
@@ -285,10 +336,10 @@ cdef int low_rank_forward(float* y, float* h, const float* x, const float* a, co
     cdef float* right
     cdef Py_ssize_t i
     if 0 < m <= GEMM_FEW_ROWS:
-        few_rows(h, r, x, k, &down, m, r, k, False)
+        few_rows(h, x, &down, m, r, k, False)
         for i in range(m * r):
             h[i] *= scale
-        return few_rows(y, n, h, r, &up, m, n, r, True)
+        return few_rows(y, h, &up, m, n, r, True)
     right = padded_rows(a, r, k, True, scale)
     if right == NULL:
         return -1

@@ -29,7 +29,12 @@ cdef void add_partials(float* total, const float* partial, Py_ssize_t blocks, Py
 cdef void rms_norm_forward(float* y, float* rstd, const float* x, const float* w, Py_ssize_t rows, Py_ssize_t dim,
                            float eps) noexcept nogil:
     cdef Py_ssize_t i
-    for i in prange(rows, schedule="static", num_threads=threads_for(rows * dim, GRAIN)):
+    cdef int threads = threads_for(rows * dim, GRAIN)
+    if threads == 1:  # waking OpenMP costs more than the work
+        for i in range(rows):
+            rstd[i] = simd.norm.rms_forward(y + i * dim, x + i * dim, w, dim, eps)
+        return
+    for i in prange(rows, schedule="static", num_threads=threads):
         rstd[i] = simd.norm.rms_forward(y + i * dim, x + i * dim, w, dim, eps)
 
 

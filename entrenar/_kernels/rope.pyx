@@ -8,15 +8,25 @@ cdef enum:
     GRAIN = 1 << 14  # floats
 
 
+cdef inline void rotate_token(float* y, const float* x, const float* cos, const float* sin, const int64_t* positions,
+                              Py_ssize_t token, Py_ssize_t seq, Py_ssize_t heads, Py_ssize_t half, float sign,
+                              bint accumulate) noexcept nogil:
+    cdef Py_ssize_t position = positions[token] if positions != NULL else token % seq, width = 2 * half * heads
+    simd.rope.rotate(y + token * width, x + token * width, cos + position * half, sin + position * half, sign, heads,
+                     half, accumulate)
+
+
 # x, y (tokens, heads, 2 half); cos, sin (positions, half); positions (tokens) or NULL: token modulo seq.
 # forward (sign = 1):   (y1, y2) = (x1 c - x2 s, x2 c + x1 s) with x1, x2 the halves of a head
 # backward (sign = -1): the transposed rotation of the gradient
 cdef void rope_rotate(float* y, const float* x, const float* cos, const float* sin, const int64_t* positions,
                       Py_ssize_t tokens, Py_ssize_t seq, Py_ssize_t heads, Py_ssize_t half, float sign,
                       bint accumulate) noexcept nogil:
-    cdef Py_ssize_t token, position, width = 2 * half * heads
-    cdef int threads = threads_for(tokens * width, GRAIN)
+    cdef Py_ssize_t token
+    cdef int threads = threads_for(tokens * 2 * half * heads, GRAIN)
+    if threads == 1:  # waking OpenMP costs more than the work
+        for token in range(tokens):
+            rotate_token(y, x, cos, sin, positions, token, seq, heads, half, sign, accumulate)
+        return
     for token in prange(tokens, schedule="static", num_threads=threads):
-        position = positions[token] if positions != NULL else token % seq
-        simd.rope.rotate(y + token * width, x + token * width, cos + position * half, sin + position * half, sign,
-                         heads, half, accumulate)
+        rotate_token(y, x, cos, sin, positions, token, seq, heads, half, sign, accumulate)

@@ -22,13 +22,14 @@ class LayerCache:
     def __init__(self, batch: int, capacity: int, kv_heads: int, head_dim: int) -> None:
         self.keys = Tensor.empty(batch, capacity, kv_heads, head_dim)
         self.values = Tensor.empty(batch, capacity, kv_heads, head_dim)
+        self._arrays = self.keys.numpy(), self.values.numpy()
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Add the keys and values of new tokens; returns what cached_attention takes."""
         end = self.length + k.shape[1]
-        self.keys.numpy()[:, self.length : end] = k.numpy()
-        self.values.numpy()[:, self.length : end] = v.numpy()
+        for array, new in zip(self._arrays, (k, v), strict=True):
+            array[:, self.length : end] = new.numpy()
         self.length = end
         return self.keys, self.values, end
 

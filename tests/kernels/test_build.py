@@ -45,7 +45,8 @@ def disassemble(tmp_path_factory: pytest.TempPathFactory) -> Disassemble:
         def one(stem: str) -> list[str]:
             command = ["objdump", "-d", "--insn-width=16", object_of(tier, SIMD / f"{stem}.c", folder)]
             lines = INSTRUCTION.findall(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            assert len(lines) > 20 or stem == "table"  # where objdump shows nothing, nothing is free of wide registers
+            # where objdump shows nothing, nothing is free of wide registers; `base` has no integers for few rows
+            assert len(lines) > 20 or stem == "table" or (tier, stem) == ("base", "gemm_few_integer")
             return lines
 
         with ThreadPoolExecutor(2) as pool:

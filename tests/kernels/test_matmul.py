@@ -18,7 +18,7 @@ from entrenar.autograd.ops.matmul import linear_products, unread_product
 from entrenar.errors import ConfigError, GraphError, ShapeError
 
 from .cases.dropout import SEED, STEP, mask
-from .cases.matmul import tolerance
+from .cases.matmul import linear_tolerance, tolerance
 from .cases.weights import FROZEN, frozen_weight
 
 every_frozen_source = pytest.mark.parametrize("source", FROZEN)
@@ -134,14 +134,18 @@ def test_not_a_number_reaches_what_it_multiplies_and_nothing_else(m: int, bad: f
 @pytest.mark.parametrize("m", [1, 2, 4, 5, 13, 97])
 @pytest.mark.parametrize(("n", "k"), [(1, 64), (33, 64), (70, 448), (19, 576)])
 def test_a_frozen_weight_has_the_bits_of_its_float32_copy(source: str, m: int, n: int, k: int, tier: str) -> None:
+    """Where panels are packed; few rows apply a block's scale to its sum, and are as close as float32 sums are."""
     weight, values = frozen_weight(source, n, k)
     x, dy = normal(5, (m, k), (m, n))
     expected = three_products(x, values.astype(np.float32), dy)[:2]
     tensor = Tensor(x, requires_grad=True)
     y = autograd.linear(tensor, weight)
     y.backward(Tensor(dy))
-    for one, two in zip((y.numpy(), tensor.grad.numpy()), expected, strict=True):
-        assert one.tobytes() == two.tobytes()
+    assert tensor.grad.numpy().tobytes() == expected[1].tobytes()
+    if m > 4:
+        assert y.numpy().tobytes() == expected[0].tobytes()
+    else:
+        assert relative_error(y.numpy(), x.astype(np.float64) @ values.T) < 2e-6
 
 
 @pytest.mark.unit
@@ -203,7 +207,7 @@ def test_a_contraction_that_is_no_multiple_of_64(source: str, k: int, m: int, ti
     tensor = Tensor(x, requires_grad=True)
     y = autograd.linear(tensor, weight)
     y.backward(Tensor(dy))
-    assert relative_error(y.numpy(), x.astype(np.float64) @ values.T) < tolerance(k)
+    assert relative_error(y.numpy(), x.astype(np.float64) @ values.T) < linear_tolerance(source, x.shape)
     assert relative_error(tensor.grad.numpy(), dy.astype(np.float64) @ values) < tolerance(35)
 
 
@@ -336,6 +340,52 @@ def test_few_rows_read_the_numbers_that_decoding_gives(source: str, tier: str) -
             columns = (first + 5 * np.arange(m)) % 192
             x[np.arange(m), columns] = 1
             np.testing.assert_array_equal(autograd.linear(Tensor(x), weight).numpy(), expected[:, columns].T)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+@every_frozen_source
+def test_few_rows_of_integers_are_close(source: str, m: int, precision: str, tier: str, threads: None) -> None:
+    """16-bit codes of x times the codes of the weight, which 8-bit products are no coarser than; NF4's are rounded."""
+    for n, k in ((3, 64), (37, 576), (70, 1536)):
+        weight, values = frozen_weight(source, n, k)
+        (x,) = normal(20, (m, k))
+        x[:, ::7] *= 100  # a step of columns has its own scale
+        bits = set()
+        for count in (1, 2, 3):
+            cpu.set_num_threads(count)
+            with entrenar.matmul_precision(precision):
+                y = autograd.linear(x, weight).numpy()
+            bits.add(y.tobytes())
+        assert len(bits) == 1
+        assert relative_error(y, x.astype(np.float64) @ values.T) < (3e-4 if source.startswith("nf4") else 1e-4)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("m", [1, 2, 4])
+@pytest.mark.parametrize("source", ["int16", "q8_0", "q4_1"])
+def test_few_rows_of_the_largest_integers_do_not_wrap_around(source: str, m: int, tier: str) -> None:
+    for sign in (1, -1):
+        weight = QuantizedTensor.quantize(np.full((9, 192), sign, np.float32), source)
+        with entrenar.matmul_precision("high"):
+            y = autograd.linear(np.full((m, 192), 5, np.float32), weight).numpy()
+        np.testing.assert_allclose(y, sign * 960.0, rtol=2e-3)
+
+
+@pytest.mark.unit
+@every_frozen_source
+def test_few_rows_of_integers_keep_zeros_and_what_is_no_number(source: str, tier: str) -> None:
+    weight, _ = frozen_weight(source, 37, 192)
+    with entrenar.matmul_precision("high"):
+        assert not autograd.linear(np.zeros((3, 192), np.float32), weight).numpy().any()
+        for m, bad in itertools.product((1, 3), (np.nan, np.inf, -np.inf)):
+            (x,) = normal(21, (m, 192))
+            before = autograd.linear(x, weight).numpy().copy()
+            x[m - 1, 100] = bad
+            after = autograd.linear(x, weight).numpy()
+            assert not np.isfinite(after[m - 1]).any()
+            np.testing.assert_array_equal(after[:-1], before[:-1])
 
 
 @pytest.mark.unit

@@ -6,6 +6,7 @@
 #include "simd/vec.h"
 
 #define ROWS ATTENTION_ROWS
+enum { AHEAD = 8 };  // rows that `gather` asks for before it reads them
 _Static_assert((int)GEMM_ONES >= (int)ATTENTION_ROWS && (int)GEMM_ONES >= (int)ATTENTION_KEYS, "products that add read gemm_ones");
 
 static const float *row_of(const float *x, const attention_rows *view, ptrdiff_t i) {
@@ -17,6 +18,8 @@ static void gather(float *tile, ptrdiff_t ld, const float *x, const attention_ro
     ptrdiff_t dim = view->dim, whole = dim / VLEN * VLEN;
     for (ptrdiff_t i = 0; i < view->rows; i++, tile += ld) {
         const float *row = row_of(x, view, i);
+        // a cache of keys has left L2 since the last token, and the hardware does not follow pieces of rows
+        for (ptrdiff_t j = 0; j < dim; j += 16) __builtin_prefetch(row + AHEAD * view->stride + j);
         for (ptrdiff_t j = 0; j < whole; j += VLEN) vstore(tile + j, vload(row + j));
         if (whole < dim) vstore(tile + whole, vload_n(row + whole, dim - whole, 0));
     }

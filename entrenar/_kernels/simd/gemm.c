@@ -150,4 +150,7 @@ static const gemm_format fp32 = {
 const gemm_ops TIERED(gemm_table) = {
     .format = {[GEMM_FP32] = &fp32, [GEMM_INT16] = &TIERED(gemm_int16), [GEMM_INT8] = &TIERED(gemm_int8)},
     .pack_columns = TIERED(gemm_pack_columns), .few_rows = TIERED(gemm_few_rows), .strided = TIERED(gemm_strided),
+#if VLEN >= 8
+    .few_rows_codes = TIERED(gemm_few_rows_codes), .few_rows_integer = TIERED(gemm_few_rows_integer),
+#endif
 };

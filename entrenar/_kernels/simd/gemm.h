@@ -7,8 +7,9 @@
 #include <stddef.h>
 #include "simd/source.h"
 
-enum { GEMM_FEW_ROWS = 4 };  // up to here few_rows beats packing
-enum { GEMM_BLOCK = 64 };    // steps of the contraction that share a scale
+enum { GEMM_FEW_ROWS = 4 };   // up to here few_rows beats packing
+enum { GEMM_FEW_STEP = 32 };  // columns that share a scale in every source
+enum { GEMM_BLOCK = 64 };     // steps of the contraction that share a scale
 enum { GEMM_FP32 = 0, GEMM_INT16 = 1, GEMM_INT8 = 2, GEMM_FORMATS = 3 };
 
 enum { GEMM_ONES = 64 };     // rows whose old values `strided` can keep by gemm_ones
@@ -30,12 +31,19 @@ typedef struct gemm_format {
     void (*tile)(float *c, ptrdiff_t ldc, const float *left, const float *right, ptrdiff_t depth, int rows, int columns, int accumulate);
 } gemm_format;
 
+// 32-bit words of a row of k codes, two a word, and of a scale and a sum for each step; whole cache lines
+static inline ptrdiff_t gemm_few_words(ptrdiff_t k) { return (k / 2 + 2 * (k / GEMM_FEW_STEP) + 15) / 16 * 16; }
+
 typedef struct gemm_ops {
     const gemm_format *format[GEMM_FORMATS];
     // out[p][lane] = source[start + p][first + lane], p < depth; lanes from count on are zero
     gemm_packer pack_columns;
     // y[r][first + i] (+)= x[r] . source[first + i], i < count, r < rows <= GEMM_FEW_ROWS
     void (*few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
+    // The same with x in 16-bit integers and s of codes; both NULL where the tier lacks them. `codes` holds rows of
+    // gemm_few_words(k) words, each what few_rows_codes makes of a row of x.
+    void (*few_rows_codes)(float *codes, const float *x, ptrdiff_t k);
+    void (*few_rows_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
     // c (m, n) = a (m, k) b (k, n), plus keep[i] times row i of the old c unless keep is NULL. Element (i, p) of a is at
     // a + i * a_row + p * a_column; rows of b are padded to whole vectors.
     void (*strided)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
@@ -46,6 +54,10 @@ typedef struct gemm_ops {
 void TIERED(gemm_strided)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
                           ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
 void TIERED(gemm_few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
+#if VLEN >= 8
+void TIERED(gemm_few_rows_codes)(float *codes, const float *x, ptrdiff_t k);
+void TIERED(gemm_few_rows_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
+#endif
 extern const gemm_format TIERED(gemm_int16), TIERED(gemm_int8);
 // fp32 panels, out[p][lane]; lanes from count on are zero
 gemm_packer_function TIERED(gemm_pack_rows), TIERED(gemm_pack_columns);

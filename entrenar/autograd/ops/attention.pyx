@@ -7,7 +7,16 @@ from libc.stdlib cimport free, malloc
 
 from entrenar._kernels.attention cimport Heads, Segment, attention_backward, attention_forward
 from entrenar.autograd.tape cimport add_grad, grad_buffer, record, wants_grad
-from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, new_vector, shape_str
+from entrenar.autograd.tensor cimport (
+    Node,
+    Tensor,
+    as_tensor,
+    check_float32,
+    new_like,
+    new_vector,
+    same_shape,
+    shape_str,
+)
 
 from entrenar.errors import ConfigError, GraphError, MemoryBudgetError, ShapeError
 
@@ -69,7 +78,7 @@ cdef Heads check_heads(str op, Tensor q, Tensor k, Tensor v, str k_name, str v_n
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
         raise ShapeError(f"{op}: q, {k_name} and {v_name} must have four axes (batch, length, heads, head size), found "
                          f"{shape_str(q)}, {shape_str(k)} and {shape_str(v)}.")
-    if k.shape != v.shape:
+    if not same_shape(k, v):
         raise ShapeError(f"{op}: {k_name} has shape {shape_str(k)} but {v_name} has {shape_str(v)}; they must agree.")
     if q.dims[0] != k.dims[0] or q.dims[3] != k.dims[3]:
         raise ShapeError(f"{op}: q has shape {shape_str(q)} but {k_name} has {shape_str(k)}; batch and head size must "

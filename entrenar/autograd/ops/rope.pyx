@@ -3,11 +3,12 @@ import functools
 
 import numpy as np
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t
 
 from entrenar._kernels.rope cimport rope_rotate
 from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
-from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, shape_str
+from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, same_shape, shape_str
 
 from entrenar.autograd.tensor import Tensor as PyTensor
 from entrenar.errors import ShapeError
@@ -35,6 +36,14 @@ def rope_table(max_positions, inv_freq):
     return _table(int(max_positions), frequencies.tobytes())
 
 
+cdef const int64_t* elements(object array) except? NULL:
+    """Where a contiguous int64 array's elements lie; its own `ctypes` takes longer than the rotation of a token."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(array, &view, PyBUF_SIMPLE)
+    PyBuffer_Release(&view)  # the array stays, and with it its memory
+    return <const int64_t*> view.buf
+
+
 cdef object check_positions(positions, Tensor x, Py_ssize_t limit):
     """The positions as contiguous int64 (batch, seq), or None for 0, 1, ..., seq - 1; all of them inside the table."""
     if positions is None:
@@ -47,7 +56,7 @@ cdef object check_positions(positions, Tensor x, Py_ssize_t limit):
         raise ShapeError(f"rope: positions must be integers of shape {(x.dims[0], x.dims[1])}, found {array.dtype} of "
                          f"shape {array.shape}.")
     index = np.ascontiguousarray(array, dtype=np.int64)  # an unsigned position beyond int64 turns negative
-    cdef const int64_t* first = <const int64_t*> <size_t> index.ctypes.data
+    cdef const int64_t* first = elements(index)
     cdef Py_ssize_t i, count = index.size
     for i in range(count):  # NumPy's own way costs more than the rotation of one token
         if not 0 <= first[i] < limit:
@@ -61,7 +70,7 @@ cdef int rotate(Tensor y, Tensor x, Tensor cos, Tensor sin, object positions, fl
     cdef Py_ssize_t tokens = x.dims[0] * x.dims[1]
     cdef const int64_t* index = NULL
     if positions is not None:
-        index = <const int64_t*> <size_t> positions.ctypes.data
+        index = elements(positions)
     with nogil:
         rope_rotate(y.data, x.data, cos.data, sin.data, index, tokens, x.dims[1], x.dims[2], x.dims[3] // 2, sign,
                     accumulate)
@@ -92,7 +101,7 @@ def rope(x, cos, sin, positions=None):
     cdef RopeNode node
     if a.ndim != 4 or a.dims[3] % 2:
         raise ShapeError(f"rope: x must have shape (batch, seq, heads, even head size), found {shape_str(a)}.")
-    if c.ndim != 2 or s.shape != c.shape or 2 * c.dims[1] != a.dims[3]:
+    if c.ndim != 2 or not same_shape(s, c) or 2 * c.dims[1] != a.dims[3]:
         raise ShapeError(f"rope: cos {shape_str(c)} and sin {shape_str(s)} must both have shape (positions, "
                          f"{a.dims[3] // 2}) for x of shape {shape_str(a)}.")
     index = check_positions(positions, a, c.dims[0])

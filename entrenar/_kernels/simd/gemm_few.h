@@ -1,0 +1,39 @@
+// What the products of a few rows share: steps of columns, and scales in every lane.
+#pragma once
+#include "simd/gemm.h"
+#include "simd/vec.h"
+
+enum { STEP = GEMM_FEW_STEP };
+_Static_assert((int)GGML_BLOCK == STEP && NF4_BLOCK % STEP == 0 && INT16_BLOCK % STEP == 0, "a step would cross blocks");
+
+// Bytes of a step of a row; `kind` is a constant at every call, here and below
+INLINE ptrdiff_t step_bytes(int kind) {
+    static const int bytes[] = {
+        [SOURCE_F32] = 4 * STEP, [SOURCE_BF16] = 2 * STEP, [SOURCE_NF4] = STEP / 2, [SOURCE_Q4_0] = Q4_0_BYTES,
+        [SOURCE_Q4_1] = Q4_1_BYTES, [SOURCE_INT16] = 2 * STEP, [SOURCE_Q8_0] = Q8_0_BYTES};
+    return bytes[kind];
+}
+
+typedef int16_t int16_unaligned __attribute__((aligned(1), may_alias));
+// Every lane the fp16 at `bytes`
+INLINE vf half_everywhere(const uint8_t *bytes) {
+#if VLEN == 16
+    return (vf)_mm512_cvtph_ps(_mm256_set1_epi16(*(const int16_unaligned *)bytes));
+#elif VLEN == 8
+    return (vf)_mm256_cvtph_ps(_mm_set1_epi16(*(const int16_unaligned *)bytes));
+#else
+    return vset(half_to_float(bytes));
+#endif
+}
+// Every lane of `first` the fp16 at `bytes`, of `second` the next one: converted together
+INLINE void halves_everywhere(const uint8_t *bytes, vf *first, vf *second) {
+#if VLEN == 16
+    const __m512 both = _mm512_cvtph_ps((__m256i)_mm256_broadcast_ss((const float *)bytes));
+    *first = (vf)_mm512_moveldup_ps(both), *second = (vf)_mm512_movehdup_ps(both);
+#elif VLEN == 8
+    const __m256 both = _mm256_cvtph_ps((__m128i)_mm_broadcast_ss((const float *)bytes));
+    *first = (vf)_mm256_moveldup_ps(both), *second = (vf)_mm256_movehdup_ps(both);
+#else
+    *first = half_everywhere(bytes), *second = half_everywhere(bytes + 2);
+#endif
+}
