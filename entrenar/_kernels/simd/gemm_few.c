@@ -1,27 +1,27 @@
-// Products of a few rows: the weights stream through once, decoded in registers.
+// Products of a few rows in fp32: the weights stream through once, decoded in registers.
 #include "simd/gemm_few.h"
 
 _Static_assert(GEMM_FEW_ROWS == 4, "sums and cases are written out for 4 rows");
 enum { VECTORS = STEP / VLEN };
 
-// The columns [p, p + STEP) of a row, whose step starts at `bytes`: weight = value * scale + minimum. Values of codes are
-// exact; where the kind has no scale (or minimum) it is not set.
-INLINE void step_values(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes, vf values[VECTORS], vf *scale, vf *minimum) {
+// The columns [p, p + STEP) of a row, whose step starts at `bytes`: the bits of source_decode
+INLINE void step_values(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes, vf values[VECTORS]) {
+    vf scale, minimum = vset(-0.0f);  // adding -0 changes nothing
     if (kind == SOURCE_NF4) {
-        *scale = vset(nf4_absmax(s, row * (s->columns / NF4_BLOCK) + p / NF4_BLOCK));
+        scale = vset(nf4_absmax(s, row * (s->columns / NF4_BLOCK) + p / NF4_BLOCK));
         nf4_values(bytes, STEP, values);
     } else if (kind == SOURCE_Q4_0 || kind == SOURCE_Q4_1) {
-        const int affine = kind == SOURCE_Q4_1;
-        if (affine) halves_everywhere(bytes, scale, minimum);
-        else *scale = half_everywhere(bytes), *minimum = -8.0f * *scale;
+        const int affine = kind == SOURCE_Q4_1, zero = affine ? 0 : 8;
+        if (affine) halves_everywhere(bytes, &scale, &minimum);
+        else scale = half_everywhere(bytes);
         bytes += affine ? 4 : 2;
-        q4_values(bytes, 0, 0, values);
-        q4_values(bytes, 4, 0, values + VECTORS / 2);
+        q4_values(bytes, 0, zero, values);
+        q4_values(bytes, 4, zero, values + VECTORS / 2);
     } else if (kind == SOURCE_Q8_0) {
-        *scale = half_everywhere(bytes);
+        scale = half_everywhere(bytes);
         int8_values(bytes + 2, VECTORS, values);
     } else if (kind == SOURCE_INT16) {
-        *scale = vset(s->absmax[row * (s->columns / INT16_BLOCK) + p / INT16_BLOCK]);
+        scale = vset(s->absmax[row * (s->columns / INT16_BLOCK) + p / INT16_BLOCK]);
         int16_values((const int16_t *)bytes, VECTORS, values);
     } else if (kind == SOURCE_BF16) {
         float decoded[STEP];
@@ -30,42 +30,36 @@ INLINE void step_values(int kind, const weight_source *s, ptrdiff_t row, ptrdiff
     } else {
         for (int v = 0; v < VECTORS; v++) values[v] = vload((const float *)bytes + v * VLEN);
     }
+    if (kind == SOURCE_F32 || kind == SOURCE_BF16) return;
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; v++) values[v] = values[v] * scale + minimum;
 }
 
 // y[r][first + i] (+)= x[r] . source[first + i] for r < rows, i < weights, both constants at every call
 INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, const weight_source *s, ptrdiff_t first, ptrdiff_t k, int accumulate) {
-    const int scaled = kind != SOURCE_F32 && kind != SOURCE_BF16, affine = kind == SOURCE_Q4_0 || kind == SOURCE_Q4_1;
     const ptrdiff_t unit = kind == SOURCE_F32 ? 4 : kind == SOURCE_BF16 ? 2 : 1, stride = s->row_stride * unit;
     const uint8_t *bytes = (const uint8_t *)s->data + first * stride, *ahead = bytes + weights * stride;
     vf total[4] = {{0}, {0}, {0}, {0}};
     float rest[4] = {0};
     ptrdiff_t p = 0;
     for (; p + STEP <= k; p += STEP, bytes += step_bytes(kind), ahead += step_bytes(kind)) {
-        vf sums[4];  // of x, for the minimum
-#pragma GCC unroll 4
-        for (int r = 0; r < rows && affine; r++) {
-            sums[r] = vload(x + r * ldx + p);
-#pragma GCC unroll 8
-            for (int v = 1; v < VECTORS; v++) sums[r] += vload(x + r * ldx + p + v * VLEN);
-        }
 #pragma GCC unroll 4
         for (int i = 0; i < weights; i++) {
-            vf values[VECTORS], scale, minimum;
+            vf values[VECTORS];
             // the next rows: short rows end before the hardware's prefetcher has seen them
             __builtin_prefetch(ahead + i * stride);
-            step_values(kind, s, first + i, p, bytes + i * stride, values, &scale, &minimum);
+            step_values(kind, s, first + i, p, bytes + i * stride, values);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
                 const float *at = x + r * ldx + p;
-                vf part = vload(at) * values[0], *to = &total[r * weights + i];
+                vf part = vload(at) * values[0];
 #pragma GCC unroll 8
                 for (int v = 1; v < VECTORS; v++) part += vload(at + v * VLEN) * values[v];
-                if (affine) *to += minimum * sums[r];
-                *to += scaled ? part * scale : part;
+                total[r * weights + i] += part;
             }
         }
     }
-    if (!scaled && p < k) {  // codes come in whole blocks
+    if ((kind == SOURCE_F32 || kind == SOURCE_BF16) && p < k) {  // codes come in whole blocks
 #pragma GCC unroll 4
         for (int i = 0; i < weights; i++) {
             float decoded[STEP];

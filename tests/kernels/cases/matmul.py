@@ -6,7 +6,6 @@ rows of A after 1024, and up to 4 rows take a path of their own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -24,12 +23,6 @@ Shape = tuple[int, ...]
 def tolerance(depth: int) -> float:
     """Norm-wise, for standard normal factors: rounding errors of a sum of `depth` products grow like its root."""
     return 1.2e-7 + 2e-8 * depth**0.5
-
-
-def linear_tolerance(source: str, x: Shape) -> float:
-    """Few rows take the sum of a block's 4-bit codes before its minimum: where the two cancel, both rounded before."""
-    few = math.prod(x[:-1]) <= 4 and source in ("q4_0", "q4_1")
-    return tolerance(x[-1]) + (1.2e-7 if few else 0)
 
 
 # ---------------------------------------------------------------- matmul
@@ -93,7 +86,7 @@ def frozen_case(source: str, x: Shape, n: int, gradient: bool = True) -> Case:
         normal(x),
         lambda x: autograd.linear(x, frozen_weight(source, n, x.shape[-1])[0]),
         lambda x: x @ frozen_weight(source, n, x.shape[-1])[1].T,
-        linear_tolerance(source, x),
+        tolerance(x[-1]),
         gradient,
     )
 
@@ -132,7 +125,7 @@ def lora_case(
         normal(*shapes),  # B is not zero, as it is at the start of a training, so the gradient of A is not zero either
         lora_run(source, n, scaling, dropout),
         lora_reference(source, n, scaling, dropout),
-        linear_tolerance(source, x),
+        tolerance(x[-1]),
         gradient,
     )
 
