@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from harness import Bench, Row, Target, Worker
 from models import ALL_LINEARS
@@ -12,8 +11,11 @@ from step import LENGTH, PEERS, QV, Case, cases
 __all__ = ["PEERS", "run"]
 ANYWHERE = None  # bytes do not depend on the SIMD tier
 SEVEN_BILLION_MIB = 4.9 * 1024
-# other storage of the frozen 1.1B base than the bfloat16 of its file, with what is asked of it
-BASES: list[tuple[str, float | None, dict[str, Any]]] = [("float32", None, {}), ("int16", 0.45, {"checkpointing": 4})]
+# without a target: the base as wide as the peer's, and every activation kept
+FOR_COMPARISON = [
+    Case("1.1b", "lora", QV, {}, None, options={"dtype": "float32"}),
+    Case("1.1b", "qlora", QV, {}, None),
+]
 
 
 def _peak(worker: Worker, steps: int = 2) -> tuple[float, str]:
@@ -24,17 +26,15 @@ def _peak(worker: Worker, steps: int = 2) -> tuple[float, str]:
     return worker.close(), f"{loaded:.0f} loading"
 
 
-def _compare(bench: Bench, case: Case, target: Target | None, checkpointing: bool = False) -> None:
+def _compare(bench: Bench, case: Case, checkpointing: bool = False) -> None:
     """One row; under `checkpointing` both sides compute every block again."""
-    if checkpointing:
-        options = {key: value for key, value in case.options.items() if key != "checkpointing"}
-        case = replace(case, options=options)
     again = {"checkpointing": True} if checkpointing else {}
     with bench.worker("models", "Ours", **case.base, **case.options, **again) as ours:
         mine, my_load = _peak(ours)
     with bench.worker("models", "Peer", **case.base, **again) as peer:
         theirs, their_load = _peak(peer)
-    label = f"{case.label}{' checkpointing' if checkpointing else ''}"
+    label = f"{case.label}{', checkpointing' if checkpointing else ''}"
+    target = None if case.memory is None else Target(case.memory, at_most=True, tiers=ANYWHERE)
     detail = f"ours {mine:.0f} MiB ({my_load}), peer {theirs:.0f} MiB ({their_load})"
     bench.add(Row("memory", label, [mine / theirs], target=target, detail=detail, timed=False))
 
@@ -43,13 +43,13 @@ def run(bench: Bench) -> None:
     """Every case of `step`, 4-bit bases with checkpointing too, and a 7B shape against an absolute limit."""
     chosen = cases(bench)
     for case in chosen:
-        _compare(bench, case, Target(case.memory, at_most=True, tiers=ANYWHERE))
+        _compare(bench, case)
         if case.mode == "qlora":
-            _compare(bench, case, None, checkpointing=True)
+            options = {key: value for key, value in case.options.items() if key != "checkpointing"}
+            _compare(bench, replace(case, memory=None, options=options), checkpointing=True)
     if not bench.quick:
-        for dtype, limit, blocks in BASES:
-            case = Case("1.1b", "lora", QV, {}, limit or 0.0, options={"dtype": dtype} | blocks)
-            _compare(bench, case, Target(limit, at_most=True, tiers=ANYWHERE) if limit else None)
+        for case in FOR_COMPARISON:
+            _compare(bench, case)
         _seven_billion(bench)
 
 

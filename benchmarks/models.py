@@ -119,6 +119,9 @@ class Ours:
     def loaded(self) -> dict[str, float]:
         return {"seconds": self.load_seconds, "peak_mib": self.load_peak}
 
+    def weight_bytes(self) -> int:
+        return sum(weight.nbytes for _, weight in self.model.named_parameters())
+
     def step(self, length: int, precision: str = "highest", threads: int | None = None) -> float:
         """One step of training on one sequence of random tokens; its seconds."""
         import numpy as np

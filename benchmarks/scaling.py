@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from functools import partial
 
 from harness import Bench, Row, Target, milliseconds
@@ -39,17 +40,17 @@ def _threads(bench: Bench) -> None:
             case = f"{REAL} qlora step of {length}, 1 -> {bench.threads} threads, {precision}"
             target = None if bench.quick else Target(EFFICIENCY * bench.threads, tiers=None)
             row = Row("scaling", case, times.ratios(names[1], names[0]), target=target)
-            row.roof = f"the peak of {PEAKS[precision]} scales {_peak_scaling(bench, PEAKS[precision]):.2f} x"
+            row.roof = _peak_scaling(bench, PEAKS[precision])
             row.detail = milliseconds(times, names)
             bench.add(row)
 
 
-def _peak_scaling(bench: Bench, name: str) -> float:
+def _peak_scaling(bench: Bench, name: str) -> str:
     """What all threads together reach of an instruction, over what one does: registers only, no memory."""
-    one, every = (
-        max(bench.machine.call("peak", name=name, threads=count) for _ in range(3)) for count in (1, bench.threads)
-    )
-    return every / one
+    pairs = [[bench.machine.call("peak", name=name, threads=count) for count in (1, bench.threads)] for _ in range(3)]
+    if not pairs[0][0]:
+        return f"no {name} peak on this tier"
+    return f"the peak of {name} scales {statistics.median(every / one for one, every in pairs):.2f} x"
 
 
 def _lengths(bench: Bench) -> None:

@@ -44,7 +44,10 @@ def option(
     choices: Sequence[Any] | None = None,
     factory: Callable[[], Any] | Any = MISSING,
 ) -> Any:
-    """A dataclass field with its documentation and the range that its value must lie in."""
+    """A dataclass field with its documentation and the range that its value must lie in.
+
+    With `choices` and a `minimum` it takes one of the choices or a number.
+    """
     limits = {"minimum": minimum, "above": above, "below": below, "maximum": maximum, "choices": choices}
     metadata = {"help": help, "unit": unit, **limits}
     if factory is not MISSING:
@@ -144,6 +147,8 @@ def check_value(value: Any, spec: Field[Any], where: str) -> Any:
     ranged = number and limits.get("minimum") is not None  # beside the choices a number may stand
     if choices is not None and value not in choices and value is not None and not ranged:
         hint = nearest(value, map(str, choices)) if isinstance(value, str) else f"expected one of {tuple(choices)}."
+        if limits.get("minimum") is not None:
+            hint = f"expected {type_name(int)} or one of {', '.join(map(repr, choices))}."
         raise ConfigError(f"{where}: is {value!r}; {hint}")
     if number:
         if isinstance(value, float) and not math.isfinite(value):

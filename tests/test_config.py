@@ -314,6 +314,28 @@ def test_flags_of_every_section_give_the_sections_defaults() -> None:
     assert isinstance(parser, argparse.ArgumentParser)
 
 
+@pytest.mark.unit
+def test_gradient_checkpointing_is_a_word_or_a_number_of_blocks() -> None:
+    kind = SECTION_TYPES["training"]
+    parser = ArgumentParser()
+    add_arguments(parser, kind)
+
+    def flag(text: str) -> Any:
+        return from_arguments(kind, parser.parse_args([f"--gradient-checkpointing={text}"])).gradient_checkpointing
+
+    for value in ("auto", "on", "off", 0, 7):
+        assert from_table(kind, {"gradient_checkpointing": value}, "training").gradient_checkpointing == value
+        assert flag(str(value)) == value
+    for text in ("of", "7.5"):
+        message = rf"gradient_checkpointing: is '{text}'; expected an integer or one of 'auto', 'on', 'off'\."
+        with pytest.raises(ConfigError, match=message):
+            flag(text)
+    with pytest.raises(ConfigError, match=r"gradient_checkpointing: is -1, expected at least 0"):
+        flag("-1")
+    with pytest.raises(ConfigError, match=r"gradient_checkpointing: is True, expected an integer or text"):
+        from_table(kind, {"gradient_checkpointing": True}, "training")
+
+
 # ---------------------------------------------------------------------- configs/
 def sections_of(path: Path) -> dict[str, dict[str, str]]:
     """Lines of a configuration file by section and key; a section or key that is commented out counts too."""

@@ -11,7 +11,7 @@ cdef struct gemm_right:
 
 # All return 0, or -1 where scratch memory is out; scratch slots 0 and 1 are used.
 cdef int linear_forward(float* y, const float* x, const weight_source* w,
-                        Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil
+                        Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil
 cdef int linear_forward_group(const gemm_right* rights, int count, const float* x, Py_ssize_t m,
                               Py_ssize_t k) noexcept nogil
 cdef int linear_backward_input(float* dx, const float* dy, const weight_source* w,

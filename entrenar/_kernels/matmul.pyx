@@ -49,14 +49,9 @@ cdef inline Py_ssize_t few_jobs(Py_ssize_t n) noexcept nogil:
     return (n + FEW_ROWS_BLOCK - 1) // FEW_ROWS_BLOCK
 
 
-cdef inline bint few_rows_in_integers(const weight_source* w) noexcept nogil:
-    """Whether the precision in force asks for integers, the weight has codes and the tier the instructions."""
-    return matmul_format != GEMM_FP32 and w.kind >= SOURCE_NF4 and simd.gemm.few_rows_codes != NULL
-
-
 cdef void few_rows_job(const gemm_right* rights, const float* x, const float* codes, Py_ssize_t m, Py_ssize_t k,
                        Py_ssize_t job, bint accumulate) noexcept nogil:
-    """A block of rows of one of the weights."""
+    """A block of rows of one of the weights; in integers where there are `codes` of x and the weight has codes."""
     cdef Py_ssize_t n = rights[0].n, first
     cdef int i = 0
     while job >= few_jobs(n):
@@ -64,9 +59,8 @@ cdef void few_rows_job(const gemm_right* rights, const float* x, const float* co
         i += 1
         n = rights[i].n
     first = job * FEW_ROWS_BLOCK
-    if few_rows_in_integers(rights[i].b):
-        simd.gemm.few_rows_integer(rights[i].c, n, codes, <int> m, rights[i].b, first, least(FEW_ROWS_BLOCK, n - first),
-                                   k, accumulate)
+    if codes != NULL and rights[i].b.kind >= SOURCE_NF4:
+        simd.gemm.few_rows_integer(rights[i].c, n, codes, <int> m, rights[i].b, first, least(FEW_ROWS_BLOCK, n - first), k)
     else:
         simd.gemm.few_rows(rights[i].c, n, x, k, <int> m, rights[i].b, first, least(FEW_ROWS_BLOCK, n - first), k,
                            accumulate)
@@ -77,13 +71,13 @@ cdef int few_rows_group(const gemm_right* rights, int count, const float* x, Py_
     """Y_i (m, n_i) (+)= X (m, k) W_i (n_i, k)^T for few rows: each weight is read and decoded once."""
     cdef Py_ssize_t jobs = 0, columns = 0, job
     cdef float* codes = NULL
-    cdef bint integers = False
+    cdef bint coded = False
     cdef int i, threads
     for i in range(count):
         jobs += few_jobs(rights[i].n)
         columns += rights[i].n
-        integers = integers or few_rows_in_integers(rights[i].b)
-    if integers:
+        coded = coded or rights[i].b.kind >= SOURCE_NF4
+    if coded and matmul_format != GEMM_FP32 and simd.gemm.few_rows_codes != NULL:
         codes = <float*> scratch(0, <size_t> (m * gemm_few_words(k)) * sizeof(float))
         if codes == NULL:
             return -1
@@ -196,7 +190,7 @@ cdef int gemm_group(const gemm_right* rights, int count, const gemm_format* f, c
     cdef Py_ssize_t depth = ((k + blocks - 1) // blocks + 63) // 64 * 64
     cdef Py_ssize_t slice_depth = (blocks + slices - 1) // slices * depth
     cdef Py_ssize_t most_rows = least(ROWS, m), most_panels = (most_rows + f.rows - 1) // f.rows
-    cdef Py_ssize_t group = least(GROUP, (panels + 4 * threads - 1) // (4 * threads))
+    cdef Py_ssize_t group = least(GROUP, (panels + 8 * threads - 1) // (8 * threads))
     for i in range(count):
         jobs += ((rights[i].n + f.right_lanes - 1) // f.right_lanes + group - 1) // group
     # a panel's last store may touch up to a vector beyond it
@@ -240,11 +234,11 @@ cdef int gemm(float* c, const weight_source* a, bint a_transposed, const weight_
 
 
 cdef int linear_forward(float* y, const float* x, const weight_source* w,
-                        Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
+                        Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     cdef weight_source a = f32_source(x, k, k)
     if 0 < m <= GEMM_FEW_ROWS:
-        return few_rows(y, x, w, m, n, k, accumulate)
-    return gemm(y, &a, False, w, True, m, n, k, accumulate)
+        return few_rows(y, x, w, m, n, k, False)
+    return gemm(y, &a, False, w, True, m, n, k, False)
 
 
 cdef int linear_forward_group(const gemm_right* rights, int count, const float* x, Py_ssize_t m,
@@ -294,7 +288,8 @@ cdef float* padded_rows(const float* x, Py_ssize_t rows, Py_ssize_t columns, bin
         return NULL
     if transposed:  # a panel as wide as the matrix
         simd.gemm.format[GEMM_FP32].pack_right_rows(out, <int> ld, &s, 0, <int> rows, 0, columns)
-        simd.elementwise.scale(out, out, scale, out_rows * ld)
+        if scale != 1:
+            simd.elementwise.scale(out, out, scale, out_rows * ld)
         return out
     for i in range(out_rows):
         simd.elementwise.scale(out + i * ld, x + i * columns, scale, columns)

@@ -347,7 +347,7 @@ def checkpoint(function, *args, again=None):
     cdef Tensor out = alias(<Tensor> result)
     cdef CheckpointNode node = CheckpointNode.__new__(CheckpointNode)
     return record(out, node, tuple([item if isinstance(item, Tensor) else None for item in args]),
-                  (again or function, args, random_state))
+                  (function if again is None else again, args, random_state))
 
 
 class no_grad:

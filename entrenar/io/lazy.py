@@ -14,10 +14,10 @@ from entrenar.errors import FormatError
 
 
 class FileBytes:
-    """A file, open for reading at any offset: what was opened stays what is read, even where its name changes hands.
+    """A file, open for reading at any offset: what was opened stays what is read, even where its name goes to another.
 
     Tensors that are used as they are stored are mapped. Those that are converted are read: mapped pages would count as
-    this process's memory for as long as they stay.
+    this process's memory for as long as they stay. A file that is mapped must not be written to in place.
     Raises FormatError where the file cannot be opened or read, or is shorter than what is asked for.
     """
 

@@ -42,9 +42,9 @@ WeightSource = Callable[[str, tuple[int, ...]], Weight]
 
 def recomputed_blocks(config: LLaMAConfig, checkpointing: bool | int) -> int:
     """The number of blocks, from the input on, that backward computes again: a number, or True for all."""
-    if checkpointing < 0:
-        raise ConfigError(f"gradient_checkpointing is {checkpointing}, expected True, False or a number of blocks.")
-    return config.num_hidden_layers if checkpointing is True else min(int(checkpointing), config.num_hidden_layers)
+    if not isinstance(checkpointing, int) or checkpointing < 0:
+        raise ConfigError(f"gradient_checkpointing is {checkpointing!r}, expected True, False or a number of blocks.")
+    return config.num_hidden_layers if checkpointing is True else min(checkpointing, config.num_hidden_layers)
 
 
 class Rotation:

@@ -157,18 +157,18 @@ def _open_gguf(path: Path) -> Checkpoint:
 
 
 def kept_matrices(checkpoint: Checkpoint, quantize: str | None, dtype: str) -> dict[str, str]:
-    """The types of the matrices that stay as the file stores them, by name: the same values, mapped and frozen.
+    """The types of the matrices that stay as the file stores them unless they become 4-bit, by name: frozen, and mapped
+    where their rows need no other order.
 
     Q8_0 outside the blocks under quantize="auto"; bfloat16 under dtype "auto" and "bfloat16". 16-bit codes would gain
     nothing for an embedding that no product reads, so under dtype "int16" too it stays in bfloat16.
     """
 
     def stays(name: str, lazy: LazyTensor) -> bool:
-        if len(lazy.shape) != 2 or (quantize is not None and ".layers." in name):
-            return False
-        looked_up = name == EMBEDDING and not checkpoint.config.tie_word_embeddings
-        bfloat16 = dtype in ("auto", "bfloat16") or (dtype == "int16" and looked_up)
-        return bfloat16 if lazy.type == "BF16" else lazy.type == "Q8_0" and quantize == "auto"
+        if lazy.type == "BF16" and len(lazy.shape) == 2:
+            looked_up = name == EMBEDDING and not checkpoint.config.tie_word_embeddings
+            return dtype in ("auto", "bfloat16") or (dtype == "int16" and looked_up)
+        return lazy.type == "Q8_0" and len(lazy.shape) == 2 and ".layers." not in name and quantize == "auto"
 
     return {name: lazy.type for name, lazy in checkpoint.tensors.items() if stays(name, lazy)}
 
@@ -285,9 +285,10 @@ def load(
     force one format. Embedding, norms and head never become 4-bit.
     `dtype` of what is not: "float32" is trainable; "bfloat16" and the finer "int16" (64 columns share a scale) are
     frozen storage, beside which norms stay float32; "auto" keeps matrices that the file has in bfloat16 as they are,
-    mapped and frozen, and makes float32 of the others. A matrix whose rows are no multiple of the block size stays in
-    full precision and is listed in the model's `unquantized`. Raises FormatError for a file that is missing, truncated
-    or no LLaMA, ConfigError for an unknown option, MemoryBudgetError before anything is allocated.
+    frozen, and makes float32 of the others. Stored bfloat16 is mapped: the file must not be written to meanwhile. Under
+    "int16" an embedding that is no head stays in stored bfloat16. A matrix whose rows are no multiple of the block size
+    stays in full precision and is listed in the model's `unquantized`. Raises FormatError for a file that is missing,
+    truncated or no LLaMA, ConfigError for an unknown option, MemoryBudgetError before anything is allocated.
     """
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize={quantize!r} is unknown; choose None, 'auto', 'nf4' or 'int4'.")

@@ -16,6 +16,7 @@ from entrenar.train.config import TrainConfig
 RUNTIME_BYTES = 112 << 20  # Python, the libraries, the examples
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/matmul.pyx)
+MARGIN = 1.1  # what an estimate may be off by, once blocks are chosen to fit it
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}
 
 
@@ -97,9 +98,8 @@ def estimate(
     )
 
 
-def check_budget(needed: MemoryEstimate) -> None:
+def check_budget(needed: MemoryEstimate, available: int) -> None:
     """Raise MemoryBudgetError where the estimate exceeds what is available."""
-    available = available_memory()
     if needed.total <= available:
         return
     largest = sorted(needed.items.items(), key=lambda item: -item[1])[:2]
@@ -134,12 +134,13 @@ def plan(
             checkpointing=checkpointing,
         )
 
-    every, wanted = shape.num_hidden_layers, t.gradient_checkpointing
-    if wanted == "auto":
-        available = available_memory()
-        fitting = (count for count in range(every + 1) if needed(count).total <= available)
-        checkpointing = next(fitting, every)
-    else:
+    every, wanted, available = shape.num_hidden_layers, t.gradient_checkpointing, available_memory()
+    if wanted != "auto":
         checkpointing = recomputed_blocks(shape, wanted if isinstance(wanted, int) else wanted == "on")
-    check_budget(needed(checkpointing))
+    elif needed(0).total <= available:
+        checkpointing = 0
+    else:
+        fitting = (count for count in range(1, every) if MARGIN * needed(count).total <= available)
+        checkpointing = next(fitting, every)
+    check_budget(needed(checkpointing), available)
     return checkpointing, needed(checkpointing)

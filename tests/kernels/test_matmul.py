@@ -200,6 +200,8 @@ def test_products_take_only_weights_that_stay() -> None:
 def test_a_contraction_that_is_no_multiple_of_64(source: str, k: int, m: int, tier: str) -> None:
     weight, values = frozen_weight(source, 35, k)
     x, dy = normal(6, (m, k), (m, 35))
+    with entrenar.matmul_precision("high"):
+        assert relative_error(autograd.linear(x, weight).numpy(), x.astype(np.float64) @ values.T) < 1e-3
     tensor = Tensor(x, requires_grad=True)
     y = autograd.linear(tensor, weight)
     y.backward(Tensor(dy))

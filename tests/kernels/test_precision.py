@@ -99,14 +99,16 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, ...], floa
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("rows", [70, 3])
 def test_errors_stay_within_what_each_precision_promises(
-    data: str, source: str, precision: str, tier: str, table: dict[tuple[str, ...], float]
+    rows: int, data: str, source: str, precision: str, tier: str, table: dict[tuple[str, ...], float]
 ) -> None:
     make, limits = DATA[data]
     rng = np.random.default_rng(3)
-    x, w, dy = make(rng, (70, 320)), gaussian(rng, (200, 320)), make(rng, (70, 200))
+    x, w, dy = make(rng, (rows, 320)), gaussian(rng, (200, 320)), make(rng, (rows, 200))
     errors = all_layouts(x, w, dy, source, precision)
-    table[tier, precision, effective_precision(precision), data, source] = max(errors.values())
+    case = tier, precision, effective_precision(precision), data, source
+    table[case] = max(table.get(case, 0.0), *errors.values())
     for layout, found in errors.items():
         assert found <= limits[precision], f"{layout} on {tier}: {found:.1e}"
 

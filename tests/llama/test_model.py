@@ -235,9 +235,12 @@ def test_recomputing_blocks_gives_the_same_bits(kind: str, dropout: float) -> No
     if dropout:
         manual_seed(4)
         assert model.loss(tokens[:, :-1], tokens[:, 1:]).item() != loss  # the masks do depend on the seed
-    model.gradient_checkpointing = -1
-    with pytest.raises(ConfigError, match="gradient_checkpointing is -1, expected True, False or a number of blocks"):
-        model.loss(tokens[:, :-1], tokens[:, 1:])
+    for wrong in (-1, "on"):
+        model.gradient_checkpointing = wrong
+        with pytest.raises(
+            ConfigError, match=f"gradient_checkpointing is {wrong!r}, expected True, False or a number of blocks"
+        ):
+            model.loss(tokens[:, :-1], tokens[:, 1:])
 
 
 @pytest.mark.gradient

@@ -150,10 +150,11 @@ def test_as_few_blocks_are_recomputed_as_let_the_estimate_fit(machine: Callable[
     machine(needs(False))
     assert planned() == (0, memory.estimate(SMOLLM2, lora=ALL))
     assert [planned(mode)[0] for mode in ("on", "off", 7, 99)] == [30, 0, 7, 30]
-    machine(needs(False) - 1)
-    assert planned() == (1, memory.estimate(SMOLLM2, lora=ALL, checkpointing=1))
-    machine(needs(17))
-    assert planned() == (17, memory.estimate(SMOLLM2, lora=ALL, checkpointing=17))
+    for count in (1, 17, 29):  # with a margin for what the estimate may be off by
+        machine(min(int(1.1 * needs(count)) + 1, needs(False) - 1))
+        chosen, estimate = planned()
+        assert chosen >= count and estimate == memory.estimate(SMOLLM2, lora=ALL, checkpointing=chosen)
+        assert 1.1 * needs(chosen) <= min(1.1 * needs(count) + 2, needs(False)) < 1.1 * needs(chosen - 1) + 1
     machine(needs(True))
     assert planned() == (30, memory.estimate(SMOLLM2, lora=ALL, checkpointing=True))
 

@@ -8,7 +8,7 @@
 #include "simd/source.h"
 
 enum { GEMM_FEW_ROWS = 4 };   // up to here few_rows beats packing
-enum { GEMM_FEW_STEP = 32 };  // columns that share a scale in every source
+enum { GEMM_FEW_STEP = 32 };  // columns that share a scale in every source of codes
 enum { GEMM_BLOCK = 64 };     // steps of the contraction that share a scale
 enum { GEMM_FP32 = 0, GEMM_INT16 = 1, GEMM_INT8 = 2, GEMM_FORMATS = 3 };
 
@@ -43,7 +43,7 @@ typedef struct gemm_ops {
     // The same with x in 16-bit integers and s of codes; both NULL where the tier lacks them. `codes` holds rows of
     // gemm_few_words(k) words, each what few_rows_codes makes of a row of x.
     void (*few_rows_codes)(float *codes, const float *x, ptrdiff_t k);
-    void (*few_rows_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
+    void (*few_rows_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k);
     // c (m, n) = a (m, k) b (k, n), plus keep[i] times row i of the old c unless keep is NULL. Element (i, p) of a is at
     // a + i * a_row + p * a_column; rows of b are padded to whole vectors.
     void (*strided)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
@@ -56,7 +56,7 @@ void TIERED(gemm_strided)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_r
 void TIERED(gemm_few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
 #if VLEN >= 8
 void TIERED(gemm_few_rows_codes)(float *codes, const float *x, ptrdiff_t k);
-void TIERED(gemm_few_rows_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
+void TIERED(gemm_few_rows_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k);
 #endif
 extern const gemm_format TIERED(gemm_int16), TIERED(gemm_int8);
 // fp32 panels, out[p][lane]; lanes from count on are zero

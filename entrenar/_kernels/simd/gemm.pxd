@@ -26,7 +26,7 @@ cdef extern from "simd/gemm.h" nogil:
         void (*pack_columns)(float* out, int lanes, const weight_source* s, Py_ssize_t first, int count, Py_ssize_t start, Py_ssize_t depth) noexcept nogil
         void (*few_rows)(float* y, Py_ssize_t ldy, const float* x, Py_ssize_t ldx, int rows, const weight_source* s, Py_ssize_t first, Py_ssize_t count, Py_ssize_t k, bint accumulate) noexcept nogil
         void (*few_rows_codes)(float* codes, const float* x, Py_ssize_t k) noexcept nogil
-        void (*few_rows_integer)(float* y, Py_ssize_t ldy, const float* codes, int rows, const weight_source* s, Py_ssize_t first, Py_ssize_t count, Py_ssize_t k, bint accumulate) noexcept nogil
+        void (*few_rows_integer)(float* y, Py_ssize_t ldy, const float* codes, int rows, const weight_source* s, Py_ssize_t first, Py_ssize_t count, Py_ssize_t k) noexcept nogil
         void (*strided)(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column,
                        const float* b, Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
                        const float* keep) noexcept nogil

@@ -1,7 +1,6 @@
 // Products of a few rows in fp32: the weights stream through once, decoded in registers.
 #include "simd/gemm_few.h"
 
-_Static_assert(GEMM_FEW_ROWS == 4, "sums and cases are written out for 4 rows");
 enum { VECTORS = STEP / VLEN };
 
 // The columns [p, p + STEP) of a row, whose step starts at `bytes`: the bits of source_decode
@@ -83,15 +82,8 @@ INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, cons
 }
 
 INLINE void few_rows(int kind, float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
-    const ptrdiff_t end = first + count;
-    if (rows == 1)
-        for (; first + 4 <= end; first += 4) block(kind, 1, 4, y, ldy, x, ldx, s, first, k, accumulate);
-    for (; first < end; first++) {
-        if (rows == 1) block(kind, 1, 1, y, ldy, x, ldx, s, first, k, accumulate);
-        else if (rows == 2) block(kind, 2, 1, y, ldy, x, ldx, s, first, k, accumulate);
-        else if (rows == 3) block(kind, 3, 1, y, ldy, x, ldx, s, first, k, accumulate);
-        else if (rows == 4) block(kind, 4, 1, y, ldy, x, ldx, s, first, k, accumulate);
-    }
+#define BLOCK(rows, weights) block(kind, rows, weights, y, ldy, x, ldx, s, first, k, accumulate)
+    EVERY_BLOCK(BLOCK)
 }
 
 void TIERED(gemm_few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {

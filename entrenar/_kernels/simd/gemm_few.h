@@ -14,6 +14,19 @@ INLINE ptrdiff_t step_bytes(int kind) {
     return bytes[kind];
 }
 
+// The weights [first, first + count), four at a time for one row of x: BLOCK(rows, weights) with constants
+_Static_assert(GEMM_FEW_ROWS == 4, "sums and cases are written out for 4 rows");
+#define EVERY_BLOCK(BLOCK)                          \
+    const ptrdiff_t end = first + count;            \
+    if (rows == 1)                                  \
+        for (; first + 4 <= end; first += 4) BLOCK(1, 4); \
+    for (; first < end; first++) {                  \
+        if (rows == 1) BLOCK(1, 1);                 \
+        else if (rows == 2) BLOCK(2, 1);            \
+        else if (rows == 3) BLOCK(3, 1);            \
+        else if (rows == 4) BLOCK(4, 1);            \
+    }
+
 typedef int16_t int16_unaligned __attribute__((aligned(1), may_alias));
 // Every lane the fp16 at `bytes`
 INLINE vf half_everywhere(const uint8_t *bytes) {

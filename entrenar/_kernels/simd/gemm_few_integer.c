@@ -1,5 +1,5 @@
-// Products of a few rows in 16-bit integers: x as codes with a scale for each step of columns, the weights as the codes
-// that they are. The sum of a step is exact; it is scaled and added in fp32.
+// Products of a few rows in 16-bit integers: x as codes with a scale for each step of columns, the weights as their codes
+// (NF4's values rounded to 4095ths). The sum of a step is exact; it is scaled and added in fp32.
 //
 //   |x| <= 32767, |weight| <= 4095: the four products of a step that a 32-bit lane adds stay below 2^31
 #include "simd/gemm_few.h"
@@ -12,14 +12,12 @@ typedef __m512i vh;  // 2 VLEN int16
 INLINE vh vhload(const void *p) { return _mm512_loadu_si512(p); }
 INLINE vh vhbytes(const uint8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)p)); }
 INLINE vi multiply_add(vh a, vh b) { return (vi)_mm512_madd_epi16(a, b); }
-INLINE vi round_to_int(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }
 INLINE void join(__m256i low, __m256i high, vh *out) { out[0] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1); }
 #else
 typedef __m256i vh;
 INLINE vh vhload(const void *p) { return _mm256_loadu_si256(p); }
 INLINE vh vhbytes(const uint8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)p)); }
 INLINE vi multiply_add(vh a, vh b) { return (vi)_mm256_madd_epi16(a, b); }
-INLINE vi round_to_int(vf x) { return (vi)_mm256_cvtps_epi32((__m256)x); }
 INLINE void join(__m256i low, __m256i high, vh *out) { out[0] = low, out[1] = high; }
 #endif
 
@@ -102,7 +100,7 @@ INLINE void step_codes(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_
 }
 
 // y[r][first + i] (+)= x[r] . source[first + i] for r < rows, i < weights, both constants at every call
-INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, const float *words, const weight_source *s, ptrdiff_t first, ptrdiff_t k, int accumulate) {
+INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, const float *words, const weight_source *s, ptrdiff_t first, ptrdiff_t k) {
     const uint8_t *bytes = (const uint8_t *)s->data + first * s->row_stride, *ahead = bytes + weights * s->row_stride;
     vf total[4] = {{0}, {0}, {0}, {0}};
     for (ptrdiff_t p = 0; p < k; p += STEP, bytes += step_bytes(kind), ahead += step_bytes(kind)) {
@@ -127,27 +125,17 @@ INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, cons
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int i = 0; i < weights; i++) {
-            float *to = y + r * ldy + first + i;
-            *to = vsum(total[r * weights + i]) + (accumulate ? *to : 0.0f);
-        }
+        for (int i = 0; i < weights; i++) y[r * ldy + first + i] = vsum(total[r * weights + i]);
 }
 
-INLINE void few_rows(int kind, float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
-    const ptrdiff_t end = first + count;
-    if (rows == 1)
-        for (; first + 4 <= end; first += 4) block(kind, 1, 4, y, ldy, words, s, first, k, accumulate);
-    for (; first < end; first++) {
-        if (rows == 1) block(kind, 1, 1, y, ldy, words, s, first, k, accumulate);
-        else if (rows == 2) block(kind, 2, 1, y, ldy, words, s, first, k, accumulate);
-        else if (rows == 3) block(kind, 3, 1, y, ldy, words, s, first, k, accumulate);
-        else if (rows == 4) block(kind, 4, 1, y, ldy, words, s, first, k, accumulate);
-    }
+INLINE void few_rows(int kind, float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
+#define BLOCK(rows, weights) block(kind, rows, weights, y, ldy, words, s, first, k)
+    EVERY_BLOCK(BLOCK)
 }
 
-void TIERED(gemm_few_rows_integer)(float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
+void TIERED(gemm_few_rows_integer)(float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
 #define KIND(kind) \
-    case kind: few_rows(kind, y, ldy, words, rows, s, first, count, k, accumulate); break;
+    case kind: few_rows(kind, y, ldy, words, rows, s, first, count, k); break;
     switch (s->kind) {
         KIND(SOURCE_NF4)
         KIND(SOURCE_Q4_0)

@@ -13,15 +13,6 @@
 enum { BLOCK = GEMM_BLOCK, HEADER = 2, NV = 2, NR = NV * VLEN };
 enum { LEFT_LIMIT16 = 8191, RIGHT_LIMIT16 = INT16_LIMIT, LIMIT8 = 127 };
 
-INLINE vi round_to_int(vf x) {
-#if VLEN == 16
-    return (vi)_mm512_cvtps_epi32((__m512)x);
-#elif VLEN == 8
-    return (vi)_mm256_cvtps_epi32((__m256)x);
-#else
-    return (vi)_mm_cvtps_epi32((__m128)x);
-#endif
-}
 INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
 // ---------------------------------------------------------------- quantizing a block of a packed fp32 panel

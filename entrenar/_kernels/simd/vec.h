@@ -57,14 +57,17 @@ INLINE vf vabs(vf x) { return (vf)((vi)x & 0x7fffffff); }
 INLINE vf vmax(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vf vmin(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE vf vsqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
+INLINE vi round_to_int(vf x) { return (vi)_mm512_cvtps_epi32((__m512)x); }
 #elif VLEN == 8
 INLINE vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 INLINE vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 INLINE vf vsqrt(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
+INLINE vi round_to_int(vf x) { return (vi)_mm256_cvtps_epi32((__m256)x); }
 #elif defined(__SSE2__)
 INLINE vf vmax(vf a, vf b) { return (vf)_mm_max_ps((__m128)a, (__m128)b); }
 INLINE vf vmin(vf a, vf b) { return (vf)_mm_min_ps((__m128)a, (__m128)b); }
 INLINE vf vsqrt(vf a) { return (vf)_mm_sqrt_ps((__m128)a); }
+INLINE vi round_to_int(vf x) { return (vi)_mm_cvtps_epi32((__m128)x); }
 #else
 INLINE vf vmax(vf a, vf b) { return vselect(a > b, a, b); }
 INLINE vf vmin(vf a, vf b) { return vselect(a < b, a, b); }

@@ -164,7 +164,7 @@ cdef double fused_chunks(Tensor x, weight_source* head, const int64_t* rows, con
         for i in range(n):
             memcpy(gathered.data + i * hidden, x.data + rows[first + i] * hidden, hidden * sizeof(float))
         with nogil:
-            status |= linear_forward(logits.data, gathered.data, head, n, vocabulary, hidden, False)
+            status |= linear_forward(logits.data, gathered.data, head, n, vocabulary, hidden)
             cross_entropy_forward(losses.data, lse.data, logits.data, targets + first, n, vocabulary, -1)
             loss += total(losses.data, n)
         if dx is not None or dw is not None:

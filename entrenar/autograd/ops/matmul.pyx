@@ -161,7 +161,7 @@ cdef Tensor product_of(Tensor x, object weight, Product product, const weight_so
         return out
     out = output_of(x, n)
     with nogil:
-        status = linear_forward(out.data, x.data, source, m, n, k, False)
+        status = linear_forward(out.data, x.data, source, m, n, k)
     check_scratch(status, op)
     return out
 
