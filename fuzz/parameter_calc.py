@@ -156,15 +156,17 @@ def check_bytes(choose: Choose, c: LLaMAConfig, count: int) -> None:
         return c.num_hidden_layers * sum(fitting)
 
     nf4 = Fraction(1, 2) + Fraction(1, 64) + Fraction(4, 64 * 256)  # codes, 8-bit scales, scales of scales
+    norms = (2 * c.num_hidden_layers + 1) * c.hidden_size  # stay float32
     dtype, quantize, wanted = (
         ("float32", None, 4 * count),
-        ("bfloat16", None, 2 * count),
-        ("bfloat16", "nf4", int(four_bit(64) * nf4 + 2 * (count - four_bit(64)))),
-        ("float32", "auto", int(four_bit(32) * Fraction(5, 8) + 4 * (count - four_bit(32)))),
+        ("bfloat16", None, 2 * (count + norms)),
+        ("bfloat16", "nf4", four_bit(64) * nf4 + 2 * (count + norms - four_bit(64))),
+        ("auto", "auto", four_bit(32) * Fraction(5, 8) + 4 * (count - four_bit(32))),
     )[choose(4)]
-    kept = ["model.embed_tokens.weight"] * choose(2)
-    each = 4 if dtype == "float32" else 2
-    wanted -= int(len(kept) * c.vocab_size * c.hidden_size * (each - Fraction(34, 32)))
+    stored, stored_bytes = (("Q8_0", Fraction(34, 32)), ("BF16", Fraction(2)))[choose(2)]
+    kept = {"model.embed_tokens.weight": stored} if choose(2) else {}
+    each = 2 if dtype == "bfloat16" else 4
+    wanted = int(wanted - len(kept) * c.vocab_size * c.hidden_size * (each - stored_bytes))
     found = budget.weight_bytes(c, dtype, quantize, kept=kept)
     assert found == wanted, f"{found} bytes of {quantize or dtype} weights, expected {wanted}"
 
