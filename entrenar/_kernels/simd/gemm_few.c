@@ -92,11 +92,7 @@ void TIERED(gemm_few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ld
     switch (s->kind) {
         KIND(SOURCE_F32)
         KIND(SOURCE_BF16)
-        KIND(SOURCE_NF4)
-        KIND(SOURCE_Q4_0)
-        KIND(SOURCE_Q4_1)
-        KIND(SOURCE_INT16)
-        KIND(SOURCE_Q8_0)
+        EVERY_CODED_KIND(KIND)
         default: __builtin_unreachable();
     }
 }

@@ -27,6 +27,8 @@ _Static_assert(GEMM_FEW_ROWS == 4, "sums and cases are written out for 4 rows");
         else if (rows == 4) BLOCK(4, 1);            \
     }
 
+#define EVERY_CODED_KIND(KIND) KIND(SOURCE_NF4) KIND(SOURCE_Q4_0) KIND(SOURCE_Q4_1) KIND(SOURCE_INT16) KIND(SOURCE_Q8_0)
+
 typedef int16_t int16_unaligned __attribute__((aligned(1), may_alias));
 // Every lane the fp16 at `bytes`
 INLINE vf half_everywhere(const uint8_t *bytes) {

@@ -137,11 +137,7 @@ void TIERED(gemm_few_rows_integer)(float *y, ptrdiff_t ldy, const float *words, 
 #define KIND(kind) \
     case kind: few_rows(kind, y, ldy, words, rows, s, first, count, k); break;
     switch (s->kind) {
-        KIND(SOURCE_NF4)
-        KIND(SOURCE_Q4_0)
-        KIND(SOURCE_Q4_1)
-        KIND(SOURCE_INT16)
-        KIND(SOURCE_Q8_0)
+        EVERY_CODED_KIND(KIND)
         default: __builtin_unreachable();
     }
 }
