@@ -4,7 +4,7 @@ PYTHON ?= python
 PYTEST = "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/pytest"
 .DEFAULT_GOAL := help
 
-.PHONY: help build install test test-peers lint format gradients bench llama-fuzz fuzz-check clean
+.PHONY: help build install test test-peers edges lint format gradients bench llama-fuzz fuzz-check clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -22,6 +22,11 @@ test-peers:  ## also install PyTorch, transformers, PEFT and bitsandbytes, and r
 	$(PYTHON) -m pip install -q torch==2.13.0
 	$(PYTHON) -m pip install -q '.[test,peers]'
 	$(PYTEST)
+
+edges:  ## compare every variation of what is read with transformers, llama.cpp and PEFT; writes docs/edges.md
+	$(PYTHON) -m pip install -q torch==2.13.0
+	$(PYTHON) -m pip install -q '.[test,peers]'
+	$(PYTEST) tests/edges/test_edges.py -q --edges-table docs/edges.md
 
 lint:  ## ruff, mypy, and no performance hints from Cython
 	$(PYTHON) -m ruff check .

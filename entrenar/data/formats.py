@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,23 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation: messages of {"role": system | user | assistant, "content": text}, the last the assistant's."""
+    """One conversation, as a chat template gets it.
 
-    messages: list[dict[str, str]]
+    Each message has a role and content, and what else its record says (tool calls, a name, reasoning). `left_out` are
+    the indices of assistant messages that are not trained; `tools` and `variables` are further values for the template.
+    `where` names the file and line, for messages.
+    """
+
+    messages: list[dict[str, Any]]
+    left_out: frozenset[int] = frozenset()
+    tools: list[dict[str, Any]] | None = None
+    variables: dict[str, Any] = field(default_factory=dict)
+    where: str = ""
 
     @property
     def text(self) -> str:
         """Prompt and answers as one text: what tells examples apart."""
-        return "\n".join(message["content"] for message in self.messages)
+        return "\n".join(str(message.get("content") or "") for message in self.messages)
 
 
 def read_examples(path: str | Path) -> list[Example]:

@@ -1,0 +1,51 @@
+"""docs/edges.md: every variation with its reference and verdict, as the last `make edges` found them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from .harness import Variation, Verdict
+
+VERDICTS = pytest.StashKey[list[tuple[Variation, Verdict]]]()
+HEAD = """# The edges
+
+What entrenar reads, changed in one place at a time, beside what the reference makes of it: *equal* results, or *refused*
+with this sentence. `make edges` runs every variation and writes this page.
+"""
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def write_table(path: Path, verdicts: list[tuple[Variation, Verdict]]) -> None:
+    """Counts first, then a table an area."""
+    counts = Counter(verdict.kind for _, verdict in verdicts)
+    lines = [HEAD, f"{len(verdicts)} variations: {counts['equal']} equal, {counts['refused']} refused by name.", ""]
+    for area in dict.fromkeys(variation.area for variation, _ in verdicts):
+        rows = [(variation, verdict) for variation, verdict in verdicts if variation.area == area]
+        kinds = Counter(verdict.kind for _, verdict in rows)
+        lines += [f"## {area}", "", f"{kinds['equal']} equal, {kinds['refused']} refused.", ""]
+        lines += ["| variation | reference | verdict | |", "|---|---|---|---|"]
+        lines += [
+            f"| {_cell(v.name)} | {_cell(v.reference)} | {verdict.kind} | {_cell(verdict.note)} |"
+            for v, verdict in rows
+        ]
+        lines.append("")
+    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def table_kinds(path: Path) -> dict[str, str]:
+    """The verdict of each variation's id, as the page has them."""
+    kinds, area = {}, ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            area = line[3:]
+        elif line.startswith("| ") and not line.startswith("| variation |"):
+            name, _, kind, _ = line.replace("\\|", "\0")[2:].split(" |", 3)
+            text = name.replace("\0", "|").replace("&lt;", "<").replace("\\\\", "\\")
+            kinds[f"{area}: {text}"] = kind.strip()
+    return kinds
