@@ -12,7 +12,7 @@ from .harness import Variation, Verdict
 VERDICTS = pytest.StashKey[list[tuple[Variation, Verdict]]]()
 HEAD = """# The edges
 
-What entrenar reads, changed in one place at a time, beside what the reference makes of it: *equal* results, or *refused*
+What entrenar reads, changed in one place at a time, beside what the reference makes of it: *equal*, or *refused*
 with this sentence. `make edges` runs every variation and writes this page.
 """
 
