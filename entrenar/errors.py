@@ -5,8 +5,18 @@ to do. The lowest floor of the package: it imports nothing.
 """
 
 
+def printable(text: str) -> str:
+    """The text on one line, with what a terminal would not print (newline, ESC, lone surrogate) as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class EntrenarError(Exception):
-    """Base class of every error that entrenar raises on purpose."""
+    """Base class of every error that entrenar raises on purpose; its message is one printable line."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ShapeError(EntrenarError, ValueError):

@@ -84,12 +84,12 @@ def check(
     seed: int = 0,
     limit: float = LIMIT,
 ) -> dict[int, float]:
-    """`errors(...)`, or a NumericsError with a table of every input where one exceeds `limit` (or is NaN)."""
+    """`errors(...)`, or a NumericsError that lists every input where one exceeds `limit` (or is NaN)."""
     found = errors(run, arrays, differentiable, step, seed)
     if all(error <= limit for error in found.values()):
         return found
-    table = "\n".join(
-        f"  input {i}  shape {np.shape(arrays[i])!s:<16} error {error:.2e}  {'ok' if error <= limit else 'WRONG'}"
+    listed = "; ".join(
+        f"input {i} of shape {np.shape(arrays[i])}: {error:.2e}, {'right' if error <= limit else 'WRONG'}"
         for i, error in found.items()
     )
-    raise NumericsError(f"Gradients differ from finite differences by more than {limit:g} (norm-wise):\n{table}")
+    raise NumericsError(f"Gradients differ from finite differences by more than {limit:g} (norm-wise): {listed}.")

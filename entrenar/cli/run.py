@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from entrenar.errors import EntrenarError
+from entrenar.errors import EntrenarError, printable
 
 
 def run(main: Callable[[], object]) -> NoReturn:
@@ -31,5 +31,5 @@ def run(main: Callable[[], object]) -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     sys.exit(status)
