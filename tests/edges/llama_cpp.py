@@ -5,13 +5,12 @@ As a program this file is that process: a request a line of its input, an answer
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import io
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 import weakref
@@ -30,7 +29,7 @@ class _Worker:
     """The process; one serves every file until it ends."""
 
     def __init__(self) -> None:
-        self._log = contextlib.ExitStack().enter_context(tempfile.TemporaryFile())
+        self._log = io.FileIO(os.memfd_create("llama.cpp"), "r+")
         environment = os.environ | {"GGML_NO_BACKTRACE": "1"}  # it would start a debugger
         self._process = subprocess.Popen(
             [sys.executable, __file__],
