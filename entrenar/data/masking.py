@@ -109,7 +109,7 @@ def text_windows(texts: Sequence[str], tokenizer: Tokenizer, sequence_length: in
     """
     stream: list[int] = []
     for text in texts:
-        stream += tokenizer.encode(text)
+        stream += tokenizer.encode(text, parse_special=False)  # plain text holds no special tokens
         if tokenizer.eos_id is not None:
             stream.append(tokenizer.eos_id)
     rows = np.array(stream, np.int32)[: len(stream) // sequence_length * sequence_length].reshape(-1, sequence_length)

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrenar.errors import ConfigError, FormatError
-from entrenar.io.tokenizer import GPT2_SPLIT, Tokenizer
+from entrenar.io.tokenizer import Tokenizer
+from entrenar.io.tokenizer_gguf import GPT2_SPLIT
 
 from .. import smollm2
 from .test_chat_template import CHATS
@@ -106,7 +107,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_smollm2_ids_are_those_of_transformers(text: str, theirs: Any) -> None:
     ours = smollm2.tokenizer()
     expected = theirs(text, add_special_tokens=False).input_ids
-    assert ours.encode(text, parse_special=True) == expected
+    assert ours.encode(text) == expected
     assert ours.decode(expected, skip_special=False) == theirs.decode(expected, clean_up_tokenization_spaces=False)
     assert ours.decode(expected) == theirs.decode(
         expected, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -121,7 +122,7 @@ def test_smollm2_ids_of_random_text_are_those_of_transformers(theirs: Any) -> No
     ours = smollm2.tokenizer()
     for _ in range(300):
         text = "".join(rng.choice(alphabet, rng.integers(1, 60)))
-        assert ours.encode(text, parse_special=True) == theirs(text, add_special_tokens=False).input_ids, repr(text)
+        assert ours.encode(text) == theirs(text, add_special_tokens=False).input_ids, repr(text)
 
 
 @pytest.mark.model
@@ -129,7 +130,7 @@ def test_smollm2_ids_of_random_text_are_those_of_transformers(theirs: Any) -> No
 def test_smollm2_text_comes_back_whole(text: str) -> None:
     ours = smollm2.tokenizer()
     assert ours.decode(ours.encode(text)) == text
-    assert ours.decode(ours.encode(text, parse_special=True)) == text
+    assert ours.decode(ours.encode(text)) == text
 
 
 @pytest.mark.model
@@ -144,8 +145,8 @@ def test_special_tokens_are_read_from_text_only_when_asked() -> None:
     )
     assert ours.vocab_size == 49152
     assert not ours.adds_bos
-    assert ours.encode("<|im_end|>", parse_special=True) == [2]
-    plain = ours.encode("<|im_end|>")
+    assert ours.encode("<|im_end|>") == [2]
+    plain = ours.encode("<|im_end|>", parse_special=False)
     assert 2 not in plain
     assert len(plain) > 3
     assert ours.decode(plain) == "<|im_end|>"
@@ -163,12 +164,30 @@ def test_chats_are_written_as_transformers_writes_them(chat: list[dict[str, str]
 
 # ---------------------------------------------------------------------- parts of a text
 @pytest.mark.unit
+def test_offsets_are_those_of_the_characters() -> None:
+    made = trained()
+    text = "a é🎉<|im_end|> z"
+    ids, offsets = made.encode_with_offsets(text)
+    assert ids == made.encode(text)
+    assert len(ids) == len(offsets)
+    covered = [index for start, stop in offsets for index in range(start, stop)]
+    assert sorted(set(covered)) == list(range(len(text)))
+    assert offsets[ids.index(made.eos_id)] == (text.index("<"), text.index(">") + 1)
+    bytes_of_emoji = [offset for offset in offsets if offset == (3, 4)]
+    assert len(bytes_of_emoji) > 1  # tokens that split a character share its offsets
+    plain, where = made.encode_with_offsets(text, parse_special=False)
+    assert plain == made.encode(text, parse_special=False)
+    assert made.eos_id not in plain
+    assert where[-1][1] == len(text)
+
+
+@pytest.mark.unit
 @pytest.mark.model
 def test_parts_are_those_of_the_whole_text_where_no_token_crosses() -> None:
     ours = smollm2.tokenizer()
     parts = ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "Grüße 🎉!<|im_end|>", "\n"]
     encoded = ours.encode_parts(parts)
-    assert [index for part in encoded for index in part] == ours.encode("".join(parts), parse_special=True)
+    assert [index for part in encoded for index in part] == ours.encode("".join(parts))
     assert [ours.decode(part, skip_special=False) for part in encoded] == parts
     crossing = ["A:\n", "\n\nB"]  # three line ends are one token
     assert ours.encode_parts(crossing) == [ours.encode(part) for part in crossing]
@@ -251,8 +270,8 @@ def test_sentencepiece_special_tokens_and_defaults() -> None:
     ours = Tokenizer.from_gguf(sentencepiece_metadata())
     assert (ours.bos_id, ours.eos_id, ours.unk_id, ours.pad_id) == (1, 2, 0, None)
     assert ours.adds_bos  # as llama.cpp does where the file says nothing
-    assert ours.encode("</s>", parse_special=True)[-1] == 2
-    assert 2 not in ours.encode("</s>")
+    assert ours.encode("</s>")[-1] == 2
+    assert 2 not in ours.encode("</s>", parse_special=False)
     off = sentencepiece_metadata() | {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_space_prefix": False}
     without = Tokenizer.from_gguf(off)
     assert not without.adds_bos
@@ -309,7 +328,7 @@ def test_a_tokenizer_that_transformers_saved_gives_its_ids(kind: str, tmp_path: 
     assert ours.vocab_size == len(theirs)
     for text in [*TEXTS, "a</s>b <s>"]:
         expected = theirs(text, add_special_tokens=False).input_ids
-        assert ours.encode(text, parse_special=True) == expected, repr(text)
+        assert ours.encode(text) == expected, repr(text)
         assert ours.decode(expected) == theirs.decode(
             expected, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -347,7 +366,7 @@ def test_transformers_reads_a_tokenizer_that_we_saved(tmp_path: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (made.bos_id, made.eos_id, made.pad_id)
     for text in TEXTS:
-        assert theirs(text, add_special_tokens=False).input_ids == made.encode(text, parse_special=True)
+        assert theirs(text, add_special_tokens=False).input_ids == made.encode(text)
     assert theirs.apply_chat_template(CHATS[2], tokenize=False) == made.apply_chat_template(CHATS[2])
 
 
