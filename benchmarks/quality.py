@@ -48,7 +48,7 @@ class Ours:
 
         from entrenar.data import encode_example, evaluation_batches, read_examples, split_held_out
         from entrenar.llama import LLaMAModel
-        from entrenar.llama.weights import Checkpoint
+        from entrenar.llama.checkpoint import Checkpoint
         from entrenar.lora import load_adapter
         from entrenar.qlora import QLoRAConfig
         from entrenar.train import TrainConfig, evaluate, finetune

@@ -32,8 +32,8 @@ from entrenar.llama.modules import Embedding, Linear, Module, RMSNorm, Weight, r
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from entrenar.llama.checkpoint import Checkpoint
     from entrenar.llama.generate import LayerCache
-    from entrenar.llama.weights import Checkpoint
     from entrenar.lora import LoRAConfig
     from entrenar.qlora import QLoRAConfig
 
@@ -171,8 +171,8 @@ class LLaMAModel(Module):
         return load(path, quantize=quantize, dtype=dtype, double_quantization=double_quantization)
 
     def save_pretrained(self, directory: str | Path, **options: Any) -> None:
-        """Write a Hugging Face directory; see `entrenar.llama.weights.save`."""
-        from entrenar.llama.weights import save
+        """Write a Hugging Face directory; see `entrenar.llama.save.save`."""
+        from entrenar.llama.save import save
 
         save(self, directory, **options)
 

@@ -1,159 +1,27 @@
-"""Checkpoints <-> models: names, shapes, dtypes and codes, one tensor in memory at a time.
-
-Hugging Face names are the model's own. GGUF names are mapped, and the rows of its q and k matrices, stored for an
-interleaved rotary embedding, are put back into half-split order.
-"""
+"""Checkpoints -> models: dtypes and codes, one tensor in memory at a time."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import BLOCK_SIZE, QuantizedTensor
 from entrenar.errors import ConfigError, FormatError, QuantizationError
-from entrenar.io.checkpoint import atomic_directory
-from entrenar.io.gguf import GGUFFile
 from entrenar.io.lazy import LazyTensor
-from entrenar.io.safetensors import open_safetensors_directory, save_sharded
-from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.budget import check_weights_fit
-from entrenar.llama.config import LLaMAConfig
+from entrenar.llama.checkpoint import Checkpoint
+from entrenar.llama.gguf_model import half_split_rows
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.modules import Weight
 
 QUANTIZE = (None, "auto", "nf4", "int4")
-SAVED_DTYPES = ("float32", "bfloat16")
-DTYPES = ("auto", *SAVED_DTYPES, "int16")
+DTYPES = ("auto", "float32", "bfloat16", "int16")
 EMBEDDING = "model.embed_tokens.weight"
-INTEGERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")  # codes whose meaning some other tensor holds
 GGUF_4BIT = ("Q4_0", "Q4_1")
-GGUF_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-GGUF_TOP = {
-    "token_embd.weight": EMBEDDING,
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-ROPE_FACTORS = "rope_freqs.weight"
 ROW_CHUNK_BYTES = 32 << 20  # what a conversion holds in float32 beside the tensor it fills
-
-
-def hugging_face_name(gguf_name: str) -> str | None:
-    """The Hugging Face name of a GGUF tensor, or None for one that is no weight of a LLaMA (rope_freqs)."""
-    if gguf_name in GGUF_TOP:
-        return GGUF_TOP[gguf_name]
-    parts = gguf_name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in GGUF_LAYER and parts[3] == "weight":
-        return f"model.layers.{parts[1]}.{GGUF_LAYER[parts[2]]}.weight"
-    return None
-
-
-def half_split_rows(count: int, head_dim: int) -> np.ndarray:
-    """The GGUF row that holds each row of a half-split q or k matrix: rows (2 i, 2 i + 1) of a head were halves."""
-    rows = np.arange(count).reshape(-1, head_dim // 2, 2)
-    return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
-
-
-class Checkpoint:
-    """The tensors of a checkpoint by Hugging Face name, with the model's configuration."""
-
-    def __init__(
-        self,
-        path: Path,
-        config: LLaMAConfig,
-        tensors: Mapping[str, LazyTensor],
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.path, self.config, self.tensors = path, config, tensors
-        self.metadata = metadata  # of a GGUF file
-
-    def interleaved(self, name: str) -> bool:
-        """Whether the rows of this matrix are stored for an interleaved rotary embedding."""
-        return self.metadata is not None and name.split(".")[-2] in ("q_proj", "k_proj")
-
-    @staticmethod
-    def open(path: str | Path) -> Checkpoint:
-        """A GGUF file or a Hugging Face directory; FormatError where it is neither, is truncated, or is no LLaMA."""
-        path = Path(path)
-        if path.is_dir():
-            return _open_directory(path)
-        if not path.exists():
-            raise FormatError(f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory.")
-        return _open_gguf(path)
-
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer that comes with the weights."""
-        return Tokenizer.from_directory(self.path) if self.metadata is None else Tokenizer.from_gguf(self.metadata)
-
-    def check(self) -> None:
-        """Every weight the configuration names is there with its shape, and nothing is left over."""
-        expected = self.config.parameter_shapes()
-        for name, shape in expected.items():
-            if name not in self.tensors:
-                raise FormatError(
-                    f"{self.path}: the tensor {name} of shape {shape} is missing; the file is incomplete."
-                )
-            found = tuple(self.tensors[name].shape)
-            if found != tuple(shape):
-                raise FormatError(f"{self.path}: the tensor {name} has shape {found}, expected {tuple(shape)}.")
-            if self.tensors[name].type in INTEGERS:
-                raise FormatError(
-                    f"{self.path}: the tensor {name} holds integers ({self.tensors[name].type}), expected F32, F16 or "
-                    "BF16 weights; use a checkpoint that is not quantized, or a GGUF file."
-                )
-        unknown = [name for name in self.tensors if name not in expected]
-        if unknown:
-            raise FormatError(f"{self.path}: the tensor {unknown[0]} belongs to no LLaMA layer of this configuration.")
-
-
-def _open_directory(path: Path) -> Checkpoint:
-    config_file = path / "config.json"
-    if not config_file.exists():
-        raise FormatError(f"{path}: has no config.json; expected a Hugging Face model directory.")
-    config = LLaMAConfig.from_hf(config_file)
-    tensors = dict(open_safetensors_directory(path))
-    if config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)  # some writers store the tied head again
-    for name in [name for name in tensors if name.endswith("rotary_emb.inv_freq")]:
-        del tensors[name]  # a buffer that old checkpoints kept; it follows from the configuration
-    return Checkpoint(path, config, tensors)
-
-
-def _open_gguf(path: Path) -> Checkpoint:
-    file = GGUFFile(path)
-    try:
-        config = LLaMAConfig.from_gguf(file.metadata, tie_word_embeddings="output.weight" not in file.tensors)
-        if ROPE_FACTORS in file.tensors:
-            factors = [float(factor) for factor in file.tensors[ROPE_FACTORS].load().reshape(-1)]
-            config = replace(config, rope_frequency_factors=factors)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    tensors: dict[str, LazyTensor] = {}
-    for name, tensor in file.tensors.items():
-        if name == ROPE_FACTORS:
-            continue
-        target = hugging_face_name(name)
-        if target is None:
-            raise FormatError(
-                f"{path}: the tensor {name} belongs to no LLaMA layer; this architecture is not supported."
-            )
-        tensors[target] = tensor
-    return Checkpoint(path, config, tensors, file.metadata)
 
 
 def kept_matrices(checkpoint: Checkpoint, quantize: str | None, dtype: str) -> dict[str, str]:
@@ -302,30 +170,3 @@ def load(
     model = LLaMAModel(checkpoint.config, weights=loader)
     model.unquantized = loader.unquantized
     return model
-
-
-def save(model: LLaMAModel, directory: str | Path, *, dtype: str = "float32", max_shard_bytes: int = 5 * 10**9) -> None:
-    """Write `config.json` and safetensors (sharded beyond `max_shard_bytes`), in a temporary folder that is renamed.
-
-    Codes are dequantized to `dtype` one at a time. Raises ConfigError where LoRA adapters are still attached.
-    """
-    if dtype not in SAVED_DTYPES:
-        raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")
-    names = [name for name, _ in model.named_parameters()]
-    adapters = [name for name in names if ".lora_" in name]
-    if adapters:
-        raise ConfigError(f"The model still has LoRA adapters ({adapters[0]}); merge them or save the adapter instead.")
-    config = model.config.to_hf() | {"torch_dtype": dtype}
-    with atomic_directory(directory) as folder:
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_sharded(folder, _arrays(model, dtype), max_shard_bytes)
-
-
-def _arrays(model: LLaMAModel, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    for name, weight in model.named_parameters():
-        array = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.numpy()
-        if dtype == "bfloat16":
-            import ml_dtypes
-
-            array = array.astype(ml_dtypes.bfloat16)
-        yield name, array.astype(np.float32, copy=False) if dtype == "float32" else array

@@ -16,9 +16,10 @@ from entrenar.data import Example, Sample, encode_example
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.checkpoint import atomic_directory
 from entrenar.io.tokenizer import Tokenizer
+from entrenar.llama.checkpoint import Checkpoint
 from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.model import LLaMAModel
-from entrenar.llama.weights import Checkpoint, kept_matrices, load
+from entrenar.llama.weights import kept_matrices, load
 from entrenar.lora.adapter import save_adapter
 from entrenar.train import report, session
 from entrenar.train.config import TrainConfig

@@ -15,6 +15,7 @@ import pytest
 from entrenar._kernels import cpu
 from entrenar.autograd import QuantizedTensor, empty_cache, memory_stats, no_grad, reset_peak_memory
 from entrenar.llama import LLaMAConfig, LLaMAModel, weights
+from entrenar.llama.checkpoint import Checkpoint
 from entrenar.lora import LoRAConfig
 
 from .builders import random_arrays, random_tokens, small_config, write_gguf, write_hf
@@ -164,7 +165,7 @@ def test_a_matrix_is_quantized_piece_by_piece(
     file: str, quantize: str, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weights, "ROW_CHUNK_BYTES", 1 << 20)
-    checkpoint = weights.Checkpoint.open(files[file])
+    checkpoint = Checkpoint.open(files[file])
     tracemalloc.start()
     try:
         model = LLaMAModel.from_pretrained(checkpoint, quantize=quantize)
@@ -188,7 +189,7 @@ def test_no_pages_of_a_file_that_was_converted_stay(
 
 
 def test_codes_of_a_file_are_used_where_they_lie(files: dict[str, Path]) -> None:
-    checkpoint = weights.Checkpoint.open(files["Q4_1"])
+    checkpoint = Checkpoint.open(files["Q4_1"])
     tracemalloc.start()
     try:
         LLaMAModel.from_pretrained(checkpoint, quantize="auto")

@@ -16,7 +16,7 @@ import pytest
 from entrenar.autograd import QuantizedTensor, Tensor, no_grad
 from entrenar.io.hub import fetch_default_model
 from entrenar.llama import LLaMAModel
-from entrenar.llama.weights import Checkpoint
+from entrenar.llama.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.model
 
@@ -165,7 +165,7 @@ MEASURE = """
 import json, sys
 import gguf, numpy  # what loading imports is no part of what loading keeps
 from entrenar.llama import LLaMAModel
-from entrenar.llama.weights import Checkpoint
+from entrenar.llama.checkpoint import Checkpoint
 
 def status(key):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(key))

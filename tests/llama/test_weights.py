@@ -17,8 +17,9 @@ from safetensors.numpy import load_file
 from entrenar import matmul_precision
 from entrenar.autograd import QuantizedTensor, Tensor, no_grad
 from entrenar.errors import ConfigError, FormatError
-from entrenar.llama import LLaMAConfig, LLaMAModel, weights
-from entrenar.llama.weights import Checkpoint
+from entrenar.llama import LLaMAConfig, LLaMAModel, save, weights
+from entrenar.llama.checkpoint import Checkpoint
+from entrenar.llama.gguf_model import hugging_face_name
 from entrenar.lora import LoRAConfig
 
 from .builders import (
@@ -440,7 +441,7 @@ def test_a_save_that_fails_leaves_what_was_there(
     before = random_model(seed=1)
     if existing:
         before.save_pretrained(target)
-    arrays = weights._arrays
+    arrays = save._arrays
 
     def fails(*args: Any) -> Iterator[tuple[str, np.ndarray]]:
         for index, item in enumerate(arrays(*args)):
@@ -448,7 +449,7 @@ def test_a_save_that_fails_leaves_what_was_there(
                 raise OSError(28, "No space left on device")
             yield item
 
-    monkeypatch.setattr(weights, "_arrays", fails)
+    monkeypatch.setattr(save, "_arrays", fails)
     with pytest.raises(OSError, match="No space left"):
         random_model(seed=2).save_pretrained(target, max_shard_bytes=20_000)
     assert [path.name for path in tmp_path.iterdir()] == (["model"] if existing else [])
@@ -488,6 +489,6 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path: Pa
 @pytest.mark.unit
 def test_gguf_names_are_those_of_llama_cpp() -> None:
     for name in small_config().parameter_shapes():
-        assert weights.hugging_face_name(gguf_name(name)) == name
+        assert hugging_face_name(gguf_name(name)) == name
     for other in ("blk.0.attn_q.bias", "blk..attn_q.weight", "blk.0.ffn_gate_inp.weight", "rope_freqs.weight", "x"):
-        assert weights.hugging_face_name(other) is None
+        assert hugging_face_name(other) is None

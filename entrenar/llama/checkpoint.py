@@ -1,0 +1,71 @@
+"""A checkpoint: the tensors of a Hugging Face directory or a GGUF file by name, with the model's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from entrenar.errors import FormatError
+from entrenar.io.lazy import LazyTensor
+from entrenar.io.tokenizer import Tokenizer
+from entrenar.llama.config import LLaMAConfig
+from entrenar.llama.gguf_model import read_gguf
+from entrenar.llama.hf_directory import read_hf
+
+INTEGERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")  # codes whose meaning some other tensor holds
+
+
+class Checkpoint:
+    """The tensors of a checkpoint by Hugging Face name, with the model's configuration."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: LLaMAConfig,
+        tensors: Mapping[str, LazyTensor],
+        metadata: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.path, self.config, self.tensors = path, config, tensors
+        self.metadata = metadata  # of a GGUF file
+        self.notes = list(notes)  # a sentence for each thing that is ignored or converted
+
+    def interleaved(self, name: str) -> bool:
+        """Whether the rows of this matrix are stored for an interleaved rotary embedding."""
+        return self.metadata is not None and name.split(".")[-2] in ("q_proj", "k_proj")
+
+    @staticmethod
+    def open(path: str | Path) -> Checkpoint:
+        """A GGUF file or a Hugging Face directory; FormatError where it is neither, is truncated, or is no LLaMA."""
+        path = Path(path)
+        if path.is_dir():
+            config, tensors, notes = read_hf(path)
+            return Checkpoint(path, config, tensors, notes=notes)
+        if not path.exists():
+            raise FormatError(f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory.")
+        return Checkpoint(path, *read_gguf(path))
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that comes with the weights."""
+        return Tokenizer.from_directory(self.path) if self.metadata is None else Tokenizer.from_gguf(self.metadata)
+
+    def check(self) -> None:
+        """Every weight the configuration names is there with its shape, and nothing is left over."""
+        expected = self.config.parameter_shapes()
+        for name, shape in expected.items():
+            if name not in self.tensors:
+                raise FormatError(
+                    f"{self.path}: the tensor {name} of shape {shape} is missing; the file is incomplete."
+                )
+            found = tuple(self.tensors[name].shape)
+            if found != tuple(shape):
+                raise FormatError(f"{self.path}: the tensor {name} has shape {found}, expected {tuple(shape)}.")
+            if self.tensors[name].type in INTEGERS:
+                raise FormatError(
+                    f"{self.path}: the tensor {name} holds integers ({self.tensors[name].type}), expected F32, F16 or "
+                    "BF16 weights; use a checkpoint that is not quantized, or a GGUF file."
+                )
+        unknown = [name for name in self.tensors if name not in expected]
+        if unknown:
+            raise FormatError(f"{self.path}: the tensor {unknown[0]} belongs to no LLaMA layer of this configuration.")
