@@ -24,6 +24,7 @@ from entrenar.lora.adapter import save_adapter
 from entrenar.train import report, session
 from entrenar.train.config import TrainConfig
 from entrenar.train.memory import MemoryEstimate, plan
+from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
 
 SAMPLE_TOKENS = 64
@@ -51,15 +52,21 @@ def finetune(
         dtype = "float32"
     with session.prepared(config):
         with console.status("reading model and examples"):
-            trainer, tokenizer, example, needed = _assemble(model_path, config, dtype, shape or {})
-        return _run(trainer, tokenizer, example, needed, console, str(model_path))
+            trainer, tokenizer, example, needed, summary = _assemble(model_path, config, dtype, shape or {})
+        return _run(trainer, tokenizer, example, needed, summary, console, str(model_path))
 
 
 def _run(
-    trainer: Trainer, tokenizer: Tokenizer, example: Example, needed: MemoryEstimate, console: Console, base: str
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    example: Example,
+    needed: MemoryEstimate,
+    summary: Summary,
+    console: Console,
+    base: str,
 ) -> session.Result:
     config = trainer.config
-    _show_facts(console, trainer, needed)
+    _show_facts(console, trainer, needed, summary)
     question = example.messages[-2]["content"] if len(example.messages) > 1 else ""
 
     def save(output: Path) -> None:
@@ -76,6 +83,7 @@ def _run(
         save=save,
         prompt=question,
         sample=lambda: _sample(trainer.model, tokenizer, example),
+        summary=summary,
         console=console,
     )
 
@@ -95,8 +103,8 @@ def _check_shape(actual: LLaMAConfig, wanted: Mapping[str, Any], model_path: str
 
 def _assemble(
     model_path: str | Path, config: TrainConfig, dtype: str, shape: Mapping[str, Any]
-) -> tuple[Trainer, Tokenizer, Example, MemoryEstimate]:
-    """The trainer, the tokenizer, the held-out example to sample, and the memory estimate. The file is let go."""
+) -> tuple[Trainer, Tokenizer, Example, MemoryEstimate, Summary]:
+    """The trainer, the tokenizer, the held-out example to sample, the memory estimate, and what is to be said."""
     t, qlora = config.training, config.qlora
     quantize = qlora.quantize if qlora is not None and qlora.quantize_4bit else None
     checkpoint = Checkpoint.open(model_path)
@@ -123,7 +131,8 @@ def _assemble(
     if config.adapter is not None:
         config.adapter.apply(model, t.seed)
     model.gradient_checkpointing = checkpointing
-    return Trainer(model, config, loader, batches), tokenizer, held_out[0], needed
+    summary = Summary([*checkpoint.notes, *tokenizer.notes])
+    return Trainer(model, config, loader, batches), tokenizer, held_out[0], needed, summary
 
 
 def _encode(examples: Sequence[Example], tokenizer: Tokenizer, config: TrainConfig) -> list[Sample]:
@@ -133,7 +142,7 @@ def _encode(examples: Sequence[Example], tokenizer: Tokenizer, config: TrainConf
     return [sample for sample in samples if sample.trained.any()] or samples
 
 
-def _show_facts(console: Console, trainer: Trainer, needed: MemoryEstimate) -> None:
+def _show_facts(console: Console, trainer: Trainer, needed: MemoryEstimate, summary: Summary) -> None:
     model = trainer.model
     total = sum(weight.size for _, weight in model.named_parameters())
     trainable = sum(tensor.size for _, tensor in trainer.parameters)
@@ -149,7 +158,8 @@ def _show_facts(console: Console, trainer: Trainer, needed: MemoryEstimate) -> N
     report.facts(console, "Fine-tuning", rows)
     kept = Counter((name.split(".")[-2], reason) for name, reason in model.unquantized.items())
     for (layer, reason), count in kept.items():
-        console.print(f"{layer} of {count} blocks stays in full precision: {reason}.")
+        summary.notes.append(f"{layer} of {count} blocks stays in full precision: {reason}.")
+    report.notes(console, summary.notes)
 
 
 def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example) -> str:

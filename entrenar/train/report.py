@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -29,6 +30,12 @@ def facts(console: Console, title: str, rows: dict[str, str]) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
+
+
+def notes(console: Console, sentences: Iterable[str]) -> None:
+    """Plain lines: what a user must know of the input."""
+    for sentence in sentences:
+        console.print(escape(printable(sentence)))
 
 
 def printable(text: str) -> str:

@@ -17,6 +17,7 @@ from entrenar.llama.model import LLaMAModel
 from entrenar.train import report, session
 from entrenar.train.config import TrainConfig
 from entrenar.train.memory import plan
+from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
 
 PROMPT = "The value of"
@@ -72,6 +73,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
         save=save,
         prompt=PROMPT,
         sample=lambda: _sample(model, tokenizer),
+        summary=Summary(),
         console=console,
     )
 

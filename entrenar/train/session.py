@@ -30,6 +30,7 @@ from entrenar.train.config import TrainConfig
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.memory import MemoryEstimate
 from entrenar.train.step import StepReport
+from entrenar.train.summary import SUMMARY, Summary
 from entrenar.train.trainer import Trainer
 
 
@@ -63,7 +64,12 @@ def prepared(config: TrainConfig) -> Iterator[None]:
 def _check_directory(config: TrainConfig) -> None:
     """Raise ConfigError where the output cannot be written, before hours are spent on it."""
     directory = Path(config.checkpointing.directory)
-    for name, wrong in (("adapter", Path.is_file), ("model", Path.is_file), ("metrics.csv", Path.is_dir)):
+    for name, wrong in (
+        ("adapter", Path.is_file),
+        ("model", Path.is_file),
+        ("metrics.csv", Path.is_dir),
+        (SUMMARY, Path.is_dir),
+    ):
         if wrong(directory / name):
             raise ConfigError(f"checkpointing.directory: {directory / name} is in the way; choose another directory.")
     existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
@@ -124,9 +130,10 @@ def run(
     save: Callable[[Path], None],
     prompt: str,
     sample: Callable[[], str],
+    summary: Summary,
     console: Console,
 ) -> Result:
-    """Evaluate, train, evaluate, write `output` (through `save`) and metrics.csv, and show what has changed."""
+    """Evaluate, train, evaluate, write `output` (by `save`), metrics.csv and summary.json, and show what changed."""
     metrics = output.parent / "metrics.csv"
 
     def on_checkpoint() -> None:
@@ -146,6 +153,7 @@ def run(
     with checkpoint.writing(output):
         save(output)
         report.write_metrics(metrics, reports)
+        summary.write(output.parent / SUMMARY, reports, before, after)
     report.comparison(console, before, after)
     for title, text in (("Prompt", prompt), ("Before", sample_before), ("After", sample_after)):
         console.print(f"[bold]{title}:[/bold] {escape(report.printable(text))}")

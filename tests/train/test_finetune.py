@@ -27,6 +27,7 @@ from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsErr
 from entrenar.io.safetensors import open_safetensors
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
+from entrenar.llama.checkpoint import Checkpoint
 from entrenar.lora import LoRAConfig, load_adapter
 from entrenar.qlora import QLoRAConfig
 from entrenar.train import Result, TrainConfig, evaluate, finetune, report, session, train_from_scratch
@@ -92,6 +93,7 @@ def test_the_qlora_example_writes_its_adapter_and_says_so(
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "metrics.csv",
+        "summary.json",
     ]
     assert json.loads((output / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
     for wanted in (
@@ -113,6 +115,27 @@ def test_the_qlora_example_writes_its_adapter_and_says_so(
         rf"Written: {re.escape(str(output))}/adapter and {re.escape(str(output))}/metrics\.csv",
     ):
         assert re.search(wanted, run.stdout), f"{wanted} is not in\n{run.stdout}"
+
+
+@pytest.mark.unit
+def test_what_is_to_be_said_is_shown_before_training_and_kept(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Checkpoint.open
+
+    def noted(path: str | Path) -> Checkpoint:
+        checkpoint = opened(path)
+        checkpoint.notes.append("config.json: [field] x is not used.")
+        return checkpoint
+
+    monkeypatch.setattr(Checkpoint, "open", noted)
+    result, out = quiet(model, config_for(data, tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["notes"][0] == "config.json: [field] x is not used."
+    assert out.index("config.json: [field] x is not used.") < out.index("step 1/4")
+    assert summary["steps"] == 4
+    assert summary["trained_tokens"] == sum(step.trained_tokens for step in result.reports)
+    assert summary["held_out"]["after"] == {"loss": result.after.loss, "tokens": result.after.tokens}
 
 
 @pytest.mark.unit
@@ -372,9 +395,9 @@ def test_too_little_text_for_a_row_is_refused(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------- the output folder
 @pytest.mark.unit
-@pytest.mark.parametrize("blocked", ["adapter", "model", "metrics.csv"])
+@pytest.mark.parametrize("blocked", ["adapter", "model", "metrics.csv", "summary.json"])
 def test_what_is_in_the_way_is_found_before_training(blocked: str, model: Path, data: Path, tmp_path: Path) -> None:
-    if blocked == "metrics.csv":
+    if "." in blocked:
         (tmp_path / blocked).mkdir()
     else:
         (tmp_path / blocked).write_text("mine")
@@ -389,7 +412,7 @@ def test_a_run_replaces_the_result_of_the_run_before(model: Path, data: Path, tm
     second, _ = quiet(model, config_for(data, tmp_path, replace(SMALL, steps=2)))
     assert (second.output / "adapter_model.safetensors").read_bytes() != before
     assert len(metrics(tmp_path)) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "metrics.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "metrics.csv", "summary.json"]
 
 
 # ---------------------------------------------------------------------- crashes and interrupts
