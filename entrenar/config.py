@@ -268,6 +268,9 @@ def _argument_type(hint: Any) -> Callable[[str], Any]:
         arguments = typing.get_args(hint)
         if typing.get_origin(hint) in (list, tuple):
             return [_scalar(part.strip(), arguments or (str,)) for part in text.split(",")]
+        if typing.get_origin(hint) is dict:
+            pairs = [part.rpartition("=") for part in text.split(",")]
+            return {key.strip(): _scalar(value.strip(), arguments[1:]) for key, _, value in pairs}
         return _scalar(text, arguments or (hint,))
 
     return parse

@@ -19,12 +19,14 @@ with atheris.instrument_imports(include=["entrenar"]):
     from entrenar.errors import ConfigError
     from entrenar.llama import LLaMAConfig, LLaMAModel
     from entrenar.llama.config import LINEAR_LAYERS
-    from entrenar.lora.config import UNSUPPORTED, LoRAConfig
+    from entrenar.lora.config import LoRAConfig
+    from entrenar.lora.peft_table import UNSUPPORTED
     from entrenar.qlora.config import QLoRAConfig
 
 Choose = Callable[[int], int]
 
-NAMES = ["all-linear", *LINEAR_LAYERS, "lm_head", "q_prj", "", "model.layers.0.self_attn.q_proj"]
+WHOLE_NAME = "model.layers.0.self_attn.q_proj"
+NAMES = ["all-linear", *LINEAR_LAYERS, "lm_head", "q_prj", "", WHOLE_NAME]
 RANKS: list[object] = [8, 1, 2, 3, 16, 64, 0, -4, 1.5, True, "8", None, 2**64]
 ALPHAS: list[object] = [32.0, 1, 16, 0.5, 0, -1.0, math.nan, math.inf, "32", False]
 DROPOUTS: list[object] = [0.0, 0, 0.05, 0.5, 1.0, -0.1, 2, "0.1", None, math.nan]
@@ -62,7 +64,7 @@ def fits(kind: type[LoRAConfig], given: dict[str, object]) -> bool:
     """The rules of an adapter's settings, written down again."""
     names = [given["target_modules"]] if isinstance(given["target_modules"], str) else given["target_modules"]
     # "all-linear" stands for every layer, whatever else is named
-    named = "all-linear" in names or (bool(names) and all(name in LINEAR_LAYERS for name in names))
+    named = "all-linear" in names or (bool(names) and all(name in (*LINEAR_LAYERS, WHOLE_NAME) for name in names))
     numbers = isinstance(given["rank"], int) and is_number(given["rank"], 1, 2**63)
     numbers = numbers and is_number(given["alpha"], 5e-324, math.inf) and is_number(given["dropout"], 0, 1)
     flags = [given["use_rslora"], given.get("quantize_4bit", True), given.get("double_quantization", True)]
@@ -193,7 +195,7 @@ def attach(config: LoRAConfig) -> None:
     model.to_qlora(config) if isinstance(config, QLoRAConfig) else model.to_lora(config)
     weights = [tensor for _, tensor in model.named_parameters()]
     trainable = sum(tensor.size for tensor in weights if tensor.requires_grad)
-    assert trainable == shape.num_lora_parameters(config.rank, config.target_modules)
+    assert trainable == config.num_parameters(shape)
     quantized = isinstance(config, QLoRAConfig) and config.quantize_4bit
     assert any(isinstance(tensor, QuantizedTensor) for tensor in weights) == quantized
     after = model(tokens).numpy()

@@ -22,6 +22,7 @@ with atheris.instrument_imports(include=["entrenar"]):
     from entrenar.llama import budget
     from entrenar.llama.config import LINEAR_LAYERS, LLaMAConfig
     from entrenar.llama.model import LLaMAModel
+    from entrenar.lora.config import LoRAConfig
 
 Choose = Callable[[int], int]
 
@@ -141,7 +142,8 @@ def check_adapters(choose: Choose, c: LLaMAConfig) -> None:
         LINEAR_LAYERS[4:], c.intermediate_size
     )
     weights = c.num_hidden_layers * rank * sum(c.hidden_size + ends[name] for name in chosen)
-    assert c.num_lora_parameters(rank, chosen) == weights
+    if chosen:
+        assert LoRAConfig(rank=rank, target_modules=chosen).num_parameters(c) == weights
 
 
 def check_bytes(choose: Choose, c: LLaMAConfig, count: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,21 +255,6 @@ class LLaMAConfig:
         """The weights of the block linears: those that QLoRA keeps in 4 bits."""
         shapes = self.parameter_shapes()
         return sum(math.prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2)
-
-    def num_lora_parameters(self, rank: int, target_modules: Iterable[str]) -> int:
-        """The weights of LoRA adapters of this rank on the named linears of every block."""
-        targets = set(target_modules)
-        unknown = sorted(targets - set(LINEAR_LAYERS))
-        if unknown:
-            raise ConfigError(
-                f"target_modules: {unknown[0]!r} is no linear layer; {nearest(unknown[0], LINEAR_LAYERS)}"
-            )
-        shapes = self.parameter_shapes()
-        return sum(
-            rank * (shape[0] + shape[1])
-            for name, shape in shapes.items()
-            if ".layers." in name and len(shape) == 2 and name.split(".")[-2] in targets
-        )
 
     def inverse_frequencies(self) -> np.ndarray:
         """Rotary frequencies (head_dim / 2,), float64, scaled as the configuration says.

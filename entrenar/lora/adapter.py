@@ -15,15 +15,14 @@ import numpy as np
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.checkpoint import atomic_directory
 from entrenar.io.json_file import read_json_object
-from entrenar.io.safetensors import open_safetensors, save_safetensors
+from entrenar.io.safetensors import save_safetensors
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.modules import Linear
 from entrenar.lora.config import LoRAConfig
 from entrenar.lora.layer import LoRALinear
+from entrenar.lora.weights import PREFIX, WEIGHTS_FILE, read_weights
 
-PREFIX = "base_model.model."
 CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def lora_layers(model: LLaMAModel) -> Iterator[tuple[str, LoRALinear]]:
@@ -40,22 +39,19 @@ def check_no_adapters(model: LLaMAModel) -> None:
 
 
 def attach(model: LLaMAModel, config: LoRAConfig, seed: int = 0) -> None:
-    """Freeze the model and put an adapter on every linear that `config.target_modules` names.
+    """Freeze the model and put an adapter on every linear that `config` names.
 
-    Raises ConfigError where the model already has adapters or no layer matches.
+    Raises ConfigError where the model already has adapters, or `config` names what the model does not have.
     """
     check_no_adapters(model)
-    targets = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, Linear) and name.rsplit(".", 1)[-1] in config.target_modules
-    ]
-    if not targets:
-        raise ConfigError(f"No layer of the model matches target_modules {list(config.target_modules)}.")
+    layers = config.layers(model.config)
+    modules = [(name, module) for name, module in model.named_modules() if name in layers]
     model.freeze()
     rng = np.random.Generator(np.random.Philox(seed))
-    for name, module in targets:
-        model.replace(name, LoRALinear(module, config.rank, config.scaling, config.dropout, rng))
+    for name, module in modules:
+        assert isinstance(module, Linear)  # the linears of blocks alone are in `layers`
+        rank, alpha = layers[name]
+        model.replace(name, LoRALinear(module, rank, config.scaling_of(rank, alpha), config.dropout, rng))
     model.lora_config = config
 
 
@@ -86,7 +82,7 @@ def save_adapter(model: LLaMAModel, directory: str | Path, *, base_model: str | 
         tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.numpy()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.numpy()
     with atomic_directory(directory) as folder:
-        text = json.dumps(config.to_peft(base_model), indent=2, sort_keys=True)
+        text = json.dumps(dict(sorted(config.to_peft(base_model).items())), indent=2)  # the order of patterns matters
         (folder / CONFIG_FILE).write_text(text + "\n")
         save_safetensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})
 
@@ -94,19 +90,24 @@ def save_adapter(model: LLaMAModel, directory: str | Path, *, base_model: str | 
 def read_adapter_config(directory: str | Path) -> LoRAConfig:
     """The configuration of a PEFT adapter directory; FormatError or ConfigError where it is missing or unsupported."""
     path = Path(directory) / CONFIG_FILE
+    if not path.exists() and (inner := sorted(Path(directory).glob(f"*/{CONFIG_FILE}"))):
+        raise FormatError(f"{path}: no such file; the folder {inner[0].parent.name} in it has one, give that folder.")
     return LoRAConfig.from_peft(read_json_object(path, "a PEFT adapter directory"), where=str(path))
 
 
 def load_adapter(model: LLaMAModel, directory: str | Path) -> None:
     """Put the adapter of a PEFT directory on the model; every tensor must be there with its shape, and no other.
 
-    As in PEFT, its dropout is off until `set_training(model, True)`. Where anything is wrong the model is unchanged.
+    As in PEFT, its dropout is off until `set_training(model, True)`, and nothing holds the base that it was made over
+    against this model. Where anything is wrong the model is unchanged.
     """
     config = read_adapter_config(directory)
     path = Path(directory) / WEIGHTS_FILE
-    stored = open_safetensors(path)
-    check_adapter_shapes(model, config, {name: tuple(lazy.shape) for name, lazy in stored.items()}, path)
-    tensors = {name: lazy.load() for name, lazy in stored.items()}
+    try:
+        expected = adapter_shapes(model, config)
+    except ConfigError as error:
+        raise ConfigError(f"{Path(directory) / CONFIG_FILE}: {error}") from error
+    tensors = read_weights(path, expected)
     attach(model, config)
     for name, layer in lora_layers(model):
         layer.lora_A.numpy()[...] = tensors[f"{PREFIX}{name}.lora_A.weight"]
@@ -114,22 +115,13 @@ def load_adapter(model: LLaMAModel, directory: str | Path) -> None:
     set_training(model, False)
 
 
-def check_adapter_shapes(model: LLaMAModel, config: LoRAConfig, stored: dict[str, tuple[int, ...]], path: Path) -> None:
-    """Hold the names and shapes of a file against the layers that the configuration names, before anything changes."""
-    expected = {}
+def adapter_shapes(model: LLaMAModel, config: LoRAConfig) -> dict[str, tuple[int, int]]:
+    """The names and shapes of the tensors that the adapter's file must hold; A is (rank, in), B is (out, rank)."""
+    layers, shapes = config.layers(model.config), {}
     for name, module in model.named_modules():
-        if isinstance(module, Linear) and name.rsplit(".", 1)[-1] in config.target_modules:
-            expected[f"{PREFIX}{name}.lora_A.weight"] = (config.rank, module.in_features)
-            expected[f"{PREFIX}{name}.lora_B.weight"] = (module.out_features, config.rank)
-    for name, shape in expected.items():
-        if name not in stored:
-            raise FormatError(
-                f"{path}: the tensor {name} of shape {shape} is missing; the adapter does not fit the model."
-            )
-        if stored[name] != shape:
-            raise FormatError(f"{path}: the tensor {name} has shape {stored[name]}, expected {shape}.")
-    unknown = sorted(set(stored) - set(expected))
-    if unknown:
-        raise FormatError(
-            f"{path}: the tensor {unknown[0]} belongs to no layer that the adapter's configuration names."
-        )
+        if name in layers:
+            assert isinstance(module, Linear)
+            rank = layers[name][0]
+            shapes[f"{PREFIX}{name}.lora_A.weight"] = (rank, module.in_features)
+            shapes[f"{PREFIX}{name}.lora_B.weight"] = (module.out_features, rank)
+    return shapes

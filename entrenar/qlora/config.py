@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from entrenar.config import option
@@ -29,7 +30,7 @@ class QLoRAConfig(LoRAConfig):
     @property
     def lora(self) -> LoRAConfig:
         """The adapters alone."""
-        return LoRAConfig(self.rank, self.alpha, self.dropout, list(self.target_modules), self.use_rslora)
+        return LoRAConfig(**{spec.name: copy(getattr(self, spec.name)) for spec in fields(LoRAConfig)})
 
     def apply(self, model: LLaMAModel, seed: int = 0) -> None:
         """Quantize what is not yet 4-bit and put adapters on the target modules, in place."""

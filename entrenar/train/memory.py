@@ -41,7 +41,7 @@ def block_activation_floats(config: LLaMAConfig, lora: LoRAConfig | None) -> int
     q, kv = config.num_attention_heads * config.head_size, config.kv_heads * config.head_size
     attention = 2 * q + 2 * kv + config.num_attention_heads
     floats = 2 * config.hidden_size + 2 + attention + 2 * config.intermediate_size
-    return floats + (lora.rank * len(lora.target_modules) if lora else 0)
+    return floats + (lora.largest_block_rank(config) if lora else 0)
 
 
 def estimate(
@@ -65,7 +65,7 @@ def estimate(
     if lora is None:
         trainable = config.num_parameters()
     else:
-        trainable = config.num_lora_parameters(lora.rank, lora.target_modules)
+        trainable = lora.num_parameters(config)
     token_bytes = 4 * batch_size * sequence_length  # of one float a token
     block, hidden = block_activation_floats(config, lora) * token_bytes, config.hidden_size * token_bytes
     recomputed = recomputed_blocks(config, checkpointing)

@@ -16,7 +16,7 @@ import pytest
 from entrenar.errors import ConfigError, EntrenarError, FormatError, MemoryBudgetError
 from entrenar.llama import LLaMAConfig, LLaMAModel, budget
 from entrenar.llama import model as model_module
-from entrenar.llama.config import LINEAR_LAYERS
+from entrenar.lora import LoRAConfig
 
 from .builders import hf_table, small_config
 
@@ -63,16 +63,6 @@ def test_a_model_that_is_built_holds_the_weights_that_were_counted() -> None:
         assert sum(weight.size for weight in weights.values()) == config.num_parameters()
 
 
-@pytest.mark.unit
-def test_lora_counts_are_the_rank_times_both_sides_of_every_target() -> None:
-    assert published("7b").num_lora_parameters(16, ["q_proj", "v_proj"]) == 8_388_608
-    config = small_config()  # 2 blocks; q and o 64x64, k and v 32x64, gate and up 96x64, down 64x96
-    assert config.num_lora_parameters(3, ["k_proj"]) == 2 * 3 * (32 + 64)
-    assert config.num_lora_parameters(3, LINEAR_LAYERS) == 2 * 3 * (2 * 128 + 2 * 96 + 3 * 160)
-    with pytest.raises(ConfigError, match=r"'q_porj' is no linear layer; did you mean 'q_proj'\?"):
-        config.num_lora_parameters(3, ["q_porj"])
-
-
 @pytest.mark.memory
 def test_counting_a_70_billion_parameter_model_allocates_nothing() -> None:
     config = published("70b")
@@ -80,7 +70,7 @@ def test_counting_a_70_billion_parameter_model_allocates_nothing() -> None:
     tracemalloc.start()
     try:
         assert config.num_parameters() == COUNTS["70b"]
-        config.num_lora_parameters(16, ["q_proj"])
+        LoRAConfig(rank=16, target_modules=["q_proj"]).num_parameters(config)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

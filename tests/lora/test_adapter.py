@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,11 @@ def edit_tensors(directory: Path, edit: Callable[[dict[str, np.ndarray]], object
     tensors = load_file(directory / WEIGHTS_FILE)
     edit(tensors)
     save_file(tensors, directory / WEIGHTS_FILE)
+
+
+def rename(directory: Path, new: Callable[[str], str]) -> None:
+    tensors = load_file(directory / WEIGHTS_FILE)
+    save_file({new(name): value for name, value in tensors.items()}, directory / WEIGHTS_FILE)
 
 
 # ---------------------------------------------------------------------- dropout where nothing is trained
@@ -142,6 +148,39 @@ def test_half_precision_adapters_load(saved: Path) -> None:
     stored = load_file(saved / WEIGHTS_FILE)
     for name, tensor in model.trainable_parameters():
         np.testing.assert_array_equal(tensor.numpy(), stored[f"base_model.model.{name}"].astype(np.float32))
+
+
+@pytest.mark.unit
+def test_the_names_that_peft_has_in_memory_load(saved: Path) -> None:
+    model, plain = base_model(config=CONFIG), base_model(config=CONFIG)
+    load_adapter(plain, saved)
+    rename(saved, lambda name: name.replace(".weight", ".default.weight"))
+    load_adapter(model, saved)
+    tokens, _ = batch(CONFIG)
+    np.testing.assert_array_equal(logits_of(model, tokens), logits_of(plain, tokens))
+
+
+@pytest.mark.unit
+def test_ranks_and_strengths_of_single_layers_survive_the_files_and_the_merge(tmp_path: Path) -> None:
+    model = small_lora(
+        target_modules=["q_proj", "model.layers.1.mlp.up_proj"],
+        rank_pattern={"layers.1.self_attn.q_proj": 7, "q_proj": 2},
+        alpha_pattern={r"up_pro.": 3.5, "0.self_attn.q_proj": 16},
+        use_rslora=True,
+    )
+    assert [layer.rank for _, layer in lora_layers(model)] == [2, 7, 4]
+    assert [layer.scaling for _, layer in lora_layers(model)] == [16 / 2**0.5, 8 / 7**0.5, 3.5 / 2]
+    save_adapter(model, tmp_path / "adapter")
+    again = base_model(config=CONFIG)
+    load_adapter(again, tmp_path / "adapter")
+    assert again.lora_config == model.lora_config
+    assert again.lora_config is not None
+    assert list(again.lora_config.rank_pattern) == ["layers.1.self_attn.q_proj", "q_proj"]  # the first match decides
+    tokens, _ = batch(CONFIG)
+    adapted = logits_of(model, tokens)
+    np.testing.assert_array_equal(logits_of(again, tokens), adapted)
+    merge(again)
+    np.testing.assert_allclose(logits_of(again, tokens), adapted, rtol=0, atol=1e-4)
 
 
 @pytest.mark.unit
@@ -247,11 +286,58 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"the tensor base_model\.\S+\.0\.self_attn\.q_proj\.lora_A\.weight belongs to no layer that",
     ),
     "unknown target": (lambda d: edit_config(d, target_modules=["q_porj"]), r"did you mean 'q_proj'\?"),
-    "pattern": (lambda d: edit_config(d, target_modules=".*proj"), r"target_modules is the pattern '\.\*proj'"),
+    "pattern": (
+        lambda d: edit_config(d, target_modules=".*proj"),
+        r"self_attn.k_proj.lora_A.weight of shape .* missing",
+    ),
+    "pattern of nothing": (
+        lambda d: edit_config(d, target_modules=".*query"),
+        r"adapter_config.json: lora.target_modules: the pattern '\.\*query' matches no module of the model\.",
+    ),
+    "a layer deeper than the model": (
+        lambda d: edit_config(d, layers_to_transform=[1, 2]),
+        r"adapter_config.json: lora.layers_to_transform: has 2, expected less than the model's 2 blocks\.",
+    ),
+    "a folder in the folder": (
+        lambda d: shutil.move(shutil.move(d, d.with_name("x")), d / "default"),
+        r"adapter_config.json: no such file; the folder default in it has one, give that folder\.",
+    ),
+    "pickled weights": (
+        lambda d: (d / WEIGHTS_FILE).rename(d / "adapter_model.bin"),
+        r"adapter_model.safetensors: no such file; adapter_model.bin beside it is pickled and is not read: load it in",
+    ),
+    "shards": (
+        lambda d: (d / WEIGHTS_FILE).rename(d / "adapter_model-00001-of-00002.safetensors"),
+        r"no such file; adapter_model-00001-of-00002.safetensors beside it is not what PEFT calls an adapter",
+    ),
+    "mlx-lm": (
+        lambda d: (d / CONFIG_FILE).write_text('{"fine_tune_type": "lora", "num_layers": 2}'),
+        r"adapter_config.json: is of an adapter of mlx-lm, expected one of PEFT; merge it with mlx-lm first\.",
+    ),
+    "names without the prefix": (
+        lambda d: rename(d, lambda name: name.removeprefix("base_model.model.")),
+        r"is missing; what is there is named otherwise \(model\.\S+\), which PEFT does not load either\.",
+    ),
+    "a weight that is no number": (
+        lambda d: edit_tensors(d, lambda t: t[f"{Q0}.lora_B.weight"].fill(np.inf)),
+        r"q_proj.lora_B.weight holds values that are no finite numbers\.",
+    ),
+    "integers": (
+        lambda d: edit_tensors(d, lambda t: t.update({f"{Q0}.lora_B.weight": np.zeros((64, 4), np.int32)})),
+        r"q_proj.lora_B.weight has type I32; expected F32, F16 or BF16 weights\.",
+    ),
+    "both names of one weight": (
+        lambda d: edit_tensors(d, lambda t: t.update({f"{Q0}.lora_A.default.weight": np.zeros((4, 64), np.float32)})),
+        r"the tensors \S+ and \S+ are the same weight\.",
+    ),
+    "DoRA's magnitudes": (
+        lambda d: edit_tensors(d, lambda t: t.update({f"{Q0}.lora_magnitude_vector": np.zeros(64, np.float32)})),
+        r"q_proj.lora_magnitude_vector is the magnitudes of DoRA, which is not supported\.",
+    ),
     "DoRA": (lambda d: edit_config(d, use_dora=True), r"use_dora is True, which is not supported; expected False"),
     "a tensor too many": (
         lambda d: edit_tensors(d, lambda t: t.update({"base_model.model.lm_head.weight": np.zeros((2, 2))})),
-        r"the tensor base_model.model.lm_head.weight belongs to no layer that the adapter's configuration names\.",
+        r"the tensor base_model.model.lm_head.weight is the head, saved with the adapter, which is not supported\.",
     ),
     "a tensor too few": (
         lambda d: edit_tensors(d, lambda t: t.pop(f"{Q0}.lora_B.weight")),

@@ -159,7 +159,8 @@ def test_only_the_named_linears_get_adapters() -> None:
     total = 0
     for _, tensor in model.trainable_parameters():
         total += tensor.size
-    assert total == model.config.num_lora_parameters(2, ["v_proj", "gate_proj"])
+    assert model.lora_config is not None
+    assert total == model.lora_config.num_parameters(model.config)
 
 
 @pytest.mark.unit

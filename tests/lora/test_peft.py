@@ -136,10 +136,7 @@ def test_the_merged_model_equals_pefts_merged_model(base_directory: Path, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_modules": r".*\.layers\.0\..*q_proj"}, "target_modules is the pattern"),
         ({"target_modules": ["q_proj"], "use_dora": True}, "use_dora is True"),
-        ({"target_modules": ["q_proj"], "rank_pattern": {"0.self_attn.q_proj": 2}}, "rank_pattern is"),
-        ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, "layers_to_transform is"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "modules_to_save is"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"target_modules": ["q_proj", "lm_head"]}, "'lm_head' is no linear layer of a block"),

@@ -26,6 +26,7 @@ def test_the_adapters_alone_are_a_lora_config() -> None:
     config = QLoRAConfig(rank=3, alpha=5.0, dropout=0.1, target_modules=["all-linear"], use_rslora=True)
     assert config.lora == LoRAConfig(3, 5.0, 0.1, ["all-linear"], True)
     assert type(config.lora) is LoRAConfig
+    assert isinstance(config.lora.target_modules, list)
     config.lora.target_modules.clear()
     assert len(config.target_modules) == 7
 

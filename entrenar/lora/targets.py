@@ -1,0 +1,110 @@
+"""Which linears of a model an adapter's settings mean, by the rules of PEFT (peft/tuners/tuners_utils.py).
+
+A name in a list means the module of that whole name and every module whose name ends in it; a text is a regular
+expression that whole names match. Patterns come from files of others: those that could take long are matched by a
+process of their own, which is ended after a while.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+
+from entrenar.errors import ConfigError
+
+NAME = re.compile(r"[\w.-]*")  # what a list holds; any other text is a pattern
+QUICK = re.compile(r"[^(*+?{]*([*+?{][^(*+?{]*){0,3}")  # at most three repeats, none within another
+END = r"(.*\.)?({})"  # what PEFT makes of a key of rank_pattern and alpha_pattern
+LONGEST_PATTERN = 10_000
+SECONDS = 10
+MATCHER = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+found = [[name for name in names if re.fullmatch(pattern, name)] for pattern in patterns]
+json.dump(found, sys.stdout)
+"""
+
+
+def is_name(text: str) -> bool:
+    """Whether the text is a module's name, or the end of one, and no pattern."""
+    return NAME.fullmatch(text) is not None
+
+
+def is_quick(patterns: Sequence[str]) -> bool:
+    """Whether matching these takes no time worth a process."""
+    return all(QUICK.fullmatch(pattern) for pattern in patterns)
+
+
+def check_pattern(pattern: str, where: str) -> None:
+    """ConfigError where the text is no regular expression, or too long to be one."""
+    if len(pattern) > LONGEST_PATTERN:
+        raise ConfigError(f"{where}: is a pattern of {len(pattern)} characters, expected {LONGEST_PATTERN} or fewer.")
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(f"{where}: {pattern[:200]!r} is no regular expression ({error}).") from error
+
+
+def full_matches(patterns: Sequence[str], names: Sequence[str], where: str, *, quick: bool) -> list[set[str]]:
+    """For each pattern the names that match it as a whole; ConfigError where that takes longer than SECONDS."""
+    if quick:
+        return [{name for name in names if re.fullmatch(pattern, name)} for pattern in patterns]
+    try:
+        matcher = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", MATCHER],
+            input=json.dumps([patterns, names]).encode(),
+            capture_output=True,
+            timeout=SECONDS,
+            check=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"{where}: the pattern {patterns[0][:200]!r} takes more than {SECONDS} seconds to match the model's names; "
+            "list the names instead."
+        ) from error
+    except (subprocess.CalledProcessError, OSError) as error:
+        raise ConfigError(f"{where}: the pattern {patterns[0][:200]!r} could not be matched ({error}).") from error
+    return [set(found) for found in json.loads(matcher.stdout)]
+
+
+def module_names(weights: Iterable[str]) -> list[str]:
+    """The names of transformers' modules for a decoder with these weights, those without weights as well."""
+    found = {"lm_head": None, "model.rotary_emb": None}
+    for weight in weights:
+        parts = weight.split(".")[:-1]
+        found |= dict.fromkeys(".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        if parts[-1] == "gate_proj":
+            found[".".join([*parts[:-1], "act_fn"])] = None
+    return list(found)
+
+
+def named(wanted: Sequence[str] | str, names: Sequence[str], where: str) -> set[str]:
+    """The names that a list of names or a pattern means; ConfigError where an entry of it means none."""
+    if isinstance(wanted, str):
+        (found,) = full_matches([wanted], names, where, quick=is_quick([wanted]))
+        if not found:
+            raise ConfigError(f"{where}: the pattern {wanted[:200]!r} matches no module of the model.")
+        return found
+    found = set()
+    for entry in wanted:
+        meant = {name for name in names if name == entry or name.endswith(f".{entry}")}
+        if not meant:
+            raise ConfigError(f"{where}: {entry!r} matches no module of the model.")
+        found |= meant
+    return found
+
+
+def first_matches(patterns: Iterable[str], names: Sequence[str], where: str) -> dict[str, str]:
+    """For each name the first pattern that matches its end; ConfigError for a pattern that matches none of them."""
+    keys = list(patterns)
+    matches = full_matches([END.format(key) for key in keys], names, where, quick=is_quick(keys))
+    found: dict[str, str] = {}
+    for key, meant in zip(keys, matches, strict=True):
+        if not meant:
+            raise ConfigError(f"{where}: {key!r} matches none of the layers that get adapters.")
+        for name in meant:
+            found.setdefault(name, key)
+    return found

@@ -1,0 +1,100 @@
+"""The tensors of a PEFT adapter: every one that its configuration promises, with its shape, finite, and no other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from entrenar.errors import FormatError
+from entrenar.io.lazy import LazyTensor
+from entrenar.io.safetensors import open_safetensors
+
+PREFIX = "base_model.model."
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
+TYPES = ("F64", "F32", "F16", "BF16")
+# PEFT's names in memory have that of the adapter in them, and it loads a file with those for an adapter "default".
+IN_MEMORY = re.compile(r"(.*\.lora_[AB])\.default\.weight")
+# What else writes or trains beside A and B, by a part of a tensor's name.
+OTHERS = {
+    "lora_magnitude_vector": "the magnitudes of DoRA, which is not supported",
+    "lora_embedding_": "an adapter of an embedding, which is not supported",
+    "modules_to_save": "a layer that was trained as a whole (modules_to_save), which is not supported",
+    ".base_layer.": "a weight of the base that was saved with the adapter, which is not supported",
+    "embed_tokens": "the embedding, saved with the adapter, which is not supported",
+    "lm_head": "the head, saved with the adapter, which is not supported",
+    "lora_a": "a name of mlx-lm; merge the adapter there",
+    "lora_b": "a name of mlx-lm; merge the adapter there",
+    "lora_bias": "a bias of an adapter, which is not supported",
+    "bias": "a trained bias, which is not supported",
+}
+
+
+def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The tensors by the names of `expected`, in float32; FormatError, naming the tensor, for whatever differs."""
+    stored = _by_name(open_weights(path), path)
+    known = next((name for name in expected if name in stored), None)
+    for name, shape in expected.items():
+        if name not in stored:
+            raise FormatError(_missing(path, name, shape, stored, known is not None))
+        if stored[name].shape != shape:
+            raise FormatError(f"{path}: the tensor {name} has shape {stored[name].shape}, expected {shape}.")
+    unknown = sorted(set(stored) - set(expected))
+    if unknown:
+        what = next((what for part, what in OTHERS.items() if part in unknown[0]), None)
+        if what is not None:
+            raise FormatError(f"{path}: the tensor {unknown[0]} is {what}.")
+        raise FormatError(
+            f"{path}: the tensor {unknown[0]} belongs to no layer that the adapter's configuration names."
+        )
+    return {name: _finite(stored[name], path) for name in expected}
+
+
+def open_weights(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of the file; FormatError that says what lies there in its place."""
+    if not path.exists():
+        if (path.parent / PICKLED_FILE).exists():
+            raise FormatError(
+                f"{path}: no such file; {PICKLED_FILE} beside it is pickled and is not read: load it in PEFT and save "
+                "it again, which writes safetensors."
+            )
+        parts = sorted(file.name for file in path.parent.glob("*.safetensors*"))
+        if parts:
+            raise FormatError(
+                f"{path}: no such file; {parts[0]} beside it is not what PEFT calls an adapter's weights."
+            )
+    return open_safetensors(path)
+
+
+def _by_name(tensors: Mapping[str, LazyTensor], path: Path) -> dict[str, LazyTensor]:
+    """The tensors by the names that PEFT saves them under."""
+    found: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        match = IN_MEMORY.fullmatch(name)
+        saved = f"{match[1]}.weight" if match else name
+        if saved in found:
+            raise FormatError(f"{path}: the tensors {found[saved].name} and {name} are the same weight.")
+        found[saved] = tensor
+    return found
+
+
+def _missing(path: Path, name: str, shape: tuple[int, ...], stored: Mapping[str, LazyTensor], others: bool) -> str:
+    text = f"{path}: the tensor {name} of shape {shape} is missing; "
+    found = next((key for key in sorted(stored) if "lora" in key.lower()), None)
+    if others or found is None:
+        return text + "the adapter does not fit the model."
+    return text + f"what is there is named otherwise ({found}), which PEFT does not load either."
+
+
+def _finite(tensor: LazyTensor, path: Path) -> np.ndarray:
+    if tensor.type not in TYPES:
+        raise FormatError(
+            f"{path}: the tensor {tensor.name} has type {tensor.type}; expected F32, F16 or BF16 weights."
+        )
+    values = tensor.load()
+    if not np.isfinite(values).all():
+        raise FormatError(f"{path}: the tensor {tensor.name} holds values that are no finite numbers.")
+    return values
