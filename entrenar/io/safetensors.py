@@ -11,7 +11,7 @@ import numpy as np
 
 from entrenar.errors import FormatError
 from entrenar.io.checkpoint import atomic_file
-from entrenar.io.json_file import read_json_object
+from entrenar.io.json_file import parse_json, read_json_object
 from entrenar.io.lazy import FileBytes, LazyTensor
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -27,6 +27,9 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+FLOAT_TYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})  # values by themselves, without a scale
+EIGHT_BITS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # the names of ml_dtypes
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class SafetensorsTensor(LazyTensor):
@@ -55,6 +58,10 @@ class SafetensorsTensor(LazyTensor):
         shape = (stop - start, *self.shape[1:])
         if self.type == "BF16":
             return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        if self.type in EIGHT_BITS:
+            import ml_dtypes
+
+            return raw.view(getattr(ml_dtypes, EIGHT_BITS[self.type])).astype(np.float32).reshape(shape)
         if self.type not in NUMPY_TYPES:
             raise FormatError(
                 f"{self._file.path}: the tensor {self.name} has type {self.type}; expected F32, F16 or BF16 weights."
@@ -84,18 +91,27 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
 def _offsets(file: FileBytes) -> tuple[dict[str, tuple[int, int]], int]:
     """Where each tensor's bytes lie, and where the data starts; the library has checked the header already."""
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
-    header = json.loads(file.read(8, length).tobytes())
+    header = parse_json(file.read(8, length).tobytes(), f"{file.path}: its header")
     return {name: tuple(entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__"}, 8 + length
 
 
 def open_safetensors_directory(directory: str | Path) -> dict[str, LazyTensor]:
-    """The tensors of a Hugging Face directory: model.safetensors, or the shards that its index names."""
+    """The tensors of a Hugging Face directory: model.safetensors, or those of the shards that its index names.
+
+    FormatError where a file is missing or damaged, or where index and shards contradict each other.
+    """
     directory = Path(directory)
+    if (directory / SINGLE_FILE).exists():  # it comes before an index that lies beside it, as in transformers
+        return open_safetensors(directory / SINGLE_FILE)
     index = directory / INDEX_FILE
     if not index.exists():
-        if not (directory / SINGLE_FILE).exists():
-            raise FormatError(f"{directory}: has neither {SINGLE_FILE} nor {INDEX_FILE}; expected safetensors weights.")
-        return open_safetensors(directory / SINGLE_FILE)
+        pickled = [file for file in PICKLED if (directory / file).exists()]
+        if pickled:
+            raise FormatError(
+                f"{directory}: holds {pickled[0]}, whose reading can run code that someone put there, and no "
+                f"{SINGLE_FILE}; expected safetensors weights: fetch those, or convert the file with transformers."
+            )
+        raise FormatError(f"{directory}: has neither {SINGLE_FILE} nor {INDEX_FILE}; expected safetensors weights.")
     weight_map = read_json_object(index, "an index of shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{index}: has no weight_map; expected the shard of every tensor.")
@@ -103,11 +119,15 @@ def open_safetensors_directory(directory: str | Path) -> dict[str, LazyTensor]:
     for file in dict.fromkeys(map(str, weight_map.values())):
         if Path(file).name != file:
             raise FormatError(f"{index}: names the shard {file!r}, expected a file in the same folder.")
-        tensors |= open_safetensors(directory / file)
+        shard = open_safetensors(directory / file)
+        twice = sorted(shard.keys() & tensors.keys())
+        if twice:
+            raise FormatError(f"{directory / file}: holds the tensor {twice[0]}, which another shard holds too.")
+        tensors |= shard
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise FormatError(f"{index}: promises the tensor {missing[0]}, which none of its shards holds.")
-    return {name: tensors[name] for name in weight_map}
+    return tensors
 
 
 def save_safetensors(

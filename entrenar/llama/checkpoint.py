@@ -10,8 +10,10 @@ from entrenar.errors import FormatError
 from entrenar.io.lazy import LazyTensor
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.config import LLaMAConfig
+from entrenar.llama.generation import Generation
 from entrenar.llama.gguf_model import read_gguf
 from entrenar.llama.hf_directory import read_hf
+from entrenar.llama.origin import Origin
 
 INTEGERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")  # codes whose meaning some other tensor holds
 
@@ -26,9 +28,11 @@ class Checkpoint:
         tensors: Mapping[str, LazyTensor],
         metadata: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
+        origin: Origin | None = None,
     ) -> None:
         self.path, self.config, self.tensors = path, config, tensors
         self.metadata = metadata  # of a GGUF file
+        self.origin = origin or Origin(path, Generation(config.eos_ids), metadata is not None)
         self.notes = list(notes)  # a sentence for each thing that is ignored or converted
 
     def interleaved(self, name: str) -> bool:
@@ -38,12 +42,10 @@ class Checkpoint:
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
         """A GGUF file or a Hugging Face directory; FormatError where it is neither, is truncated, or is no LLaMA."""
-        if not str(path):
-            raise FormatError("The model's path is empty; expected a GGUF file or a Hugging Face directory.")
         path = Path(path)
         if path.is_dir():
-            config, tensors, notes = read_hf(path)
-            return Checkpoint(path, config, tensors, notes=notes)
+            config, tensors, origin, notes = read_hf(path)
+            return Checkpoint(path, config, tensors, notes=notes, origin=origin)
         if not path.exists():
             raise FormatError(f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory.")
         return Checkpoint(path, *read_gguf(path))

@@ -13,20 +13,11 @@ import numpy as np
 from entrenar.config import check_dataclass, from_table, load_toml, nearest, option
 from entrenar.errors import ConfigError
 from entrenar.io.json_file import read_json_object
-from entrenar.llama.gguf_keys import config_values
+from entrenar.llama.hf_config import table_of, values_of
+from entrenar.llama.rotary import inverse_frequencies, scaling_of_factors
 
 SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "lora", "qlora")
 ROPE_SCALING = ("linear", "llama3")
-# What a config.json that leaves a key out means by it, where that is not our own default; None: it must be there.
-HF_DEFAULTS: dict[str, Any] = {
-    "vocab_size": None,
-    "hidden_size": None,
-    "intermediate_size": None,
-    "num_hidden_layers": None,
-    "num_attention_heads": None,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-}
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -51,7 +42,7 @@ class LLaMAConfig:
     tie_word_embeddings: bool = option(False, help="whether the head is the embedding matrix")
     initializer_range: float = option(0.02, help="standard deviation of random initial weights", above=0)
     bos_token_id: int | None = option(None, help="token that begins a text", minimum=0)
-    eos_token_id: int | None = option(None, help="token that ends a text", minimum=0)
+    eos_token_id: int | list[int] | None = option(None, help="token, or tokens, that end a text", minimum=0)
 
     def __post_init__(self) -> None:
         check_dataclass(self, "model")
@@ -71,6 +62,9 @@ class LLaMAConfig:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.head_size % 2:
             raise ConfigError(f"model.head_dim: is {self.head_size}, expected an even number (rotary halves).")
+        ids = self.eos_token_id
+        if isinstance(ids, list) and not (ids and all(index >= 0 for index in ids)):
+            raise ConfigError(f"model.eos_token_id: is {ids}, expected token ids, at least one and none below 0.")
         self._check_rope()
 
     def _check_rope(self) -> None:
@@ -114,63 +108,84 @@ class LLaMAConfig:
             raise ConfigError(f"{path}: {error}") from error
 
     @classmethod
-    def from_hf(cls, source: str | Path | Mapping[str, Any]) -> LLaMAConfig:
-        """From a Hugging Face config.json (path or its content); ConfigError for another architecture."""
+    def from_hf(cls, source: str | Path | Mapping[str, Any], notes: list[str] | None = None) -> LLaMAConfig:
+        """From a Hugging Face config.json (path or its content), as transformers 5 reads it.
+
+        `notes` receives a sentence for each key that has an effect elsewhere and none here. Raises ConfigError for
+        another architecture and for keys that would change the result.
+        """
         where = "config.json" if isinstance(source, Mapping) else str(source)
         table = source if isinstance(source, Mapping) else read_json_object(Path(source), "a Hugging Face config.json")
-        if table.get("model_type", "llama") not in ("llama", "mistral"):
-            raise ConfigError(f"{where}: model_type is {table.get('model_type')!r}, expected 'llama'.")
-        for key in ("attention_bias", "mlp_bias"):
-            if table.get(key):
-                raise ConfigError(f"{where}: {key} is true; linear layers with a bias are not supported.")
-        if table.get("hidden_act", "silu") != "silu":
-            raise ConfigError(f"{where}: hidden_act is {table['hidden_act']!r}, expected 'silu'.")
-        values = {name: table[name] for name in cls.__dataclass_fields__ if table.get(name) is not None}
-        for name, default in HF_DEFAULTS.items():
-            if values.setdefault(name, default) is None:
-                raise ConfigError(f"{where}: {name} is missing.")
-        window = table.get("sliding_window", 4096 if table.get("model_type") == "mistral" else None)
-        context = values["max_position_embeddings"]
-        wide = isinstance(window, int) and isinstance(context, int) and window >= context  # then no token is hidden
-        if window is not None and not wide and table.get("use_sliding_window", True):
-            raise ConfigError(
-                f"{where}: sliding_window is {window!r}, less than the context of {context}; windowed attention is not "
-                "supported."
-            )
-        rope = table.get("rope_parameters")  # transformers 5 keeps theta and scaling together
-        if isinstance(rope, Mapping):
-            values.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-            values.setdefault("rope_scaling", dict(rope))
-        for part in (table, rope, table.get("rope_scaling")):
-            fraction = part.get("partial_rotary_factor") if isinstance(part, Mapping) else None
-            if fraction not in (None, 1):
-                raise ConfigError(f"{where}: partial_rotary_factor is {fraction!r}; partial rotation is not supported.")
-        for name in ("bos_token_id", "eos_token_id"):
-            if isinstance(values.get(name), list) and values[name]:
-                values[name] = values[name][0]
+        values = values_of(table, where, cls.__dataclass_fields__, notes if notes is not None else [])
         try:
             return from_table(cls, values, "model")
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
 
     def to_hf(self) -> dict[str, Any]:
-        """The content of a config.json that transformers reads."""
-        if self.rope_frequency_factors is not None:
-            raise ConfigError("config.json has no place for the rotary frequency factors of this GGUF model.")
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            **{name: getattr(self, name) for name in self.__dataclass_fields__ if name != "rope_frequency_factors"},
-        }
+        """The content of a config.json that transformers 4 and 5 read.
+
+        Raises ConfigError where the rotary frequency factors of a GGUF file are none that it can express.
+        """
+        return table_of({name: getattr(self, name) for name in self.__dataclass_fields__} | self._scaling_of_factors())
+
+    def _scaling_of_factors(self) -> dict[str, Any]:
+        """The rope_scaling with the frequencies of `rope_frequency_factors`; nothing where there are none."""
+        if self.rope_frequency_factors is None:
+            return {}
+        scaling = None if self.rope_scaling else scaling_of_factors(self.rope_frequency_factors, self.rope_theta)
+        if scaling is None:
+            raise ConfigError(
+                "rope_freqs: config.json has no place for the rotary frequency factors of this GGUF file, which "
+                "neither linear nor llama3 scaling gives; train an adapter over it instead of all weights."
+            )
+        return {"rope_scaling": scaling if scaling else None}
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, tie_word_embeddings: bool) -> LLaMAConfig:
-        """From GGUF metadata; raises as `config_values`, which reads them."""
-        values, _ = config_values(metadata)
-        return from_table(cls, values | {"tie_word_embeddings": tie_word_embeddings}, "model")
+        """From GGUF metadata (keys `llama.*`); ConfigError for another architecture or an unsupported scaling."""
+        architecture = metadata.get("general.architecture")
+        if architecture != "llama":
+            raise ConfigError(f"general.architecture is {architecture!r}, expected 'llama'.")
+        if metadata.get("llama.expert_count"):
+            raise ConfigError(
+                f"llama.expert_count is {metadata['llama.expert_count']}; mixtures of experts are not supported."
+            )
+        tokens = metadata.get("tokenizer.ggml.tokens")
+        keys = {
+            "hidden_size": "llama.embedding_length",
+            "intermediate_size": "llama.feed_forward_length",
+            "num_hidden_layers": "llama.block_count",
+            "num_attention_heads": "llama.attention.head_count",
+            "num_key_value_heads": "llama.attention.head_count_kv",
+            "head_dim": "llama.attention.key_length",
+            "max_position_embeddings": "llama.context_length",
+            "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
+            "rope_theta": "llama.rope.freq_base",
+            "vocab_size": "llama.vocab_size",
+            "bos_token_id": "tokenizer.ggml.bos_token_id",
+            "eos_token_id": "tokenizer.ggml.eos_token_id",
+        }
+        values: dict[str, Any] = {name: metadata[key] for name, key in keys.items() if metadata.get(key) is not None}
+        if "vocab_size" not in values and tokens is not None:
+            values["vocab_size"] = len(tokens)
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            if name not in values:
+                raise ConfigError(f"{keys[name]} is missing from the GGUF metadata.")
+        kind = metadata.get("llama.rope.scaling.type", "none")
+        if kind == "linear":
+            values["rope_scaling"] = {"rope_type": "linear", "factor": metadata.get("llama.rope.scaling.factor")}
+        elif kind != "none":
+            raise ConfigError(f"llama.rope.scaling.type is {kind!r}, expected 'none' or 'linear'.")
+        values["tie_word_embeddings"] = tie_word_embeddings
+        config = from_table(cls, values, "model")
+        rotated = metadata.get("llama.rope.dimension_count", config.head_size)
+        if rotated != config.head_size:
+            raise ConfigError(
+                f"llama.rope.dimension_count is {rotated!r}, expected the head size {config.head_size}; "
+                "partial rotation is not supported."
+            )
+        return config
 
     # ------------------------------------------------------------------ what follows from the shape
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -203,6 +218,12 @@ class LLaMAConfig:
         return self.head_dim
 
     @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """`eos_token_id` as a tuple, empty where it is unset."""
+        ids = self.eos_token_id
+        return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
+
+    @property
     def kv_heads(self) -> int:
         """`num_key_value_heads`, which __post_init__ has filled in."""
         assert self.num_key_value_heads is not None
@@ -218,21 +239,6 @@ class LLaMAConfig:
         return sum(math.prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2)
 
     def inverse_frequencies(self) -> np.ndarray:
-        """Rotary frequencies (head_dim / 2,), float64, scaled as the configuration says.
-
-        Su et al., "RoFormer", 2021 (arXiv 2104.09864); "linear" divides them by a factor; "llama3" divides the long
-        wavelengths, keeps the short ones and blends between (Meta's Llama 3.1 reference).
-        """
-        exponents = np.arange(0, self.head_size, 2, dtype=np.float64) / self.head_size
-        frequencies = self.rope_theta**-exponents
-        if self.rope_frequency_factors is not None:
-            frequencies = frequencies / np.asarray(self.rope_frequency_factors)
-        if self.rope_scaling is None:
-            return frequencies
-        factor = float(self.rope_scaling["factor"])
-        if self.rope_scaling.get("rope_type", self.rope_scaling.get("type")) == "linear":
-            return frequencies / factor
-        low, high = float(self.rope_scaling["low_freq_factor"]), float(self.rope_scaling["high_freq_factor"])
-        turns = self.rope_scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-        blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        return frequencies / factor * (1 - blend) + frequencies * blend
+        """Rotary frequencies (head_dim / 2,), float64, scaled as the configuration says."""
+        factors = self.rope_frequency_factors
+        return inverse_frequencies(self.head_size, self.rope_theta, self.rope_scaling, factors)

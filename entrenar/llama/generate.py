@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from entrenar.autograd import Tensor, linear, no_grad
 from entrenar.errors import ConfigError, NumericsError, ShapeError
+from entrenar.llama.generation import Generation
 
 if TYPE_CHECKING:
     from entrenar.llama.model import LLaMAModel
 
 PREFILL_CHUNK = 512  # prompt tokens that run through the model at once: bounds the activations of a long prompt
+NOT_FINITE = "generate: the model's logits are not finite; its weights are damaged or training diverged."
 
 
 class LayerCache:
@@ -39,10 +41,8 @@ def sample(logits: np.ndarray, rng: np.random.Generator, temperature: float, top
 
     Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020, for the nucleus.
     """
-    if not np.isfinite(logits).all():
-        raise NumericsError(
-            "generate: the model's logits are not finite; its weights are damaged or training diverged."
-        )
+    if np.isnan(logits).any() or not np.isfinite(logits.max()):  # -inf alone: a token that is not to come
+        raise NumericsError(NOT_FINITE)
     if temperature == 0.0:
         return int(np.argmax(logits))
     with np.errstate(over="ignore"):  # a tiny temperature sends every logit but the largest to minus infinity
@@ -80,14 +80,21 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    stop: tuple[int, ...] | list[int] = (),
+    stop: Sequence[int] | None = None,
+    generation: Generation | None = None,
     on_token: Callable[[int], None] | None = None,
 ) -> list[int]:
     """The token ids that continue `tokens`, up to `max_new_tokens` or the first of `stop` (which is not returned).
 
+    `stop` is by default what ends a text of the model: the tokens of generation_config.json, else of config.json.
+    `generation` is by default the model's, with what its generation_config.json asks to be done to the logits.
     Adapters take part without their dropout. Temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Raises
-    ShapeError where prompt and new tokens exceed the context, ConfigError for sampling options out of range.
+    ShapeError where prompt and new tokens exceed the context, ConfigError for sampling options out of range and for
+    settings of generation_config.json that are not supported.
     """
+    generation = model.generation if generation is None else generation
+    generation.check()
+    ends = generation.end_tokens if stop is None else stop
     prompt = np.asarray(tokens)
     _check(model, prompt, temperature, top_k, top_p, max_new_tokens)
     config = model.config
@@ -98,8 +105,10 @@ def generate(
     pending = prompt.astype(np.int64)[None, :]
     with model.evaluating():
         while len(produced) < max_new_tokens:
-            token = sample(_next_logits(model, pending, caches), rng, temperature, top_k, top_p)
-            if token in stop:
+            logits = _next_logits(model, pending, caches)
+            logits = generation.process(logits, [*prompt.tolist(), *produced], prompt.size)
+            token = sample(logits, rng, temperature, top_k, top_p)
+            if token in ends:
                 break
             produced.append(token)
             if on_token is not None:
@@ -118,4 +127,7 @@ def _next_logits(model: LLaMAModel, tokens: np.ndarray, caches: list[LayerCache]
         hidden = model.hidden_states(chunk, positions, caches=caches)
     assert hidden is not None
     last = Tensor.from_numpy(np.ascontiguousarray(hidden.numpy()[0, -1:]))
-    return linear(last, model.head_weight).numpy()[0]
+    logits = linear(last, model.head_weight).numpy()[0]
+    if not np.isfinite(logits).all():
+        raise NumericsError(NOT_FINITE)
+    return logits

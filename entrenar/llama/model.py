@@ -27,6 +27,7 @@ from entrenar.autograd.ops.matmul import unread_product
 from entrenar.errors import ConfigError, ShapeError
 from entrenar.llama.budget import check_weights_fit
 from entrenar.llama.config import LLaMAConfig
+from entrenar.llama.generation import Generation
 from entrenar.llama.modules import Embedding, Linear, Module, RMSNorm, Weight, random_weights, together
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from entrenar.llama.checkpoint import Checkpoint
     from entrenar.llama.generate import LayerCache
+    from entrenar.llama.origin import Origin
     from entrenar.lora import LoRAConfig
     from entrenar.qlora import QLoRAConfig
 
@@ -150,6 +152,7 @@ class LLaMAModel(Module):
         self.gradient_checkpointing: bool | int = False  # True, or how many blocks, nearest the input first
         self.unquantized: dict[str, str] = {}  # matrices that stayed in full precision, and why
         self.lora_config: LoRAConfig | None = None
+        self.origin: Origin | None = None  # what the weights were loaded from
         self.model = Trunk(config, weights)
         self.lm_head: Linear | None = None
         if not config.tie_word_embeddings:
@@ -175,6 +178,11 @@ class LLaMAModel(Module):
         from entrenar.llama.save import save
 
         save(self, directory, **options)
+
+    @property
+    def generation(self) -> Generation:
+        """How the model generates: as its generation_config.json says, else with its configuration's end tokens."""
+        return Generation(self.config.eos_ids) if self.origin is None else self.origin.generation
 
     @property
     def head_weight(self) -> Weight:

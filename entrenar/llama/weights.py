@@ -168,5 +168,5 @@ def load(
     check_weights_fit(checkpoint.config, dtype, quantize, double_quantization, kept)
     loader = _Loader(checkpoint, quantize, dtype, double_quantization, kept)
     model = LLaMAModel(checkpoint.config, weights=loader)
-    model.unquantized = loader.unquantized
+    model.unquantized, model.origin = loader.unquantized, checkpoint.origin
     return model

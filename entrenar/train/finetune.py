@@ -13,8 +13,7 @@ from rich.console import Console
 from entrenar.autograd import Tensor
 from entrenar.config import nearest
 from entrenar.data import Example, Sample, encode_example
-from entrenar.errors import ConfigError, FormatError
-from entrenar.io.checkpoint import atomic_directory
+from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.checkpoint import Checkpoint
 from entrenar.llama.config import LLaMAConfig
@@ -26,6 +25,7 @@ from entrenar.train.config import TrainConfig
 from entrenar.train.memory import MemoryEstimate, plan
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
+from entrenar.train.vocabulary import check_vocabulary, padding, vocabulary_note
 
 SAMPLE_TOKENS = 64
 
@@ -73,9 +73,9 @@ def _run(
         if config.adapter is not None:
             save_adapter(trainer.model, output, base_model=base)
             return
-        with atomic_directory(output) as folder:
-            trainer.model.save_pretrained(folder)
-            tokenizer.save(folder)
+        origin = trainer.model.origin
+        as_it_came = origin is not None and origin.tokenizer_files()
+        trainer.model.save_pretrained(output, tokenizer=None if as_it_came else tokenizer)
 
     return session.run(
         trainer,
@@ -110,6 +110,8 @@ def _assemble(
     checkpoint = Checkpoint.open(model_path)
     checkpoint.check()
     _check_shape(checkpoint.config, shape, model_path)
+    if config.adapter is None:
+        _check_can_be_saved(checkpoint)
     if t.sequence_length > checkpoint.config.max_position_embeddings:
         raise ConfigError(
             f"training.sequence_length: is {t.sequence_length}, longer than the context of {model_path}: "
@@ -118,27 +120,32 @@ def _assemble(
     kept = kept_matrices(checkpoint, quantize, dtype)
     checkpointing, needed = plan(checkpoint.config, config, dtype, quantize, kept)
     tokenizer = checkpoint.tokenizer()
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
-        raise FormatError(
-            f"{model_path}: its tokenizer has {tokenizer.vocab_size} entries and its model "
-            f"{checkpoint.config.vocab_size}; take the files of one model."
-        )
+    rows = checkpoint.config.vocab_size
     training, held_out = session.split_examples(config)
-    samples, held_out_samples = (_encode(part, tokenizer, config) for part in (training, held_out))
-    loader, batches = session.batches(config, samples, held_out_samples, tokenizer.pad_id)
+    samples, held_out_samples = (_encode(part, tokenizer, config, rows) for part in (training, held_out))
+    loader, batches = session.batches(config, samples, held_out_samples, padding(tokenizer, rows))
     double = qlora is None or qlora.double_quantization
     model = load(checkpoint, quantize=quantize, dtype=dtype, double_quantization=double)
     if config.adapter is not None:
         config.adapter.apply(model, t.seed)
     model.gradient_checkpointing = checkpointing
-    summary = Summary([*checkpoint.notes, *tokenizer.notes])
+    summary = Summary([*checkpoint.notes, *tokenizer.notes, *vocabulary_note(tokenizer, rows)])
     return Trainer(model, config, loader, batches), tokenizer, held_out[0], needed, summary
 
 
-def _encode(examples: Sequence[Example], tokenizer: Tokenizer, config: TrainConfig) -> list[Sample]:
+def _check_can_be_saved(checkpoint: Checkpoint) -> None:
+    """ConfigError, before hours are spent, where all weights are trained and could not be written as a directory."""
+    try:
+        checkpoint.config.to_hf()
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint.path}: {error}") from error
+
+
+def _encode(examples: Sequence[Example], tokenizer: Tokenizer, config: TrainConfig, rows: int) -> list[Sample]:
     """The examples as tokens, without those whose answer the sequence length cuts off whole."""
     length, prompts = config.training.sequence_length, config.data.train_on_prompt
     samples = [encode_example(example, tokenizer, length, train_on_prompt=prompts) for example in examples]
+    check_vocabulary(examples, samples, tokenizer, rows)
     return [sample for sample in samples if sample.trained.any()] or samples
 
 
@@ -166,8 +173,9 @@ def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example) -> str:
     """The model's greedy answer to the prompt of a held-out example."""
     new = min(SAMPLE_TOKENS, model.config.max_position_embeddings - 1)
     prompt = encode_prompt(tokenizer, example)[-(model.config.max_position_embeddings - new) :]
-    stop = tuple(i for i in {tokenizer.eos_id, model.config.eos_token_id} if i is not None)
-    return tokenizer.decode(model.generate(prompt, max_new_tokens=new, stop=stop))
+    stop = {*model.generation.end_tokens, *model.config.eos_ids} | ({tokenizer.eos_id} - {None})
+    answer = model.generate(prompt, max_new_tokens=new, stop=tuple(stop), generation=model.generation.plain())
+    return tokenizer.decode(answer)
 
 
 def encode_prompt(tokenizer: Tokenizer, example: Example) -> list[int]:

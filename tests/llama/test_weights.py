@@ -397,7 +397,11 @@ def test_gguf_and_directory_give_the_same_model(tmp_path: Path) -> None:
 def test_a_saved_model_loads_with_the_same_bits(tied: bool, tmp_path: Path) -> None:
     model = random_model(small_config(tie_word_embeddings=tied, eos_token_id=2))
     model.save_pretrained(tmp_path / "a")
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
     assert ("lm_head.weight" in load_file(tmp_path / "a" / "model.safetensors")) == (not tied)
     back = load(tmp_path / "a")
     assert back.config == model.config
