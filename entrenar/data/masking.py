@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
+from entrenar.data.answers import Span, answer_spans, plain_spans
 from entrenar.data.formats import Example
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, FormatError
+from entrenar.io.chat_template import rendering_date, today
 from entrenar.io.tokenizer import Tokenizer
 
 
@@ -32,74 +35,59 @@ def encode_example(
 ) -> Sample:
     """The tokens of a conversation as the model's chat template writes it (an alpaca layout where it has none).
 
-    All assistant turns are trained, their end-of-turn token included; prompts are not, unless `train_on_prompt`.
-    Longer ones are cut to `max_length`. As in transformers, the text of a special token inside a message is read as
-    that token. Raises ConfigError where the template does not write conversations as growing prefixes.
+    All assistant turns are trained, their end-of-turn token included, but for those of `example.left_out`; prompts are
+    not, unless `train_on_prompt`. Longer ones are cut to `max_length`. The text is tokenized once, as in transformers:
+    the text of a special token inside a message is read as that token, and a token that stands for characters of an
+    answer and of what is beside it is trained. Raises ConfigError or FormatError with `example.where` where the
+    template refuses the messages, leaves some out, or does not show where an answer stands.
     """
-    segments = (
-        _template_segments(example, tokenizer) if tokenizer.chat_template else _plain_segments(example, tokenizer)
-    )
-    tokens: list[int] = []
-    trained: list[bool] = []
-    if (
-        tokenizer.adds_bos
-        and tokenizer.bos_id is not None
-        and not segments[0][0].startswith(tokenizer.token(tokenizer.bos_id))
-    ):
-        tokens, trained = [tokenizer.bos_id], [False]
-    parts = tokenizer.encode_parts([text for text, _ in segments])
-    for ids, (_, is_answer) in zip(parts, segments, strict=True):
-        tokens += ids
-        trained += [is_answer or train_on_prompt] * len(ids)
-    if trained:
-        trained[0] = False  # nothing comes before the first token
+    with rendering_date(today()):  # one for all renderings of the conversation
+        try:
+            text, spans, trained_else = _marked(example, tokenizer, train_on_prompt)
+        except (ConfigError, FormatError) as error:
+            if not example.where:
+                raise
+            raise type(error)(f"{example.where}: {error}") from error
+    tokens, offsets = tokenizer.encode_with_offsets(text)
+    trained = _overlapping(offsets, spans) != trained_else
+    if puts_bos(tokenizer, text):
+        tokens, trained = [cast(int, tokenizer.bos_id), *tokens], np.concatenate([[trained_else], trained])
+    trained[:1] = False  # nothing comes before the first token
     truncated = max_length is not None and len(tokens) > max_length
-    return Sample(np.array(tokens[:max_length], np.int32), np.array(trained[:max_length], bool), truncated)
+    return Sample(np.array(tokens[:max_length], np.int32), trained[:max_length], truncated)
 
 
-def _template_segments(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    """(text, is an answer) in order: what the template writes before each assistant turn, and the turn itself."""
-    segments: list[tuple[str, bool]] = []
-    done = ""
-    for index, message in enumerate(example.messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = tokenizer.apply_chat_template(example.messages[:index], add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(example.messages[: index + 1])
-        if not prompt.startswith(done) or not whole.startswith(prompt):
-            raise ConfigError(
-                "The chat template does not write a conversation as an extension of its beginning, so the answers "
-                "cannot be told from the prompts; use train_on_prompt with another template."
-            )
-        answer = whole[len(prompt) :]
-        segments += [(prompt[len(done) :], False), *_split_end(answer, tokenizer)]
-        done = whole
-    return segments
+def _marked(example: Example, tokenizer: Tokenizer, train_on_prompt: bool) -> tuple[str, list[Span], bool]:
+    """The text, spans of it, and whether what lies outside of them is trained (else what lies inside)."""
+    answers = [index for index, message in enumerate(example.messages) if message.get("role") == "assistant"]
+    if train_on_prompt:  # no mask is needed but for what is left out
+        wanted = [index for index in answers if index in example.left_out]
+    else:
+        wanted = [index for index in answers if index not in example.left_out]
+    if tokenizer.chat_template or tokenizer.templates:
+        text, spans = answer_spans(example, tokenizer, wanted)
+    else:
+        text, spans = plain_spans(example, tokenizer, wanted)
+    return text, spans, train_on_prompt
 
 
-def _split_end(answer: str, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    """The answer up to its end-of-turn token is trained; white space that the template writes after it is not."""
-    end = tokenizer.token(tokenizer.eos_id)
-    if end and end in answer:
-        cut = answer.rindex(end) + len(end)
-        if cut < len(answer) and not answer[cut:].strip():
-            return [(answer[:cut], True), (answer[cut:], False)]
-    return [(answer, True)]
+def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> np.ndarray:
+    """Which tokens stand for a character within a span (both in order), as transformers marks them."""
+    marks, place = np.zeros(len(offsets), bool), 0
+    for index, (start, stop) in enumerate(offsets):
+        while place < len(spans) and start >= spans[place][1]:
+            place += 1
+        if place == len(spans):
+            break
+        marks[index] = stop > spans[place][0]
+    return marks
 
 
-def _plain_segments(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    """The layout of Stanford Alpaca, for a model without a template: the end-of-text token closes each answer."""
-    segments: list[tuple[str, bool]] = []
-    headings = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}
-    prompt = ""
-    for message in example.messages:
-        prompt += headings[message["role"]]
-        if message["role"] == "assistant":
-            segments += [(prompt, False), (message["content"] + tokenizer.token(tokenizer.eos_id), True)]
-            prompt = "\n\n"
-        else:
-            prompt += message["content"] + "\n\n"
-    return segments
+def puts_bos(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a beginning-of-text token comes before this text: where the model wants one and the text has none."""
+    return (
+        tokenizer.adds_bos and tokenizer.bos_id is not None and not text.startswith(tokenizer.token(tokenizer.bos_id))
+    )
 
 
 def text_windows(texts: Sequence[str], tokenizer: Tokenizer, sequence_length: int) -> list[Sample]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from entrenar.errors import ConfigError, FormatError
+from entrenar.errors import ConfigError
 
 if TYPE_CHECKING:
     import tokenizers
 
-Message = Mapping[str, str]
+    from entrenar.io.chat_template import ChatTemplate, Rendering
+
+Message = Mapping[str, Any]
 
 TRAINED_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 CHATML_TEMPLATE = (
@@ -41,6 +41,7 @@ class Tokenizer:
         pad_id: int | None = None,
         unk_id: int | None = None,
         chat_template: str | None = None,
+        templates: Mapping[str, str] | None = None,
         adds_bos: bool = False,
         adds_eos: bool = False,
         notes: Sequence[str] = (),
@@ -50,6 +51,7 @@ class Tokenizer:
         first = () if eos_id is None else (eos_id,)
         self.eos_ids = tuple(dict.fromkeys((*first, *eos_ids)))  # every token that ends a text or a turn
         self.chat_template = chat_template
+        self.templates = dict(templates or {})  # further ones by name; with tools that named tool_use is taken
         self.adds_bos = adds_bos  # whether the model was trained with a beginning-of-text token
         self.adds_eos = adds_eos  # whether the reference puts `eos_id` after a text
         self.notes = list(notes)  # what a person must know before training, a sentence each
@@ -82,59 +84,92 @@ class Tokenizer:
         encoding = self.backend.encode(text, add_special_tokens=False)
         return list(encoding.ids), list(encoding.offsets)
 
-    def encode_parts(self, parts: Sequence[str]) -> list[list[int]]:
-        """Token ids of consecutive parts of one text, special tokens read as such.
-
-        They are those of the whole text, so that no part but the first begins with a space that a tokenizer puts before
-        a text. Where a token would cross a border, each part is encoded alone, as in generation.
-        """
-        encoded = self.encode_with_offsets("".join(parts))
-        borders = list(itertools.accumulate(len(part) for part in parts))
-        ids: list[list[int]] = [[] for _ in parts]
-        current = 0
-        for index, (start, stop) in zip(*encoded, strict=True):
-            while start >= borders[current] and current < len(parts) - 1:
-                current += 1
-            if stop > borders[current]:
-                return [self.encode(part) for part in parts]
-            ids[current].append(index)
-        return ids
-
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
     # ------------------------------------------------------------------ chat
-    @cached_property
-    def _template(self) -> Any:
+    def template(self, tools: Sequence[Any] | None = None) -> ChatTemplate:
+        """The template that writes a conversation: with tools the one named tool_use, where there is one."""
         from entrenar.io.chat_template import compile_template
 
-        return compile_template(self.chat_template or "")
-
-    def apply_chat_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The messages ({"role", "content"}) as the model expects to read them, through its own template in a sandbox.
-
-        Raises ConfigError where the tokenizer has no template or the template refuses, FormatError where it fails.
-        """
-        from entrenar.io.chat_template import first_line
-
-        if self.chat_template is None:
-            raise ConfigError("The tokenizer has no chat template; format the prompt as plain text.")
-        try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                bos_token=self.token(self.bos_id),
-                eos_token=self.token(self.eos_id),
-                pad_token=self.token(self.pad_id),
-                unk_token=self.token(self.unk_id),
-                tools=None,
-                documents=None,
+        if tools is not None and "tool_use" in self.templates:
+            return compile_template(self.templates["tool_use"])
+        if self.chat_template is not None:
+            return compile_template(self.chat_template)
+        if self.templates:
+            raise ConfigError(
+                f"The tokenizer has chat templates named {sorted(self.templates)} and none named default; write the "
+                "one to use into chat_template.jinja."
             )
-        except ConfigError:
-            raise
-        except Exception as error:  # a template is a program from outside: it fails in any way
-            raise FormatError(f"The chat template failed on these messages: {first_line(error)}.") from error
+        raise ConfigError("The tokenizer has no chat template; format the prompt as plain text.")
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Rendering:
+        """The messages as the model expects to read them, through its own template in a sandbox.
+
+        The template gets what transformers gives it: `variables` beside the special tokens that there are, messages
+        without keys that are None. Raises ConfigError where the tokenizer has no template or the template refuses,
+        FormatError where it fails or takes more time or memory than a rendering should.
+        """
+        from entrenar.io.chat_template import plain_data, plain_messages
+
+        template = self.template(tools)
+        special = (("bos", self.bos_id), ("eos", self.eos_id), ("pad", self.pad_id), ("unk", self.unk_id))
+        return template.render(
+            {
+                **{f"{name}_token": self.token(index) for name, index in special if index is not None},
+                **plain_data(variables or {}),
+                "messages": plain_messages(messages),
+                "tools": plain_data(tools),
+                "documents": plain_data(documents),
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
+
+    @overload
+    def apply_chat_template(self, messages: Sequence[Message], *, tokenize: Literal[False], **options: Any) -> str: ...
+
+    @overload
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, tokenize: Literal[True] = True, **options: Any
+    ) -> list[int]: ...
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        *,
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
+    ) -> list[int] | str:
+        """Token ids (or with `tokenize=False` the text) of messages as the model expects to read them.
+
+        As in transformers: special tokens are parsed, none is added, `variables` reach the template. Raises as
+        `render_chat`, and ConfigError for an empty conversation or an option of transformers that is not known here.
+        """
+        from entrenar.io.chat_template import check_variables
+
+        check_variables(variables)
+        if not messages:
+            raise ConfigError("The conversation has no messages; expected at least one.")
+        text = self.render_chat(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            documents=documents,
+            variables=variables,
+        ).text
+        return self.encode(text) if tokenize else text
 
     # ------------------------------------------------------------------ making one
     @staticmethod

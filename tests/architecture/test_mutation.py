@@ -75,8 +75,8 @@ MUTANTS = [
     ),
     Mutant(
         "data/masking.py",
-        "trained += [is_answer or train_on_prompt] * len(ids)",
-        "trained += [True] * len(ids)",
+        "trained = _overlapping(offsets, spans) != trained_else",
+        "trained = _overlapping(offsets, spans) | True",
         "tests/data/test_masking.py",
     ),
     Mutant("train/trainer.py", "divisor=trained)", "divisor=batch.trained_tokens)", "tests/train/test_trainer.py"),

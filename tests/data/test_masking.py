@@ -88,18 +88,17 @@ def test_tokens_are_those_of_transformers_for_the_whole_conversation(example: Ex
 
 
 @pytest.mark.model
-def test_the_prompt_is_encoded_as_generation_encodes_it() -> None:
-    """Also where the answer begins with white space that a token would join to the template's."""
+def test_the_text_is_tokenized_once_and_a_token_across_the_border_is_trained() -> None:
+    """As transformers' masks have it: every token that stands for a character of the answer."""
     tokenizer = smollm2.tokenizer()
-    for content in ("Paris", "\n\nParis", "  Paris", "\tParis"):
+    for content, joined in (("Paris", ""), ("\n\nParis", "\n"), ("  Paris", "\n"), ("\tParis", "")):
         example = Example([QUESTION, {"role": "assistant", "content": content}])
         sample = encode_example(example, tokenizer)
-        prompt = tokenizer.encode(
-            tokenizer.apply_chat_template(example.messages[:1], add_generation_prompt=True), parse_special=True
-        )
+        assert sample.tokens.tolist() == tokenizer.apply_chat_template(example.messages)
+        assert text(tokenizer, sample, True) == f"{joined}{content}<|im_end|>"
+        prompt = tokenizer.apply_chat_template(example.messages[:1], add_generation_prompt=True)
         first = int(sample.trained.argmax())
-        assert sample.tokens[:first].tolist() == prompt
-        assert text(tokenizer, sample, True) == f"{content}<|im_end|>"
+        assert sample.tokens[:first].tolist() == (prompt[:-1] if joined else prompt)
 
 
 # ---------------------------------------------------------------------- options
@@ -180,20 +179,6 @@ def test_a_model_without_a_template_gets_the_alpaca_layout() -> None:
         "Paris, on the Seine.<|im_end|>\n\n### Instruction:\nAnd of Spain?\n\n### Response:\n"
         "Madrid.\n\nA city of 3,300,000.<|im_end|>"
     )
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}",  # begins otherwise each time
-        "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
-        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}never written{% endif %}",
-    ],
-)
-def test_a_template_that_rewrites_what_came_before_is_refused(template: str) -> None:
-    with pytest.raises(ConfigError, match="does not write a conversation as an extension of its beginning"):
-        encode_example(TWO_TURNS, with_template(template))
 
 
 @pytest.mark.peers

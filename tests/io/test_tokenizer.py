@@ -159,10 +159,10 @@ def test_special_tokens_are_read_from_text_only_when_asked() -> None:
 @pytest.mark.parametrize("prompt", [False, True])
 def test_chats_are_written_as_transformers_writes_them(chat: list[dict[str, str]], prompt: bool, theirs: Any) -> None:
     expected = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)
-    assert smollm2.tokenizer().apply_chat_template(chat, add_generation_prompt=prompt) == expected
+    assert smollm2.tokenizer().apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt) == expected
 
 
-# ---------------------------------------------------------------------- parts of a text
+# ---------------------------------------------------------------------- offsets
 @pytest.mark.unit
 def test_offsets_are_those_of_the_characters() -> None:
     made = trained()
@@ -179,20 +179,6 @@ def test_offsets_are_those_of_the_characters() -> None:
     assert plain == made.encode(text, parse_special=False)
     assert made.eos_id not in plain
     assert where[-1][1] == len(text)
-
-
-@pytest.mark.unit
-@pytest.mark.model
-def test_parts_are_those_of_the_whole_text_where_no_token_crosses() -> None:
-    ours = smollm2.tokenizer()
-    parts = ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "Grüße 🎉!<|im_end|>", "\n"]
-    encoded = ours.encode_parts(parts)
-    assert [index for part in encoded for index in part] == ours.encode("".join(parts))
-    assert [ours.decode(part, skip_special=False) for part in encoded] == parts
-    crossing = ["A:\n", "\n\nB"]  # three line ends are one token
-    assert ours.encode_parts(crossing) == [ours.encode(part) for part in crossing]
-    assert ours.encode_parts(["", "a", "", "b c", ""]) == [[], ours.encode("a"), [], ours.encode("b c"), []]
-    assert ours.encode_parts([]) == []
 
 
 # ---------------------------------------------------------------------- SentencePiece in GGUF
@@ -280,16 +266,6 @@ def test_sentencepiece_special_tokens_and_defaults() -> None:
     assert without.decode(without.encode(" the")) == " the"
 
 
-@pytest.mark.peers
-def test_only_the_first_part_of_a_text_gets_sentencepieces_space() -> None:
-    ours = Tokenizer.from_gguf(sentencepiece_metadata())
-    parts = ["Question: what is the name", " of it?\n", "the answer is here."]
-    encoded = ours.encode_parts(parts)
-    assert [index for part in encoded for index in part] == ours.encode("".join(parts))
-    assert ours.token(encoded[2][0]) == "the"
-    assert ours.token(ours.encode(parts[2])[0]) == "▁the"
-
-
 # ---------------------------------------------------------------------- tokenizer.json
 @pytest.mark.peers
 @pytest.mark.parametrize("kind", ["byte level", "metaspace", "bos by template"])
@@ -332,7 +308,7 @@ def test_a_tokenizer_that_transformers_saved_gives_its_ids(kind: str, tmp_path: 
         assert ours.decode(expected) == theirs.decode(
             expected, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-    assert ours.apply_chat_template(CHATS[2]) == theirs.apply_chat_template(CHATS[2], tokenize=False)
+    assert ours.apply_chat_template(CHATS[2]) == theirs.apply_chat_template(CHATS[2])["input_ids"]
 
 
 @pytest.mark.unit
@@ -367,7 +343,7 @@ def test_transformers_reads_a_tokenizer_that_we_saved(tmp_path: Path) -> None:
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (made.bos_id, made.eos_id, made.pad_id)
     for text in TEXTS:
         assert theirs(text, add_special_tokens=False).input_ids == made.encode(text)
-    assert theirs.apply_chat_template(CHATS[2], tokenize=False) == made.apply_chat_template(CHATS[2])
+    assert theirs.apply_chat_template(CHATS[2])["input_ids"] == made.apply_chat_template(CHATS[2])
 
 
 @pytest.mark.unit
@@ -385,8 +361,6 @@ def test_training_is_deterministic_and_holds_every_byte() -> None:
 def test_any_text_comes_back_from_a_byte_level_tokenizer(text: str) -> None:
     made = trained()
     assert made.decode(made.encode(text), skip_special=False) == text
-    parts = [text[: len(text) // 2], text[len(text) // 2 :]]
-    assert "".join(made.decode(part, skip_special=False) for part in made.encode_parts(parts)) == text
 
 
 # ---------------------------------------------------------------------- bad input

@@ -89,10 +89,10 @@ def test_the_mean_loss_of_a_sentence_is_the_known_one(model: LLaMAModel, tokens:
 
 def test_greedy_continuation_makes_sense(model: LLaMAModel, checkpoint: Checkpoint) -> None:
     tokenizer = checkpoint.tokenizer()
-    text = tokenizer.apply_chat_template(
+    prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True
     )
-    answer = model.generate(tokenizer.encode(text, parse_special=True), max_new_tokens=24, stop=(tokenizer.eos_id,))
+    answer = model.generate(prompt, max_new_tokens=24, stop=(tokenizer.eos_id,))
     assert "Paris" in tokenizer.decode(answer)
     assert len(answer) < 24  # and the model says when it is done
 

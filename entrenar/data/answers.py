@@ -1,0 +1,369 @@
+"""Where the answers stand in a conversation as a chat template writes it.
+
+Three ways, the first that applies: the template's own `{% generation %}` blocks; the beginnings of the conversation,
+where the template writes each as a beginning of the whole; and where it writes earlier turns anew, the same
+conversation with another text in the answer's place, which shows what of the rendering belongs to that answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from entrenar.data.formats import Example
+from entrenar.errors import ConfigError, EntrenarError
+from entrenar.io.chat_template import REASONING, Rendering
+from entrenar.io.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+Span = tuple[int, int]
+BORROWED = {"role": "user", "content": "Hello"}  # a prompt for conversations that begin with an answer
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How a template frames an answer: what it writes before all of it, before its content, and after its content."""
+
+    header: str
+    opening: str
+    closing: str
+
+
+class Renderer:
+    """Renders a conversation and variants of it with what its example gives the template."""
+
+    def __init__(self, example: Example, tokenizer: Tokenizer) -> None:
+        self.example, self.tokenizer = example, tokenizer
+        special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values() if token.content]
+        self._special = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
+        self._has_special = bool(special)
+
+    def render(self, messages: Sequence[Message], prompt: bool = False) -> Rendering:
+        return self.tokenizer.render_chat(
+            messages,
+            add_generation_prompt=prompt,
+            tools=self.example.tools,
+            documents=self.example.variables.get("documents"),
+            variables={name: value for name, value in self.example.variables.items() if name != "documents"},
+        )
+
+    def text(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        return self.render(messages, prompt).text
+
+    def pieces(self, text: str) -> list[str]:
+        """The text cut into special tokens and what stands between them."""
+        return [piece for piece in self._special.split(text) if piece] if self._has_special else [text]
+
+    def shared(self, a: str, b: str) -> int:
+        """How many characters both begin with, no special token counted in part."""
+        count = 0
+        for one, other in zip(self.pieces(a), self.pieces(b), strict=False):
+            if one == other:
+                count += len(one)
+                continue
+            if not (self._has_special and (self._special.fullmatch(one) or self._special.fullmatch(other))):
+                count += _common(one, other)
+            break
+        return count
+
+
+def answer_spans(example: Example, tokenizer: Tokenizer, wanted: Sequence[int]) -> tuple[str, list[Span]]:
+    """The rendered conversation, and the (start, stop) of its characters that the `wanted` messages answer with.
+
+    An answer's end-of-turn token is within its span, white space that the template writes after it is not. Raises
+    ConfigError where the template leaves out what a message says, or where an answer's place cannot be told for sure.
+    """
+    renderer = Renderer(example, tokenizer)
+    whole = renderer.render(example.messages)
+    _check_written(renderer, whole.text)
+    if not wanted:
+        return whole.text, []
+    if tokenizer.template(example.tools).has_generation:
+        return whole.text, _generated(renderer, whole, wanted)
+    spans: list[Span] = []
+    for index in wanted:
+        start, stop = _by_prefix(renderer, whole.text, index) or _by_probe(renderer, whole.text, index)
+        if spans and start < spans[-1][1]:
+            raise ConfigError("The chat template writes the answers in another order than the conversation has.")
+        spans.append((start, _without_space(whole.text[:stop], start, tokenizer)))
+    return whole.text, spans
+
+
+def _common(a: str, b: str) -> int:
+    """How many characters both begin with."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # comparing slices is quicker than a loop over characters
+        middle = (low + high + 1) // 2
+        if a.startswith(b[:middle]):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _without_space(text: str, start: int, tokenizer: Tokenizer) -> int:
+    """Where the answer text[start:] ends without the white space that a template writes after the end-of-turn token."""
+    end = tokenizer.token(tokenizer.eos_id)
+    if end and end in text[start:]:
+        cut = text.rindex(end) + len(end)
+        if not text[cut:].strip():
+            return cut
+    return len(text)
+
+
+def _number(renderer: Renderer, index: int) -> str:
+    return f"message {index + 1} of {len(renderer.example.messages)}"
+
+
+# ---------------------------------------------------------------------- what is not written
+def _check_written(renderer: Renderer, text: str) -> None:
+    """ConfigError where the template drops what a conversation has: tools, calls, their results, reasoning."""
+    example, names = renderer.example, renderer.tokenizer.template(renderer.example.tools).names
+    if example.tools and "tools" not in names:
+        raise ConfigError("The chat template writes no tools, and the record has some; use a template that does.")
+    contents = "\0".join(each for message in example.messages for each in _said(message))
+    for index, message in enumerate(example.messages):
+        where = _number(renderer, index)
+        if message.get("tool_calls") and not _matters(renderer, text, index, "tool_calls"):
+            raise ConfigError(
+                f"The chat template leaves out the tool_calls of {where}; use a template that writes them."
+            )
+        said = _said(message)
+        less = any(text.count(each) < contents.count(each) for each in said)
+        if less and not _matters(renderer, text, index, "content"):
+            raise ConfigError(
+                f"The chat template leaves out what {where} says (role {message.get('role')}, {said[0]!r:.60}); use a "
+                "template that writes it, or leave it out of the record."
+            )
+        reasoning = next((name for name in REASONING if message.get(name)), None)
+        if reasoning and not names.intersection(REASONING):
+            raise ConfigError(
+                f"The chat template writes no {reasoning}, and {where} has some; use a template that writes it, or put "
+                "it into the content."
+            )
+
+
+def _said(message: Message) -> list[str]:
+    """The texts of a message's content, without white space around them."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+
+
+def _matters(renderer: Renderer, text: str, index: int, key: str) -> bool:
+    messages = list(renderer.example.messages)
+    kept = {name: value for name, value in messages[index].items() if name != key}
+    messages[index] = {**kept, "content": kept.get("content") or ""}
+    try:
+        return renderer.text(messages) != text
+    except EntrenarError:
+        return True  # the template asks for it
+
+
+# ---------------------------------------------------------------------- by generation blocks
+def _generated(renderer: Renderer, whole: Rendering, wanted: Sequence[int]) -> list[Span]:
+    spans = whole.generated
+    if not spans:
+        raise ConfigError(
+            "The chat template's generation blocks hold nothing of this conversation, so none is trained."
+        )
+    answers = [i for i, message in enumerate(renderer.example.messages) if message.get("role") == "assistant"]
+    if list(wanted) == answers:
+        return spans
+    if len(spans) == len(answers):
+        return [span for span, index in zip(spans, answers, strict=True) if index in wanted]
+    left_out: set[int] = set()
+    for index in answers:
+        if index not in wanted:
+            left_out |= _generated_by(renderer, index, len(spans))
+    return [span for place, span in enumerate(spans) if place not in left_out]
+
+
+def _generated_by(renderer: Renderer, index: int, count: int) -> set[int]:
+    """Which of the generation blocks change with a message: those that it wrote."""
+    for one, other in _probes(renderer, index):
+        a, b = renderer.render(one), renderer.render(other)
+        if len(a.generated) == len(b.generated) == count:
+            pairs = zip(a.generated, b.generated, strict=True)
+            found = {place for place, (x, y) in enumerate(pairs) if a.text[slice(*x)] != b.text[slice(*y)]}
+            if found:
+                return found
+    raise ConfigError(
+        f"The chat template's generation blocks do not show which is {_number(renderer, index)}, which is not to be "
+        "trained; leave the record out."
+    )
+
+
+# ---------------------------------------------------------------------- by beginnings
+def _by_prefix(renderer: Renderer, text: str, index: int) -> Span | None:
+    messages = renderer.example.messages
+    try:
+        prompt = renderer.text(messages[:index], prompt=True)
+        if not text.startswith(prompt):
+            return None
+        whole = text if index == len(messages) - 1 else renderer.text(messages[: index + 1])
+    except EntrenarError:
+        return None  # a template need not write a conversation's beginning alone
+    if not text.startswith(whole) or len(whole) < len(prompt):
+        return None
+    return len(prompt), len(whole)
+
+
+# ---------------------------------------------------------------------- by another answer in its place
+def _probe_messages(message: Message) -> Iterator[tuple[Message, Message, str, str]]:
+    """The message with one of its texts replaced by two others that share no character at either end."""
+    one, other = "Xprobe1", "Yprobe2"
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = [place for place, part in enumerate(content) if isinstance(part, Mapping) and "text" in part]
+        if len(texts) == 1:
+            parts = [
+                [{**part, "text": text} if place == texts[0] else part for place, part in enumerate(content)]
+                for text in (one, other)
+            ]
+            yield {**message, "content": parts[0]}, {**message, "content": parts[1]}, one, other
+    elif content or not message.get("tool_calls"):
+        yield {**message, "content": one}, {**message, "content": other}, one, other
+    calls = message.get("tool_calls")
+    if isinstance(calls, list) and calls and isinstance(calls[-1], Mapping):
+        for name in ("name", "arguments"):
+            made = [[*calls[:-1], _with_call(calls[-1], name, text)] for text in (one, other)]
+            yield {**message, "tool_calls": made[0]}, {**message, "tool_calls": made[1]}, one, other
+    for name in REASONING:
+        if isinstance(message.get(name), str):
+            yield {**message, name: one}, {**message, name: other}, one, other
+
+
+def _with_call(call: Mapping[str, Any], name: str, text: str) -> Mapping[str, Any]:
+    inner = call.get("function")
+    if isinstance(inner, Mapping):
+        return {**call, "function": _with_call(inner, name, text)}
+    return {**call, name: {text: 1} if name == "arguments" and isinstance(call.get(name), Mapping) else text}
+
+
+def _probes(renderer: Renderer, index: int) -> Iterator[tuple[list[Message], list[Message]]]:
+    messages = list(renderer.example.messages)
+    for one, other, _, _ in _probe_messages(messages[index]):
+        yield [*messages[:index], one, *messages[index + 1 :]], [*messages[:index], other, *messages[index + 1 :]]
+
+
+def _by_probe(renderer: Renderer, text: str, index: int) -> Span:
+    """The part of the rendering that belongs to a message: all else stays as it is whatever the message says."""
+    for one, other, mark, other_mark in _probe_messages(renderer.example.messages[index]):
+        with suppress(_NotThere):
+            return _place(renderer, text, index, (one, other), (mark, other_mark))
+    raise ConfigError(
+        f"The chat template writes earlier turns anew in a way that does not show where {_number(renderer, index)} "
+        "stands; use a template with generation blocks, or train on the prompts too."
+    )
+
+
+class _NotThere(Exception):
+    """A probe does not show the answer's place."""
+
+
+def _around(a: str, b: str, marks: tuple[str, str]) -> tuple[str, str]:
+    """What two renderings have before and after the one place where their marks stand."""
+    start = _common(a, b)
+    head, tail = a[:start], a[start + len(marks[0]) :]
+    if a != head + marks[0] + tail or b != head + marks[1] + tail:
+        raise _NotThere
+    return head, tail
+
+
+def _place(renderer: Renderer, text: str, index: int, probes: tuple[Message, Message], marks: tuple[str, str]) -> Span:
+    messages = renderer.example.messages
+    try:
+        renderings = [renderer.text([*messages[:index], probe, *messages[index + 1 :]]) for probe in probes]
+    except EntrenarError as error:
+        raise _NotThere from error
+    head, tail = _around(renderings[0], renderings[1], marks)
+    last = index == len(messages) - 1
+    for turn in _turns(renderer, index, probes, marks):
+        start = _begin(head, turn)
+        stop = 0 if last else len(tail) - _closed(renderer, tail, turn)
+        if start is None or stop < 0:
+            continue
+        closing = tail[: len(tail) - stop]
+        end = len(text) - stop
+        if (
+            text.startswith(head[:start])
+            and text.endswith(tail[len(closing) :])
+            and text[start:end].endswith(closing)
+            and end >= start
+        ):
+            return start, end
+    raise _NotThere
+
+
+def _turns(renderer: Renderer, index: int, probes: tuple[Message, Message], marks: tuple[str, str]) -> Iterator[Turn]:
+    """How the template frames this answer after what comes before it, or else after a prompt that is not its own."""
+    for before in (renderer.example.messages[:index], [BORROWED]):
+        try:
+            base = renderer.text(before)
+            prompt = renderer.text(before, prompt=True)
+            renderings = [renderer.text([*before, probe]) for probe in probes]
+            head, closing = _around(renderings[0], renderings[1], marks)
+        except (EntrenarError, _NotThere):
+            continue
+        told = renderer.shared(base, prompt)
+        asked = _common(prompt, head)
+        if told > asked:
+            continue  # what comes before is written in another way with the answer than without
+        header = prompt[told:asked]
+        yield Turn(header, head[asked:], closing)
+        for cut in reversed([match.end() for match in re.finditer(r"\n", header[:-1])]):
+            yield Turn(header[:cut], header[cut:] + head[asked:], closing)  # where inner turns have less of it
+
+
+def _begin(head: str, turn: Turn) -> int | None:
+    """Where an answer begins in what stands before its content; None where that is not certain."""
+    if not turn.header:
+        return len(head) - len(turn.opening) if head.endswith(turn.opening) else None
+    found = head.rfind(turn.header)
+    if found < 0:
+        return None
+    start = found + len(turn.header)
+    opening = head[start:]
+    return start if opening in ("", turn.opening) or not opening.strip() else None
+
+
+def _closed(renderer: Renderer, tail: str, turn: Turn) -> int:
+    """How much of what follows an answer's content closes it; more than there is where that is not certain."""
+    if tail.startswith(turn.closing):
+        return len(turn.closing)
+    count = 0
+    for piece in renderer.pieces(turn.closing):
+        if not tail.startswith(piece, count):
+            break
+        count += len(piece)
+    return count if turn.closing[:count].strip() else len(tail) + 1
+
+
+# ---------------------------------------------------------------------- without a template
+def plain_spans(example: Example, tokenizer: Tokenizer, wanted: Sequence[int]) -> tuple[str, list[Span]]:
+    """The layout of Stanford Alpaca, for a model without a template: the end-of-text token closes each answer."""
+    headings = {"system": "", "user": "### Instruction:\n", "assistant": "### Response:\n"}
+    text, spans, end = "", [], tokenizer.token(tokenizer.eos_id)
+    for index, message in enumerate(example.messages):
+        role, content = message.get("role"), message.get("content")
+        beside = sorted(key for key in ("tool_calls", *REASONING) if message.get(key))
+        if role not in headings or not isinstance(content, str) or beside or example.tools:
+            found = ", ".join(beside) or ("tools" if example.tools else f"the role {role} or content that is no text")
+            raise ConfigError(
+                f"The tokenizer has no chat template, and message {index + 1} comes with {found}; use a model whose "
+                "template writes that."
+            )
+        text += headings[role]
+        if role == "assistant":
+            answer = content + end
+            if index in wanted:
+                spans.append((len(text), len(text) + len(answer)))
+            text += answer + ("\n\n" if index < len(example.messages) - 1 else "")
+        else:
+            text += content + "\n\n"
+    return text, spans
