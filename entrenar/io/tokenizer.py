@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, FormatError
+from entrenar.io import tokenizer_library as library
 
 if TYPE_CHECKING:
     import tokenizers
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
+CLEANED = (  # by transformers' clean_up_tokenization
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
 TRAINED_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -44,6 +57,7 @@ class Tokenizer:
         templates: Mapping[str, str] | None = None,
         adds_bos: bool = False,
         adds_eos: bool = False,
+        cleans_up: bool = False,
         notes: Sequence[str] = (),
     ) -> None:
         self.backend = backend
@@ -54,6 +68,7 @@ class Tokenizer:
         self.templates = dict(templates or {})  # further ones by name; with tools that named tool_use is taken
         self.adds_bos = adds_bos  # whether the model was trained with a beginning-of-text token
         self.adds_eos = adds_eos  # whether the reference puts `eos_id` after a text
+        self.cleans_up = cleans_up  # whether decoding takes spaces before punctuation out
         self.notes = list(notes)  # what a person must know before training, a sentence each
 
     @property
@@ -81,12 +96,20 @@ class Tokenizer:
         puts before a text has those of the first character.
         """
         self.backend.encode_special_tokens = not parse_special
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        try:
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        except BaseException as error:
+            if not library.is_failure(error):
+                raise
+            raise FormatError(f"The tokenizer fails on the text {text[:60]!r} ({library.said(error)}).") from error
         return list(encoding.ids), list(encoding.offsets)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        text = self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        for written, meant in CLEANED if self.cleans_up else ():
+            text = text.replace(written, meant)
+        return text
 
     # ------------------------------------------------------------------ chat
     def template(self, tools: Sequence[Any] | None = None) -> ChatTemplate:
@@ -222,25 +245,44 @@ class Tokenizer:
         )
 
     def save(self, directory: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json (with the chat template) into `directory`."""
+        """Write tokenizer.json and tokenizer_config.json (with the chat template) into `directory`.
+
+        transformers' AutoTokenizer reads from them the same ids, special ids and what is put around a text.
+        """
         from entrenar.io.checkpoint import atomic_file
 
+        special = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "unk": self.unk_id}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "add_bos_token": self.adds_bos,
+            "add_eos_token": self.adds_eos,
+            "clean_up_tokenization_spaces": self.cleans_up,
             "chat_template": self.chat_template,
-            **{
-                f"{name}_token": self.token(index)
-                for name, index in (
-                    ("bos", self.bos_id),
-                    ("eos", self.eos_id),
-                    ("pad", self.pad_id),
-                    ("unk", self.unk_id),
-                )
-                if index is not None
-            },
+            **{f"{name}_token": self.token(index) for name, index in special.items() if index is not None},
         }
+        if self.eos_ids != (self.eos_id,):
+            config["end_token_ids"] = list(self.eos_ids)  # transformers has a place for one
+        self.backend.post_processor = self._post_processor()
         with atomic_file(Path(directory) / "tokenizer.json") as temporary:
             temporary.write_text(self.backend.to_str(), encoding="utf-8")
         with atomic_file(Path(directory) / "tokenizer_config.json") as temporary:
             temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _post_processor(self) -> Any:
+        """What puts `bos_id` before a text and `eos_id` after it, where the model was trained so."""
+        from tokenizers import processors
+
+        before = [self.bos_id] if self.adds_bos and self.bos_id is not None else []
+        after = [self.eos_id] if self.adds_eos and self.eos_id is not None else []
+        if not before and not after:
+            return None
+
+        def around(number: int) -> list[str]:
+            first, last = ([f"{self.token(index)}:{number}" for index in ids] for ids in (before, after))
+            return [*first, f"${'AB'[number]}:{number}", *last]
+
+        return processors.TemplateProcessing(
+            single=around(0),
+            pair=around(0) + around(1),
+            special_tokens=[(self.token(index), index) for index in {*before, *after}],
+        )

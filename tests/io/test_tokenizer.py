@@ -427,9 +427,17 @@ def test_odd_but_readable_metadata_are_read() -> None:
 def test_a_tokenizer_json_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"tokenizer\.json: no such file; expected a tokenizer\.json\."):
         Tokenizer.from_directory(tmp_path)
-    for content in ("", "{", "[]", '{"model": {"type": "Unheard"}}', "[" * 100_000):
+    for content, message in (
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "holds a JSON list, expected an object"),
+        ("{}", "model is None, expected an object"),
+        ('{"model": {"type": "Unheard"}}', r"model\.vocab is None, expected an object"),
+        ('{"model": {"type": "Unheard", "vocab": {"a": 0}}}', r"its model \(Unheard\) does not work"),
+    ):
         (tmp_path / "tokenizer.json").write_text(content)
-        with pytest.raises(FormatError, match=r"tokenizer\.json: is no tokenizer\.json \("):
+        with pytest.raises(FormatError, match=rf"tokenizer\.json: {message}"):
             Tokenizer.from_directory(tmp_path)
     trained().save(tmp_path)
     config = tmp_path / "tokenizer_config.json"
@@ -438,13 +446,19 @@ def test_a_tokenizer_json_that_is_none_is_refused(tmp_path: Path) -> None:
         ("[]", "holds a JSON list, expected an object"),
         ('{"chat_template": 5}', "chat_template is 5, expected text"),
         ('{"chat_template": [{"name": "default", "template": []}]}', r"chat_template is \[\], expected text"),
+        ('{"bos_token": 7}', "bos_token is 7, expected a text"),
+        (
+            '{"eos_token": {"content": "<|im_end|>"}}',
+            r"eos_token is \{'content': '<|im_end|>'\}, expected a text, or an",
+        ),
+        ('{"eos_token": "\\ud800"}', "holds a text that is no Unicode"),
     ):
         config.write_text(content)
         with pytest.raises(FormatError, match=rf"tokenizer_config\.json: {message}"):
             Tokenizer.from_directory(tmp_path)
-    config.write_text('{"chat_template": [3, {"name": "x"}], "bos_token": 7, "eos_token": {"content": "<|im_end|>"}}')
+    config.write_text('{"chat_template": [3, {"name": "x"}]}')
     odd = Tokenizer.from_directory(tmp_path)
-    assert (odd.chat_template, odd.bos_id, odd.eos_id) == (None, None, trained().eos_id)
+    assert (odd.chat_template, odd.bos_id, odd.eos_id) == (None, None, None)
 
 
 @pytest.mark.unit
