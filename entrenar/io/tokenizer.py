@@ -252,7 +252,7 @@ class Tokenizer:
         from entrenar.io.checkpoint import atomic_file
 
         special = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "unk": self.unk_id}
-        config = {
+        config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "add_bos_token": self.adds_bos,
             "add_eos_token": self.adds_eos,
