@@ -59,8 +59,10 @@ class Checkpoint:
         expected = self.config.parameter_shapes()
         for name, shape in expected.items():
             if name not in self.tensors:
+                stray = next((f", and there is {other}" for other in self.tensors if other not in expected), "")
                 raise FormatError(
-                    f"{self.path}: the tensor {name} of shape {shape} is missing; the file is incomplete."
+                    f"{self.path}: the tensor {name} of shape {shape} is missing{stray}; the file is incomplete, or "
+                    "its tensors are named otherwise than those of a LLaMA."
                 )
             found = tuple(self.tensors[name].shape)
             if found != tuple(shape):

@@ -53,6 +53,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # what would change greedy generati
     "assistant_early_exit": (),
     "continuous_batching_config": (),
     "cache_config": (),
+    "compile_config": (),
     "is_assistant": (False,),
     "speculation_type": (),
     "prompt_lookup_num_tokens": (),
@@ -66,11 +67,12 @@ ASKED = words(
     "remove_invalid_values output_attentions output_hidden_states output_scores output_logits return_dict_in_generate "
     "pad_token_id bos_token_id encoder_no_repeat_ngram_size decoder_start_token_id num_assistant_tokens "
     "num_assistant_tokens_schedule assistant_confidence_threshold max_matching_ngram_size assistant_lookbehind "
-    "target_lookbehind assistant_ensemble_weight compile_config disable_compile low_memory diversity_penalty "
-    "prefill_chunk_size _from_model_config transformers_version _commit_hash _original_object_hash chat_format "
+    "target_lookbehind assistant_ensemble_weight disable_compile low_memory diversity_penalty "
+    "prefill_chunk_size chat_format "
     "max_window_size max_context_size eos_token_id"
 )
-SETTINGS = {*APPLIED, *UNSUPPORTED, *ASKED}
+METADATA = words("_from_model_config transformers_version _commit_hash _original_object_hash")
+SETTINGS = {*APPLIED, *UNSUPPORTED, *ASKED, *METADATA}
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ def _ids(table: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
     """Token ids given as one or as a list; ids below 0, which some files have for "none", are left out."""
     value = table.get(name)
     ids = [] if value is None else value if isinstance(value, list) else [value]
+    if name == "eos_token_id" and value == []:
+        raise FormatError(f"{where}: {name} is [], expected a token id, a list of them, or null.")
     if not all(isinstance(index, int) and not isinstance(index, bool) for index in ids):
         raise FormatError(f"{where}: {name} is {value!r}, expected a token id or a list of them.")
     return tuple(index for index in ids if index >= 0)

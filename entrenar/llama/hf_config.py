@@ -164,9 +164,10 @@ def _rope(table: Mapping[str, Any], context: Any, where: str, notes: list[str]) 
         if part.get("partial_rotary_factor") not in (None, 1):
             found = part["partial_rotary_factor"]
             raise ConfigError(f"{where}: partial_rotary_factor is {found!r}; partial rotation is not supported.")
+    named = f"{key}.rope_type" if "rope_type" in rope else f"{key}.type"
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in ROPE_KEYS:
-        raise ConfigError(f"{where}: {key}: type {kind!r} is not supported; {nearest(str(kind), ROPE_KEYS)}")
+        raise ConfigError(f"{where}: {named}: {kind!r} is not supported; {nearest(str(kind), ROPE_KEYS)}")
     theta = rope.get("rope_theta", table.get("rope_theta", 10000.0))
     if old and isinstance(new, Mapping) and _without_theta(new) != _without_theta(old):
         notes.append(f"{where}: rope_scaling is read and rope_parameters is not, as transformers does where both are.")
@@ -183,6 +184,10 @@ def _rope(table: Mapping[str, Any], context: Any, where: str, notes: list[str]) 
     if kind == "llama3":
         inside = scaling.get("original_max_position_embeddings", context)
         scaling["original_max_position_embeddings"] = table.get("original_max_position_embeddings", inside)
+    for name in ROPE_KEYS[kind]:
+        value = scaling.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
+            raise ConfigError(f"{where}: {key}.{name} is {value!r}, expected a positive number for {named} {kind!r}.")
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 

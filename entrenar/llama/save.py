@@ -16,7 +16,7 @@ from entrenar.io.checkpoint import atomic_directory
 from entrenar.io.safetensors import save_sharded
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.checkpoint import Checkpoint
-from entrenar.llama.generation import APPLIED, GENERATION_FILE, UNSUPPORTED
+from entrenar.llama.generation import GENERATION_FILE, METADATA, SETTINGS
 from entrenar.llama.hf_config import WRITTEN
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.origin import Origin
@@ -67,7 +67,7 @@ def generation_table(model: LLaMAModel) -> dict[str, Any]:
     origin, config = model.origin, model.config
     if origin is not None and origin.generation_config is not None:
         return dict(origin.generation_config)
-    kept = {} if origin is None else {k: v for k, v in origin.config.items() if k in {*APPLIED, *UNSUPPORTED}}
+    kept = {} if origin is None else {k: v for k, v in origin.config.items() if k in SETTINGS - METADATA}
     table = kept | {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     return {name: value for name, value in table.items() if value is not None}
 

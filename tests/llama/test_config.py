@@ -350,7 +350,7 @@ def test_what_config_json_leaves_out_has_the_defaults_of_transformers() -> None:
         ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; .* not supported"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "type 'dynamic' is not supported"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type: 'dynamic' is not supported"),
         ({"hidden_size": "64"}, "model.hidden_size: is '64', expected an integer"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"num_attention_heads": None}, "num_attention_heads is missing"),
