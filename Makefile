@@ -4,7 +4,7 @@ PYTHON ?= python
 PYTEST = "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/pytest"
 .DEFAULT_GOAL := help
 
-.PHONY: help build install test test-peers edges lint format gradients bench llama-fuzz fuzz-check clean
+.PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -27,6 +27,9 @@ edges:  ## compare every variation of what is read with transformers, llama.cpp 
 	$(PYTHON) -m pip install -q torch==2.13.0
 	$(PYTHON) -m pip install -q '.[test,peers]'
 	$(PYTEST) tests/edges/test_edges.py -q --edges-table docs/edges.md
+
+mutate-files:  ## load thousands of mutated files of each kind and print what became of them (MUTATIONS=5000)
+	MUTATIONS=$(or $(MUTATIONS),5000) $(PYTEST) tests/mutations -q -k mutated_file
 
 lint:  ## ruff, mypy, and no performance hints from Cython
 	$(PYTHON) -m ruff check .

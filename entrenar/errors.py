@@ -4,6 +4,8 @@ Every message is one sentence that names the file, key, line or tensor, what was
 to do. The lowest floor of the package: it imports nothing.
 """
 
+LONGEST_MESSAGE = 1000
+
 
 def printable(text: str) -> str:
     """The text on one line, with what a terminal would not print (newline, ESC, lone surrogate) as an escape."""
@@ -12,11 +14,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def shortened(text: str) -> str:
+    """The text without its middle where it quotes a value from a file that is too long for a sentence."""
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:600]} ... {text[-300:]}"
+
+
 class EntrenarError(Exception):
-    """Base class of every error that entrenar raises on purpose; its message is one printable line."""
+    """Base class of every error that entrenar raises on purpose; its message is one printable line, not too long."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return shortened(printable(super().__str__()))
 
 
 class ShapeError(EntrenarError, ValueError):

@@ -9,7 +9,7 @@ import pickle
 import pytest
 
 from entrenar import errors
-from entrenar.errors import EntrenarError, printable
+from entrenar.errors import EntrenarError, FormatError, printable
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, EntrenarError)]
 
@@ -35,6 +35,15 @@ def test_a_message_is_one_printable_line(kind: type[EntrenarError], found: str, 
     assert str(error).isprintable()
     str(error).encode()  # no lone surrogate is left
     assert str(pickle.loads(pickle.dumps(error))) == str(copy.copy(error)) == str(error)
+
+
+@pytest.mark.unit
+def test_a_long_value_is_quoted_without_its_middle() -> None:
+    text = str(FormatError(f"file.json: key is {'x' * 100_000!r}, expected a number."))
+    assert len(text) < 1000
+    assert text.startswith("file.json: key is 'xxx")
+    assert text.endswith("xxx', expected a number.")
+    assert " ... " in text
 
 
 @pytest.mark.unit

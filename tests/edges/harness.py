@@ -53,7 +53,7 @@ def check_sentence(error: EntrenarError, names: Sequence[str], folder: Path | No
     shown = text.replace(f"{folder}/", "") if folder is not None else text
     if not text.isprintable():
         raise Wrong(f"the message is not one printable line: {text!r}")
-    if not text.endswith(".") or len(shown) > LONGEST_SENTENCE:
+    if not text.endswith((".", "?")) or len(shown) > LONGEST_SENTENCE:
         raise Wrong(f"the message is no sentence of at most {LONGEST_SENTENCE} characters: {text}")
     missing = [name for name in names if name not in text]
     if missing:
