@@ -24,6 +24,7 @@ TIERS = {"base": []} | ({"v3": V3, "v4": V4, "v4i": [*V4, "-mavx512vnni", "-mavx
 EXTRA_SOURCES = {
     "entrenar._kernels.cpu": ["entrenar/_kernels/scratch.c"],
     "entrenar.autograd.tensor": ["entrenar/autograd/allocator.c"],
+    "entrenar.io.mapped": ["entrenar/io/sigbus.c"],
 }
 COMMON = ["-std=gnu11", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-fPIC", "-Wall", "-Wno-psabi"]
 
@@ -52,7 +53,9 @@ def extensions() -> list[Extension]:
         sources += EXTRA_SOURCES.get(name, [])
         if name == "entrenar._kernels.cpu":
             depends += [str(path) for path in sorted(SIMD.glob("*.c"))]
-        found.append(Extension(name, sources, include_dirs=[str(KERNELS), "entrenar/autograd"], depends=depends))
+        found.append(
+            Extension(name, sources, include_dirs=[str(KERNELS), "entrenar/autograd", "entrenar/io"], depends=depends)
+        )
     return found
 
 

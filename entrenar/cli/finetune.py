@@ -37,7 +37,8 @@ def main(adapter: LoRAConfig, output: str, description: str | None, arguments: S
     )
     parsed = parser.parse_args(arguments)
     config = config_from(parsed, adapter)
-    return finetune(parsed.model or fetch_default_model(), config, dtype=parsed.dtype, shape=shape)
+    model = fetch_default_model() if parsed.model is None else parsed.model
+    return finetune(model, config, dtype=parsed.dtype, shape=shape)
 
 
 def _shape(path: str) -> dict[str, Any]:

@@ -1,50 +1,80 @@
-"""The header of a GGUF file, walked before the library parses it: every length is held against the file's size.
+"""The header of a GGUF file, read in one pass: every length is held against the file's size before it is used.
 
-The library believes what a file says: an array of 2^60 entries keeps it busy for ever, and sizes wrap around at 2^64.
+What llama.cpp refuses is refused here too: other versions and byte orders, nested arrays, a key or tensor twice, more
+than four axes, rows that are no whole blocks, data that do not lie one after the other.
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import struct
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from entrenar.errors import FormatError
+from entrenar.io.lazy import FileBytes
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-STRING, ARRAY = 8, 9
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+UINT32, STRING, ARRAY = 4, 8, 9
+ALIGNMENT_KEY, ALIGNMENT = "general.alignment", 32
 LEAST_TENSOR_BYTES = 24  # of a tensor's entry: name length, axes, type, offset
 LEAST_FIELD_BYTES = 13  # of a metadata entry: key length, type, one byte of value
-MOST_AXES = 8
-MOST_ENTRIES = 1 << 22  # of all arrays: the library keeps an object for each; real vocabularies have under a million
+MOST_AXES = 4
+MOST_NAME_BYTES = 63  # of a tensor, in llama.cpp
+MOST_ENTRIES = 1 << 22  # of all arrays: each becomes an object; real vocabularies have under a million
 MOST_ELEMENTS = 1 << 48
+U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
-def check_header(path: Path) -> None:
-    """FormatError where the file is missing, is no GGUF, or its header says what its size cannot hold."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(24)
-            _check_start(path, size, start)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                _, tensors, fields = struct.unpack("<IQQ", start[4:])
-                _Walk(path, data).header(tensors, fields)
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a GGUF file.") from error
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where a tensor's bytes lie. `shape` is in NumPy order; `type` is the library's GGMLQuantizationType."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: Any
+    offset: int
+    row_bytes: int  # of the contiguous axis
+
+    @property
+    def size(self) -> int:
+        """All bytes."""
+        return math.prod(self.shape[:-1]) * self.row_bytes
 
 
-def _check_start(path: Path, size: int, start: bytes) -> None:
-    """Magic, version and counts."""
+@dataclass(frozen=True)
+class Header:
+    """Metadata as plain values (numbers, texts, lists of them), and the tensors in the file's order."""
+
+    metadata: dict[str, Any]
+    tensors: list[TensorEntry]
+
+
+def read_header(file: FileBytes) -> Header:
+    """FormatError where the file is no GGUF, or its header says what its size cannot hold."""
+    _, tensors, fields = _check_start(file)
+    return _Reader(file).header(tensors, fields)
+
+
+def _check_start(file: FileBytes) -> tuple[int, int, int]:
+    """(version, number of tensors, number of metadata entries)."""
+    path, size = file.path, file.size
+    start = file.read(0, min(24, size)).tobytes()
     if start[:4] != MAGIC:
         raise FormatError(f"{path}: starts with {start[:4]!r}, expected {MAGIC!r}; it is not a GGUF file.")
     if len(start) < 24:
         raise FormatError(f"{path}: is truncated after {size} bytes; fetch the file again.")
     version, tensors, fields = struct.unpack("<IQQ", start[4:])
+    if version & 0xFFFF == 0 and struct.unpack(">I", start[4:8])[0] in VERSIONS:
+        raise FormatError(
+            f"{path}: is a big-endian GGUF file, expected a little-endian one; convert it with "
+            "`gguf-convert-endian FILE little`, or fetch the file for this machine."
+        )
     if version not in VERSIONS:
         raise FormatError(
             f"{path}: is GGUF version {version}, expected one of {VERSIONS}; convert it with a newer tool."
@@ -54,29 +84,43 @@ def _check_start(path: Path, size: int, start: bytes) -> None:
             f"{path}: names {tensors} tensors and {fields} metadata entries, more than its {size} bytes can hold; "
             "the file is damaged."
         )
+    return version, tensors, fields
 
 
-class _Walk:
-    """Steps over one entry of the header after the other."""
+class _Reader:
+    """Reads one entry of the header after the other."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.size = path, data, len(data)
+    def __init__(self, file: FileBytes) -> None:
+        self.path, self.size = file.path, file.size
+        self.data = file.map(0, self.size).data
         self.offset, self.entries = 24, 0
         self.where = "the header"
 
-    def header(self, tensors: int, fields: int) -> None:
+    def header(self, tensors: int, fields: int) -> Header:
+        metadata: dict[str, Any] = {}
+        alignment = ALIGNMENT
         for number in range(fields):
             self.where = f"metadata entry {number + 1}"
-            self.where = f"the metadata key {self.string()!r}"
-            self.value(self.u32())
-        for number in range(tensors):
-            self.where = f"tensor entry {number + 1}"
-            self.where = f"the tensor {self.string()!r}"
-            self.tensor()
+            key = self.string()
+            self.where = f"the metadata key {key[:100]!r}"
+            if key in metadata:
+                raise self.damaged("is there twice")
+            kind = self.u32()
+            metadata[key] = self.value(kind)
+            if key == ALIGNMENT_KEY:
+                alignment = self.alignment(kind, metadata[key])
+        entries = self.tensor_entries(tensors, alignment)
+        return Header(metadata, entries)
 
     def damaged(self, what: str) -> FormatError:
         return FormatError(f"{self.path}: is truncated or damaged: {self.where} {what}; fetch the file again.")
 
+    def alignment(self, kind: int, value: Any) -> int:
+        if kind != UINT32 or value == 0 or value & (value - 1):
+            raise self.damaged(f"is {value!r}, expected a power of two in 32 bits without sign")
+        return int(value)
+
+    # ------------------------------------------------------------------ values
     def take(self, count: int) -> int:
         """The offset of the next `count` bytes."""
         start = self.offset
@@ -86,46 +130,108 @@ class _Walk:
         return start
 
     def u32(self) -> int:
-        return int(struct.unpack_from("<I", self.data, self.take(4))[0])
+        return int(U32.unpack_from(self.data, self.take(4))[0])
 
     def u64(self) -> int:
-        return int(struct.unpack_from("<Q", self.data, self.take(8))[0])
+        return int(U64.unpack_from(self.data, self.take(8))[0])
 
     def string(self) -> str:
         length = self.u64()
         start = self.take(length)
-        return self.data[start : start + min(length, 100)].decode("utf-8", "replace")
+        try:
+            return str(self.data[start : start + length], "utf-8")
+        except UnicodeDecodeError as error:
+            raise self.damaged("holds a text that is no UTF-8") from error
 
-    def value(self, kind: int) -> None:
+    def value(self, kind: int) -> Any:
         if kind == ARRAY:
-            self.array(self.u32(), self.u64())
-        elif kind == STRING:
-            self.take(self.u64())
-        elif kind in SCALAR_BYTES:
-            self.take(SCALAR_BYTES[kind])
-        else:
+            return self.array(self.u32(), self.u64())
+        if kind == STRING:
+            return self.string()
+        if kind not in SCALARS:
             raise self.damaged(f"has the type {kind}, which no GGUF file has")
+        return struct.unpack_from(SCALARS[kind], self.data, self.take(struct.calcsize(SCALARS[kind])))[0]
 
-    def array(self, kind: int, count: int) -> None:
-        if kind != STRING and kind not in SCALAR_BYTES:
+    def array(self, kind: int, count: int) -> list[Any]:
+        if kind != STRING and kind not in SCALARS:
             raise self.damaged(f"is an array of the type {kind}, expected numbers or texts")
         self.entries += count
         if self.entries > MOST_ENTRIES:
             raise self.damaged(f"is an array of {count} entries, which brings all arrays beyond {MOST_ENTRIES}")
-        if kind in SCALAR_BYTES:
-            self.take(count * SCALAR_BYTES[kind])
-            return
-        for _ in range(count):
-            self.take(self.u64())
+        if kind == STRING:
+            return self.strings(count)
+        type_ = np.dtype(SCALARS[kind])
+        start = self.take(count * type_.itemsize)
+        values: list[Any] = np.frombuffer(self.data, type_, count, start).tolist()
+        return values
 
-    def tensor(self) -> None:
+    def strings(self, count: int) -> list[str]:
+        """As `string`, without a call a text: vocabularies have 128,000 of them."""
+        if count * 8 > self.size - self.offset:
+            self.take(count * 8)
+        found, data, size, offset, length_at = [], self.data, self.size, self.offset, U64.unpack_from
+        try:
+            for _ in range(count):
+                end = offset + 8 + length_at(data, offset)[0]
+                if end > size:
+                    self.offset = offset + 8
+                    self.take(end - offset - 8)
+                found.append(str(data[offset + 8 : end], "utf-8"))
+                offset = end
+        except UnicodeDecodeError as error:
+            raise self.damaged(f"holds a text that is no UTF-8 (entry {len(found)})") from error
+        except struct.error as error:
+            raise self.damaged(f"ends with the file after {len(found)} of {count} texts") from error
+        self.offset = offset
+        return found
+
+    # ------------------------------------------------------------------ tensors
+    def tensor_entries(self, count: int, alignment: int) -> list[TensorEntry]:
+        raw: dict[str, tuple[tuple[int, ...], Any, int, int]] = {}
+        for number in range(count):
+            self.where = f"tensor entry {number + 1}"
+            name = self.string()
+            self.where = f"the tensor {name[:100]!r}"
+            if len(name.encode()) > MOST_NAME_BYTES:
+                raise self.damaged(f"has a name of {len(name.encode())} bytes, expected at most {MOST_NAME_BYTES}")
+            if name in raw:
+                raise self.damaged("is there twice")
+            raw[name] = self.tensor()
+        data_start = -(-self.offset // alignment) * alignment
+        entries, expected = [], 0
+        for name, (shape, kind, row_bytes, offset) in raw.items():
+            self.where = f"the tensor {name!r}"
+            entry = TensorEntry(name, shape, kind, data_start + offset, row_bytes)
+            if offset != expected:
+                raise self.damaged(f"starts at byte {offset} of the data, expected {expected}, where the last one ends")
+            if entry.offset + entry.size > self.size:
+                raise self.damaged(
+                    f"of type {kind.name} ends at byte {entry.offset + entry.size} of the file, which has {self.size}"
+                )
+            expected += -(-entry.size // alignment) * alignment
+            entries.append(entry)
+        return entries
+
+    def tensor(self) -> tuple[tuple[int, ...], Any, int, int]:
+        """(shape, type, bytes of a row, offset in the data) of one entry."""
+        import gguf
+
         axes = self.u32()
         if not 1 <= axes <= MOST_AXES:
             raise self.damaged(f"has {axes} axes, expected 1 to {MOST_AXES}")
-        shape = [self.u64() for _ in range(axes)]
+        shape = tuple(reversed([self.u64() for _ in range(axes)]))
         if math.prod(shape) > MOST_ELEMENTS:
-            raise self.damaged(f"has the shape {tuple(reversed(shape))}, more elements than any file holds")
-        self.take(4)  # its type: the library knows which there are
-        start = self.u64()
-        if start > self.size:
-            raise self.damaged(f"starts at byte {start} of the data, beyond the file's {self.size}")
+            raise self.damaged(f"has the shape {shape}, more elements than any file holds")
+        number = self.u32()
+        try:
+            kind = gguf.GGMLQuantizationType(number)
+        except ValueError as error:
+            raise self.damaged(
+                f"has the type {number}, which this version of the gguf library does not know"
+            ) from error
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        if shape[-1] % elements:
+            raise self.damaged(
+                f"of type {kind.name} has rows of {shape[-1]} elements, expected a multiple of {elements}"
+            )
+        return shape, kind, shape[-1] // elements * size, self.u64()

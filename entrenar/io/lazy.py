@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import weakref
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
 
-from entrenar.errors import FormatError
+from entrenar.errors import FormatError, printable
+from entrenar.io import mapped
 
 
 class FileBytes:
     """A file, open for reading at any offset: what was opened stays what is read, even where its name goes to another.
 
     Tensors that are used as they are stored are mapped. Those that are converted are read: mapped pages would count as
-    this process's memory for as long as they stay. A file that is mapped must not be written to in place.
-    Raises FormatError where the file cannot be opened or read, or is shorter than what is asked for.
+    this process's memory for as long as they stay. A file that is mapped must not be written to in place: where it is
+    cut off, the process ends with a sentence that names it (see `sigbus.c`).
+    Raises FormatError where the file cannot be opened or read, is a pipe or a device, or is shorter than what is asked
+    for.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise FormatError(f"{path}: cannot be opened ({error.strerror}).") from error
+        try:  # without waiting: a pipe that nobody writes to would hold us for ever
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError) as error:  # ValueError: a path that no system has
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise FormatError(f"{path}: cannot be opened ({reason}); expected a file of weights.") from error
         weakref.finalize(self, os.close, self._descriptor)
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+            raise FormatError(f"{path}: is {kind}, expected a file that can be read at any place.")
+        self.size = status.st_size  # when it was opened
         self._mapping: mmap.mmap | None = None
 
     def map(self, offset: int, count: int) -> np.ndarray:
@@ -35,6 +45,8 @@ class FileBytes:
         try:
             if self._mapping is None:
                 self._mapping = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+                watched = mapped.watch(self._mapping, printable(str(self.path)).encode())
+                weakref.finalize(self._mapping, mapped.forget, watched)
         except (OSError, ValueError) as error:
             raise FormatError(f"{self.path}: cannot be mapped ({error}).") from error
         if offset + count > len(self._mapping):

@@ -42,6 +42,8 @@ class Checkpoint:
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
         """A GGUF file or a Hugging Face directory; FormatError where it is neither, is truncated, or is no LLaMA."""
+        if not str(path):
+            raise FormatError("The model's path is empty; expected a GGUF file or a Hugging Face directory.")
         path = Path(path)
         if path.is_dir():
             config, tensors, origin, notes = read_hf(path)

@@ -13,6 +13,7 @@ import numpy as np
 from entrenar.config import check_dataclass, from_table, load_toml, nearest, option
 from entrenar.errors import ConfigError
 from entrenar.io.json_file import read_json_object
+from entrenar.llama.gguf_keys import config_values
 from entrenar.llama.hf_config import table_of, values_of
 from entrenar.llama.rotary import inverse_frequencies, scaling_of_factors
 
@@ -143,49 +144,9 @@ class LLaMAConfig:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, tie_word_embeddings: bool) -> LLaMAConfig:
-        """From GGUF metadata (keys `llama.*`); ConfigError for another architecture or an unsupported scaling."""
-        architecture = metadata.get("general.architecture")
-        if architecture != "llama":
-            raise ConfigError(f"general.architecture is {architecture!r}, expected 'llama'.")
-        if metadata.get("llama.expert_count"):
-            raise ConfigError(
-                f"llama.expert_count is {metadata['llama.expert_count']}; mixtures of experts are not supported."
-            )
-        tokens = metadata.get("tokenizer.ggml.tokens")
-        keys = {
-            "hidden_size": "llama.embedding_length",
-            "intermediate_size": "llama.feed_forward_length",
-            "num_hidden_layers": "llama.block_count",
-            "num_attention_heads": "llama.attention.head_count",
-            "num_key_value_heads": "llama.attention.head_count_kv",
-            "head_dim": "llama.attention.key_length",
-            "max_position_embeddings": "llama.context_length",
-            "rms_norm_eps": "llama.attention.layer_norm_rms_epsilon",
-            "rope_theta": "llama.rope.freq_base",
-            "vocab_size": "llama.vocab_size",
-            "bos_token_id": "tokenizer.ggml.bos_token_id",
-            "eos_token_id": "tokenizer.ggml.eos_token_id",
-        }
-        values: dict[str, Any] = {name: metadata[key] for name, key in keys.items() if metadata.get(key) is not None}
-        if "vocab_size" not in values and tokens is not None:
-            values["vocab_size"] = len(tokens)
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            if name not in values:
-                raise ConfigError(f"{keys[name]} is missing from the GGUF metadata.")
-        kind = metadata.get("llama.rope.scaling.type", "none")
-        if kind == "linear":
-            values["rope_scaling"] = {"rope_type": "linear", "factor": metadata.get("llama.rope.scaling.factor")}
-        elif kind != "none":
-            raise ConfigError(f"llama.rope.scaling.type is {kind!r}, expected 'none' or 'linear'.")
-        values["tie_word_embeddings"] = tie_word_embeddings
-        config = from_table(cls, values, "model")
-        rotated = metadata.get("llama.rope.dimension_count", config.head_size)
-        if rotated != config.head_size:
-            raise ConfigError(
-                f"llama.rope.dimension_count is {rotated!r}, expected the head size {config.head_size}; "
-                "partial rotation is not supported."
-            )
-        return config
+        """From GGUF metadata; raises as `config_values`, which reads them."""
+        values, _ = config_values(metadata)
+        return from_table(cls, values | {"tie_word_embeddings": tie_word_embeddings}, "model")
 
     # ------------------------------------------------------------------ what follows from the shape
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

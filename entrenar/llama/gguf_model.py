@@ -6,16 +6,30 @@ GGUF names are mapped to Hugging Face's. The rows of q and k matrices are stored
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from entrenar.config import from_table
 from entrenar.errors import ConfigError, FormatError
-from entrenar.io.gguf import GGUFFile
+from entrenar.io.gguf import GGUFFile, GGUFTensor
 from entrenar.io.lazy import LazyTensor
 from entrenar.llama.config import LLaMAConfig
+from entrenar.llama.gguf_keys import (
+    BLOCKS,
+    EMBEDDING,
+    FEED_FORWARD,
+    HEADS,
+    KEY_HEADS,
+    KEY_LENGTH,
+    TOKENS,
+    VOCABULARY,
+    config_values,
+)
 
 GGUF_LAYER = {
     "attn_norm": "input_layernorm",
@@ -34,6 +48,22 @@ GGUF_TOP = {
     "output.weight": "lm_head.weight",
 }
 ROPE_FACTORS = "rope_freqs.weight"
+_QUERY, _KEY = (f"{HEADS} x {KEY_LENGTH}", EMBEDDING), (f"{KEY_HEADS} x {KEY_LENGTH}", EMBEDDING)
+SHAPE_KEYS = {  # by the part of a tensor's name: the metadata that give its shape
+    "token_embd": (f"the entries of {TOKENS} (or {VOCABULARY})", EMBEDDING),
+    "output": (f"the entries of {TOKENS} (or {VOCABULARY})", EMBEDDING),
+    "output_norm": (EMBEDDING,),
+    "attn_norm": (EMBEDDING,),
+    "ffn_norm": (EMBEDDING,),
+    "attn_q": _QUERY,
+    "attn_output": _QUERY[::-1],
+    "attn_k": _KEY,
+    "attn_v": _KEY,
+    "ffn_gate": (FEED_FORWARD, EMBEDDING),
+    "ffn_up": (FEED_FORWARD, EMBEDDING),
+    "ffn_down": (EMBEDDING, FEED_FORWARD),
+    "rope_freqs": (f"half of {KEY_LENGTH}",),
+}
 
 
 def hugging_face_name(gguf_name: str) -> str | None:
@@ -52,28 +82,82 @@ def half_split_rows(count: int, head_dim: int) -> np.ndarray:
     return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
 
 
+def gguf_name(name: str) -> str:
+    """The GGUF name of a Hugging Face tensor of a LLaMA."""
+    for ours, theirs in GGUF_TOP.items():
+        if theirs == name:
+            return ours
+    _, _, block, layer = name.removesuffix(".weight").split(".", 3)
+    (ours,) = (ours for ours, theirs in GGUF_LAYER.items() if theirs == layer)
+    return f"blk.{block}.{ours}.weight"
+
+
 def read_gguf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], dict[str, Any], list[str]]:
     """Configuration, tensors by Hugging Face name, metadata, and notes on what is ignored.
 
-    Raises FormatError for a file that is damaged or no LLaMA, ConfigError for metadata that we do not support.
+    Raises FormatError for a file that is damaged, contradicts itself or is no LLaMA, ConfigError for metadata that we
+    do not support.
     """
-    notes: list[str] = []
     file = GGUFFile(path)
     try:
-        config = LLaMAConfig.from_gguf(file.metadata, tie_word_embeddings="output.weight" not in file.tensors)
+        values, notes = config_values(file.metadata)
+        tied = "output.weight" not in file.tensors
+        config = from_table(LLaMAConfig, values | {"tie_word_embeddings": tied}, "model")
+        _check_tensors(path, config, file.tensors)
         if ROPE_FACTORS in file.tensors:
-            factors = [float(factor) for factor in file.tensors[ROPE_FACTORS].load().reshape(-1)]
-            config = replace(config, rope_frequency_factors=factors)
+            config = replace(config, rope_frequency_factors=_rope_factors(path, file.tensors[ROPE_FACTORS]))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    tensors: dict[str, LazyTensor] = {}
-    for name, tensor in file.tensors.items():
-        if name == ROPE_FACTORS:
-            continue
-        target = hugging_face_name(name)
-        if target is None:
+    names = {hugging_face_name(name): tensor for name, tensor in file.tensors.items()}
+    tensors: dict[str, LazyTensor] = {name: tensor for name, tensor in names.items() if name is not None}
+    return config, tensors, file.metadata, [f"{path.name}: {note}" for note in notes]
+
+
+def _check_tensors(path: Path, config: LLaMAConfig, tensors: Mapping[str, GGUFTensor]) -> None:
+    """Every tensor that the metadata ask for is there in its shape and in a type of weights, and no other."""
+    expected = {gguf_name(name): shape for name, shape in config.parameter_shapes().items()}
+    if ROPE_FACTORS in tensors:
+        expected[ROPE_FACTORS] = (config.head_size // 2,)
+    for name in tensors:
+        if name not in expected:
+            raise FormatError(f"{path}: the tensor {name} {_foreign(name)}.")
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise FormatError(f"{path}: the tensor {name} of shape {shape} is missing; the file is incomplete.")
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            keys = " and ".join(SHAPE_KEYS[name.split(".")[-2]])
             raise FormatError(
-                f"{path}: the tensor {name} belongs to no LLaMA layer; this architecture is not supported."
+                f"{path}: the tensor {name} has shape {tensor.shape}, expected {shape} by {keys}; the file contradicts "
+                "itself."
             )
-        tensors[target] = tensor
-    return config, tensors, file.metadata, notes
+        if not tensor.weights:
+            raise FormatError(
+                f"{path}: the tensor {name} has type {tensor.type}, expected F32, F16, BF16 or a quantized type that "
+                "the gguf library dequantizes; use a file of another quantization."
+            )
+
+
+def _rope_factors(path: Path, tensor: GGUFTensor) -> list[float]:
+    factors = [float(factor) for factor in tensor.load()]
+    for index, factor in enumerate(factors):
+        if not 0 < factor < math.inf:
+            raise FormatError(
+                f"{path}: the tensor {ROPE_FACTORS} of type {tensor.type} is {factor} at {index}, expected positive "
+                "numbers; fetch the file again."
+            )
+    return factors
+
+
+def _foreign(name: str) -> str:
+    """What to say of a tensor that a LLaMA of this configuration has no place for."""
+    part = name.split(".")[-2] if name.count(".") else name
+    if hugging_face_name(name) is not None:
+        return f"belongs to a block beyond {BLOCKS}; the file contradicts itself"
+    if name.endswith(".bias") and hugging_face_name(name.removesuffix("bias") + "weight"):
+        return "is a bias, which no linear layer here has; models with biases are not supported"
+    if "exp" in part or part == "ffn_gate_inp":
+        return "belongs to a mixture of experts, which is not supported"
+    if part.startswith("rope_factors"):
+        return "belongs to a longrope scaling, which is not supported"
+    return "belongs to no LLaMA layer; this architecture is not supported"

@@ -176,7 +176,10 @@ LIES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "version 0": (lambda b: patched(b, 4, u32(0)), r"is GGUF version 0, expected one of \(2, 3\)"),
     "version 1": (lambda b: patched(b, 4, u32(1)), "is GGUF version 1"),
     "version 4": (lambda b: patched(b, 4, u32(4)), "is GGUF version 4"),
-    "big-endian": (lambda b: patched(b, 4, b"\0\0\0\3"), "is GGUF version 50331648"),
+    "big-endian": (
+        lambda b: patched(b, 4, b"\0\0\0\3"),
+        r"is a big-endian GGUF file, expected a little-endian one; .*gguf-convert-endian",
+    ),
     "tensor count": (lambda b: patched(b, 8, u64(BIG)), "names 9223372036854775808 tensors and 8 metadata entries"),
     "field count": (lambda b: patched(b, 16, u64(2**64 - 1)), "names 8 tensors and 18446744073709551615 metadata"),
     "one tensor more": (lambda b: patched(b, 8, u64(9)), "is truncated or damaged: "),
@@ -213,21 +216,24 @@ LIES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda b: patched(b, after(b, "llama.block_count"), u32(77)),
         r"the metadata key 'llama\.block_count' has the type 77, which no GGUF file has",
     ),
-    "key that is no UTF-8": (lambda b: b.replace(b"general.name", b"general\xff\xffame"), "UnicodeDecodeError"),
+    "key that is no UTF-8": (
+        lambda b: b.replace(b"general.name", b"general\xff\xffame"),
+        r"metadata entry \d+ holds a text that is no UTF-8",
+    ),
     "a key twice": (
         lambda b: b.replace(b"llama.block_count", b"llama.block_count"[::-1]).replace(
             b"tokenizer.ggml.scores", b"tokenizer.ggml.tokens"
         ),
-        "Duplicate tokenizer.ggml.tokens",
+        r"the metadata key 'tokenizer\.ggml\.tokens' is there twice",
     ),
     "length of a tensor's name": (
         lambda b: patched(b, length_before(b, "matrix"), u64(BIG)),
         r"tensor entry 2 needs 9223372036854775808 bytes",
     ),
-    "a tensor twice": (lambda b: b.replace(b"Q4_0", b"Q4_1"), "duplicated tensor with name Q4_1"),
+    "a tensor twice": (lambda b: b.replace(b"Q4_0", b"Q4_1"), "the tensor 'Q4_1' is there twice"),
     "axes": (
         lambda b: patched(b, after(b, "matrix"), u32(2**31)),
-        r"the tensor 'matrix' has 2147483648 axes, expected 1 to 8",
+        r"the tensor 'matrix' has 2147483648 axes, expected 1 to 4",
     ),
     "a shape that wraps around": (
         lambda b: patched(b, after(b, "matrix") + 4, u64(2**32) + u64(2**32)),
@@ -235,15 +241,24 @@ LIES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "a shape larger than the file": (
         lambda b: patched(b, after(b, "matrix") + 4, u64(64) + u64(2**20)),
-        "is truncated or damaged .*cannot reshape",
+        r"the tensor 'matrix' of type F32 ends at byte \d+ of the file, which has \d+",
     ),
-    "a row that is no block": (lambda b: patched(b, after(b, "Q8_0") + 4, u64(63)), "is truncated or damaged"),
-    "type of a tensor": (lambda b: patched(b, after(b, "matrix") + 20, u32(999)), r"999\)? is not a valid GGML"),
+    "a row that is no block": (
+        lambda b: patched(b, after(b, "Q8_0") + 4, u64(63)),
+        "'Q8_0' of type Q8_0 has rows of 63 elements, expected a multiple of 32",
+    ),
+    "type of a tensor": (
+        lambda b: patched(b, after(b, "matrix") + 20, u32(999)),
+        r"the tensor 'matrix' has the type 999, which this version of the gguf library does",
+    ),
     "offset of a tensor": (
         lambda b: patched(b, after(b, "matrix") + 24, u64(BIG)),
-        r"the tensor 'matrix' starts at byte 9223372036854775808 of the data, beyond",
+        r"the tensor 'matrix' starts at byte 9223372036854775808 of the data, expected 256, where the last one ends",
     ),
-    "offset at the end": (lambda b: patched(b, after(b, "matrix") + 24, u64(len(b) - 4)), "cannot reshape|damaged"),
+    "offset at the end": (
+        lambda b: patched(b, after(b, "matrix") + 24, u64(len(b) - 4)),
+        "expected 256, where the last one ends",
+    ),
 }
 
 
@@ -275,9 +290,11 @@ def test_alignments_that_are_none_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.chaos
 def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"none\.gguf: cannot be read \(No such file or directory\); expected a GGUF"):
+    with pytest.raises(
+        FormatError, match=r"none\.gguf: cannot be opened \(No such file or directory\); expected a file"
+    ):
         GGUFFile(tmp_path / "none.gguf")
-    with pytest.raises(FormatError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(FormatError, match="is a folder, expected a file"):
         GGUFFile(tmp_path)
 
 

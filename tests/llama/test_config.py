@@ -427,8 +427,12 @@ def test_gguf_metadata_give_the_shape() -> None:
     expected = {"rms_norm_eps": 1e-6, "rope_theta": 5e5, "bos_token_id": 1, "eos_token_id": 2}
     assert config == small_config(tie_word_embeddings=True, **expected)
     given = LLaMAConfig.from_gguf(gguf_metadata(llama__vocab_size=60), tie_word_embeddings=False)
-    assert (given.vocab_size, given.tie_word_embeddings) == (60, False)
-    wide = gguf_metadata(llama__attention__key_length=24, llama__rope__dimension_count=24)
+    assert (given.vocab_size, given.tie_word_embeddings) == (67, False)
+    bare = gguf_metadata(llama__vocab_size=60, tokenizer__ggml__tokens=None)
+    assert LLaMAConfig.from_gguf(bare, tie_word_embeddings=False).vocab_size == 60
+    wide = gguf_metadata(
+        llama__attention__key_length=24, llama__attention__value_length=24, llama__rope__dimension_count=24
+    )
     assert LLaMAConfig.from_gguf(wide, tie_word_embeddings=False).head_dim == 24
     scaled = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     scaled_config = LLaMAConfig.from_gguf(gguf_metadata() | scaled, tie_word_embeddings=False)
@@ -441,15 +445,26 @@ def test_gguf_metadata_give_the_shape() -> None:
     [
         ({"general__architecture": "gpt2"}, "general.architecture is 'gpt2', expected 'llama'"),
         ({"general__architecture": None}, "general.architecture is None, expected 'llama'"),
-        ({"llama__expert_count": 8}, "llama.expert_count is 8; mixtures of experts are not supported"),
+        (
+            {"llama__expert_count": 8},
+            "llama.expert_count is 8, expected none or 0; mixtures of experts are not supported",
+        ),
         ({"llama__embedding_length": None}, "llama.embedding_length is missing from the GGUF metadata"),
         ({"llama__block_count": None}, "llama.block_count is missing"),
         ({"tokenizer__ggml__tokens": None}, "llama.vocab_size is missing"),
-        ({"llama__attention__head_count_kv": [2, 1]}, r"num_key_value_heads: is \[2, 1\], expected an integer"),
+        ({"llama__attention__head_count_kv": [2, 1]}, r"head_count_kv is \[2, 1\], expected one number, or the same"),
         ({"llama__rope__scaling__type": "yarn"}, "llama.rope.scaling.type is 'yarn', expected 'none' or 'linear'"),
-        ({"llama__rope__scaling__type": "linear"}, "rope_scaling.factor: is None, expected a positive number"),
+        ({"llama__rope__scaling__factor": "4"}, "llama.rope.scaling.factor is '4', expected a positive number"),
+        ({"llama__rope__scaling__attn_factor": 2.0}, "llama.rope.scaling.attn_factor is 2.0, expected none or 1"),
+        ({"llama__attention__causal": False}, "llama.attention.causal is False, expected true"),
+        ({"llama__context_length": None}, "llama.context_length is missing from the GGUF metadata"),
+        ({"llama__attention__layer_norm_rms_epsilon": None}, "layer_norm_rms_epsilon is missing"),
+        ({"llama__attention__value_length": 8}, "value_length is 8, expected that of the keys, 16"),
+        ({"llama__a_new_key": 8}, "llama.a_new_key is no known key of the architecture 'llama'"),
+        ({"general__type": "adapter"}, "general.type is 'adapter', expected 'model': the file is a LoRA adapter"),
+        ({"general__architecture": "clip"}, "the file is a multimodal projector"),
         ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8, expected the head size 16"),
-        ({"llama__embedding_length": "64"}, "hidden_size: is '64', expected an integer"),
+        ({"llama__embedding_length": "64"}, "llama.embedding_length is '64', expected an integer from 1"),
     ],
 )
 def test_gguf_metadata_of_another_model_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -102,7 +102,7 @@ def test_a_tensor_that_is_missing_or_misshapen_is_named(how: str, tmp_path: Path
             load(tmp_path / str(index))
     damaged = damage(arrays, "model.layers.1.mlp.up_proj.weight", how)
     write_gguf(tmp_path / "model.gguf", config, damaged)
-    message = WRONG[how].format(name=r"model\.layers\.1\.mlp\.up_proj\.weight")
+    message = WRONG[how].format(name=r"blk\.1\.ffn_up\.weight")
     with pytest.raises(FormatError, match=rf"model\.gguf: {message}"):
         load(tmp_path / "model.gguf")
 
@@ -123,9 +123,17 @@ def test_a_tensor_that_belongs_to_no_layer_is_named(tmp_path: Path) -> None:
     write_hf(tmp_path / "hf", config, arrays | bias)
     with pytest.raises(FormatError, match=r"self_attn\.q_proj\.bias belongs to no LLaMA layer"):
         load(tmp_path / "hf")
-    for name in ("blk.0.attn_q.bias", "blk.2.attn_q.weight", "blk.x.attn_q.weight", "cls.weight"):
+    for name, message in {
+        "blk.0.attn_q.bias": "is a bias, which no linear layer here has",
+        "blk.2.attn_q.weight": "belongs to a block beyond llama.block_count",
+        "blk.x.attn_q.weight": "belongs to no LLaMA layer",
+        "blk.0.ffn_up_exps.weight": "belongs to a mixture of experts",
+        "blk.0.ffn_gate_inp.weight": "belongs to a mixture of experts",
+        "rope_factors_long.weight": "belongs to a longrope scaling",
+        "cls.weight": "belongs to no LLaMA layer",
+    }.items():
         write_gguf(tmp_path / "a.gguf", config, arrays, extra={name: np.zeros((64, 64), np.float32)})
-        with pytest.raises(FormatError, match="belongs to no LLaMA layer"):
+        with pytest.raises(FormatError, match=rf"a\.gguf: the tensor {name} {message}"):
             load(tmp_path / "a.gguf")
 
 
@@ -252,13 +260,22 @@ def test_another_file_is_not_taken_for_gguf(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"llama.attention.head_count": 2**40, "llama.attention.key_length": 2**20}, "has shape .*, expected"),
-        ({"llama.block_count": 2**50}, "num_hidden_layers: is .*, expected at most"),
-        ({"llama.vocab_size": 2**45}, "has shape .*, expected"),
-        ({"llama.embedding_length": 2**63}, "hidden_size: is an integer of 64 bits"),
-        ({"llama.attention.head_count": 0}, "num_attention_heads: is 0, expected at least 1"),
+        ({"llama.attention.head_count": 2**40, "llama.attention.key_length": 2**20}, "head_count is .* from 1 to"),
+        (
+            {
+                "llama.attention.head_count": 2**20,
+                "llama.attention.key_length": 2**20,
+                "llama.attention.value_length": 2**20,
+            },
+            "blk.0.attn_q.weight has shape .* by llama.attention.head_count x",
+        ),
+        ({"llama.block_count": 2**50}, "llama.block_count is 1125899906842624, expected an integer from 1 to 10000"),
+        ({"llama.block_count": 10_000}, r"the tensor blk\.1\.attn_norm\.weight of shape \(64,\) is missing"),
+        ({"llama.vocab_size": 2**45}, "llama.vocab_size is .*, expected an integer from 1 to"),
+        ({"llama.embedding_length": 2**63}, "llama.embedding_length is .*, expected an integer from 1 to"),
+        ({"llama.attention.head_count": 0}, "llama.attention.head_count is 0, expected an integer from 1"),
         ({"llama.feed_forward_length": None}, "llama.feed_forward_length is missing"),
-        ({"llama.attention.head_count_kv": 3}, "expected a multiple of"),
+        ({"llama.attention.head_count_kv": 3}, "llama.attention.head_count is 4, expected a multiple of"),
         ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, expected the head size 16"),
     ],
 )
@@ -277,9 +294,13 @@ def test_metadata_that_promise_too_much_are_refused(metadata: dict[str, Any], me
 def test_rotary_factors_of_the_wrong_length_are_refused(tmp_path: Path) -> None:
     config = small_config(num_hidden_layers=1)
     path = tmp_path / "model.gguf"
-    for factors in (np.ones(7, np.float32), np.zeros(8, np.float32), np.full(8, np.nan, np.float32)):
+    for factors, message in (
+        (np.ones(7, np.float32), r"has shape \(7,\), expected \(8,\) by half of llama.attention.key_length"),
+        (np.zeros(8, np.float32), "of type F32 is 0.0 at 0, expected positive numbers"),
+        (np.full(8, np.nan, np.float32), "of type F32 is nan at 0, expected positive numbers"),
+    ):
         write_gguf(path, config, random_arrays(config), extra={"rope_freqs.weight": factors})
-        with pytest.raises(ConfigError, match=r"model\.gguf: .*rope_frequency_factors: expected 8 positive numbers"):
+        with pytest.raises(FormatError, match=rf"model\.gguf: the tensor rope_freqs\.weight {message}"):
             load(path)
 
 
