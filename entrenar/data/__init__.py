@@ -1,23 +1,33 @@
 """From files and documentation to batches: examples, tokens with a training mark, packed rows, a resumable loader."""
 
-from entrenar.data.formats import Example, read_examples
+from entrenar.data.encoding import DataReport, Samples, encode_document, encode_examples
+from entrenar.data.formats import Example, ExampleFile, read_examples
 from entrenar.data.loader import DataLoader, evaluation_batches
 from entrenar.data.masking import Sample, encode_example, text_windows
 from entrenar.data.packing import IGNORE, Batch, collate, pack
-from entrenar.data.pydocs import documentation_examples, split_held_out
+from entrenar.data.pydocs import documentation_examples
+from entrenar.data.split import Subset, digests, split_held_out, split_indices
 
 __all__ = [
     "IGNORE",
     "Batch",
     "DataLoader",
+    "DataReport",
     "Example",
+    "ExampleFile",
     "Sample",
+    "Samples",
+    "Subset",
     "collate",
+    "digests",
     "documentation_examples",
+    "encode_document",
     "encode_example",
+    "encode_examples",
     "evaluation_batches",
     "pack",
     "read_examples",
     "split_held_out",
+    "split_indices",
     "text_windows",
 ]

@@ -1,40 +1,142 @@
-"""Instruction data from files: alpaca, prompt/completion and chat records, in JSON or JSON Lines."""
+"""Instruction data from files: alpaca, prompt/completion, chat and plain text records, in JSON or JSON Lines."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+from entrenar.data.foreign_files import command
+from entrenar.data.foreign_records import foreign_layout, wrapped
+from entrenar.data.json_records import RecordFile
+from entrenar.data.messages import check_encodable, check_text, is_empty, read_messages, shown
 from entrenar.errors import FormatError
 
-ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human": "user", "gpt": "assistant"}
 EXPECTED = (
-    "an object with instruction/output (and input), prompt/completion, or messages ending in an assistant's answer"
+    "an object with instruction/output (and input), prompt/completion, messages ending in an assistant's answer, "
+    "or text"
 )
+# What a layout reads; the key that is listed first says that a record has it.
+LAYOUTS = {
+    "messages": ("messages", "system", "tools", "chat_template_kwargs"),
+    "conversations": ("conversations", "system", "tools", "chat_template_kwargs"),
+    "instruction": ("instruction", "input", "output", "system", "tools", "chat_template_kwargs"),
+    "prompt": ("prompt", "completion", "system", "tools", "chat_template_kwargs"),
+    "text": ("text",),
+}
+# Keys that would change what is learned, were they read: refused where they hold something.
+CHANGES = {
+    "history": "write the conversation as messages",
+    "functions": "write them as tools",
+    "function_call": "write it as tool_calls of a message",
+    "documents": "write them into a message, or into chat_template_kwargs",
+    "system_prompt": "rename it to system",
+    "system_message": "rename it to system",
+    "labels": "which tokens are trained follows from the roles",
+    "weight": "repeat or leave out the record",
+    "sample_weight": "repeat or leave out the record",
+    "loss_weight": "repeat or leave out the record",
+    **dict.fromkeys(
+        ("images", "image", "audio", "audios", "video", "videos"), "the model reads text alone; leave the record out"
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation, as a chat template gets it.
+    """One conversation, as a chat template gets it, or one plain text.
 
     Each message has a role and content, and what else its record says (tool calls, a name, reasoning). `left_out` are
-    the indices of assistant messages that are not trained; `tools` and `variables` are further values for the template.
-    `where` names the file and line, for messages.
+    the indices of messages that are not trained; `tools` and `variables` are further values for the template. A plain
+    text is `document`, with no messages: all of it is trained. `where` names the file and line, for messages, `unused`
+    the keys of the record that say something and that nothing reads; `marked` says that `left_out` is the record's wish
+    and does not follow from its layout alone.
     """
 
     messages: list[dict[str, Any]]
     left_out: frozenset[int] = frozenset()
     tools: list[dict[str, Any]] | None = None
     variables: dict[str, Any] = field(default_factory=dict)
-    where: str = ""
+    document: str | None = None
+    where: str = field(default="", compare=False)
+    unused: tuple[str, ...] = field(default=(), compare=False)
+    marked: bool = field(default=False, compare=False)
 
     @property
     def text(self) -> str:
         """Prompt and answers as one text: what tells examples apart."""
-        return "\n".join(str(message.get("content") or "") for message in self.messages)
+        if self.document is not None:
+            return self.document
+        return "\n".join(content_text(message) for message in self.messages)
+
+    @property
+    def question(self) -> str:
+        """The text before the last answer, for display."""
+        return content_text(self.messages[-2]) if len(self.messages) > 1 else ""
+
+
+def content_text(message: dict[str, Any]) -> str:
+    """The text of a message; its parts are joined."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content)
+    return content or ""
+
+
+class ExampleFile(Sequence[Example]):
+    """The examples of a .jsonl or .json file, in order, read and checked one at a time: a file need not fit in memory.
+
+    Raises FormatError, naming file and line (or record), where the file or the record that is read is not as expected.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.records = RecordFile(path)
+        if not self.records:
+            raise FormatError(f"{self.records.path}: holds no examples; expected one JSON object a line.")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return list(self.read(range(len(self))[index]))
+        return next(self.read([range(len(self))[index]]))
+
+    def __iter__(self) -> Iterator[Example]:
+        return self.read(range(len(self)))
+
+    def read(self, indices: Sequence[int]) -> Iterator[Example]:
+        """The examples of these indices, in their order."""
+        for where, record in self.records.read(indices):
+            self._check_layout(record, where)
+            yield _example(record, where)
+
+    def _check_layout(self, record: Any, where: str) -> None:
+        """FormatError, with a command that converts the file, where the record has another program's layout."""
+        key = wrapped(record) if len(self) == 1 else None
+        if key is not None:
+            raise FormatError(
+                f"{where}: is the file's only object, with its records under the key {shown(key)}, expected a list of "
+                f"them; convert it: {self._conversion('r', '', f'[{key!r}]')} ."
+            )
+        found = foreign_layout(record) if isinstance(record, dict) else None
+        if found is not None:
+            what, how = found
+            advice = f"; convert the file: {self._conversion(*how.split('|'))} " if how else ""
+            raise FormatError(f"{where}: is {what}, expected {EXPECTED}{advice}.")
+
+    def _conversion(self, expression: str, condition: str, part: str = "") -> str:
+        lines = self.records.lines and not part
+        source = "map(json.loads, open('{name}'))" if lines else f"json.load(open('{{name}}')){part}"
+        escaped = expression.replace("{", "{{").replace("}", "}}")
+        code = f"import json; [print(json.dumps({escaped})) for r in {source}{condition and ' '}{condition}]"
+        return command(f'python -c "{code}" > {{output}}', self.records.path)
 
 
 def read_examples(path: str | Path) -> list[Example]:
@@ -42,108 +144,148 @@ def read_examples(path: str | Path) -> list[Example]:
 
     Raises FormatError, naming file and line (or record), where one is not as expected, or there is none.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a .jsonl or .json file.") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    records = _json_records(path, text) if path.suffix == ".json" else _line_records(path, text)
-    examples = [_example(record, where) for where, record in records]
-    if not examples:
-        raise FormatError(f"{path}: holds no examples; expected one JSON object a line.")
-    return examples
+    return list(ExampleFile(path))
 
 
-def _line_records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            try:
-                yield where, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise FormatError(f"{where}: is not JSON ({error}); expected {EXPECTED}.") from error
-
-
-def _json_records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    try:
-        records = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: is not JSON ({error}); expected a list of records.") from error
-    if not isinstance(records, list):
-        raise FormatError(f"{path}: holds a JSON {type(records).__name__}, expected a list of records.")
-    for number, record in enumerate(records, 1):
-        yield f"{path}, record {number}", record
-
-
-def _text(record: dict[str, Any], key: str, where: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise FormatError(f"{where}: {key} is {_shown(value)}, expected non-empty text.")
-    _check_encodable(value, key, where)
-    return value
-
-
-def _check_encodable(value: str, key: str, where: str) -> None:
-    """JSON can spell half of a surrogate pair, which is no character."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise FormatError(f"{where}: {key} holds half a character (\\u{ord(value[error.start]):x}).") from error
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _layout(record: dict[str, Any], where: str) -> str:
+    """The key that says how a record is laid out; FormatError where none does, or two contradict each other."""
+    there = [key for key in LAYOUTS if record.get(key) is not None]
+    pairs = [
+        f"{a}/{b}"
+        for a, b in (("instruction", "output"), ("prompt", "completion"))
+        if record.get(a) is not None and record.get(b) is not None
+    ]
+    chats = [key for key in ("messages", "conversations") if key in there]
+    if len(chats) > 1 or len(pairs) > 1 or (chats and "prompt/completion" in pairs):
+        raise FormatError(f"{where}: has {' and '.join([*chats, *pairs])}; keep the one that is meant.")
+    if pairs and not chats:
+        return pairs[0].split("/")[0]
+    named = there or [key for key in LAYOUTS if key in record]
+    if not named:
+        raise FormatError(f"{where}: has the keys {shown(sorted(record))}, expected {EXPECTED}.")
+    return named[0]
 
 
 def _example(record: Any, where: str) -> Example:
     if not isinstance(record, dict):
         raise FormatError(f"{where}: is a JSON {type(record).__name__}, expected {EXPECTED}.")
-    system = _system(record, where)
-    for key in ("messages", "conversations"):
-        if key in record:
-            return Example([*system, *_conversation(record[key], key, where)])
-    if record.get("history"):
-        raise FormatError(f"{where}: has a history, which is not read; write the conversation as messages.")
-    if "instruction" in record:
-        prompt = _text(record, "instruction", where)
-        extra = record.get("input")
-        if extra is not None and not isinstance(extra, str):
-            raise FormatError(f"{where}: input is {_shown(extra)}, expected text.")
-        if extra:
-            _check_encodable(extra, "input", where)
-        prompt = f"{prompt}\n\n{extra}" if extra and extra.strip() else prompt
-        answer = _text(record, "output", where)
-    elif "prompt" in record:
-        prompt, answer = _text(record, "prompt", where), _text(record, "completion", where)
+    layout = _layout(record, where)
+    _check_changes(record, layout, where)
+    unused = tuple(key for key, value in record.items() if key not in LAYOUTS[layout] and not is_empty(value))
+    if layout == "text":
+        return Example([], document=check_text(record["text"], "text", where), where=where, unused=unused)
+    if layout in ("messages", "conversations"):
+        messages, left_out = read_messages(record[layout], layout, where)
+        marked = bool(left_out)
+    elif layout == "instruction":
+        messages, left_out, marked = _instruction(record, where), frozenset(), False
     else:
-        raise FormatError(f"{where}: has the keys {sorted(record)}, expected {EXPECTED}.")
-    return Example([*system, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
-
-
-def _system(record: dict[str, Any], where: str) -> list[dict[str, str]]:
-    """The message that a record keeps beside its conversation."""
-    if record.get("system") in (None, ""):
-        return []
-    return [{"role": "system", "content": _text(record, "system", where)}]
-
-
-def _conversation(turns: Any, key: str, where: str) -> list[dict[str, str]]:
-    if not isinstance(turns, list) or not turns:
-        raise FormatError(f"{where}: {key} is {_shown(turns)}, expected a list of messages.")
-    messages = []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise FormatError(f"{where}: {key} holds {_shown(turn)}, expected objects with role and content.")
-        role = turn.get("role", turn.get("from"))
-        if not isinstance(role, str) or role not in ROLES:
-            raise FormatError(f"{where}: a message has the role {_shown(role)}, expected system, user or assistant.")
-        content = _text(turn, "content" if "content" in turn else "value", where)
-        messages.append({"role": ROLES[role], "content": content})
+        messages, left_out, marked = _completion(record, where)
     if messages[-1]["role"] != "assistant":
         raise FormatError(
             f"{where}: the last message is the {messages[-1]['role']}'s, expected the assistant's answer."
         )
-    return messages
+    system = _system(record, messages, where)
+    left_out = frozenset(index + len(system) for index in left_out)
+    return Example(
+        [*system, *messages],
+        left_out,
+        _tools(record, where),
+        _variables(record, where),
+        where=where,
+        unused=unused,
+        marked=marked,
+    )
+
+
+def _check_changes(record: dict[str, Any], layout: str, where: str) -> None:
+    for key, advice in CHANGES.items():
+        if not is_empty(record.get(key)) and not (key.endswith("weight") and record[key] == 1):
+            raise FormatError(f"{where}: has {_article(key)}{key}, which is not read; {advice}.")
+    if layout in ("instruction", "prompt") and not is_empty(record.get("context")):
+        raise FormatError(f"{where}: has a context beside {layout}, which is not read; write it into the {layout}.")
+
+
+def _article(key: str) -> str:
+    return "a " if key in ("history", "weight", "sample_weight", "loss_weight") else ""
+
+
+def _instruction(record: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """Stanford Alpaca's layout: the input stands below the instruction."""
+    prompt = check_text(record["instruction"], "instruction", where)
+    extra = record.get("input")
+    if extra is not None and not isinstance(extra, str):
+        raise FormatError(f"{where}: input is {shown(extra)}, expected text.")
+    check_encodable(extra, "input", where)
+    prompt = f"{prompt}\n\n{extra}" if extra and extra.strip() else prompt
+    return _turns(prompt, check_text(record.get("output"), "output", where))
+
+
+def _turns(prompt: str, answer: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def _completion(record: dict[str, Any], where: str) -> tuple[list[dict[str, Any]], frozenset[int], bool]:
+    """A prompt and its answer, as texts or (TRL's conversational layout) as messages, of which one is the answer.
+
+    Returns the messages, which of them are not trained, and whether a mark of the record has a part in that.
+    """
+    prompt, completion = record["prompt"], record.get("completion")
+    if not isinstance(prompt, list) and not isinstance(completion, list):
+        turns = _turns(check_text(prompt, "prompt", where), check_text(completion, "completion", where))
+        return turns, frozenset(), False
+    before, marked = read_messages(prompt, "prompt", where)
+    answer, unmarked = read_messages(completion, "completion", where)
+    if [message["role"] for message in answer] != ["assistant"]:
+        roles = ", ".join(message["role"] for message in answer)
+        raise FormatError(
+            f"{where}: completion holds messages of {roles}, expected one of the assistant; write the conversation as "
+            "messages."
+        )
+    left_out = {index for index, message in enumerate(before) if message["role"] == "assistant"}
+    left_out |= {len(before) + index for index in unmarked}
+    return [*before, *answer], frozenset(left_out), bool(marked or unmarked)
+
+
+def _system(record: dict[str, Any], messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """The message that a record keeps beside its conversation."""
+    if is_empty(record.get("system")):
+        return []
+    text = check_text(record["system"], "system", where)
+    if messages[0]["role"] == "system":
+        if messages[0].get("content") == text:
+            return []
+        raise FormatError(f"{where}: has a system beside messages that begin with another one; keep one.")
+    return [{"role": "system", "content": text}]
+
+
+def _tools(record: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
+    """The tools that a record offers: a list of objects, or (as columns of one type need it) the JSON of one."""
+    tools = record.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            raise FormatError(
+                f"{where}: tools is {shown(tools)}, which is not JSON; expected a list of objects."
+            ) from None
+    if is_empty(tools) or (isinstance(tools, str) and not tools.strip()):
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise FormatError(f"{where}: tools is {shown(tools)}, expected a list of objects.")
+    check_encodable(tools, "tools", where)
+    return tools
+
+
+def _variables(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """The template's further variables, as TRL reads them from chat_template_kwargs."""
+    variables = record.get("chat_template_kwargs")
+    if is_empty(variables):
+        return {}
+    if not isinstance(variables, dict):
+        raise FormatError(f"{where}: chat_template_kwargs is {shown(variables)}, expected an object.")
+    taken = {"messages", "tools", "add_generation_prompt", "tokenize", "chat_template", "conversation"} & set(variables)
+    if taken:
+        raise FormatError(f"{where}: chat_template_kwargs sets {sorted(taken)[0]}, which the program sets itself.")
+    check_encodable(variables, "chat_template_kwargs", where)
+    return variables

@@ -12,10 +12,12 @@ from entrenar.data.packing import Batch, collate, pack
 from entrenar.errors import ConfigError
 
 
-def _rows(samples: Sequence[Sample], sequence_length: int, packing: bool) -> list[list[int]]:
-    if packing:
-        return pack([len(sample) for sample in samples], sequence_length)
-    return [[index] for index in range(len(samples))]
+def _lengths(samples: Sequence[Sample]) -> np.ndarray:
+    return np.fromiter((len(sample) for sample in samples), np.int64, len(samples))
+
+
+def _rows(lengths: np.ndarray, sequence_length: int, packing: bool) -> list[list[int]]:
+    return pack(lengths, sequence_length) if packing else [[index] for index in range(len(lengths))]
 
 
 class DataLoader:
@@ -37,13 +39,15 @@ class DataLoader:
     ) -> None:
         self.samples, self.batch_size, self.sequence_length = samples, batch_size, sequence_length
         self.seed, self.packing, self.pad_id = seed, packing, pad_id
-        kept = sum(min(len(sample), sequence_length) for sample in samples)
+        self._lengths = _lengths(samples)
+        kept = int(np.minimum(self._lengths, sequence_length).sum())
         trained = sum(int(sample.trained[1:sequence_length].sum()) for sample in samples)
         if not trained:
             raise ConfigError(
                 f"None of the {kept} tokens of {len(samples)} examples is trained; the answers are missing, or cut off "
                 f"by the sequence length of {sequence_length}."
             )
+        self.tokens, self.trained_tokens = kept, trained
         self.trained_fraction = trained / kept
         self.truncated = sum(sample.truncated or len(sample) > sequence_length for sample in samples)
         self.epoch, self.position = 0, 0
@@ -53,7 +57,7 @@ class DataLoader:
         """This epoch's rows: which samples share one changes too."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
         order = rng.permutation(len(self.samples))
-        rows = _rows([self.samples[i] for i in order], self.sequence_length, self.packing)
+        rows = _rows(self._lengths[order], self.sequence_length, self.packing)
         rows = [[int(order[i]) for i in row] for row in rows]
         return [rows[i] for i in rng.permutation(len(rows))]
 
@@ -99,7 +103,7 @@ def evaluation_batches(
     samples: Sequence[Sample], batch_size: int, sequence_length: int, packing: bool = True, pad_id: int = 0
 ) -> Iterator[Batch]:
     """Every sample once, in a fixed order; the last batch may have fewer rows."""
-    rows = _rows(samples, sequence_length, packing)
+    rows = _rows(_lengths(samples), sequence_length, packing)
     for start in range(0, len(rows), batch_size):
         chosen = [[samples[i] for i in row] for row in rows[start : start + batch_size]]
         yield collate(chosen, sequence_length, pad_id)

@@ -28,13 +28,13 @@ class Batch:
     trained_tokens: int
 
 
-def pack(lengths: Sequence[int], sequence_length: int) -> list[list[int]]:
+def pack(lengths: Sequence[int] | np.ndarray, sequence_length: int) -> list[list[int]]:
     """Bins of sample indices whose lengths (capped) sum to at most `sequence_length`: best fit, longest first."""
-    order = sorted(range(len(lengths)), key=lambda i: (-min(lengths[i], sequence_length), i))
+    sizes = np.minimum(np.asarray(lengths, np.int64), sequence_length)
     rooms: dict[int, list[int]] = {}  # free room -> bins that have it
     bins: list[list[int]] = []
-    for index in order:
-        size = min(lengths[index], sequence_length)
+    for index in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[index])
         room = next((room for room in range(size, sequence_length) if rooms.get(room)), None)
         if room is None:
             bins.append([index])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import inspect
 import sysconfig
 import textwrap
@@ -34,16 +33,6 @@ def documentation_examples() -> list[Example]:
     if not examples:
         raise FormatError("This Python installation carries neither pydoc_data.topics nor library sources; use --data.")
     return examples
-
-
-def split_held_out(examples: list[Example], fraction: float = 0.02) -> tuple[list[Example], list[Example]]:
-    """(to train on, held out): an example's side follows from its text, so equal texts are never on both sides."""
-    limit = int(fraction * 2**64)
-    sides: tuple[list[Example], list[Example]] = ([], [])
-    for example in examples:
-        digest = hashlib.sha256(example.text.encode("utf-8", "surrogatepass")).digest()
-        sides[int.from_bytes(digest[:8], "big") < limit].append(example)
-    return sides
 
 
 def _topic_pairs() -> Iterator[tuple[str, str]]:

@@ -103,7 +103,9 @@ class Data(Section):
     """[data]: what is learned."""
 
     path: str | None = option(None, help="examples, .jsonl or .json; unset is the standard library's documentation")
-    held_out_fraction: float = option(0.02, help="share of the examples kept for evaluation", above=0, below=1)
+    held_out_fraction: float = option(
+        0.02, help="share of the examples kept for evaluation, at least one; 0 keeps none", minimum=0, below=1
+    )
     max_examples: int = option(0, help="use at most this many examples; 0 is all", minimum=0)
     packing: bool = option(True, help="put several examples into one row")
     train_on_prompt: bool = option(
@@ -147,6 +149,11 @@ class TrainConfig:
         if s.warmup_steps is not None and s.warmup_steps > t.steps:
             raise ConfigError(
                 f"lr_schedule.warmup_steps: is {s.warmup_steps}, expected at most training.steps = {t.steps}."
+            )
+        if t.evaluate_every and not self.data.held_out_fraction:
+            raise ConfigError(
+                f"training.evaluate_every: is {t.evaluate_every}, and data.held_out_fraction is 0: there is nothing to "
+                "evaluate on; set one of both."
             )
         if s.min_lr > t.learning_rate:
             raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from entrenar.autograd import Tensor
 from entrenar.config import nearest
-from entrenar.data import Example, Sample, encode_example
+from entrenar.data import Example, encode_document, encode_example
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.checkpoint import Checkpoint
@@ -20,14 +20,15 @@ from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.weights import kept_matrices, load
 from entrenar.lora.adapter import save_adapter
-from entrenar.train import report, session
+from entrenar.train import dataset, report, session
 from entrenar.train.config import TrainConfig
 from entrenar.train.memory import MemoryEstimate, plan
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
-from entrenar.train.vocabulary import check_vocabulary, padding, vocabulary_note
+from entrenar.train.vocabulary import padding, vocabulary_note
 
 SAMPLE_TOKENS = 64
+DOCUMENT_PROMPT_TOKENS = 32  # of a plain text, at most
 
 
 def finetune(
@@ -67,7 +68,6 @@ def _run(
 ) -> session.Result:
     config = trainer.config
     _show_facts(console, trainer, needed, summary)
-    question = example.messages[-2]["content"] if len(example.messages) > 1 else ""
 
     def save(output: Path) -> None:
         if config.adapter is not None:
@@ -81,7 +81,7 @@ def _run(
         trainer,
         output=Path(config.checkpointing.directory) / ("model" if config.adapter is None else "adapter"),
         save=save,
-        prompt=question,
+        prompt=example.question,
         sample=lambda: _sample(trainer.model, tokenizer, example),
         summary=summary,
         console=console,
@@ -121,16 +121,16 @@ def _assemble(
     checkpointing, needed = plan(checkpoint.config, config, dtype, quantize, kept)
     tokenizer = checkpoint.tokenizer()
     rows = checkpoint.config.vocab_size
-    training, held_out = session.split_examples(config)
-    samples, held_out_samples = (_encode(part, tokenizer, config, rows) for part in (training, held_out))
-    loader, batches = session.batches(config, samples, held_out_samples, padding(tokenizer, rows))
+    data = dataset.encode(config, tokenizer, rows)
+    loader, batches = session.batches(config, data.training, data.held_out, padding(tokenizer, rows))
     double = qlora is None or qlora.double_quantization
     model = load(checkpoint, quantize=quantize, dtype=dtype, double_quantization=double)
     if config.adapter is not None:
         config.adapter.apply(model, t.seed)
     model.gradient_checkpointing = checkpointing
-    summary = Summary([*checkpoint.notes, *tokenizer.notes, *vocabulary_note(tokenizer, rows)])
-    return Trainer(model, config, loader, batches), tokenizer, held_out[0], needed, summary
+    notes = [*checkpoint.notes, *tokenizer.notes, *vocabulary_note(tokenizer, rows), *data.report.notes()]
+    summary = Summary(notes, data.report.table())
+    return Trainer(model, config, loader, batches), tokenizer, data.shown, needed, summary
 
 
 def _check_can_be_saved(checkpoint: Checkpoint) -> None:
@@ -139,14 +139,6 @@ def _check_can_be_saved(checkpoint: Checkpoint) -> None:
         checkpoint.config.to_hf()
     except ConfigError as error:
         raise ConfigError(f"{checkpoint.path}: {error}") from error
-
-
-def _encode(examples: Sequence[Example], tokenizer: Tokenizer, config: TrainConfig, rows: int) -> list[Sample]:
-    """The examples as tokens, without those whose answer the sequence length cuts off whole."""
-    length, prompts = config.training.sequence_length, config.data.train_on_prompt
-    samples = [encode_example(example, tokenizer, length, train_on_prompt=prompts) for example in examples]
-    check_vocabulary(examples, samples, tokenizer, rows)
-    return [sample for sample in samples if sample.trained.any()] or samples
 
 
 def _show_facts(console: Console, trainer: Trainer, needed: MemoryEstimate, summary: Summary) -> None:
@@ -166,6 +158,8 @@ def _show_facts(console: Console, trainer: Trainer, needed: MemoryEstimate, summ
     kept = Counter((name.split(".")[-2], reason) for name, reason in model.unquantized.items())
     for (layer, reason), count in kept.items():
         summary.notes.append(f"{layer} of {count} blocks stays in full precision: {reason}.")
+    few = report.uncertainty(sum(batch.trained_tokens for batch in trainer.held_out)) if trainer.held_out else None
+    summary.notes += [few] if few else []
     report.notes(console, summary.notes)
 
 
@@ -179,6 +173,8 @@ def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example) -> str:
 
 
 def encode_prompt(tokenizer: Tokenizer, example: Example) -> list[int]:
-    """The tokens of an example up to where its answer begins."""
+    """The tokens of an example up to where its answer begins; the first of a plain text."""
+    if example.document is not None:
+        return encode_document(example.document, tokenizer, DOCUMENT_PROMPT_TOKENS).tokens[:-1].tolist()
     sample = encode_example(example, tokenizer)
     return sample.tokens[: int(sample.trained.argmax())].tolist()

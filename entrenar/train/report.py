@@ -18,6 +18,7 @@ from entrenar.train.evaluate import Evaluation
 from entrenar.train.step import StepReport
 
 T = TypeVar("T")
+FEW_TOKENS = 400  # of a held-out set, below which its loss is said to say little
 PLAIN_EVERY = 5  # steps between lines where the output is no terminal
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens", "trained_tokens", "seconds", "held_out_loss")
 
@@ -98,8 +99,26 @@ def write_metrics(path: Path, reports: Sequence[StepReport]) -> None:
             )
 
 
-def comparison(console: Console, before: Evaluation, after: Evaluation) -> None:
-    """Held-out loss and perplexity before and after."""
+def uncertainty(tokens: int) -> str | None:
+    """The sentence for a held-out set of so few tokens that its loss says little, else None.
+
+    The losses of single tokens scatter about as widely as their mean is large (their distribution is close to an
+    exponential one), so the mean of n tokens is known to about 1 / sqrt(n) of itself: 5 % at 400.
+    """
+    if tokens >= FEW_TOKENS:
+        return None
+    return (
+        f"The held-out set has only {tokens} tokens: its loss is known to about {100 / max(tokens, 1) ** 0.5:.0f} % "
+        f"(1 / sqrt(tokens)), so that a change says little; hold out at least {FEW_TOKENS} "
+        "(data.held_out_fraction)."
+    )
+
+
+def comparison(console: Console, before: Evaluation | None, after: Evaluation | None) -> None:
+    """Held-out loss and perplexity before and after, and whether they are of enough tokens to say anything."""
+    if before is None or after is None:
+        console.print("Nothing was held out (data.held_out_fraction is 0), so there is no loss before and after.")
+        return
     table = Table(title=f"Held-out ({before.tokens} tokens)", title_justify="left")
     for heading in ("", "before", "after", "change"):
         table.add_column(heading, justify="right")
@@ -108,3 +127,6 @@ def comparison(console: Console, before: Evaluation, after: Evaluation) -> None:
     change = (after.perplexity / before.perplexity - 1) * 100
     table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}", f"{change:+.1f} %")
     console.print(table)
+    sentence = uncertainty(before.tokens)
+    if sentence:
+        console.print(sentence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.model import LLaMAModel
 from entrenar.train import report, session
 from entrenar.train.config import TrainConfig
+from entrenar.train.dataset import split_examples
 from entrenar.train.memory import plan
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
@@ -47,12 +48,12 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
     t = config.training
     checkpointing, needed = plan(shape, config)
     with console.status("reading the text and making a tokenizer of it"):
-        training, held_out = session.split_examples(config)
+        training, held_out = split_examples(config)
         tokenizer = _train_tokenizer(training, shape.vocab_size)
         samples, held_out_samples = (
             text_windows(_texts(e), tokenizer, t.sequence_length) for e in (training, held_out)
         )
-    if not samples or not held_out_samples:
+    if not samples or (held_out and not held_out_samples):
         raise ConfigError("The text is too short for one row to train on and one to hold out; give more text.")
     loader, batches = session.batches(config, samples, held_out_samples, tokenizer.pad_id)
     _check_special_tokens(shape, tokenizer)
@@ -95,11 +96,22 @@ def _check_special_tokens(shape: LLaMAConfig, tokenizer: Tokenizer) -> None:
             )
 
 
-def _texts(examples: Sequence[Example]) -> list[str]:
-    return [example.text for example in examples]
+def _texts(examples: Iterable[Example]) -> list[str]:
+    """Prompts and answers as plain texts; ConfigError for what a plain text has no place for."""
+    texts = []
+    for example in examples:
+        calls = any(message.get("tool_calls") for message in example.messages)
+        for name, there in (("marks of training", example.marked), ("tools", example.tools), ("tool_calls", calls)):
+            if there:
+                raise ConfigError(
+                    f"{example.where}: has {name}, which training from scratch on plain text does not use; leave them "
+                    "out."
+                )
+        texts.append(example.text)
+    return texts
 
 
-def _train_tokenizer(examples: Sequence[Example], vocab_size: int) -> Tokenizer:
+def _train_tokenizer(examples: Iterable[Example], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer.train(_texts(examples), vocab_size)
     if tokenizer.vocab_size != vocab_size:
         raise ConfigError(

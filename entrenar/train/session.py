@@ -13,16 +13,7 @@ from rich.markup import escape
 
 from entrenar._kernels import cpu
 from entrenar.autograd.precision import auto_precision, matmul_precision
-from entrenar.data import (
-    Batch,
-    DataLoader,
-    Example,
-    Sample,
-    documentation_examples,
-    evaluation_batches,
-    read_examples,
-    split_held_out,
-)
+from entrenar.data import Batch, DataLoader, Sample, evaluation_batches
 from entrenar.errors import ConfigError, FormatError
 from entrenar.llama.budget import available_memory
 from entrenar.train import checkpoint, report
@@ -36,10 +27,13 @@ from entrenar.train.trainer import Trainer
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: evaluations and a sample before and after, where the output is, a report for each step."""
+    """What a run leaves: evaluations and a sample before and after, where the output is, a report for each step.
 
-    before: Evaluation
-    after: Evaluation
+    The evaluations are None where nothing was held out.
+    """
+
+    before: Evaluation | None
+    after: Evaluation | None
     sample_before: str
     sample_after: str
     output: Path
@@ -82,21 +76,6 @@ def _check_directory(config: TrainConfig) -> None:
         ) from error
 
 
-def split_examples(config: TrainConfig) -> tuple[list[Example], list[Example]]:
-    """(to train on, held out) of the file, or of the library's documentation; ConfigError where one side is empty."""
-    examples = documentation_examples() if config.data.path is None else read_examples(config.data.path)
-    if config.data.max_examples:
-        examples = examples[: config.data.max_examples]
-    training, held_out = split_held_out(examples, config.data.held_out_fraction)
-    if not training or not held_out:
-        source = config.data.path or "The documentation"
-        raise ConfigError(
-            f"{source}: {len(examples)} examples leave {len(training)} to train on and "
-            f"{len(held_out)} to hold out; give more examples or another data.held_out_fraction."
-        )
-    return training, held_out
-
-
 def batches(
     config: TrainConfig, samples: Sequence[Sample], held_out: Sequence[Sample], pad_id: int | None
 ) -> tuple[DataLoader, list[Batch]]:
@@ -117,8 +96,11 @@ def facts(trainer: Trainer, trainable: str, needed: MemoryEstimate) -> dict[str,
         "estimated peak memory": f"{report.gib(needed.total)} of {report.gib(available_memory())} available",
         "data": f"{len(loader.samples):,} samples, {100 * loader.trained_fraction:.0f} % of the tokens trained, "
         f"{loader.truncated} truncated",
+        "tokens trained": f"{loader.trained_tokens:,} of {loader.tokens:,} an epoch",
         "held out": f"{sum(batch.trained_tokens for batch in held_out):,} tokens in "
-        f"{sum(len(batch.tokens) for batch in held_out)} rows",
+        f"{sum(len(batch.tokens) for batch in held_out)} rows"
+        if held_out
+        else "nothing",
         "steps": f"{t.steps} of {t.batch_size * t.gradient_accumulation} x {t.sequence_length} tokens",
     }
 
@@ -146,7 +128,7 @@ def run(
         with report.steps(console, trainer.config.training.steps, trainer.step) as display:
             trainer.on_step = display
             reports = trainer.run()
-        after = evaluate(trainer.model, report.track(console, trainer.held_out, "held-out set"))
+        after = _evaluated(trainer, console)
         sample_after = sample()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_where_it_stands(trainer)) from None
@@ -161,18 +143,28 @@ def run(
     return Result(before, after, sample_before, sample_after, output, metrics, reports)
 
 
-def _before(trainer: Trainer, sample: Callable[[], str], console: Console) -> tuple[Evaluation, str]:
+def _evaluated(trainer: Trainer, console: Console) -> Evaluation | None:
+    """The held-out loss as it is now; None where nothing is held out."""
+    if not trainer.held_out:
+        return None
+    return evaluate(trainer.model, report.track(console, trainer.held_out, "held-out set"))
+
+
+def _before(trainer: Trainer, sample: Callable[[], str], console: Console) -> tuple[Evaluation | None, str]:
     """Held-out loss and sample of the untrained model; a resumed run has them in its checkpoint."""
     if not trainer.notes:
         checkpoint.tidy(trainer.checkpoint_directory)
-        held_out = evaluate(trainer.model, report.track(console, trainer.held_out, "held-out set"))
-        trainer.notes = {"loss": held_out.loss, "tokens": held_out.tokens, "sample": sample()}
+        held_out = _evaluated(trainer, console)
+        values = {"loss": held_out.loss, "tokens": held_out.tokens} if held_out else {}
+        trainer.notes = {**values, "sample": sample()}
     try:
         notes = trainer.notes
-        before, answer = Evaluation(float(notes["loss"]), int(notes["tokens"])), str(notes["sample"])
+        before = Evaluation(float(notes["loss"]), int(notes["tokens"])) if trainer.held_out else None
+        answer = str(notes["sample"])
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{trainer.checkpoint_directory}: has no held-out loss of before ({error!r}).") from error
-    console.print(f"held-out loss before: {before.loss:.4f} (perplexity {before.perplexity:.3f})")
+    if before is not None:
+        console.print(f"held-out loss before: {before.loss:.4f} (perplexity {before.perplexity:.3f})")
     if trainer.step:
         console.print(f"resumed after step {trainer.step}")
     return before, answer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +94,16 @@ def test_the_text_of_an_example_tells_it_apart() -> None:
     assert Example(SUM).text == "What is 1 + 1?\n2"
 
 
+class Raw(str):
+    """A record as its file spells it."""
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "a text": ("hello", "is a JSON str, expected an object with instruction/output"),
     "a number": (5, "is a JSON int, expected an object"),
     "a list": ([1], "is a JSON list, expected an object"),
     "null": (None, "is a JSON NoneType, expected an object"),
-    "no known keys": ({"text": "a", "label": 1}, "has the keys ['label', 'text'], expected an object with instruction"),
+    "no known keys": ({"content": "a", "label": 1}, "has the keys ['content', 'label'], expected an object with"),
     "no keys": ({}, "has the keys [], expected"),
     "no output": ({"instruction": "a"}, "output is None, expected non-empty text."),
     "an empty output": ({"instruction": "a", "output": ""}, "output is '', expected non-empty text."),
@@ -111,20 +114,86 @@ BAD: dict[str, tuple[Any, str]] = {
     "a history": ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "has a history, which is not read"),
     "a system that is a number": ({"messages": SUM, "system": 3}, "system is 3, expected non-empty text."),
     "no completion": ({"prompt": "a"}, "completion is None, expected non-empty text."),
-    "a prompt of messages": ({"prompt": SUM, "completion": "b"}, "prompt is [{'role': 'user',"),
+    "a prompt of messages": ({"prompt": SUM, "completion": "b"}, "completion is 'b', expected a list of messages."),
+    "a completion of messages": ({"prompt": "a", "completion": SUM}, "prompt is 'a', expected a list of messages."),
+    "a question in the completion": (
+        {"prompt": SUM[:1], "completion": [SUM[1], *SUM]},
+        "completion holds messages of assistant, user, assistant, expected one of the assistant; write the",
+    ),
     "no messages": ({"messages": []}, "messages is [], expected a list of messages."),
     "messages that are none": ({"messages": "hi"}, "messages is 'hi', expected a list of messages."),
     "a message that is a text": ({"messages": ["hi"]}, "messages holds 'hi', expected objects with role and content."),
     "an unknown role": (
-        {"messages": [message("tool", "a")]},
-        "a message has the role 'tool', expected system, user or assistant.",
+        {"messages": [message("narrator", "a")]},
+        "a message has the role 'narrator', expected system, user, assistant or tool (or developer,",
     ),
     "no role": ({"messages": [{"content": "a"}]}, "a message has the role None, expected"),
     "a role that is a list": ({"messages": [{"role": ["user"], "content": "a"}]}, "a message has the role ['user']"),
-    "no content": ({"messages": [{"role": "user"}]}, "value is None, expected non-empty text."),
-    "a content of parts": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]},
-        "content is [{'type': 'text', 'text': 'a'}], expected non-empty text.",
+    "no content": ({"messages": [{"role": "user"}]}, "content is None, expected non-empty text."),
+    "a part that is an image": (
+        {"messages": [{"role": "user", "content": [{"type": "image", "url": "a"}]}]},
+        "content holds the part {'type': 'image', 'url': 'a'}, expected parts of type text; the model reads no",
+    ),
+    "parts without text": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]},
+        "content is [{'type': 'text', 'text': ''}], expected non-empty text.",
+    ),
+    "two layouts": ({"messages": SUM, "prompt": "a", "completion": "b"}, "has messages and prompt/completion; keep"),
+    "two conversations": ({"messages": SUM, "conversations": SUM}, "has messages and conversations; keep the one"),
+    "two texts": (
+        {"messages": [{"role": "user", "content": "a", "value": "b"}]},
+        "a message has content 'a' and value",
+    ),
+    "a weight between": (
+        {"messages": [SUM[0], SUM[1] | {"weight": 0.5}]},
+        "weight of a message is 0.5, expected 0 or false (not trained), 1 or true.",
+    ),
+    "a flag of text": ({"messages": [SUM[0], SUM[1] | {"train": "false"}]}, "train of a message is 'false', expected"),
+    "flags that contradict": (
+        {"messages": [SUM[0], SUM[1] | {"train": False, "weight": 1}]},
+        "a message has {'weight': True, 'train': False}, which contradict each other; keep one.",
+    ),
+    "a question that is trained": (
+        {"messages": [SUM[0] | {"train": True}, SUM[1]]},
+        "train says that a message of the user is trained, and only the assistant's are;",
+    ),
+    "tools that are no JSON": ({"messages": SUM, "tools": "search"}, "tools is 'search', which is not JSON; expected"),
+    "tools of texts": ({"messages": SUM, "tools": ["search"]}, "tools is ['search'], expected a list of objects."),
+    "calls that are none": (
+        {"messages": [SUM[0], SUM[1] | {"tool_calls": "f()"}]},
+        "tool_calls is 'f()', expected a list of objects.",
+    ),
+    "a function call of text": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f()"}]},
+        "function_call is 'f()', expected JSON of an object with name and arguments, or of a list",
+    ),
+    "variables that the program sets": (
+        {"messages": SUM, "chat_template_kwargs": {"tokenize": False}},
+        "chat_template_kwargs sets tokenize, which the program sets itself.",
+    ),
+    "variables that are none": (
+        {"messages": SUM, "chat_template_kwargs": "x"},
+        "chat_template_kwargs is 'x', expected an object.",
+    ),
+    "another system": (
+        {"messages": TALK, "system": "Be verbose."},
+        "has a system beside messages that begin with another one; keep one.",
+    ),
+    "images": ({"messages": SUM, "images": ["a.png"]}, "has images, which is not read; the model reads text alone;"),
+    "documents": ({"messages": SUM, "documents": [{"text": "a"}]}, "has documents, which is not read; write them"),
+    "functions": ({"messages": SUM, "functions": [{"name": "f"}]}, "has functions, which is not read; write them as"),
+    "a record's weight": ({"messages": SUM, "weight": 2}, "has a weight, which is not read; repeat or leave out"),
+    "a context": (
+        {"prompt": "a", "completion": "b", "context": "c"},
+        "has a context beside prompt, which is not read;",
+    ),
+    "a key twice": (Raw('{"prompt": "a", "prompt": "b", "completion": "c"}'), "the key 'prompt' is there twice"),
+    "no number": (Raw('{"prompt": "a", "completion": "b", "score": NaN}'), "NaN is no number of JSON"),
+    "a long number": (Raw('{"prompt": "a", "n": ' + "9" * 5000 + "}"), "a number has too many digits"),
+    "deep brackets": (Raw('{"prompt": ' + "[" * 3000 + "]" * 3000 + "}"), "brackets are nested too deep"),
+    "half a character in a tool": (
+        {"messages": SUM, "tools": [{"name": "\ud83d"}]},
+        "tools holds half a character (\\ud83d).",
     ),
     "no answer": ({"messages": SUM[:1]}, "the last message is the user's, expected the assistant's answer."),
     "a question at the end": (
@@ -145,12 +214,16 @@ def test_a_bad_record_is_named_with_file_and_place(case: str, tmp_path: Path) ->
     record, problem = BAD[case]
     good = {"prompt": "a", "completion": "b"}
     lines = tmp_path / "data.jsonl"
-    lines.write_text("\n".join(["", json.dumps(good), "", json.dumps(record), json.dumps(good)]))
-    table = write(tmp_path / "data.json", [good, good, record])
+    spelled = record if isinstance(record, Raw) else json.dumps(record)
+    lines.write_text("\n".join(["", json.dumps(good), "", spelled, json.dumps(good)]))
+    table = tmp_path / "data.json"
+    table.write_text(f"[{json.dumps(good)}, {json.dumps(good)}, {spelled}]")
     for path, place in ((lines, "line 4"), (table, "record 3")):
-        with pytest.raises(FormatError, match=re.escape(f"{path}, {place}: {problem}")) as caught:
+        with pytest.raises(FormatError) as caught:
             read_examples(path)
-        assert "\n" not in str(caught.value)
+        message = str(caught.value)
+        assert message.startswith(f"{path}") and place in message and problem in message, message
+        assert message.isprintable() and message.endswith(".")
 
 
 @pytest.mark.chaos
@@ -166,18 +239,39 @@ def test_a_long_wrong_value_is_shown_short(tmp_path: Path) -> None:
     ("name", "content", "message_"),
     [
         ("data.jsonl", b'{"prompt": "a", "completion": "b"}\n{"prompt"', r"data\.jsonl, line 2: is not JSON \("),
-        ("data.jsonl", b"\n\n[" + b"[" * 100_000, r"data\.jsonl, line 3: is not JSON \("),
+        ("data.jsonl", b"\n\n[" + b"[" * 100_000, r"data\.jsonl: is not JSON \(record 1: brackets are nested too deep"),
+        ("data.jsonl", b'{"prompt": "a", "completion": "b"}\n' + b"[" * 100_000, r"line 2: is not JSON \(brackets are"),
         ("data.json", b"[" * 100_000, r"data\.json: is not JSON \("),
-        ("data.json", b'[{"prompt": "a"', r"data\.json: is not JSON \(.+\); expected a list of records\."),
+        ("data.json", b'[{"prompt": "a"', r"data\.json: is not JSON \(record 1: .+\); expected a list of records, or"),
+        ("data.json", b'[{"prompt": "a", "completion": "b"},]', r"\(record 2: a record is missing after a comma\)"),
+        ("data.json", b'[{"prompt": "a", "completion": "b"}', r"\(record 1: a comma or the end of the list is missing"),
+        ("data.json", b'[{"prompt": "a", "completion": "b"}] {}', r"data\.json: has more after the end of its list"),
+        ("data.jsonl", b'{"prompt": "a", "completion": "b"},\n{}', r"line 1: is not JSON \(it ends in a comma, as a"),
+        ("data.jsonl", b'{"prompt":\n"a", "completion": "b"}\n{"prompt":\n"a"}', r"over several lines, .*: jq -c \. "),
         (
             "data.json",
-            b'{"prompt": "a", "completion": "b"}',
-            r"data\.json: holds a JSON dict, expected a list",
+            b'{"train": [{"prompt": "a", "completion": "b"}]}',
+            r"line 1: is .*under the key 'train', .*json",
         ),
         ("data.jsonl", b"", r"data\.jsonl: holds no examples; expected one JSON object a line\."),
         ("data.jsonl", b"\n \n", r"data\.jsonl: holds no examples"),
         ("data.json", b"[]", r"data\.json: holds no examples"),
-        ("data.jsonl", b'{"prompt": "\xff"}', r"data\.jsonl: is not UTF-8 text \(invalid start byte at byte 12\)\."),
+        (
+            "data.jsonl",
+            b'{"prompt": "\xff"}',
+            r"data\.jsonl, line 1: is not UTF-8 text \(invalid start byte at byte 12 of",
+        ),
+        (
+            "data.json",
+            b'[{"prompt": "\xe4"}]',
+            r"data\.json: is not UTF-8 text \(.+ at byte 13 .+ iconv -f LATIN1 -t UTF-8",
+        ),
+        (
+            "data.jsonl",
+            b'{"prompt": "a", "completion": "b"}\n' + bytes(99),
+            r"data\.jsonl: holds NUL bytes \(.* at byte 35",
+        ),
+        ("data.jsonl", bytes(9), r"data\.jsonl: holds NUL bytes"),
     ],
 )
 def test_a_file_that_is_none_is_refused(name: str, content: bytes, message_: str, tmp_path: Path) -> None:
@@ -190,7 +284,7 @@ def test_a_file_that_is_none_is_refused(name: str, content: bytes, message_: str
 def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"none\.jsonl: cannot be read \(No such file or directory\); expected"):
         read_examples(tmp_path / "none.jsonl")
-    with pytest.raises(FormatError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(FormatError, match=r"is a directory, expected a \.jsonl or \.json file; give one of the files"):
         read_examples(tmp_path)
 
 

@@ -301,7 +301,7 @@ def test_examples_whose_answers_are_cut_off_whole_are_left_out(model: Path, data
     assert [replace(report, seconds=0) for report in plain.reports] == [replace(r, seconds=0) for r in result.reports]
     only_long = tmp_path / "long.jsonl"
     only_long.write_text("\n".join(long))
-    with pytest.raises(ConfigError, match=r"None of the \d+ tokens of \d+ examples is trained"):
+    with pytest.raises(ConfigError, match=r"none of its \d+ examples has a token that is trained: 1\d of 1\d examples"):
         quiet(model, config_for(only_long, tmp_path / "c"))
 
 
@@ -309,7 +309,9 @@ def test_examples_whose_answers_are_cut_off_whole_are_left_out(model: Path, data
 def test_one_example_at_most_where_one_is_asked_for(model: Path, data: Path, tmp_path: Path) -> None:
     config = config_for(data, tmp_path)
     config.data = replace(config.data, max_examples=1)
-    with pytest.raises(ConfigError, match=r"examples\.jsonl: 1 examples leave . to train on and . to hold out"):
+    with pytest.raises(
+        ConfigError, match=r"examples\.jsonl: has one example, which cannot be both trained on and held"
+    ):
         quiet(model, config)
 
 

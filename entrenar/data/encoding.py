@@ -1,0 +1,222 @@
+"""Examples to samples, with a count of everything that is left out, cut, or not used."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, overload
+
+import numpy as np
+
+from entrenar.data.formats import Example
+from entrenar.data.masking import Sample, encode_example
+from entrenar.errors import ConfigError
+from entrenar.io.tokenizer import Tokenizer
+
+PLAIN_ROLES = ("system", "user", "assistant")  # that the layout for models without a chat template has a place for
+UNMARKED = "every answer is marked as not trained (weight 0, or train, trainable or loss false)"
+
+
+class Samples(Sequence[Sample]):
+    """Many samples in three flat arrays: 5 bytes a token and 9 a sample, where objects would need hundreds."""
+
+    def __init__(self, samples: Iterable[Sample] = ()) -> None:
+        self._tokens, self._trained = array("i"), bytearray()
+        self._bounds, self._truncated = array("q", [0]), bytearray()
+        for sample in samples:
+            self.append(sample)
+
+    def append(self, sample: Sample) -> None:
+        """Copy one more sample to the end."""
+        self._tokens.frombytes(np.ascontiguousarray(sample.tokens, np.int32).tobytes())
+        self._trained += np.ascontiguousarray(sample.trained, bool).tobytes()
+        self._bounds.append(len(self._trained))
+        self._truncated.append(sample.truncated)
+
+    def __len__(self) -> int:
+        return len(self._truncated)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        index = range(len(self))[index]
+        start, size = self._bounds[index], self._bounds[index + 1] - self._bounds[index]
+        tokens = np.frombuffer(self._tokens, np.int32, size, 4 * start) if size else np.zeros(0, np.int32)
+        trained = np.frombuffer(self._trained, bool, size, start) if size else np.zeros(0, bool)
+        return Sample(tokens, trained, bool(self._truncated[index]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return 4 * len(self._tokens) + len(self._trained) + 8 * len(self._bounds) + len(self._truncated)
+
+
+@dataclass
+class SideReport:
+    """What became of one side's examples: `left_out` counts by reason, `first_left_out` has the place of the first.
+
+    `cut` examples are longer than a row and keep their beginning; `unmarked` ones have answers that their record leaves
+    out of the loss beside others that are trained. `tokens` and `trained_tokens` are those of the samples, as rows hold
+    them; `unused` counts the keys of records that nothing reads.
+    """
+
+    examples: int = 0
+    samples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    cut: int = 0
+    unmarked: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    first_left_out: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
+
+
+def encode_examples(
+    examples: Iterable[Example],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    *,
+    train_on_prompt: bool = False,
+    check: Callable[[Example, Sample], None] = lambda example, sample: None,
+) -> tuple[Samples, SideReport]:
+    """The samples of the examples that have something to train, each seen by `check`, and what became of the others.
+
+    Raises ConfigError, naming the example's place, where the template has no place for what a record holds.
+    """
+    samples, report = Samples(), SideReport()
+    for example in examples:
+        report.examples += 1
+        for key in example.unused:
+            report.unused[key] = report.unused.get(key, 0) + 1
+        reason, sample = _encoded(example, tokenizer, sequence_length, train_on_prompt)
+        if sample is None:
+            report.left_out[reason] = report.left_out.get(reason, 0) + 1
+            report.first_left_out.setdefault(reason, example.where)
+            continue
+        check(example, sample)
+        samples.append(sample)
+        report.samples += 1
+        report.tokens += len(sample)
+        report.trained_tokens += int(sample.trained.sum())
+        report.cut += sample.truncated
+        report.unmarked += bool(example.left_out & _answers(example)) and not train_on_prompt
+    return samples, report
+
+
+def _answers(example: Example) -> frozenset[int]:
+    return frozenset(i for i, message in enumerate(example.messages) if message["role"] == "assistant")
+
+
+def _encoded(
+    example: Example, tokenizer: Tokenizer, sequence_length: int, train_on_prompt: bool
+) -> tuple[str, Sample | None]:
+    """The sample, or why there is none."""
+    if example.document is not None:
+        sample = encode_document(example.document, tokenizer, sequence_length)
+        return ("its text is a single token", None) if not sample.trained.any() else ("", sample)
+    _check_template(example, tokenizer)
+    if train_on_prompt and example.marked:
+        raise ConfigError(
+            f"{example.where}: marks messages as not trained, and data.train_on_prompt trains all of them; leave out "
+            "one of both."
+        )
+    if not _answers(example) - example.left_out and not train_on_prompt:
+        return UNMARKED, None
+    if train_on_prompt:
+        example = replace(example, left_out=frozenset())
+    sample = encode_example(example, tokenizer, sequence_length, train_on_prompt=train_on_prompt)
+    if sample.trained.any():
+        return "", sample
+    if sample.truncated:
+        return f"the prompt alone fills a row of {sequence_length} tokens, so that no answer would be trained", None
+    return "the template writes nothing that is trained", None
+
+
+def _check_template(example: Example, tokenizer: Tokenizer) -> None:
+    """ConfigError where a model without a chat template gets what only a template can write."""
+    if tokenizer.chat_template:
+        return
+    other = next((m["role"] for m in example.messages if m["role"] not in PLAIN_ROLES), None)
+    if other is not None:
+        found = f"a message of the role {other}"
+    elif any(message.get("tool_calls") for message in example.messages):
+        found = "tool_calls"
+    elif example.tools:
+        found = "tools"
+    elif example.variables:
+        found = "chat_template_kwargs"
+    else:
+        return
+    raise ConfigError(
+        f"{example.where}: has {found}, and this model has no chat template to write them with; leave them out or "
+        "take a model with a template."
+    )
+
+
+def encode_document(text: str, tokenizer: Tokenizer, max_length: int | None = None) -> Sample:
+    """The tokens of a plain text, closed by the end-of-text token, as TRL trains on `text`: all are trained.
+
+    Longer ones are cut to `max_length`, which keeps their beginning.
+    """
+    end = tokenizer.token(tokenizer.eos_id)
+    closed = text if not end or text.endswith(end) else text + end
+    ids = tokenizer.encode(closed, add_bos=tokenizer.adds_bos)
+    if tokenizer.adds_eos and tokenizer.eos_id is not None:
+        ids.append(tokenizer.eos_id)
+    trained = np.ones(len(ids), bool)
+    trained[:1] = False  # nothing comes before the first token
+    truncated = max_length is not None and len(ids) > max_length
+    return Sample(np.array(ids[:max_length], np.int32), trained[:max_length], truncated)
+
+
+@dataclass
+class DataReport:
+    """What was read from `source`, and what became of it on both sides."""
+
+    source: str
+    sequence_length: int
+    training: SideReport
+    held_out: SideReport
+
+    def table(self) -> dict[str, Any]:
+        """For summary.json."""
+        sides = {}
+        for name, side in (("training", self.training), ("held_out", self.held_out)):
+            sides[name] = {key: value for key, value in asdict(side).items() if key != "unused"}
+        return {"source": self.source, "unused_keys": dict(self._unused()), **sides}
+
+    def _unused(self) -> list[tuple[str, int]]:
+        return sorted((Counter(self.training.unused) + Counter(self.held_out.unused)).items())
+
+    def notes(self) -> Iterator[str]:
+        """A sentence for each thing that a user may not expect."""
+        for side, kind in ((self.training, ""), (self.held_out, "held-out ")):
+            for reason, count in side.left_out.items():
+                first = side.first_left_out[reason]
+                yield (
+                    f"{count:,} of {side.examples:,} {kind}examples {_are(count)} left out: {reason}"
+                    f"{first and f' (the first is {first})'}."
+                )
+            if side.cut:
+                yield (
+                    f"{side.cut:,} of {side.examples:,} {kind}examples {_are(side.cut)} cut to {self.sequence_length} "
+                    "tokens; what comes after is not learned (a longer training.sequence_length keeps it)."
+                )
+        unmarked = self.training.unmarked + self.held_out.unmarked
+        if unmarked:
+            yield (
+                f"In {unmarked:,} examples some answers are left out of the loss, as their records say (weight, train, "
+                "trainable or loss; or as a part of the prompt)."
+            )
+        for key, count in self._unused():
+            yield f"{self.source}: the key {key!r} of {count:,} records is not used."
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"

@@ -1,0 +1,67 @@
+"""Which examples are held out: a side follows from an example's text, so equal texts are never on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+from entrenar.data.formats import Example, ExampleFile
+
+
+def digests(examples: Iterable[Example]) -> np.ndarray:
+    """The first 64 bits of the SHA-256 of each example's text, (n,) uint64."""
+    return np.fromiter((_digest(example.text) for example in examples), np.uint64)
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def split_indices(hashes: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """(to train on, held out) indices, ascending, of examples with these `digests`; a fraction of 0 holds out nothing.
+
+    Held out is what lies below `fraction` of the hashes' range. Where that leaves a side empty, as chance does with few
+    examples, the texts of the smallest hashes are held out until they are max(1, fraction x n) examples, and the text
+    of the largest is trained on. One side stays empty only where all texts are equal.
+    """
+    limit = int(fraction * 2**64)
+    held_out = hashes < np.uint64(limit) if limit < 2**64 else np.ones(len(hashes), bool)
+    if 0 < fraction < 1 and len(hashes) and (held_out.all() or not held_out.any()):
+        texts, counts = np.unique(hashes, return_counts=True)  # ascending
+        wanted = max(1, int(fraction * len(hashes)))
+        number = int(np.searchsorted(np.cumsum(counts), wanted)) + 1
+        held_out = hashes <= texts[min(number, len(texts) - 1) - 1] if len(texts) > 1 else np.zeros(len(hashes), bool)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def split_held_out(examples: Sequence[Example], fraction: float = 0.02) -> tuple[list[Example], list[Example]]:
+    """(to train on, held out) as `split_indices` says."""
+    sides = split_indices(digests(examples), fraction)
+    return [examples[i] for i in sides[0]], [examples[i] for i in sides[1]]
+
+
+class Subset(Sequence[Example]):
+    """Some of a file's examples, or of a list's, read when they are asked for."""
+
+    def __init__(self, examples: ExampleFile | list[Example], indices: np.ndarray) -> None:
+        self._examples, self._indices = examples, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return list(Subset(self._examples, self._indices[index]))
+        return self._examples[int(self._indices[index])]
+
+    def __iter__(self) -> Iterator[Example]:
+        if isinstance(self._examples, ExampleFile):
+            return self._examples.read(self._indices.tolist())
+        return (self._examples[i] for i in self._indices.tolist())
