@@ -16,13 +16,14 @@ from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("entrenar/_kernels")
 SIMD = KERNELS / "simd"
+CALLS = KERNELS / "team_calls.c"
 X86 = platform.machine().lower() in {"x86_64", "amd64", "i686"}
 V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 V4 = [*V3, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 # Features, never CPU names: the wheel runs anywhere and picks a tier at import.
 TIERS = {"base": []} | ({"v3": V3, "v4": V4, "v4i": [*V4, "-mavx512vnni", "-mavx512vbmi"]} if X86 else {})
 EXTRA_SOURCES = {
-    "entrenar._kernels.cpu": ["entrenar/_kernels/scratch.c"],
+    "entrenar._kernels.cpu": ["entrenar/_kernels/scratch.c", "entrenar/_kernels/team.c"],
     "entrenar.autograd.tensor": ["entrenar/autograd/allocator.c"],
     "entrenar.io.mapped": ["entrenar/io/sigbus.c"],
 }
@@ -30,12 +31,12 @@ COMMON = ["-std=gnu11", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=h
 
 
 def has_openmp(compiler: list[str]) -> bool:
-    """Whether the C compiler builds and links an OpenMP program (the package works serially without)."""
-    program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+    """Whether the C compiler is a GCC for Linux with OpenMP, whose calls team_calls.c answers (else: one thread)."""
+    program = "#if !defined(__linux__) || defined(__clang__)\n#error\n#endif\n#include <omp.h>\n"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
         source.write_text(program)
-        command = [*compiler, "-fopenmp", str(source), "-o", str(Path(folder, "probe"))]
+        command = [*compiler, "-fopenmp", "-c", str(source), "-o", str(Path(folder, "probe.o"))]
         try:
             return subprocess.run(command, capture_output=True, check=False).returncode == 0
         except OSError:
@@ -48,7 +49,7 @@ def extensions() -> list[Extension]:
     found = []
     for source in sorted(Path("entrenar").rglob("*.pyx")):
         name = ".".join(source.with_suffix("").parts)
-        depends = list(headers)
+        depends = [*headers, str(CALLS)]
         sources = [str(source)]
         sources += EXTRA_SOURCES.get(name, [])
         if name == "entrenar._kernels.cpu":
@@ -66,13 +67,21 @@ class BuildExt(build_ext):
         self.parallel = self.parallel or os.cpu_count()
         openmp = ["-fopenmp"] if has_openmp(self.compiler.compiler_so[:1]) else []
         if not openmp:
-            print("entrenar: the C compiler has no OpenMP; building the single-threaded package", file=sys.stderr)
+            print(
+                "entrenar: the C compiler is no GCC with OpenMP; building the single-threaded package", file=sys.stderr
+            )
         objects = self.simd_objects()
+        calls = self.compiler.compile(
+            [str(CALLS)] if openmp else [],
+            output_dir=self.build_temp,
+            include_dirs=self.include_dirs,
+            extra_postargs=["-O2", *COMMON],
+        )
         for extension in self.extensions:
             extension.extra_compile_args = ["-O2", "-g0", *COMMON[1:], *openmp, "-Wno-unused-function"]
-            extension.extra_link_args = openmp
+            extension.extra_objects = calls
             if extension.name == "entrenar._kernels.cpu":
-                extension.extra_objects = objects
+                extension.extra_objects = [*objects, *calls]
         super().build_extensions()
 
     def simd_objects(self) -> list[str]:

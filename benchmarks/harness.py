@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SETTLE = 0.02  # seconds between turns: the OpenMP threads of the side before stop spinning
+SETTLE = 0.02  # seconds between turns: the threads of the side before stop spinning
 HERE = Path(__file__).parent
 
 

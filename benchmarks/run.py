@@ -17,7 +17,19 @@ from pathlib import Path
 
 from harness import HERE, Bench, table
 
-ENTRIES = ("gemm", "attention", "tape", "optimizer", "step", "decode", "load", "memory", "scaling", "quality")
+ENTRIES = (
+    "gemm",
+    "attention",
+    "tape",
+    "optimizer",
+    "step",
+    "decode",
+    "load",
+    "memory",
+    "scaling",
+    "contention",
+    "quality",
+)
 INSTALL = {"torch": "pip install torch==2.13.0", "xllamacpp": "pip install xllamacpp"}  # the rest is the extra
 DEFAULT_INSTALL = "pip install '.[peers]'"
 

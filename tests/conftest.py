@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-# Threads that spin while they wait slow every test down where the cores are shared; read when OpenMP starts.
+# Threads that spin while they wait slow other programs' tests down where the cores are shared; read at import.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from entrenar._kernels import cpu

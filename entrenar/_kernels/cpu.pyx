@@ -1,12 +1,15 @@
-"""The machine: SIMD tier, thread count, scratch memory. The only module that knows of OpenMP's runtime or of forks.
+"""The machine: SIMD tier, the team of threads and how it waits, scratch memory.
 
 The tier is chosen once, at import, from CPUID and what the operating system saves; ENTRENAR_ISA forces one. Threads:
-ENTRENAR_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs of this process's affinity mask and cgroup quota.
+ENTRENAR_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs of this process's affinity mask and cgroup quota. They wait for
+each other as OMP_WAIT_POLICY says (passive, active), else by what the machine has for them (team.c).
 """
 import math
 import os
 import warnings
 from pathlib import Path
+
+from cpython.pycapsule cimport PyCapsule_New
 
 from entrenar._kernels.simd.dispatch cimport simd_find, simd_supported, simd_table
 from entrenar.errors import ConfigError
@@ -15,6 +18,18 @@ cdef extern from "scratch.h" nogil:
     void* scratch_get(int slot, size_t nbytes)
     size_t scratch_bytes_c "scratch_bytes"()
     void scratch_release_c "scratch_release"()
+
+cdef extern from "team.h" nogil:
+    ctypedef struct team_calls:
+        pass
+    const team_calls team
+    const char* TEAM_CAPSULE
+    enum:
+        TEAM_ADAPTIVE
+        TEAM_PASSIVE
+        TEAM_ACTIVE
+    void team_set_waiting(int policy)
+    int team_waiting()
 
 cdef extern from *:
     """
@@ -28,10 +43,9 @@ cdef extern from *:
 
 TIERS = ("base", "v3", "v4", "v4i")
 PRECISIONS = ("highest", "high", "medium")  # of matrix products, by the number of their format in simd/gemm.h
-MAX_THREADS = 1024  # beyond it a count is a mistake, and OpenMP's runtime may end the process
+MAX_THREADS = 1024  # beyond it a count is a mistake
 cdef int n_threads = 1
 cdef int matmul_format = 0
-cdef bint in_forked_child = False
 _fallbacks_said = set()  # (asked for, computed)
 
 
@@ -86,7 +100,7 @@ def set_tier(name):
 
 
 def has_openmp():
-    """Whether the package was built with OpenMP; without it every kernel runs on one thread."""
+    """Whether the compiler knew OpenMP's pragmas; without them every kernel runs on one thread."""
     return bool(ENTRENAR_OPENMP)
 
 
@@ -152,9 +166,6 @@ def set_num_threads(count):
     global n_threads
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_THREADS:
         raise ConfigError(f"The number of threads must be an integer from 1 to {MAX_THREADS}, not {count!r}.")
-    if in_forked_child and count > 1:
-        raise ConfigError("A forked child process runs on one thread (OpenMP's threads do not survive a fork); "
-                          "start workers with the 'spawn' method to use more.")
     n_threads = count if ENTRENAR_OPENMP else 1
 
 
@@ -169,13 +180,31 @@ def _threads_from_environment():
     return default_num_threads()
 
 
-def _after_fork_in_child():
-    global n_threads, in_forked_child
-    in_forked_child = True
-    n_threads = 1
+WAITING = {"adaptive": TEAM_ADAPTIVE, "passive": TEAM_PASSIVE, "active": TEAM_ACTIVE}
 
 
+def get_waiting():
+    """How threads wait for each other: "adaptive", "passive" or "active"."""
+    return next(name for name, policy in WAITING.items() if policy == team_waiting())
+
+
+def set_waiting(name):
+    """Set how threads wait for each other; no result depends on it.
+
+    "adaptive" spins while the threads get their CPUs, and sleeps at once while other programs take a share of them.
+    "passive" always sleeps at once and "active" always spins, as OMP_WAIT_POLICY asks. ConfigError for another name.
+    """
+    if name not in WAITING:
+        raise ConfigError(f"The waiting policy {name!r} is unknown; choose one of {', '.join(WAITING)}.")
+    team_set_waiting(WAITING[name])
+
+
+def _waiting_from_environment():
+    text = os.environ.get("OMP_WAIT_POLICY", "").strip().lower()
+    return text if text in WAITING else "adaptive"
+
+
+_team = PyCapsule_New(<void*> &team, TEAM_CAPSULE, NULL)  # where the other extensions find it (team_calls.c)
+set_waiting(_waiting_from_environment())
 set_tier(os.environ.get("ENTRENAR_ISA") or supported_tiers()[-1])
 set_num_threads(_threads_from_environment())
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,6 +126,18 @@ def cython_sources() -> dict[Path, str]:
 
 def test_no_source_needs_the_headers_of_numpy() -> None:
     assert not [path for path, text in cython_sources().items() if re.search(r"cimport numpy|from numpy cimport", text)]
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm of the binutils")
+def test_no_extension_calls_a_runtime_of_openmp() -> None:
+    found = sorted(Path(cpu.__file__).parents[1].rglob("*.so"))
+    assert len(found) > 20
+    for path in found:
+        shown = subprocess.run(["nm", "-D", path], capture_output=True, text=True, check=True).stdout
+        assert not re.search(r"\b(GOMP_|omp_|__kmpc_)\w+", shown), path
+    program = "import entrenar.autograd; print([line for line in open('/proc/self/maps') if 'gomp' in line])"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown == "[]\n"
 
 
 def test_openmp_is_called_by_cpu_alone() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from entrenar import autograd
 from entrenar._kernels import cpu
 from entrenar.errors import ConfigError
 
-VARIABLES = ("ENTRENAR_ISA", "ENTRENAR_NUM_THREADS", "OMP_NUM_THREADS")
+VARIABLES = ("ENTRENAR_ISA", "ENTRENAR_NUM_THREADS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 MISSING = [tier for tier in cpu.TIERS if tier not in cpu.supported_tiers()]
 
 
@@ -210,57 +211,101 @@ import os
 import signal
 import numpy as np
 from entrenar import autograd
-from entrenar.errors import ConfigError
 
 def product():
     return autograd.matmul(np.ones((300, 300)), np.ones((300, 300))).numpy().sum()
 
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
 cpu.set_num_threads(2)
-assert product() == 300**3  # OpenMP's threads exist now
+assert product() == 300**3  # the team exists now
+before = threads()
 pid = os.fork()
 if pid == 0:
     signal.alarm(30)  # a child that hangs would keep this test's pipe open for ever
     code = 1
     try:
-        assert cpu.get_num_threads() == 1, cpu.get_num_threads()
+        assert threads() == 1, threads()
+        assert cpu.get_num_threads() == 2, cpu.get_num_threads()
         assert product() == 300**3
-        cpu.set_num_threads(1)
-        try:
-            cpu.set_num_threads(2)
-        except ConfigError as error:
-            assert "forked child process runs on one thread" in str(error), error
-            code = 0
+        code = threads()
     finally:
         os._exit(code)
 _, status = os.waitpid(pid, 0)
 assert product() == 300**3
-print(os.waitstatus_to_exitcode(status), cpu.get_num_threads())
+assert threads() == before
+print(os.waitstatus_to_exitcode(status))
 """
 
 
 @pytest.mark.chaos
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_fork_after_a_parallel_region_neither_hangs_nor_uses_threads() -> None:
-    assert printed(FORK) == f"0 {2 if cpu.has_openmp() else 1}"
+@pytest.mark.skipif(not cpu.has_openmp(), reason="built for one thread")
+def test_a_forked_child_makes_threads_of_its_own() -> None:
+    assert printed(FORK, OPENBLAS_NUM_THREADS="1") == "2"
 
 
-@pytest.mark.chaos
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_without_the_guard_the_same_program_would_hang() -> None:
-    # otherwise the test above would prove nothing
-    if not cpu.has_openmp():
-        pytest.skip("built without OpenMP, so nothing can hang")
-    unguarded = "import os\nos.register_at_fork = lambda **hooks: None\n"
-    child = "\n".join(line for line in FORK.splitlines() if "get_num_threads() == 1" not in line)
-    watched = child.replace("signal.alarm(30)", "signal.alarm(3)")
-    result = subprocess.run(
-        [sys.executable, "-c", f"{unguarded}from entrenar._kernels import cpu\n{watched}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert result.stdout.split()[0] == "-14", result.stdout  # SIGALRM found it waiting
+# ---------------------------------------------------------------- waiting
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "adaptive"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "passive"),
+        ({"OMP_WAIT_POLICY": " active"}, "active"),
+        ({"OMP_WAIT_POLICY": "sometimes"}, "adaptive"),
+    ],
+    ids=str,
+)
+def test_which_variable_decides_how_threads_wait(environment: dict[str, str], expected: str) -> None:
+    assert printed("print(cpu.get_waiting())", **environment) == expected
+
+
+@pytest.mark.unit
+def test_no_result_depends_on_how_threads_wait(threads: None) -> None:
+    before = cpu.get_waiting()
+    a = np.random.default_rng(0).standard_normal((128, 300)).astype(np.float32)
+    found = set()
+    try:
+        for name in cpu.WAITING:
+            cpu.set_waiting(name)
+            assert cpu.get_waiting() == name
+            for count in (1, 2, 3):
+                cpu.set_num_threads(count)
+                found.add(autograd.matmul(a, a.T.copy()).numpy().tobytes())
+        with pytest.raises(ConfigError, match="The waiting policy 'never' is unknown; choose one of adaptive, passive"):
+            cpu.set_waiting("never")
+        assert cpu.get_waiting() == name
+    finally:
+        cpu.set_waiting(before)
+    assert len(found) == 1
+
+
+@pytest.mark.memory
+@pytest.mark.skipif(not cpu.has_openmp(), reason="built for one thread")
+def test_a_python_thread_that_ends_takes_its_team_with_it(threads: None) -> None:
+    cpu.set_num_threads(3)
+    a = np.ones((300, 300), np.float32)
+
+    def tasks() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    autograd.matmul(a, a)
+    before, during = tasks(), []
+
+    def work() -> None:
+        autograd.matmul(a, a)
+        during.append(tasks())
+
+    for _ in range(5):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        deadline = time.monotonic() + 30  # Python calls a thread joined before the system has ended it
+        while tasks() > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert tasks() == before
+    assert during == [before + 3] * 5
 
 
 # ---------------------------------------------------------------- scratch

@@ -1,0 +1,311 @@
+// A team of threads for parallel regions, one team a calling thread, made when first needed and again after a fork.
+//
+// Waiting is what a library for everyone gets wrong. A thread that spins reacts at once, and a step waits many thousand
+// times; but where other programs want the same CPUs, it burns the time in which the thread that it waits for could
+// run. So threads spin only while they get their CPUs: each compares the time that passed with the CPU time that it got,
+// and where a share of it went to others, the team sleeps at once for a while before it tries again.
+#define _GNU_SOURCE
+#include "team.h"
+
+static int waiting = TEAM_ADAPTIVE;
+void team_set_waiting(int policy) { __atomic_store_n(&waiting, policy, __ATOMIC_RELAXED); }
+int team_waiting(void) { return __atomic_load_n(&waiting, __ATOMIC_RELAXED); }
+
+#ifndef _OPENMP  // built for one thread
+const team_calls team;
+#else
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MILLISECOND 1000000LL
+static const int64_t SPIN = 5 * MILLISECOND;           // of a thread that gets its CPU, before it sleeps
+static const int64_t SPIN_ACTIVE = 300000 * MILLISECOND;
+static const int64_t WINDOW = 10 * MILLISECOND;        // over which time and CPU time are compared
+static const double LOST = 0.15;                       // share of a window that went to others: they are there
+static const int64_t HOLD = 50 * MILLISECOND;          // of sleeping at once after the last such window; where spinning
+static const int64_t LONGEST_HOLD = 800 * MILLISECOND; // then shows the same again, the next time is longer
+static const int64_t QUIET = 100 * MILLISECOND;        // of spinning undisturbed: the next hold is short again
+static const int64_t GAP = MILLISECOND;                // outside of regions: it may have slept there, so nothing is known
+enum { LOOPS = 8, LINE = 64 };
+
+typedef struct team_state team_state;
+typedef struct {
+    team_state *team;
+    int index, size;  // of the team that runs now
+    int loops;        // dynamic loops begun in this region
+    long start, end, increment, chunk;
+    int64_t since, cpu_since, slept;  // the window: when it began, CPU time then, time asleep in it
+    int known;                        // whether the window has begun
+} member;
+typedef struct {
+    _Alignas(LINE) uint32_t go;  // counts the regions that the worker was given
+    int sleeps;
+    pthread_t thread;
+    member self;
+} worker;
+struct team_state {
+    team_body *body;
+    void *data;
+    int size;      // of this region, the caller included
+    int workers;   // threads there are beside the caller
+    int capacity;
+    worker **list;
+    int64_t ended;  // when the last region did
+    int64_t hold, held_until;
+    _Alignas(LINE) uint32_t generation;  // of the barrier
+    int sleepers;
+    _Alignas(LINE) int arrived;
+    _Alignas(LINE) long next[LOOPS];  // chunks that each dynamic loop has given out
+    _Alignas(LINE) int ending;
+};
+
+static _Thread_local member me = {.size = 1};
+static _Thread_local team_state *mine;
+static _Thread_local int depth;  // regions that the thread is in
+static pthread_key_t key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static int64_t now_on(clockid_t clock) {
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return t.tv_sec * 1000 * MILLISECOND + t.tv_nsec;
+}
+static inline int64_t now(void) { return now_on(CLOCK_MONOTONIC); }
+static void futex(uint32_t *word, int operation, uint32_t value) {
+    syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
+}
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory");
+#endif
+}
+
+static int64_t spin_of(team_state *t, int64_t at) {
+    int policy = team_waiting();
+    if (policy == TEAM_ACTIVE) return SPIN_ACTIVE;
+    if (policy == TEAM_PASSIVE) return 0;
+    return at < __atomic_load_n(&t->held_until, __ATOMIC_RELAXED) ? 0 : SPIN;
+}
+
+// Until *word is no longer `old`: spin as long as may be, then sleep. `sleepers` tells the waking side to call.
+static void wait_change(team_state *t, member *m, uint32_t *word, uint32_t old, int *sleepers) {
+    int64_t began = 0;
+    for (;;) {
+        for (int i = 0; i < 64; i++) {
+            if (__atomic_load_n(word, __ATOMIC_ACQUIRE) != old) return;
+            relax();
+        }
+        int64_t at = now();
+        if (!began) began = at;
+        if (at - began >= spin_of(t, at)) break;
+    }
+    int64_t began_sleeping = now();
+    __atomic_fetch_add(sleepers, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(word, __ATOMIC_SEQ_CST) == old) futex(word, FUTEX_WAIT, old);
+    __atomic_fetch_sub(sleepers, 1, __ATOMIC_SEQ_CST);
+    m->slept += now() - began_sleeping;
+}
+static void change(uint32_t *word, uint32_t value, int *sleepers) {
+    __atomic_store_n(word, value, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(sleepers, __ATOMIC_SEQ_CST)) futex(word, FUTEX_WAKE, INT_MAX);
+}
+
+static void begin_window(member *m, int64_t at) {
+    m->since = at;
+    m->cpu_since = now_on(CLOCK_THREAD_CPUTIME_ID);
+    m->slept = 0;
+    m->known = 1;
+}
+// Once a window: did this thread get the CPU while it was awake?
+static void look(team_state *t, member *m) {
+    if (team_waiting() != TEAM_ADAPTIVE) return;
+    int64_t at = now();
+    if (!m->known) {
+        begin_window(m, at);
+        return;
+    }
+    int64_t passed = at - m->since;
+    if (passed < WINDOW) return;
+    int64_t awake = passed - m->slept, got = now_on(CLOCK_THREAD_CPUTIME_ID) - m->cpu_since;
+    if (awake - got > LOST * (double)passed) {
+        int64_t held_until = __atomic_load_n(&t->held_until, __ATOMIC_RELAXED);
+        int64_t hold = __atomic_load_n(&t->hold, __ATOMIC_RELAXED);
+        if (at - held_until >= QUIET || !hold) hold = HOLD;
+        else if (at >= held_until) hold = 2 * hold < LONGEST_HOLD ? 2 * hold : LONGEST_HOLD;
+        __atomic_store_n(&t->hold, hold, __ATOMIC_RELAXED);
+        if (at + hold > held_until) __atomic_store_n(&t->held_until, at + hold, __ATOMIC_RELAXED);
+    }
+    begin_window(m, at);
+}
+
+static void meet(team_state *t, member *m) {
+    if (m->size == 1) return;
+    look(t, m);
+    uint32_t generation = __atomic_load_n(&t->generation, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&t->arrived, 1, __ATOMIC_ACQ_REL) == m->size) {
+        __atomic_store_n(&t->arrived, 0, __ATOMIC_RELAXED);
+        change(&t->generation, generation + 1, &t->sleepers);
+    } else {
+        wait_change(t, m, &t->generation, generation, &t->sleepers);
+    }
+}
+static void barrier(void) {
+    if (me.team) meet(me.team, &me);
+}
+
+static void *work(void *pointer) {
+    worker *w = pointer;
+    team_state *t = w->self.team;
+    uint32_t seen = 0;
+    me = w->self;
+    depth = 1;
+    for (;;) {
+        wait_change(t, &me, &w->go, seen, &w->sleeps);
+        seen = __atomic_load_n(&w->go, __ATOMIC_ACQUIRE);
+        if (__atomic_load_n(&t->ending, __ATOMIC_ACQUIRE)) return NULL;
+        me.size = t->size;
+        me.loops = 0;
+        t->body(t->data);
+        meet(t, &me);
+    }
+}
+
+static void end_team(void *pointer) {  // of a thread that ends
+    team_state *t = pointer;
+    __atomic_store_n(&t->ending, 1, __ATOMIC_RELEASE);
+    for (int i = 0; i < t->workers; i++) {
+        worker *w = t->list[i];
+        change(&w->go, w->go + 1, &w->sleeps);
+        pthread_join(w->thread, NULL);
+        free(w);
+    }
+    free(t->list);
+    free(t);
+    mine = NULL;
+}
+static void after_fork(void) {  // the workers are the parent's; their memory is left as it is
+    mine = NULL;
+    me = (member){.size = 1};
+    depth = 0;
+    pthread_setspecific(key, NULL);
+}
+static void make_key(void) {
+    pthread_key_create(&key, end_team);
+    pthread_atfork(NULL, NULL, after_fork);
+}
+
+// Signals are the calling thread's, but for those that a fault of the worker itself raises.
+static int start(worker *w) {
+    sigset_t block, before;
+    sigfillset(&block);
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&block, faults[i]);
+    pthread_sigmask(SIG_BLOCK, &block, &before);
+    int failed = pthread_create(&w->thread, NULL, work, w);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return failed;
+}
+// The team with workers for `size` threads, or as many as there is memory for; NULL for none.
+static team_state *team_of(int size) {
+    pthread_once(&once, make_key);
+    team_state *t = mine;
+    if (!t) {
+        t = aligned_alloc(LINE, sizeof *t);
+        if (!t) return NULL;
+        memset(t, 0, sizeof *t);
+        mine = t;
+        pthread_setspecific(key, t);
+    }
+    if (size - 1 > t->capacity) {
+        worker **list = realloc(t->list, (size - 1) * sizeof *list);
+        if (!list) return t;
+        t->list = list;
+        t->capacity = size - 1;
+    }
+    while (t->workers < size - 1) {
+        worker *w = aligned_alloc(LINE, sizeof *w);
+        if (!w) return t;
+        memset(w, 0, sizeof *w);
+        w->self = (member){.team = t, .index = t->workers + 1, .size = 1};
+        if (start(w)) {
+            free(w);
+            return t;
+        }
+        t->list[t->workers++] = w;
+    }
+    return t;
+}
+
+static void alone(team_body *body, void *data) {  // one thread, or a region inside of a region
+    member before = me;
+    me = (member){.size = 1};
+    depth++;
+    body(data);
+    depth--;
+    me = before;
+}
+static void parallel(team_body *body, void *data, unsigned threads) {
+    team_state *t = threads > 1 && depth == 0 ? team_of((int)threads) : NULL;
+    if (!t || !t->workers) {
+        alone(body, data);
+        return;
+    }
+    if (now() - t->ended > GAP) me.known = 0;
+    t->body = body;
+    t->data = data;
+    t->size = t->workers + 1 < (int)threads ? t->workers + 1 : (int)threads;
+    memset(t->next, 0, sizeof t->next);
+    me.team = t;
+    me.index = 0;
+    me.size = t->size;
+    me.loops = 0;
+    for (int i = 0; i < t->size - 1; i++) change(&t->list[i]->go, t->list[i]->go + 1, &t->list[i]->sleeps);
+    depth++;
+    body(data);
+    depth--;
+    meet(t, &me);
+    me.team = NULL;
+    me.size = 1;
+    t->ended = now();
+}
+
+// Dynamic loops: every thread knows the loop's bounds, so only the number of chunks given out is shared.
+static int loop_next(long *first, long *last) {
+    long one = me.increment * me.chunk;
+    long taken = me.team ? __atomic_fetch_add(&me.team->next[me.loops - 1], 1, __ATOMIC_RELAXED) : me.index++;
+    long total = (me.end - me.start + me.increment + (me.increment > 0 ? -1 : 1)) / me.increment;
+    if (taken * me.chunk >= total) return 0;
+    *first = me.start + taken * one;
+    *last = (taken + 1) * me.chunk >= total ? me.end : *first + one;
+    return 1;
+}
+static int loop_start(long start, long end, long increment, long chunk, long *first, long *last) {
+    if (me.loops == LOOPS) {
+        fprintf(stderr, "entrenar: a parallel region has more than %d dynamic loops\n", LOOPS);
+        abort();
+    }
+    me.loops++;
+    me.start = start;
+    me.end = end;
+    me.increment = increment;
+    me.chunk = chunk;
+    if (!me.team) me.index = 0;  // a thread alone counts for itself
+    return loop_next(first, last);
+}
+static int thread_number(void) { return me.team ? me.index : 0; }
+static int thread_count(void) { return me.size; }
+
+const team_calls team = {parallel, barrier, loop_start, loop_next, thread_number, thread_count};
+#endif
