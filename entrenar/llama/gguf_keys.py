@@ -155,7 +155,7 @@ def _per_block(metadata: Mapping[str, Any], key: str, blocks: int) -> int:
     value = _present(metadata, key)
     if not isinstance(value, list):
         return _integer(metadata, key)
-    if len(value) < blocks or len(set(value[:blocks])) != 1:  # llama.cpp reads the first `blocks`
+    if len(value) != blocks or any(other != value[0] for other in value):
         raise ConfigError(
             f"{key} is {_short(value)}, expected one number, or the same one for each of the {blocks} blocks."
         )
@@ -190,7 +190,7 @@ def _head_size(metadata: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
     if value_size != size:
         raise ConfigError(
             f"{VALUE_LENGTH} is {value_size if VALUE_LENGTH in metadata else f'missing, which means {value_size}'}, "
-            f"expected that of the keys, {size}; heads of two sizes are not supported."
+            f"expected {size}, the {KEY_LENGTH}; heads of two sizes are not supported."
         )
     if size % 2:
         raise ConfigError(f"{KEY_LENGTH} makes heads of {size}, expected an even number (rotary halves).")

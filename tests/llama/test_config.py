@@ -459,7 +459,7 @@ def test_gguf_metadata_give_the_shape() -> None:
         ({"llama__attention__causal": False}, "llama.attention.causal is False, expected true"),
         ({"llama__context_length": None}, "llama.context_length is missing from the GGUF metadata"),
         ({"llama__attention__layer_norm_rms_epsilon": None}, "layer_norm_rms_epsilon is missing"),
-        ({"llama__attention__value_length": 8}, "value_length is 8, expected that of the keys, 16"),
+        ({"llama__attention__value_length": 8}, "value_length is 8, expected 16, the llama.attention.key_length"),
         ({"llama__a_new_key": 8}, "llama.a_new_key is no known key of the architecture 'llama'"),
         ({"general__type": "adapter"}, "general.type is 'adapter', expected 'model': the file is a LoRA adapter"),
         ({"general__architecture": "clip"}, "the file is a multimodal projector"),
