@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from entrenar.autograd import Tensor
-from entrenar.autograd.quantized import BLOCK_SIZE, QuantizedTensor
+from entrenar.autograd.quantized import BLOCK_SIZE, FOUR_BIT, QuantizedTensor
 from entrenar.errors import ConfigError, FormatError, QuantizationError
 from entrenar.io.lazy import LazyTensor
 from entrenar.llama.budget import check_weights_fit
@@ -16,11 +16,13 @@ from entrenar.llama.checkpoint import Checkpoint
 from entrenar.llama.gguf_model import half_split_rows
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.modules import Weight
+from entrenar.llama.requantized import Requantized
 
 QUANTIZE = (None, "auto", "nf4", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "int16")
 EMBEDDING = "model.embed_tokens.weight"
 GGUF_4BIT = ("Q4_0", "Q4_1")
+FULL_PRECISION = ("F64", "F32", "F16", "BF16")
 ROW_CHUNK_BYTES = 32 << 20  # what a conversion holds in float32 beside the tensor it fills
 
 
@@ -56,6 +58,7 @@ class _Loader:
         self.double_quantization = double_quantization
         self.kept = kept
         self.unquantized: dict[str, str] = {}  # matrices that could not become codes, and why
+        self.requantized: dict[tuple[str, str], Requantized] = {}  # by stored type and new one
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Weight:
         lazy = self.checkpoint.tensors[name]
@@ -89,7 +92,7 @@ class _Loader:
         try:
             return QuantizedTensor.from_gguf_blocks(raw, lazy.type.lower(), shape, order)
         except QuantizationError as error:
-            raise FormatError(f"{self.checkpoint.path}: the tensor {name} cannot be used: {error}") from error
+            raise FormatError(f"{self._named(lazy)} cannot be used: {error}") from error
 
     def _coded(
         self, kind: str, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None
@@ -98,12 +101,22 @@ class _Loader:
         if shape[1] % BLOCK_SIZE[kind]:
             self.unquantized[name] = f"its {shape[1]} columns are no multiple of {BLOCK_SIZE[kind]}"
             return None
+        cost = Requantized()
         try:
-            return QuantizedTensor.quantize_streaming(
-                _rows(lazy, shape, head_dim), shape, kind, double_quantization=self.double_quantization
+            coded = QuantizedTensor.quantize_streaming(
+                cost.noting(_rows(lazy, shape, head_dim)),
+                shape,
+                kind,
+                double_quantization=self.double_quantization,
             )
         except QuantizationError as error:
-            raise FormatError(f"{self.checkpoint.path}: the tensor {name} cannot become {kind}: {error}") from error
+            raise FormatError(f"{self._named(lazy)} cannot become {kind}: {error}") from error
+        if lazy.type not in FULL_PRECISION and kind in FOUR_BIT:
+            self.requantized.setdefault((lazy.type, kind), Requantized()).add(cost.measured(coded))
+        return coded
+
+    def _named(self, lazy: LazyTensor) -> str:
+        return f"{self.checkpoint.path}: the tensor {lazy.name} of type {lazy.type}"
 
     def _plain(self, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None, dtype: str) -> Tensor:
         if dtype == "float32":
@@ -114,9 +127,19 @@ class _Loader:
             target = np.empty(shape, ml_dtypes.bfloat16)
         start = 0
         for rows in _rows(lazy, shape, head_dim):
+            self._check_finite(lazy, rows, start)
             target[start : start + len(rows)] = rows
             start += len(rows)
         return Tensor.from_numpy(target, requires_grad=dtype == "float32")
+
+    def _check_finite(self, lazy: LazyTensor, rows: np.ndarray, start: int) -> None:
+        finite = np.isfinite(rows)
+        if not finite.all():
+            first = np.argwhere(~finite)[0]
+            place = [start + int(first[0]), *map(int, first[1:])]
+            raise FormatError(
+                f"{self._named(lazy)} is {rows[tuple(first)]} at {place}, expected finite weights; fetch it again."
+            )
 
 
 def _bfloat16(raw: np.ndarray, shape: tuple[int, ...]) -> Tensor:
@@ -155,8 +178,10 @@ def load(
     frozen storage, beside which norms stay float32; "auto" keeps matrices that the file has in bfloat16 as they are,
     frozen, and makes float32 of the others. Stored bfloat16 is mapped: the file must not be written to meanwhile. Under
     "int16" an embedding that is no head stays in stored bfloat16. A matrix whose rows are no multiple of the block size
-    stays in full precision and is listed in the model's `unquantized`. Raises FormatError for a file that is missing,
-    truncated or no LLaMA, ConfigError for an unknown option, MemoryBudgetError before anything is allocated.
+    stays in full precision and is listed in the model's `unquantized`. What it costs to make 4-bit codes of a file's
+    other codes is measured and said in the checkpoint's `notes`. Raises FormatError for a file that is missing,
+    truncated or no LLaMA, or has weights that are not finite, ConfigError for an unknown option, MemoryBudgetError
+    before anything is allocated.
     """
     if quantize not in QUANTIZE:
         raise ConfigError(f"quantize={quantize!r} is unknown; choose None, 'auto', 'nf4' or 'int4'.")
@@ -169,4 +194,5 @@ def load(
     loader = _Loader(checkpoint, quantize, dtype, double_quantization, kept)
     model = LLaMAModel(checkpoint.config, weights=loader)
     model.unquantized, model.origin = loader.unquantized, checkpoint.origin
+    checkpoint.notes += [cost.sentence(*types) for types, cost in loader.requantized.items()]
     return model

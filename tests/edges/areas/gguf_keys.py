@@ -11,7 +11,16 @@ import gguf
 
 from entrenar.llama.gguf_keys import DESCRIPTIVE, NO_MODEL, UNUSED, USED
 
-from ..gguf_models import BOS, CONFIG, EOS, TOKENIZER, VOCABULARY, compare_model, transformers_log_probabilities, write_model
+from ..gguf_models import (
+    BOS,
+    CONFIG,
+    EOS,
+    TOKENIZER,
+    VOCABULARY,
+    compare_model,
+    transformers_log_probabilities,
+    write_model,
+)
 from ..harness import Variation, Verdict
 
 AREA = "GGUF metadata"
