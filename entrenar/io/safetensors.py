@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from entrenar.errors import FormatError
-from entrenar.io.checkpoint import atomic_file
+from entrenar.io.atomic import atomic_file
 from entrenar.io.json_file import parse_json, read_json_object
 from entrenar.io.lazy import FileBytes, LazyTensor
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -130,6 +132,12 @@ def open_safetensors_directory(directory: str | Path) -> dict[str, LazyTensor]:
     return tensors
 
 
+def weight_files(directory: Path) -> list[str]:
+    """The names in `directory` that `save_sharded` gives a model's weights."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return [name for name in names if name in (SINGLE_FILE, INDEX_FILE) or SHARD.fullmatch(name)]
+
+
 def save_safetensors(
     path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -150,7 +158,7 @@ def save_sharded(
 ) -> None:
     """Write a model's tensors as they come: one file, or shards of at most `max_shard_bytes` with an index.
 
-    At most one shard is held in memory. `directory` exists; use atomic_directory around this for the whole.
+    At most one shard is held in memory. `directory` exists; use atomic_files around this for the whole.
     """
     directory = Path(directory)
     shards: list[list[str]] = []

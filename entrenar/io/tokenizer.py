@@ -30,6 +30,11 @@ CLEANED = (  # by transformers' clean_up_tokenization
     (" 're", "'re"),
 )
 TRAINED_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
+# What another tokenizer may have left, and readers prefer to tokenizer.json and tokenizer_config.json.
+OVERRIDING = (
+    *("special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates"),
+)
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
@@ -247,9 +252,10 @@ class Tokenizer:
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json (with the chat template) into `directory`.
 
-        transformers' AutoTokenizer reads from them the same ids, special ids and what is put around a text.
+        transformers' AutoTokenizer reads from them the same ids, special ids and what is put around a text. The files of
+        another tokenizer that would override them go, others stay as they are.
         """
-        from entrenar.io.checkpoint import atomic_file
+        from entrenar.io.atomic import atomic_files
 
         special = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id, "unk": self.unk_id}
         config: dict[str, Any] = {
@@ -263,10 +269,10 @@ class Tokenizer:
         if self.eos_ids != (self.eos_id,):
             config["end_token_ids"] = list(self.eos_ids)  # transformers has a place for one
         self.backend.post_processor = self._post_processor()
-        with atomic_file(Path(directory) / "tokenizer.json") as temporary:
-            temporary.write_text(self.backend.to_str(), encoding="utf-8")
-        with atomic_file(Path(directory) / "tokenizer_config.json") as temporary:
-            temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with atomic_files(directory, key="tokenizer.json", stale=lambda new: OVERRIDING) as folder:
+            (folder / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
+            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
     def _post_processor(self) -> Any:
         """What puts `bos_id` before a text and `eos_id` after it, where the model was trained so."""

@@ -12,9 +12,9 @@ import numpy as np
 
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.errors import ConfigError
-from entrenar.io.checkpoint import atomic_directory
-from entrenar.io.safetensors import save_sharded
-from entrenar.io.tokenizer import Tokenizer
+from entrenar.io.atomic import atomic_files
+from entrenar.io.safetensors import save_sharded, weight_files
+from entrenar.io.tokenizer import OVERRIDING, Tokenizer
 from entrenar.llama.checkpoint import Checkpoint
 from entrenar.llama.generation import GENERATION_FILE, METADATA, SETTINGS
 from entrenar.llama.hf_config import WRITTEN
@@ -32,7 +32,10 @@ def save(
     max_shard_bytes: int = 5 * 10**9,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Write a directory that transformers (4 and 5) and `LLaMAModel.from_pretrained` read, whole or not at all.
+    """Write a directory that transformers (4 and 5) and `LLaMAModel.from_pretrained` read.
+
+    What an earlier save left of the same goes, other files stay as they are; a process that is killed meanwhile leaves
+    the old model, the new one, or a folder without config.json.
 
     It holds `config.json` with the other keys of the one that was loaded, `generation_config.json` (as it was loaded,
     else the model's end tokens), safetensors (sharded beyond `max_shard_bytes`), and the tokenizer: `tokenizer`, else
@@ -47,7 +50,13 @@ def save(
     if adapters:
         raise ConfigError(f"The model still has LoRA adapters ({adapters[0]}); merge them or save the adapter instead.")
     config = config_table(model, dtype)
-    with atomic_directory(directory) as folder:
+    directory = Path(directory)
+
+    def stale(new: list[str]) -> list[str]:
+        tokenizer_files = OVERRIDING if "tokenizer.json" in new else ()
+        return [GENERATION_FILE, *weight_files(directory), *tokenizer_files]
+
+    with atomic_files(directory, key="config.json", stale=stale) as folder:
         _save_tokenizer(folder, model.origin, tokenizer)
         _write_json(folder / "config.json", config)
         generation = generation_table(model)

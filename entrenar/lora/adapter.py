@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from entrenar.errors import ConfigError, FormatError
-from entrenar.io.checkpoint import atomic_directory
+from entrenar.io.atomic import atomic_files
 from entrenar.io.json_file import read_json_object
 from entrenar.io.safetensors import save_safetensors
 from entrenar.llama.model import LLaMAModel
@@ -72,7 +72,11 @@ def merge(model: LLaMAModel) -> None:
 
 
 def save_adapter(model: LLaMAModel, directory: str | Path, *, base_model: str | None = None) -> None:
-    """Write the adapter so that `peft.PeftModel.from_pretrained` and `load_adapter` read it; atomically."""
+    """Write the adapter so that `peft.PeftModel.from_pretrained` and `load_adapter` read it.
+
+    Other files in `directory` stay as they are; a process that is killed meanwhile leaves the old adapter, the new one,
+    or a folder without adapter_config.json.
+    """
     layers = list(lora_layers(model))
     config = model.lora_config
     if not layers or config is None:
@@ -81,7 +85,7 @@ def save_adapter(model: LLaMAModel, directory: str | Path, *, base_model: str | 
     for name, layer in layers:
         tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.numpy()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.numpy()
-    with atomic_directory(directory) as folder:
+    with atomic_files(directory, key=CONFIG_FILE) as folder:
         text = json.dumps(dict(sorted(config.to_peft(base_model).items())), indent=2)  # the order of patterns matters
         (folder / CONFIG_FILE).write_text(text + "\n")
         save_safetensors(folder / WEIGHTS_FILE, tensors, {"format": "pt"})

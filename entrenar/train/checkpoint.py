@@ -18,7 +18,7 @@ import numpy as np
 
 from entrenar.autograd import QuantizedTensor, random
 from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
-from entrenar.io.checkpoint import atomic_directory
+from entrenar.io.atomic import atomic_directory
 from entrenar.io.safetensors import open_safetensors, save_safetensors
 from entrenar.train.diagnose import first_nonfinite_weight
 from entrenar.train.evaluate import Evaluation

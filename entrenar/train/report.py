@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from entrenar.io.checkpoint import atomic_file
+from entrenar.io.atomic import atomic_file
 from entrenar.train.evaluate import Evaluation
 from entrenar.train.step import StepReport
 

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from entrenar.data import Example, text_windows
 from entrenar.errors import ConfigError
-from entrenar.io.checkpoint import atomic_directory
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.model import LLaMAModel
@@ -64,9 +63,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
     report.facts(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
 
     def save(output: Path) -> None:
-        with atomic_directory(output) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save(folder)
+        model.save_pretrained(output, tokenizer=tokenizer)
 
     return session.run(
         trainer,

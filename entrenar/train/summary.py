@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entrenar.io.checkpoint import atomic_file
+from entrenar.io.atomic import atomic_file
 from entrenar.train.evaluate import Evaluation
 from entrenar.train.step import StepReport
 

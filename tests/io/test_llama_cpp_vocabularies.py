@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from entrenar.io.checkpoint import atomic_directory
+from entrenar.io.atomic import atomic_files
 from entrenar.io.gguf import GGUFFile
 from entrenar.io.hub import cache_directory
 from entrenar.io.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ def vocabularies() -> Path:
         done = subprocess.run([*command, "-d", temporary, REQUIREMENT], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         (archive,) = Path(temporary).glob("*.tar.gz")
-        with tarfile.open(archive) as source, atomic_directory(folder) as new:
+        with tarfile.open(archive) as source, atomic_files(folder) as new:
             for name in wanted:
                 member = source.extractfile(f"{FOLDER}/{name}")
                 assert member is not None

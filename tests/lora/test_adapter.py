@@ -184,10 +184,10 @@ def test_ranks_and_strengths_of_single_layers_survive_the_files_and_the_merge(tm
 
 
 @pytest.mark.unit
-def test_an_existing_adapter_is_replaced_as_a_whole(saved: Path) -> None:
-    (saved / "README.md").write_text("of the old adapter")
+def test_an_existing_adapter_is_replaced_and_other_files_stay(saved: Path) -> None:
+    (saved / "README.md").write_text("mine")
     save_adapter(small_lora(rank=2), saved)
-    assert sorted(path.name for path in saved.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", CONFIG_FILE, WEIGHTS_FILE]
     assert load_file(saved / WEIGHTS_FILE)[f"{Q0}.lora_A.weight"].shape == (2, 64)
     assert [path.name for path in saved.parent.iterdir()] == ["adapter"]
 

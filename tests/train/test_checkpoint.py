@@ -248,13 +248,13 @@ def test_a_full_disk_keeps_the_previous_checkpoint(written: Path, monkeypatch: p
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from entrenar.io import checkpoint as files
+from entrenar.io import atomic as files
 sys.path.append(sys.argv[3])  # last: the checkout's entrenar is not compiled
 from tests.train.builders import DROPOUT, run_config, trainer_of
 
 trainer = trainer_of(run_config(sys.argv[1], lora=DROPOUT, every=2))
 moment = sys.argv[2]
-sync = files._sync
+sync = files.sync
 
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -262,11 +262,11 @@ def die(*arguments):
 def armed(report):
     if trainer.step == 3:  # the next checkpoint is that of step 4
         if moment == "while it is written":
-            files._sync = die
+            files.sync = die
         elif moment == "before it has its name":
-            files._sync = lambda path: die() if path.name.endswith(".part") and path.is_dir() else sync(path)
+            files.sync = lambda path: die() if path.name.endswith(".part") and path.is_dir() else sync(path)
         else:  # when it has it
-            files._sync = lambda path: die() if path == Path(sys.argv[1]) else sync(path)
+            files.sync = lambda path: die() if path == Path(sys.argv[1]) else sync(path)
 
 trainer.on_step = armed
 trainer.run()
