@@ -252,8 +252,8 @@ class Tokenizer:
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json (with the chat template) into `directory`.
 
-        transformers' AutoTokenizer reads from them the same ids, special ids and what is put around a text. The files of
-        another tokenizer that would override them go, others stay as they are.
+        transformers' AutoTokenizer reads from them the same ids, special ids and what is put around a text. The files
+        of another tokenizer that would override them go, others stay as they are.
         """
         from entrenar.io.atomic import atomic_files
 
