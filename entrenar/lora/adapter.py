@@ -20,6 +20,7 @@ from entrenar.llama.model import LLaMAModel
 from entrenar.llama.modules import Linear
 from entrenar.lora.config import LoRAConfig
 from entrenar.lora.layer import LoRALinear
+from entrenar.lora.peft_table import in_terms_of_peft
 from entrenar.lora.weights import PREFIX, WEIGHTS_FILE, read_weights
 
 CONFIG_FILE = "adapter_config.json"
@@ -110,7 +111,8 @@ def load_adapter(model: LLaMAModel, directory: str | Path) -> None:
     try:
         expected = adapter_shapes(model, config)
     except ConfigError as error:
-        raise ConfigError(f"{Path(directory) / CONFIG_FILE}: {error}") from error
+        text = in_terms_of_peft(str(error), config.section)
+        raise ConfigError(f"{Path(directory) / CONFIG_FILE}: {text}") from error
     tensors = read_weights(path, expected)
     attach(model, config)
     for name, layer in lora_layers(model):

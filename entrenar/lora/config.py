@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from entrenar.config import check_dataclass, nearest, option
 from entrenar.errors import ConfigError
 from entrenar.llama.config import LINEAR_LAYERS, LLaMAConfig
-from entrenar.lora.peft_table import settings_of
+from entrenar.lora.peft_table import in_terms_of_peft, settings_of
 from entrenar.lora.targets import END, check_pattern, first_matches, is_name, module_names, named
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class LoRAConfig:
         for pattern, value in table.items():
             if not isinstance(pattern, str):
                 raise ConfigError(f"{where}: {pattern!r} is no text, expected the name of a layer.")
-            check_pattern(END.format(pattern), where)
+            check_pattern(pattern, where, END)
             number = isinstance(value, int | kind) and not isinstance(value, bool)
             if not number or not 0 < value < limit:
                 expected = "an integer of at least 1" if kind is int else "a number above 0"
@@ -189,7 +189,7 @@ class LoRAConfig:
         try:
             return LoRAConfig(**settings)
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"{where}: {in_terms_of_peft(str(error), LoRAConfig.section)}") from error
 
 
 def _listed(names: Any) -> Any:

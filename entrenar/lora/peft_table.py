@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,10 @@ def settings_of(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     _check_kind(table, where)
     for key, off in UNSUPPORTED.items():
         if key in table and not any(table[key] == value and type(table[key]) is type(value) for value in off):
-            raise ConfigError(f"{where}: {key} is {_short(table[key])}, which is not supported; expected {off[0]!r}.")
+            raise ConfigError(
+                f"{where}: {key} is {_short(table[key])}, which is not supported; expected {json.dumps(off[0])}, or "
+                "merge the adapter in PEFT and take the merged model."
+            )
     for key, value in table.items():
         if key not in KNOWN and value not in (None, False, "", [], {}):
             raise ConfigError(
@@ -83,13 +87,21 @@ def settings_of(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         if not isinstance(table.get(key, None), dict | None):
             raise ConfigError(f"{where}: {key} is {_short(table[key])}, expected an object.")
     _check_targets(table, where)
-    optional = ("use_rslora", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern")
+    optional = ("use_rslora", "exclude_modules", "layers_to_transform")
     found = {ours: table[key] for key, ours in SETTINGS.items() if key in table}
     found = {name: value for name, value in found.items() if value is not None or name not in optional}
     found.setdefault("alpha", 8)
     if isinstance(found.get("layers_to_transform"), int):
         found["layers_to_transform"] = [found["layers_to_transform"]]
     return found
+
+
+def in_terms_of_peft(text: str, section: str) -> str:
+    """A message about a setting of ours with the key that PEFT has for it."""
+    for key, ours in SETTINGS.items():
+        if text.startswith(f"{section}.{ours}:"):
+            return f"{key}{text.removeprefix(f'{section}.{ours}')}"
+    return text
 
 
 def _short(value: Any) -> str:
@@ -101,7 +113,9 @@ def _check_kind(table: Mapping[str, Any], where: str) -> None:
     tool = next((tool for key, tool in OF_OTHER_TOOLS.items() if key in table), None)
     if tool is not None and "peft_type" not in table:
         raise ConfigError(f"{where}: is of an adapter of {tool}, expected one of PEFT; merge it with {tool} first.")
-    if table.get("peft_type", "LORA") != "LORA":
+    if "peft_type" not in table:
+        raise ConfigError(f"{where}: peft_type is missing, expected 'LORA'; it is no configuration of a PEFT adapter.")
+    if table["peft_type"] != "LORA":
         raise ConfigError(f"{where}: peft_type is {_short(table['peft_type'])}, expected 'LORA'.")
 
 

@@ -38,12 +38,13 @@ def is_quick(patterns: Sequence[str]) -> bool:
     return all(QUICK.fullmatch(pattern) for pattern in patterns)
 
 
-def check_pattern(pattern: str, where: str) -> None:
-    """ConfigError where the text is no regular expression, or too long to be one."""
+def check_pattern(pattern: str, where: str, form: str = "{}") -> None:
+    """ConfigError where the text, put into `form`, is no regular expression, or too long to be one."""
     if len(pattern) > LONGEST_PATTERN:
         raise ConfigError(f"{where}: is a pattern of {len(pattern)} characters, expected {LONGEST_PATTERN} or fewer.")
     try:
         re.compile(pattern)
+        re.compile(form.format(pattern))
     except (re.error, RecursionError, OverflowError) as error:
         raise ConfigError(f"{where}: {pattern[:200]!r} is no regular expression ({error}).") from error
 

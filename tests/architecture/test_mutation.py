@@ -62,8 +62,8 @@ MUTANTS = [
     Mutant("io/safetensors.py", "if Path(file).name != file:", "if not file:", "tests/io/test_safetensors.py", "index"),
     Mutant(
         "lora/config.py",
-        "return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)",
-        "return self.alpha / (math.sqrt(self.rank) if not self.use_rslora else self.rank)",
+        "return alpha / (math.sqrt(rank) if self.use_rslora else rank)",
+        "return alpha / (math.sqrt(rank) if not self.use_rslora else rank)",
         "tests/lora/test_layer.py",
     ),
     Mutant(

@@ -142,28 +142,28 @@ def test_a_setting_that_changes_the_result_and_is_not_computed_is_refused(settin
         ({"peft_type": "IA3"}, "a.json: peft_type is 'IA3', expected 'LORA'."),
         ({"peft_type": None}, "a.json: peft_type is None, expected 'LORA'."),
         ({"target_modules": "q_proj"}, "a.json: target_modules is the text 'q_proj', which PEFT takes for a pattern"),
-        ({"target_modules": "(q"}, "a.json: lora.target_modules: '(q' is no regular expression"),
+        ({"target_modules": "(q"}, "a.json: target_modules: '(q' is no regular expression"),
         ({"target_modules": ["all-linear"]}, "a.json: target_modules has 'all-linear' in a list"),
         ({"target_modules": None}, "a.json: r and target_modules are required."),
         ({"target_modules": 5}, "a.json: target_modules is 5, expected a list of layer names."),
         ({"target_modules": [5]}, "a.json: target_modules is [5], expected a list of layer names."),
         ({"target_modules": {"q_proj": 1}}, "a.json: target_modules is {'q_proj': 1}, expected a list"),
-        ({"target_modules": ["q_prj"]}, "a.json: lora.target_modules: 'q_prj' is no linear layer of a block; did you"),
-        ({"r": 0}, "a.json: lora.rank: is 0, expected at least 1."),
-        ({"r": "4"}, "a.json: lora.rank: is '4', expected an integer."),
-        ({"r": None}, "a.json: lora.rank: is None, expected an integer."),
-        ({"lora_alpha": [1]}, "a.json: lora.alpha: is [1], expected a number."),
-        ({"lora_dropout": 1.5}, "a.json: lora.dropout: is 1.5, expected less than 1."),
-        ({"lora_dropout": None}, "a.json: lora.dropout: is None, expected a number."),
+        ({"target_modules": ["q_prj"]}, "a.json: target_modules: 'q_prj' is no linear layer of a block; did you"),
+        ({"r": 0}, "a.json: r: is 0, expected at least 1."),
+        ({"r": "4"}, "a.json: r: is '4', expected an integer."),
+        ({"r": None}, "a.json: r: is None, expected an integer."),
+        ({"lora_alpha": [1]}, "a.json: lora_alpha: is [1], expected a number."),
+        ({"lora_dropout": 1.5}, "a.json: lora_dropout: is 1.5, expected less than 1."),
+        ({"lora_dropout": None}, "a.json: lora_dropout: is None, expected a number."),
         ({"lora_aplha": 8}, "a.json: lora_aplha is 8, and whether that changes the result is not known; did you mean"),
-        ({"rank_pattern": {"q_proj": 0}}, "a.json: lora.rank_pattern: 'q_proj' is 0, expected an integer of at least"),
-        ({"rank_pattern": {"q_proj": 2.5}}, "a.json: lora.rank_pattern: 'q_proj' is 2.5, expected an integer of at l"),
-        ({"rank_pattern": {"(": 2}}, "a.json: lora.rank_pattern: "),
-        ({"rank_pattern": [["q_proj", 2]]}, "a.json: lora.rank_pattern: is [['q_proj', 2]], expected a table."),
-        ({"alpha_pattern": {"q_proj": "2"}}, "a.json: lora.alpha_pattern: 'q_proj' is '2', expected a number above 0."),
-        ({"layers_to_transform": True}, "a.json: lora.layers_to_transform: is True, expected an integer."),
-        ({"layers_to_transform": [-1]}, "a.json: lora.layers_to_transform: has -1, expected numbers of blocks."),
-        ({"layers_to_transform": ["0"]}, "a.json: lora.layers_to_transform: is '0', expected an integer."),
+        ({"rank_pattern": {"q_proj": 0}}, "a.json: rank_pattern: 'q_proj' is 0, expected an integer of at least"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "a.json: rank_pattern: 'q_proj' is 2.5, expected an integer of at l"),
+        ({"rank_pattern": {"(": 2}}, "a.json: rank_pattern: "),
+        ({"rank_pattern": [["q_proj", 2]]}, "a.json: rank_pattern: is [['q_proj', 2]], expected a table."),
+        ({"alpha_pattern": {"q_proj": "2"}}, "a.json: alpha_pattern: 'q_proj' is '2', expected a number above 0."),
+        ({"layers_to_transform": True}, "a.json: layers_to_transform: is True, expected an integer."),
+        ({"layers_to_transform": [-1]}, "a.json: layers_to_transform: has -1, expected numbers of blocks."),
+        ({"layers_to_transform": ["0"]}, "a.json: layers_to_transform: is '0', expected an integer."),
         ({"layers_pattern": "layers"}, "a.json: layers_pattern has no meaning without layers_to_transform"),
         ({"exclude_modules": "v_proj"}, "a.json: exclude_modules is the text 'v_proj', which PEFT takes for a pattern"),
         ({"eva_config": "x"}, "a.json: eva_config is 'x', expected an object."),
@@ -171,7 +171,7 @@ def test_a_setting_that_changes_the_result_and_is_not_computed_is_refused(settin
             {"target_modules": r".*\.q_proj", "layers_to_transform": 0},
             "a.json: layers_to_transform is 0, and target_modules is no list.",
         ),
-        ({"use_rslora": "false"}, "a.json: lora.use_rslora: is 'false', expected true or false."),
+        ({"use_rslora": "false"}, "a.json: use_rslora: is 'false', expected true or false."),
     ],
 )
 def test_a_damaged_adapter_config_is_refused(change: dict[str, Any], message: str) -> None:
@@ -181,17 +181,19 @@ def test_a_damaged_adapter_config_is_refused(change: dict[str, Any], message: st
 
 @pytest.mark.unit
 def test_peft_defaults_and_spellings_are_understood() -> None:
-    assert LoRAConfig.from_peft({"r": 4, "target_modules": ["q_proj"]}).alpha == 8  # PEFT's default
+    assert (
+        LoRAConfig.from_peft({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}).alpha == 8
+    )  # PEFT's default
     config = LoRAConfig.from_peft(
-        PEFT_TABLE | {"target_modules": "all-linear", "use_rslora": None, "rank_pattern": None}
+        PEFT_TABLE | {"target_modules": "all-linear", "use_rslora": None, "exclude_modules": None}
     )
-    assert (config.target_modules, config.use_rslora, config.rank_pattern) == (LINEARS, False, {})
+    assert (config.target_modules, config.use_rslora, config.exclude_modules) == (LINEARS, False, [])
     dotted = LoRAConfig.from_peft(PEFT_TABLE | {"target_modules": ["self_attn.q_proj", "mlp.up_proj"]})
     assert dotted.target_modules == ["mlp.up_proj", "self_attn.q_proj"]
     pattern = LoRAConfig.from_peft(PEFT_TABLE | {"target_modules": r".*\.layers\.1\..*q_proj"})
     assert pattern.target_modules == r".*\.layers\.1\..*q_proj"
     with pytest.raises(ConfigError, match="r and target_modules are required"):
-        LoRAConfig.from_peft({"target_modules": ["q_proj"]})
+        LoRAConfig.from_peft({"peft_type": "LORA", "target_modules": ["q_proj"]})
 
 
 # ---------------------------------------------------------------------- which layers, of which rank
