@@ -42,7 +42,7 @@ PLANTS = (
     ),
     Plant("parameter_calc", "entrenar/llama/config.py", 'v_proj.weight": (kv_size,', 'v_proj.weight": (q_size,'),
     Plant("parameter_calc", "entrenar/_kernels/simd/softmax.c", "return vsum(sum);", "return 2 * vsum(sum);"),
-    Plant("lora_config", "entrenar/lora/config.py", "if name.rsplit(".", 1)[-1] not in LINEAR_LAYERS:", "if not name:"),
+    Plant("lora_config", "entrenar/lora/config.py", "[-1] not in LINEAR_LAYERS:", "[-1] == '':"),
     Plant(
         "lora_config",
         "entrenar/_kernels/simd/gemm_few.c",
