@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import math
+import reprlib
 import sys
 import types
 import typing
@@ -23,6 +24,17 @@ else:
 
 T = TypeVar("T")
 HINTS: dict[Any, dict[str, Any]] = {}
+
+SHORT = reprlib.Repr()
+SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 120, 120, 60
+
+
+def shown(value: Any) -> str:
+    """A value from outside as a message shows it: its repr, with the middle of what is long left out."""
+    try:
+        return SHORT.repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        return f"a {type(value).__name__} that is too large to be shown"
 
 
 def type_hints(cls: Any) -> dict[str, Any]:
@@ -79,7 +91,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """The dataclass from a table of its keys; ConfigError, naming `where` and the key, for whatever does not fit."""
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     if not isinstance(table, Mapping):
-        raise ConfigError(f"{where}: is {table!r}, expected a table of keys.")
+        raise ConfigError(f"{where}: is {shown(table)}, expected a table of keys.")
     for key in table:
         if key not in known:
             raise ConfigError(f"{where}.{key}: is no known key; {nearest(key, known)}")
@@ -115,7 +127,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return origin(convert(item, arguments[0] if arguments else object, where) for item in value)
     elif _fits(value, hint):
         return float(value) if hint is float else value
-    raise ConfigError(f"{where}: is {value!r}, expected {type_name(hint)}.")
+    raise ConfigError(f"{where}: is {shown(value)}, expected {type_name(hint)}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -149,10 +161,10 @@ def check_value(value: Any, spec: Field[Any], where: str) -> Any:
         hint = nearest(value, map(str, choices)) if isinstance(value, str) else f"expected one of {tuple(choices)}."
         if limits.get("minimum") is not None:
             hint = f"expected {type_name(int)} or one of {', '.join(map(repr, choices))}."
-        raise ConfigError(f"{where}: is {value!r}; {hint}")
+        raise ConfigError(f"{where}: is {shown(value)}; {hint}")
     if number:
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{where}: is {value}, expected a finite number.")
+            raise ConfigError(f"{where}: is {shown(value)}, expected a finite number.")
         tests: tuple[tuple[str, Callable[[float], bool], str], ...] = (
             ("minimum", lambda limit: value >= limit, "at least"),
             ("above", lambda limit: value > limit, "more than"),
@@ -161,7 +173,7 @@ def check_value(value: Any, spec: Field[Any], where: str) -> Any:
         )
         for key, holds, words in tests:
             if limits.get(key) is not None and not holds(limits[key]):
-                raise ConfigError(f"{where}: is {value}, expected {words} {limits[key]}.")
+                raise ConfigError(f"{where}: is {shown(value)}, expected {words} {limits[key]}.")
     return value
 
 

@@ -6,6 +6,8 @@ to do. The lowest floor of the package: it imports nothing.
 
 LONGEST_MESSAGE = 1000
 
+LONGEST = 2000  # characters of a message; names and values from files may have any length
+
 
 def printable(text: str) -> str:
     """The text on one line, with what a terminal would not print (newline, ESC, lone surrogate) as an escape."""

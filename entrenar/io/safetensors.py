@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from entrenar.config import shown
 from entrenar.errors import FormatError
 from entrenar.io.atomic import atomic_file
 from entrenar.io.json_file import parse_json, read_json_object
@@ -31,6 +32,7 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 }
 FLOAT_TYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})  # values by themselves, without a scale
 EIGHT_BITS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # the names of ml_dtypes
+LONGEST_NAME = 200  # characters of a shard's file name
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -81,7 +83,9 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
     try:
         handle = safe_open(path, framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:
-        raise FormatError(f"{path}: is truncated or no safetensors file ({error}); fetch it again.") from error
+        raise FormatError(
+            f"{path}: is truncated or no safetensors file ({shown(str(error))}); fetch it again."
+        ) from error
     file = FileBytes(path)
     offsets, start = _offsets(file)
     return {
@@ -119,8 +123,8 @@ def open_safetensors_directory(directory: str | Path) -> dict[str, LazyTensor]:
         raise FormatError(f"{index}: has no weight_map; expected the shard of every tensor.")
     tensors: dict[str, LazyTensor] = {}
     for file in dict.fromkeys(map(str, weight_map.values())):
-        if Path(file).name != file:
-            raise FormatError(f"{index}: names the shard {file!r}, expected a file in the same folder.")
+        if Path(file).name != file or len(file) > LONGEST_NAME:
+            raise FormatError(f"{index}: names the shard {shown(file)}, expected a file in the same folder.")
         shard = open_safetensors(directory / file)
         twice = sorted(shard.keys() & tensors.keys())
         if twice:

@@ -68,7 +68,10 @@ class Checkpoint:
                 )
             found = tuple(self.tensors[name].shape)
             if found != tuple(shape):
-                raise FormatError(f"{self.path}: the tensor {name} has shape {found}, expected {tuple(shape)}.")
+                raise FormatError(
+                    f"{self.path}: the tensor {name} has shape {found}, expected {tuple(shape)} by the model's "
+                    "configuration."
+                )
             if self.tensors[name].type in INTEGERS:
                 raise FormatError(
                     f"{self.path}: the tensor {name} holds integers ({self.tensors[name].type}), expected F32, F16 or "
@@ -76,4 +79,7 @@ class Checkpoint:
                 )
         unknown = [name for name in self.tensors if name not in expected]
         if unknown:
-            raise FormatError(f"{self.path}: the tensor {unknown[0]} belongs to no LLaMA layer of this configuration.")
+            raise FormatError(
+                f"{self.path}: the tensor {unknown[0]} belongs to no LLaMA layer of this configuration, which has "
+                f"{self.config.num_hidden_layers} layers without biases."
+            )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from entrenar.config import check_dataclass, from_table, load_toml, nearest, option
+from entrenar.config import check_dataclass, from_table, load_toml, nearest, option, shown
 from entrenar.errors import ConfigError
 from entrenar.io.json_file import read_json_object
 from entrenar.llama.gguf_keys import config_values
@@ -43,7 +43,7 @@ class LLaMAConfig:
     tie_word_embeddings: bool = option(False, help="whether the head is the embedding matrix")
     initializer_range: float = option(0.02, help="standard deviation of random initial weights", above=0)
     bos_token_id: int | None = option(None, help="token that begins a text", minimum=0)
-    eos_token_id: int | list[int] | None = option(None, help="token, or tokens, that end a text", minimum=0)
+    eos_token_id: int | list[int] | None = option(None, help="token that ends a text", minimum=0)
 
     def __post_init__(self) -> None:
         check_dataclass(self, "model")
@@ -65,7 +65,9 @@ class LLaMAConfig:
             raise ConfigError(f"model.head_dim: is {self.head_size}, expected an even number (rotary halves).")
         ids = self.eos_token_id
         if isinstance(ids, list) and not (ids and all(index >= 0 for index in ids)):
-            raise ConfigError(f"model.eos_token_id: is {ids}, expected token ids, at least one and none below 0.")
+            raise ConfigError(
+                f"model.eos_token_id: is {shown(ids)}, expected token ids, at least one and none below 0."
+            )
         self._check_rope()
 
     def _check_rope(self) -> None:
@@ -79,14 +81,16 @@ class LLaMAConfig:
             self.rope_scaling = None
             return
         if kind not in ROPE_SCALING:
-            raise ConfigError(f"model.rope_scaling: type {kind!r} is not supported; {nearest(str(kind), ROPE_SCALING)}")
+            raise ConfigError(
+                f"model.rope_scaling: type {shown(kind)} is not supported; {nearest(str(kind), ROPE_SCALING)}"
+            )
         needed = ["factor"]
         if kind == "llama3":
             needed += ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
         for key in needed:
             value = self.rope_scaling.get(key)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
-                raise ConfigError(f"model.rope_scaling.{key}: is {value!r}, expected a positive number.")
+                raise ConfigError(f"model.rope_scaling.{key}: is {shown(value)}, expected a positive number.")
         if kind == "llama3" and not self.rope_scaling["high_freq_factor"] > self.rope_scaling["low_freq_factor"]:
             raise ConfigError(
                 f"model.rope_scaling.high_freq_factor: is {self.rope_scaling['high_freq_factor']}, expected more than "

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from entrenar.config import shown
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.json_file import read_json_object
 
@@ -97,15 +98,17 @@ class Generation:
         for name in ("no_repeat_ngram_size", "min_length", "min_new_tokens"):
             values[name] = _number(table, name, 0, where, int)
         values["repetition_penalty"] = _number(table, "repetition_penalty", 1.0, where, int | float)
-        if not values["repetition_penalty"] > 0:
-            raise FormatError(f"{where}: repetition_penalty is {values['repetition_penalty']}, expected more than 0.")
+        if not 0 < values["repetition_penalty"] < np.inf:
+            raise FormatError(
+                f"{where}: repetition_penalty is {values['repetition_penalty']}, expected a positive number."
+            )
         return Generation(**values, unsupported=_unsupported(table))
 
     def check(self) -> None:
         """ConfigError, naming the first, where the file asks for what would give another text and is not supported."""
         for name, value in self.unsupported.items():
             raise ConfigError(
-                f"generate: generation_config.json asks for {name} = {value!r}, which is not supported; pass "
+                f"generate: generation_config.json asks for {name} = {shown(value)}, which is not supported; pass "
                 "generation=Generation(end_tokens=...) to go without it."
             )
 
@@ -116,7 +119,7 @@ class Generation:
     def notes(self, where: str) -> list[str]:
         """A sentence for each setting that the samples of a run go without."""
         return [
-            f"{where}: samples during training are greedy and go without {name} = {value!r}."
+            f"{where}: samples during training are greedy and go without {name} = {shown(value)}."
             for name, value in (self.unsupported | self._applied()).items()
         ]
 
@@ -132,7 +135,8 @@ class Generation:
             seen = np.unique(np.asarray(tokens))
             scores = logits[seen]
             penalty = np.float32(self.repetition_penalty)
-            logits[seen] = np.where(scores < 0, scores * penalty, scores / penalty)
+            with np.errstate(all="ignore"):  # a penalty near 0 or beyond float32
+                logits[seen] = np.where(scores < 0, scores * penalty, scores / penalty)
         logits[self._banned(tokens, prompt_length, len(logits))] = -np.inf
         return logits
 
@@ -172,7 +176,7 @@ def _number(table: Mapping[str, Any], name: str, default: Any, where: str, kind:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < 2**63:
-        raise FormatError(f"{where}: {name} is {value!r}, expected a number that is not negative.")
+        raise FormatError(f"{where}: {name} is {shown(value)}, expected a number that is not negative.")
     return value
 
 
@@ -183,5 +187,5 @@ def _ids(table: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
     if name == "eos_token_id" and value == []:
         raise FormatError(f"{where}: {name} is [], expected a token id, a list of them, or null.")
     if not all(isinstance(index, int) and not isinstance(index, bool) for index in ids):
-        raise FormatError(f"{where}: {name} is {value!r}, expected a token id or a list of them.")
+        raise FormatError(f"{where}: {name} is {shown(value)}, expected a token id or a list of them.")
     return tuple(index for index in ids if index >= 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from entrenar.config import nearest
+from entrenar.config import nearest, shown
 from entrenar.errors import ConfigError
 from entrenar.llama.generation import SETTINGS, words
 
@@ -61,8 +61,8 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], n
     Raises ConfigError, naming the key, for another architecture and for whatever would change the result unread.
     """
     family = table.get("model_type", "llama")
-    if family not in ABSENT:
-        raise ConfigError(f"{where}: model_type is {family!r}, expected 'llama' or 'mistral'.")
+    if not isinstance(family, str) or family not in ABSENT:
+        raise ConfigError(f"{where}: model_type is {shown(family)}, expected 'llama' or 'mistral'.")
     refuse_quantized(table, where)
     _refuse_other_layers(table, where)
     values = {name: table[name] for name in fields if name in table}
@@ -76,9 +76,9 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], n
     _check_window(table, values["max_position_embeddings"], where)
     values |= _rope(table, values["max_position_embeddings"], where, notes)
     if table.get("attention_dropout"):
-        notes.append(f"{where}: attention_dropout is {table['attention_dropout']!r}; training goes without it.")
-    unknown = sorted(set(table) - READ - HARMLESS - SETTINGS)
-    notes += [f"{where}: the key {key!r} is unknown and not read." for key in unknown]
+        notes.append(f"{where}: attention_dropout is {shown(table['attention_dropout'])}; training goes without it.")
+    unknown = sorted(table.keys() - READ - HARMLESS - SETTINGS)
+    notes += [f"{where}: the key {shown(key)} is unknown and not read." for key in unknown]
     return values
 
 
@@ -96,7 +96,7 @@ def refuse_quantized(table: Mapping[str, Any], where: str) -> None:
             elif found.get("load_in_8bit"):
                 method += " (int8)"
         raise ConfigError(
-            f"{where}: {key} says that the weights are quantized by {method or repr(found)}, which is not read; give "
+            f"{where}: {key} says that the weights are quantized by {method or shown(found)}, which is not read; give "
             "the model in F32, F16 or BF16, or a GGUF file of it."
         )
 
@@ -104,10 +104,10 @@ def refuse_quantized(table: Mapping[str, Any], where: str) -> None:
 def _refuse_other_layers(table: Mapping[str, Any], where: str) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if table.get(key, False) is not False:
-            said = "true" if table[key] is True else repr(table[key])
+            said = "true" if table[key] is True else shown(table[key])
             raise ConfigError(f"{where}: {key} is {said}; linear layers with a bias are not supported, expected false.")
     if table.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise ConfigError(f"{where}: hidden_act is {table['hidden_act']!r}, expected 'silu'.")
+        raise ConfigError(f"{where}: hidden_act is {shown(table['hidden_act'])}, expected 'silu'.")
     if table.get("per_layer_config") is not None:
         raise ConfigError(f"{where}: per_layer_config is given; layers that differ in shape are not supported.")
     if table.get("return_dict", True) is False:
@@ -116,7 +116,7 @@ def _refuse_other_layers(table: Mapping[str, Any], where: str) -> None:
     if types is None:
         return
     if not isinstance(types, list) or set(map(str, types)) - {"full_attention", "attention"}:
-        raise ConfigError(f"{where}: layer_types is {types!r}; only 'full_attention' in every layer is supported.")
+        raise ConfigError(f"{where}: layer_types is {shown(types)}; only 'full_attention' in every layer is supported.")
     if len(types) != table.get("num_hidden_layers"):
         raise ConfigError(
             f"{where}: layer_types has {len(types)} entries, expected num_hidden_layers = "
@@ -140,7 +140,7 @@ def _check_window(table: Mapping[str, Any], context: Any, where: str) -> None:
     if window is None or (isinstance(window, int) and isinstance(context, int) and window >= context):
         return
     raise ConfigError(
-        f"{where}: sliding_window is {window!r}, less than the context of {context}; windowed attention is not "
+        f"{where}: sliding_window is {shown(window)}, less than the context of {context}; windowed attention is not "
         "supported."
     )
 
@@ -156,28 +156,30 @@ def _rope(table: Mapping[str, Any], context: Any, where: str, notes: list[str]) 
     if rope is None:
         rope = {}
     if not isinstance(rope, Mapping):
-        raise ConfigError(f"{where}: {key} is {rope!r}, expected a table.")
+        raise ConfigError(f"{where}: {key} is {shown(rope)}, expected a table.")
     nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
     if nested:
         raise ConfigError(f"{where}: {key}.{nested[0]} is a table; a rotation for each layer type is not supported.")
     for part in (table, rope):
         if part.get("partial_rotary_factor") not in (None, 1):
             found = part["partial_rotary_factor"]
-            raise ConfigError(f"{where}: partial_rotary_factor is {found!r}; partial rotation is not supported.")
+            raise ConfigError(f"{where}: partial_rotary_factor is {shown(found)}; partial rotation is not supported.")
     named = f"{key}.rope_type" if "rope_type" in rope else f"{key}.type"
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in ROPE_KEYS:
-        raise ConfigError(f"{where}: {named}: {kind!r} is not supported; {nearest(str(kind), ROPE_KEYS)}")
+        raise ConfigError(f"{where}: {named}: {shown(kind)} is not supported; {nearest(str(kind), ROPE_KEYS)}")
     theta = rope.get("rope_theta", table.get("rope_theta", 10000.0))
     if old and isinstance(new, Mapping) and _without_theta(new) != _without_theta(old):
         notes.append(f"{where}: rope_scaling is read and rope_parameters is not, as transformers does where both are.")
     if "rope_theta" in table and table["rope_theta"] != theta:
         notes.append(
-            f"{where}: rope_theta is {table['rope_theta']!r} at the top level and {theta!r} in {key}, which is used as "
-            "transformers does."
+            f"{where}: rope_theta is {shown(table['rope_theta'])} at the top level and {shown(theta)} in {key}, which "
+            "is used as transformers does."
         )
     known = {*ROPE_KEYS[kind], "rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    notes += [f"{where}: {key}.{name} is not read by type {kind!r}." for name in sorted(set(map(str, rope)) - known)]
+    notes += [
+        f"{where}: {key}.{name} is not read by type {shown(kind)}." for name in sorted(set(map(str, rope)) - known)
+    ]
     if kind == "default":
         return {"rope_theta": theta, "rope_scaling": None}
     scaling = {"rope_type": kind, **{name: rope[name] for name in ROPE_KEYS[kind] if name in rope}}
@@ -187,7 +189,9 @@ def _rope(table: Mapping[str, Any], context: Any, where: str, notes: list[str]) 
     for name in ROPE_KEYS[kind]:
         value = scaling.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
-            raise ConfigError(f"{where}: {key}.{name} is {value!r}, expected a positive number for {named} {kind!r}.")
+            raise ConfigError(
+                f"{where}: {key}.{name} is {shown(value)}, expected a positive number for {named} {shown(kind)}."
+            )
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from entrenar.config import shown
 from entrenar.errors import FormatError
 from entrenar.io.json_file import read_json_object
 from entrenar.io.lazy import LazyTensor
@@ -60,8 +61,8 @@ def _check_kind(path: Path, config_file: Path) -> None:
     if adapter.exists():
         base = read_json_object(adapter, "an adapter's configuration").get("base_model_name_or_path")
         raise FormatError(
-            f"{path}: holds an adapter (adapter_config.json) over {base!r}, expected a model; give the base model, or "
-            "the folder of a merged one."
+            f"{path}: holds an adapter (adapter_config.json) over {shown(base)}, expected a model; give the base "
+            "model, or the folder of a merged one."
         )
     if not config_file.exists():
         inside = sorted(file.name for file in path.glob("*.gguf"))

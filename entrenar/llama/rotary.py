@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 CONVENTIONAL_CONTEXTS = (8192, 4096, 2048, 16384, 32768, 65536, 131072)  # of llama3 scaling, with factors 1 and 4
+HIGH_FACTORS = (4, *(high for high in range(2, 33) if high != 4))
 SAME = 1e-6  # factors are stored in float32: frequencies nearer than this are the same
 
 
@@ -56,13 +57,35 @@ def _candidates(factors: np.ndarray, theta: float) -> Iterator[dict[str, Any]]:
     llama3 = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     for context in CONVENTIONAL_CONTEXTS:
         yield llama3 | {"original_max_position_embeddings": context}
-    blended = (factors > 1 + SAME) & (factors < factor * (1 - SAME))
-    if blended.sum() >= 2:
-        # 1 / factors = (1 - blend) / factor + blend, and blend is linear in the frequency
-        frequencies = inverse_frequencies(2 * len(factors), theta, None)[blended]
-        blend = (1 / factors[blended] - 1 / factor) / (1 - 1 / factor)
+    for high in HIGH_FACTORS:
+        context = _context(factors, factor, theta, high)
+        if context is not None:
+            yield llama3 | {"high_freq_factor": float(high), "original_max_position_embeddings": context}
+    frequencies, blend = _blended(factors, factor, theta)
+    if len(blend) >= 2:
         slope, offset = np.polyfit(frequencies, blend, 1)
         if slope > 0 > offset:
             high = round(float(1 - 1 / offset), 4)
             context = round(float(slope) * 2 * math.pi * (high - 1))
             yield llama3 | {"high_freq_factor": high, "original_max_position_embeddings": context}
+
+
+def _blended(factors: np.ndarray, factor: float, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    """The frequencies between kept and divided ones, and how far each is kept: it is linear in the frequency."""
+    between = (factors > 1 + SAME) & (factors < factor * (1 - SAME))
+    # 1 / factors = (1 - blend) / factor + blend
+    blend = (1 / factors[between] - 1 / factor) / (1 - 1 / factor)
+    return inverse_frequencies(2 * len(factors), theta, None)[between], blend
+
+
+def _context(factors: np.ndarray, factor: float, theta: float, high: int) -> int | None:
+    """The original context with bounds of 1 and `high` turns: from a blended frequency, else between the others."""
+    frequencies, blend = _blended(factors, factor, theta)
+    if len(blend):
+        return round(float(2 * math.pi * (1 + (high - 1) * blend[0]) / frequencies[0]))
+    every = inverse_frequencies(2 * len(factors), theta, None)
+    kept, divided = every[factors <= 1 + SAME], every[factors > 1 + SAME]
+    if not len(kept) or not len(divided):
+        return None
+    least, most = 2 * math.pi * high / kept.min(), 2 * math.pi / divided.max()
+    return math.ceil(least) if math.ceil(least) <= most else None

@@ -90,7 +90,7 @@ def same_logits(folder: Path, named: str) -> Verdict:
         lambda: our_logits(folder),
         lambda: peer_logits(folder),
         names=[],
-        folder=folder,
+        folder=folder.parent,
         difference=close(1e-4),
         compared=COMPARED,
     )
@@ -103,8 +103,10 @@ def logits_variation(area: str, name: str, named: str, build: Callable[[Path], A
     """A variation whose logits are compared: `build` writes the directory."""
 
     def check(folder: Path) -> Verdict:
-        build(folder)
-        return same_logits(folder, named)
+        model = folder / "model"
+        model.mkdir()
+        build(model)
+        return same_logits(model, named)
 
     return Variation(area, name, "transformers", check)
 

@@ -379,12 +379,15 @@ def test_a_damaged_config_json_is_a_format_error(text: str, tmp_path: Path) -> N
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("head_dim", [8, 16, 64])
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 4.0}, *LLAMA3_SCALINGS])
-def test_factors_that_scaling_can_express_are_saved_as_that_scaling(scaling: dict[str, Any] | None) -> None:
-    plain, scaled = (small_config(head_dim=64, rope_theta=5e5, rope_scaling=s) for s in (None, scaling))
+def test_factors_that_scaling_can_express_are_saved_as_that_scaling(
+    scaling: dict[str, Any] | None, head_dim: int
+) -> None:
+    plain, scaled = (small_config(head_dim=head_dim, rope_theta=5e5, rope_scaling=s) for s in (None, scaling))
     divisors = plain.inverse_frequencies() / scaled.inverse_frequencies()
     factors = [float(np.float32(divisor)) for divisor in divisors]  # as a GGUF file has them
-    config = small_config(head_dim=64, rope_theta=5e5, rope_frequency_factors=factors)
+    config = small_config(head_dim=head_dim, rope_theta=5e5, rope_frequency_factors=factors)
     again = LLaMAConfig.from_hf(config.to_hf())
     assert again.rope_frequency_factors is None
     np.testing.assert_allclose(again.inverse_frequencies(), config.inverse_frequencies(), rtol=1e-6)

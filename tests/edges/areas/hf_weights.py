@@ -370,7 +370,9 @@ def _factors(folder: Path) -> Verdict:
         LLaMAModel.from_pretrained(folder / "m.gguf").save_pretrained(folder / "saved")
         return peer_logits(folder / "saved")
 
-    return judge(ours, lambda: peer_logits(source), names=["rope_freqs"], difference=close(1e-4), compared=COMPARED)
+    return judge(
+        ours, lambda: peer_logits(source), names=["expected to be saved"], difference=close(1e-4), compared=COMPARED
+    )
 
 
 LINEAR = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
