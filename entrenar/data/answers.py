@@ -203,7 +203,7 @@ def _by_prefix(renderer: Renderer, text: str, index: int) -> Span | None:
     messages = renderer.example.messages
     try:
         prompt = renderer.text(messages[:index], prompt=True)
-        if not text.startswith(prompt):
+        if not prompt or not text.startswith(prompt):  # many templates write nothing for a conversation of no message
             return None
         whole = text if index == len(messages) - 1 else renderer.text(messages[: index + 1])
     except EntrenarError:
@@ -302,7 +302,7 @@ def _place(renderer: Renderer, text: str, index: int, probes: tuple[Message, Mes
 
 def _turns(renderer: Renderer, index: int, probes: tuple[Message, Message], marks: tuple[str, str]) -> Iterator[Turn]:
     """How the template frames this answer after what comes before it, or else after a prompt that is not its own."""
-    for before in (renderer.example.messages[:index], [BORROWED]):
+    for before in (renderer.example.messages[:index], [BORROWED]) if index else ([BORROWED],):
         try:
             base = renderer.text(before)
             prompt = renderer.text(before, prompt=True)
@@ -328,8 +328,8 @@ def _begin(head: str, turn: Turn) -> int | None:
     if found < 0:
         return None
     start = found + len(turn.header)
-    opening = head[start:]
-    return start if opening in ("", turn.opening) or not opening.strip() else None
+    opening = head[start:]  # inner turns may have less of it
+    return start if turn.opening.endswith(opening) or not opening.strip() else None
 
 
 def _closed(renderer: Renderer, tail: str, turn: Turn) -> int:

@@ -25,7 +25,7 @@ import jinja2.visitor
 LONGEST_TEMPLATE = 1 << 20  # characters; those of models have 100 to 40,000
 VALUE_BASE, VALUE_FACTOR = 1 << 20, 16  # of one value and of the text: characters, and for each one given
 TOTAL_BASE, TOTAL_FACTOR = 1 << 26, 1024  # of all values that one rendering makes
-STEPS_BASE, STEPS_FACTOR = 10_000_000, 1000  # nodes of the template that are passed
+STEPS_BASE, STEPS_FACTOR = 3_000_000, 1000  # nodes of the template that are passed
 SECONDS = 10.0  # of the CPU, for one rendering
 NODE = 16  # what an entry of a list weighs, as characters
 MOST_BITS = 1 << 14  # of an integer

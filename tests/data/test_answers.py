@@ -106,6 +106,8 @@ def former(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[bool
             whole = tokenizer.render_chat(example.messages[: index + 1]).text
         except EntrenarError:
             return None
+        if not prompt:
+            return None  # before, all of a first answer was trained, what stands before it too
         if not prompt.startswith(done) or not whole.startswith(prompt):
             return None
         answer = whole[len(prompt) :]
