@@ -1,6 +1,6 @@
 """From files and documentation to batches: examples, tokens with a training mark, packed rows, a resumable loader."""
 
-from entrenar.data.encoding import DataReport, Samples, encode_document, encode_examples
+from entrenar.data.encoding import DataReport, Samples, SideReport, encode_document, encode_examples
 from entrenar.data.formats import Example, ExampleFile, read_examples
 from entrenar.data.loader import DataLoader, evaluation_batches
 from entrenar.data.masking import Sample, encode_example, text_windows
@@ -17,6 +17,7 @@ __all__ = [
     "ExampleFile",
     "Sample",
     "Samples",
+    "SideReport",
     "Subset",
     "collate",
     "digests",

@@ -15,7 +15,6 @@ from entrenar.data.masking import Sample, encode_example
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 
-PLAIN_ROLES = ("system", "user", "assistant")  # that the layout for models without a chat template has a place for
 UNMARKED = "every answer is marked as not trained (weight 0, or train, trainable or loss false)"
 
 
@@ -105,7 +104,7 @@ def encode_examples(
         report.tokens += len(sample)
         report.trained_tokens += int(sample.trained.sum())
         report.cut += sample.truncated
-        report.unmarked += bool(example.left_out & _answers(example)) and not train_on_prompt
+        report.unmarked += bool(example.left_out & _answers(example)) and (example.marked or not train_on_prompt)
     return samples, report
 
 
@@ -120,43 +119,27 @@ def _encoded(
     if example.document is not None:
         sample = encode_document(example.document, tokenizer, sequence_length)
         return ("its text is a single token", None) if not sample.trained.any() else ("", sample)
-    _check_template(example, tokenizer)
-    if train_on_prompt and example.marked:
+    if example.variables and not (tokenizer.chat_template or tokenizer.templates):
         raise ConfigError(
-            f"{example.where}: marks messages as not trained, and data.train_on_prompt trains all of them; leave out "
+            f"{example.where}: has chat_template_kwargs, and this model has no chat template to read them; leave them "
+            "out or take a model with a template."
+        )
+    answers = _answers(example)
+    if train_on_prompt and example.left_out - answers:
+        raise ConfigError(
+            f"{example.where}: marks a prompt as not trained, and data.train_on_prompt trains all of them; leave out "
             "one of both."
         )
-    if not _answers(example) - example.left_out and not train_on_prompt:
-        return UNMARKED, None
-    if train_on_prompt:
+    if train_on_prompt and not example.marked:  # its layout alone says what is a prompt
         example = replace(example, left_out=frozenset())
+    if not answers - example.left_out and not train_on_prompt:
+        return UNMARKED, None
     sample = encode_example(example, tokenizer, sequence_length, train_on_prompt=train_on_prompt)
     if sample.trained.any():
         return "", sample
     if sample.truncated:
         return f"the prompt alone fills a row of {sequence_length} tokens, so that no answer would be trained", None
     return "the template writes nothing that is trained", None
-
-
-def _check_template(example: Example, tokenizer: Tokenizer) -> None:
-    """ConfigError where a model without a chat template gets what only a template can write."""
-    if tokenizer.chat_template:
-        return
-    other = next((m["role"] for m in example.messages if m["role"] not in PLAIN_ROLES), None)
-    if other is not None:
-        found = f"a message of the role {other}"
-    elif any(message.get("tool_calls") for message in example.messages):
-        found = "tool_calls"
-    elif example.tools:
-        found = "tools"
-    elif example.variables:
-        found = "chat_template_kwargs"
-    else:
-        return
-    raise ConfigError(
-        f"{example.where}: has {found}, and this model has no chat template to write them with; leave them out or "
-        "take a model with a template."
-    )
 
 
 def encode_document(text: str, tokenizer: Tokenizer, max_length: int | None = None) -> Sample:

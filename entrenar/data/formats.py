@@ -231,7 +231,7 @@ def _completion(record: dict[str, Any], where: str) -> tuple[list[dict[str, Any]
     Returns the messages, which of them are not trained, and whether a mark of the record has a part in that.
     """
     prompt, completion = record["prompt"], record.get("completion")
-    if not isinstance(prompt, list) and not isinstance(completion, list):
+    if not isinstance(prompt, list):
         turns = _turns(check_text(prompt, "prompt", where), check_text(completion, "completion", where))
         return turns, frozenset(), False
     before, marked = read_messages(prompt, "prompt", where)

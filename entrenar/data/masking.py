@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -95,9 +96,9 @@ def text_windows(texts: Sequence[str], tokenizer: Tokenizer, sequence_length: in
 
     The last, shorter window is dropped.
     """
-    stream: list[int] = []
+    stream = array("i")
     for text in texts:
-        stream += tokenizer.encode(text, parse_special=False)  # plain text holds no special tokens
+        stream.extend(tokenizer.encode(text, parse_special=False))  # plain text holds no special tokens
         if tokenizer.eos_id is not None:
             stream.append(tokenizer.eos_id)
     rows = np.array(stream, np.int32)[: len(stream) // sequence_length * sequence_length].reshape(-1, sequence_length)

@@ -12,6 +12,7 @@ from entrenar.data import (
     ExampleFile,
     Sample,
     Samples,
+    SideReport,
     Subset,
     digests,
     documentation_examples,
@@ -62,14 +63,23 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Datase
     example whose tokens the model lacks.
     """
 
-    def check(example: Example, sample: Sample) -> None:
-        check_vocabulary([example], [sample], tokenizer, vocabulary)
-
     length, prompts = config.training.sequence_length, config.data.train_on_prompt
+    shown: list[Example] = []  # the first of each side that is used
+
+    def side_of(examples: Subset) -> tuple[Samples, SideReport]:
+        fresh = True
+
+        def check(example: Example, sample: Sample) -> None:
+            nonlocal fresh
+            check_vocabulary([example], [sample], tokenizer, vocabulary)
+            if fresh:
+                shown.append(example)
+                fresh = False
+
+        return encode_examples(examples, tokenizer, length, train_on_prompt=prompts, check=check)
+
     sides = split_examples(config)
-    (training, trained), (held_out, evaluated) = (
-        encode_examples(side, tokenizer, length, train_on_prompt=prompts, check=check) for side in sides
-    )
+    (training, trained), (held_out, evaluated) = side_of(sides[0]), side_of(sides[1])
     report = DataReport(config.data.path or DOCUMENTATION, length, trained, evaluated)
     for samples, side, kind in ((training, sides[0], ""), (held_out, sides[1], "held-out ")):
         if len(side) and not samples:
@@ -77,4 +87,4 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Datase
                 f"{report.source}: none of its {len(side)} {kind}examples has a token that is trained: "
                 f"{' '.join(report.notes())} Give a longer training.sequence_length or other examples."
             )
-    return Dataset(training, held_out, (sides[1] or sides[0])[0], report)
+    return Dataset(training, held_out, shown[-1], report)

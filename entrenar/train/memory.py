@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.errors import MemoryBudgetError
@@ -13,7 +14,10 @@ from entrenar.llama.model import recomputed_blocks
 from entrenar.lora.config import LoRAConfig
 from entrenar.train.config import TrainConfig
 
-RUNTIME_BYTES = 112 << 20  # Python, the libraries, the examples
+RUNTIME_BYTES = 112 << 20  # Python, the libraries, the documentation's examples
+# Of a file of examples, for each of its bytes: 5 bytes a token of four, 200 an example of a thousand, and the rows.
+DATA_SHARE = 1.6
+DATA_TOKEN_BYTES, DATA_EXAMPLE_BYTES = 5, 200
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/matmul.pyx)
 MARGIN = 1.1  # what an estimate may be off by, once blocks are chosen to fit it
@@ -56,11 +60,12 @@ def estimate(
     batch_size: int = 1,
     sequence_length: int = 512,
     checkpointing: bool | int = False,
+    data_bytes: int = 0,
 ) -> MemoryEstimate:
     """What training holds at its peak, from the second step on; `lora` None is full fine-tuning.
 
     `kept` has the types of the matrices that stay as a file stores them; `checkpointing` is the number of blocks whose
-    activations are computed again, or True for all.
+    activations are computed again, or True for all; `data_bytes` is what the examples take (`data_bytes`).
     """
     if lora is None:
         trainable = config.num_parameters()
@@ -93,9 +98,21 @@ def estimate(
             "optimizer": gradients * OPTIMIZER_STATES[optimizer],
             "activations": activations,
             "scratch": packed,
+            "data": data_bytes,
             "runtime": RUNTIME_BYTES + config.vocab_size * ENTRY_BYTES,
         }
     )
+
+
+def data_bytes(config: TrainConfig, share: float = DATA_SHARE) -> int:
+    """What the examples of a file take, of which tokens and training marks are held and no text; 0 where it is none."""
+    path, most = config.data.path, config.data.max_examples
+    try:
+        size = 0 if path is None else Path(path).stat().st_size
+    except (OSError, ValueError):
+        return 0  # what is wrong with it is said when it is read
+    rows = most * (config.training.sequence_length * DATA_TOKEN_BYTES + DATA_EXAMPLE_BYTES)
+    return min(int(share * size), rows) if most else int(share * size)
 
 
 def check_budget(needed: MemoryEstimate, available: int) -> None:
@@ -104,9 +121,10 @@ def check_budget(needed: MemoryEstimate, available: int) -> None:
         return
     largest = sorted(needed.items.items(), key=lambda item: -item[1])[:2]
     parts = " and ".join(f"{size / 2**30:.1f} GiB of {name}" for name, size in largest)
+    advice = "fewer examples (data.max_examples), " if "data" in dict(largest) else ""
     raise MemoryBudgetError(
         f"The run needs about {needed.total / 2**30:.1f} GiB ({parts}) and {available / 2**30:.1f} GiB is available; "
-        "use a shorter sequence, a smaller batch, gradient checkpointing, LoRA or a 4-bit base."
+        f"use {advice}a shorter sequence, a smaller batch, gradient checkpointing, LoRA or a 4-bit base."
     )
 
 
@@ -116,9 +134,10 @@ def plan(
     dtype: str = "float32",
     quantize: str | None = None,
     kept: Mapping[str, str] | None = None,
+    data_share: float = DATA_SHARE,
 ) -> tuple[int, MemoryEstimate]:
     """How many blocks to compute again in backward, and the estimate of the run; MemoryBudgetError where none fits."""
-    t = config.training
+    t, examples = config.training, data_bytes(config, data_share)
 
     def needed(checkpointing: int) -> MemoryEstimate:
         return estimate(
@@ -132,6 +151,7 @@ def plan(
             batch_size=t.batch_size,
             sequence_length=t.sequence_length,
             checkpointing=checkpointing,
+            data_bytes=examples,
         )
 
     every, wanted, available = shape.num_hidden_layers, t.gradient_checkpointing, available_memory()

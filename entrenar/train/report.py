@@ -36,7 +36,7 @@ def facts(console: Console, title: str, rows: dict[str, str]) -> None:
 def notes(console: Console, sentences: Iterable[str]) -> None:
     """Plain lines: what a user must know of the input."""
     for sentence in sentences:
-        console.print(escape(printable(sentence)))
+        console.print(escape(printable(sentence)), soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -128,5 +128,4 @@ def comparison(console: Console, before: Evaluation | None, after: Evaluation | 
     table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}", f"{change:+.1f} %")
     console.print(table)
     sentence = uncertainty(before.tokens)
-    if sentence:
-        console.print(sentence)
+    notes(console, [sentence] if sentence else [])

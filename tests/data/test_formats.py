@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,67 @@ def test_every_layout_becomes_a_conversation(layout: str, suffix: str, tmp_path:
     assert read_examples(write(tmp_path / f"data{suffix}", [record])) == [Example(expected)]
 
 
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+MARKED = {
+    "weight 0": {"weight": 0},
+    "train false": {"train": False},
+    "trainable false": {"trainable": False},
+    "loss 0.0": {"loss": 0.0},
+}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("mark", MARKED)
+def test_messages_marked_as_not_trained_are_left_out_of_the_loss(mark: str, tmp_path: Path) -> None:
+    record = {"messages": [SUM[0], SUM[1] | MARKED[mark], *SUM], "system": "Be brief."}
+    (example,) = read_examples(write(tmp_path / "data.jsonl", [record]))
+    assert example == Example([message("system", "Be brief."), *SUM, *SUM], frozenset([2])) and example.marked
+
+
+@pytest.mark.unit
+def test_messages_keep_what_a_template_may_read(tmp_path: Path) -> None:
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "ann"},
+        {"role": "assistant", "content": "I add.", "tool_calls": [CALL], "reasoning_content": "One."},
+        {"role": "tool", "content": "", "tool_call_id": "1"},
+        {"role": "assistant", "content": "2", "weight": 1},
+    ]
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    record = {"messages": turns, "tools": json.dumps(tools), "chat_template_kwargs": {"mode": 1}, "id": 7}
+    (example,) = read_examples(write(tmp_path / "data.jsonl", [record]))
+    assert example == Example([*turns[:3], message("assistant", "2")], tools=tools, variables={"mode": 1})
+    assert (example.unused, example.where, example.marked) == (("id",), f"{tmp_path}/data.jsonl, line 1", False)
+    assert example.text == "ab\nI add.\n\n2" and example.question == ""
+
+
+@pytest.mark.unit
+def test_a_prompt_of_messages_trains_the_completion_alone(tmp_path: Path) -> None:
+    record = {"prompt": [*SUM, SUM[0]], "completion": [SUM[1]]}
+    (example,) = read_examples(write(tmp_path / "data.jsonl", [record]))
+    assert example == Example([*SUM, *SUM], frozenset([1])) and not example.marked
+
+
+@pytest.mark.unit
+def test_a_plain_text_has_no_messages(tmp_path: Path) -> None:
+    (example,) = read_examples(write(tmp_path / "data.jsonl", [{"text": "Once upon a time.", "label": 3}]))
+    assert example == Example([], document="Once upon a time.")
+    assert (example.text, example.question, example.unused) == ("Once upon a time.", "", ("label",))
+
+
+@pytest.mark.unit
+def test_the_command_of_a_refusal_converts_the_file(tmp_path: Path) -> None:
+    records = [{"instruction": "a", "context": "c", "response": f"b {n}", "category": "x"} for n in range(3)]
+    for suffix in (".jsonl", ".json"):
+        path = write(tmp_path / f"it's{suffix}", records)
+        with pytest.raises(FormatError) as caught:
+            read_examples(path)
+        command = str(caught.value).split("convert the file: ")[1].removesuffix(" .")
+        subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True)
+        converted = Path(shlex.split(command)[-1])
+        assert [example.messages[1]["content"] for example in read_examples(converted)] == ["b 0", "b 1", "b 2"]
+        converted.unlink()
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 def test_layouts_mix_and_keep_their_order(suffix: str, tmp_path: Path) -> None:
@@ -115,7 +179,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "a system that is a number": ({"messages": SUM, "system": 3}, "system is 3, expected non-empty text."),
     "no completion": ({"prompt": "a"}, "completion is None, expected non-empty text."),
     "a prompt of messages": ({"prompt": SUM, "completion": "b"}, "completion is 'b', expected a list of messages."),
-    "a completion of messages": ({"prompt": "a", "completion": SUM}, "prompt is 'a', expected a list of messages."),
+    "a completion of messages": ({"prompt": "a", "completion": SUM}, "completion is [{'role': 'user',"),
     "a question in the completion": (
         {"prompt": SUM[:1], "completion": [SUM[1], *SUM]},
         "completion holds messages of assistant, user, assistant, expected one of the assistant; write the",

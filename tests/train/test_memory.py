@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import gc
+import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from entrenar.autograd import Tensor, empty_cache, memory_stats, reset_peak_memory
+from entrenar.data import DataLoader
 from entrenar.errors import MemoryBudgetError
+from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
 from entrenar.optim import AdamW
 from entrenar.qlora import QLoRAConfig
-from entrenar.train import TrainConfig, memory
-from entrenar.train.config import Training
+from entrenar.train import TrainConfig, dataset, memory
+from entrenar.train.config import Data, Training
 
 SHAPE = LLaMAConfig(
     vocab_size=2048,
@@ -175,3 +180,45 @@ def test_longer_and_more_rows_need_more(machine: Callable[[int], None]) -> None:
     small = planned()[1].items["activations"]
     assert planned(batch_size=2)[1].items["activations"] > 1.8 * small
     assert planned(sequence_length=1024)[1].items["activations"] > 1.8 * small
+
+
+# ---------------------------------------------------------------------- the data
+@pytest.mark.memory
+def test_the_examples_of_a_file_count_and_need_no_more_than_is_estimated(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    records = [{"prompt": f"What is {n}?", "completion": f"It is {n}, and that is all. " * 20} for n in range(2000)]
+    path.write_text("\n".join(map(json.dumps, records)))
+    size = path.stat().st_size
+    config = TrainConfig(data=Data(path=str(path), held_out_fraction=0.0), lora=ALL)
+    needed = memory.plan(SHAPE, config)[1]
+    assert needed.items["data"] == memory.data_bytes(config) == int(memory.DATA_SHARE * size)
+    tokenizer = Tokenizer.train([record["completion"] for record in records[:50]], 270)  # hardly any merges
+    tokenizer.encode(records[0]["prompt"])
+    tracemalloc.start()
+    try:
+        data = dataset.encode(config, tokenizer, 270)
+        loader = DataLoader(data.training, 1, 512)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert loader.tokens > size / 5
+    assert 0.5 * needed.items["data"] < peak < 1.1 * needed.items["data"]
+
+
+@pytest.mark.unit
+def test_the_data_of_no_file_or_few_examples_count_little(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(bytes(10**6))
+    sizes = [
+        memory.data_bytes(TrainConfig(data=Data(path=name, max_examples=most)))
+        for name, most in ((None, 0), (str(tmp_path / "none"), 0), (str(path), 0), (str(path), 3))
+    ]
+    assert sizes == [0, 0, int(memory.DATA_SHARE * 10**6), 3 * (512 * 5 + 200)]
+
+
+@pytest.mark.unit
+def test_where_the_data_are_what_is_too_large_fewer_are_advised(machine: Callable[[int], None]) -> None:
+    with pytest.raises(
+        MemoryBudgetError, match=r"GiB of data .*; use fewer examples \(data\.max_examples\), a shorter"
+    ):
+        memory.check_budget(memory.estimate(SMOLLM2, lora=ALL, data_bytes=1 << 40), 1 << 34)
