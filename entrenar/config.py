@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import reprlib
+import re
 import sys
 import types
 import typing
@@ -15,7 +16,7 @@ from dataclasses import MISSING, Field, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, printable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -84,7 +85,11 @@ def load_toml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a TOML configuration file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid TOML: {error}.") from error
+        raise ConfigError(f"{path}: is not valid TOML: {str(error).rstrip('.')}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: is not TOML that can be read: its brackets are nested too deeply.") from error
+    except ValueError as error:  # the interpreter's bound for the digits of an integer
+        raise ConfigError(f"{path}: is not TOML that can be read: an integer has thousands of digits.") from error
 
 
 def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -162,6 +167,8 @@ def check_value(value: Any, spec: Field[Any], where: str) -> Any:
         if limits.get("minimum") is not None:
             hint = f"expected {type_name(int)} or one of {', '.join(map(repr, choices))}."
         raise ConfigError(f"{where}: is {shown(value)}; {hint}")
+    if value == "" and choices is None:
+        raise ConfigError(f"{where}: is empty; leave it out, or give it a value.")
     if number:
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where}: is {shown(value)}, expected a finite number.")
@@ -231,20 +238,55 @@ def dump_toml(config: Any, section: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|-inf|-nan", re.IGNORECASE)
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse that answers an unknown flag with the nearest valid one, in one sentence."""
+    """argparse that answers an unknown flag with the nearest valid one, in one sentence, and takes each flag once."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._negative_number_matcher = _Whole()  # argparse's own takes -1e-3 for a flag
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """The flags; ends the program with one sentence where one is unknown."""
-        parsed, unknown = self.parse_known_args(args, namespace)
+        """The flags; ends the program with one sentence where one is unknown or said twice."""
+        given = sys.argv[1:] if args is None else list(args)
+        self.refuse_repeated(given)
+        parsed, unknown = self.parse_known_args(given, namespace)
         if unknown:
             flag = unknown[0].split("=")[0]
-            valid = [name for action in self._actions for name in action.option_strings]
-            self.error(f"unknown argument {flag}; {nearest(flag, valid)}")
+            self.error(f"unknown argument {flag}; {self.hint(flag)}")
         return parsed
 
+    def refuse_repeated(self, given: Sequence[str]) -> None:
+        """End the program where a flag, or a flag and its --no- form, stand twice: the last would win silently."""
+        first: dict[str, str] = {}
+        for word in given[: given.index("--") if "--" in given else None]:
+            flag = word.split("=")[0]
+            action = self._option_string_actions.get(flag)
+            if action is None or isinstance(action, argparse._HelpAction):
+                continue
+            if action.dest in first:
+                both = f"{flag} is given twice" if flag == first[action.dest] else f"{first[action.dest]} and {flag}"
+                self.error(f"{both}{'' if both.endswith('twice') else ' are both given'}; expected it once.")
+            first[action.dest] = flag
+
+    def flags(self) -> list[str]:
+        """Every flag that the parser takes."""
+        return [name for action in self._actions for name in action.option_strings]
+
+    def hint(self, flag: str) -> str:
+        """What to say of a flag that does not exist."""
+        return nearest(flag, self.flags())
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
+
+
+class _Whole:
+    """A pattern, as far as argparse uses one, that must fit the whole of a word."""
+
+    match = staticmethod(NEGATIVE.fullmatch)
 
 
 def add_arguments(
@@ -288,6 +330,13 @@ def _argument_type(hint: Any) -> Callable[[str], Any]:
     return parse
 
 
+def text_argument(text: str) -> str:
+    """The text of a flag, which must have some."""
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty; leave the flag out, or give it a value")
+    return text
+
+
 def _scalar(text: str, hints: tuple[Any, ...]) -> Any:
     if bool in hints and text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -298,5 +347,5 @@ def _scalar(text: str, hints: tuple[Any, ...]) -> Any:
             except ValueError:
                 continue
     if str in hints:
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is not {' or '.join(type_name(hint) for hint in hints)}")
+        return text_argument(text)
+    raise argparse.ArgumentTypeError(f"{shown(text)} is not {' or '.join(type_name(hint) for hint in hints)}")

@@ -195,7 +195,7 @@ def test_any_value_is_written_so_that_toml_reads_it_back(value: Any) -> None:
 @given(
     st.builds(
         Sample,
-        name=st.text(st.characters(exclude_categories=["Cs"])),
+        name=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
         size=st.integers(1, 2**62),
         rate=st.floats(0, 1, exclude_min=True, exclude_max=True),
         on=st.booleans(),
@@ -420,3 +420,35 @@ def test_no_key_is_defined_and_then_never_looked_at() -> None:
                 used.add(node.attr)
     for section, key in KEYS:
         assert key in used, f"[{section}] {key} has no effect"
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = " + "9" * 5000, r"is not TOML that can be read: an integer has thousands of digits\.$"),
+        ("a = " + "[" * 3000 + "]" * 3000, r"is not TOML that can be read: its brackets are nested too deeply\.$"),
+        ("a = " + "{b = " * 3000 + "1" + "}" * 3000, r"is not TOML that can be read: its brackets are nested too"),
+    ],
+    ids=["digits", "brackets", "tables"],
+)
+def test_toml_beyond_the_reader_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_toml(path)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("value", "section", "message"),
+    [
+        ("", "data", r"^data\.path: is empty; leave it out, or give it a value\.$"),
+        (list(range(1000)), "data", r"^data\.path: is \[0, 1, .{60,70}\.\.\., expected text\.$"),
+    ],
+    ids=["empty", "long"],
+)
+def test_a_text_that_is_empty_or_something_long_is_refused_shortly(value: Any, section: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_table(SECTION_TYPES[section], {"path": value}, section)

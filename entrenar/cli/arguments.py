@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from entrenar.config import ArgumentParser, add_arguments, from_arguments
+from entrenar.cli import synonyms
+from entrenar.config import ArgumentParser, add_arguments, from_arguments, text_argument
 from entrenar.lora.config import LoRAConfig
 from entrenar.train.config import TrainConfig
 
@@ -21,19 +23,30 @@ FLAGS = {
 CONFIG = "--config"
 
 
+class Parser(ArgumentParser):
+    """Knows what other programs call our flags."""
+
+    def hint(self, flag: str) -> str:
+        return synonyms.hint(flag, self.flags()) or super().hint(flag)
+
+
 def config_path(arguments: Sequence[str] | None, default: str | None = None) -> str | None:
     """What --config says: it is read before the other flags, whose defaults it sets."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(CONFIG, default=default)
-    return parser.parse_known_args(arguments)[0].config
+    parser.add_argument(CONFIG, default=default, type=text_argument)
+    given = sys.argv[1:] if arguments is None else arguments
+    parser.refuse_repeated(given)
+    return parser.parse_known_args(given)[0].config
 
 
 def parser_for(
     description: str | None, defaults: TrainConfig, *, config: str | None, adapter: LoRAConfig | None
-) -> ArgumentParser:
+) -> Parser:
     """Flags for every section, with the values of `defaults` as defaults, and for `adapter` where there is one."""
-    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument(CONFIG, help=f"TOML file that sets the defaults of the flags (default: {config or 'unset'})")
+    parser = Parser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument(
+        CONFIG, metavar="FILE", help=f"TOML file that sets the defaults of the flags (default: {config or 'unset'})"
+    )
     if adapter is not None:
         add_arguments(parser, type(adapter), adapter)
     for name in ("training", "lr_schedule", "data", "checkpointing"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from entrenar.cli.arguments import config_from, config_path, parser_for
-from entrenar.config import load_toml
+from entrenar.config import load_toml, text_argument
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
 from entrenar.llama import LLaMAConfig
@@ -26,7 +26,9 @@ def main(adapter: LoRAConfig, output: str, description: str | None, arguments: S
         adapter = defaults.adapter or adapter
     parser = parser_for(description, defaults, config=path, adapter=adapter)
     parser.add_argument(
-        "--model", help="GGUF file or Hugging Face directory (default: SmolLM2-135M-Instruct, fetched once)"
+        "--model",
+        type=text_argument,
+        help="GGUF file or Hugging Face directory (default: SmolLM2-135M-Instruct, fetched once)",
     )
     parser.add_argument(
         "--dtype",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from entrenar.errors import EntrenarError, printable
+
+CLOSED = "error: standard output was closed, which ended the program; write it to a file to let a run go on."
 
 
 def run(main: Callable[[], object]) -> NoReturn:
@@ -19,17 +23,28 @@ def run(main: Callable[[], object]) -> NoReturn:
             stream.reconfigure(errors="replace")
     try:
         main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except EntrenarError as error:
         _fail(f"error: {error}", 1)
-    except OSError as error:  # a full disk, a closed pipe, a file that vanished
+    except BrokenPipeError:
+        _fail(CLOSED, 1)
+    except OSError as error:  # a full disk, a file that vanished
         _fail(f"error: {error.filename or 'the system'}: {error.strerror or error}.", 1)
     except MemoryError:
         _fail("error: the memory is used up; use a shorter sequence, a smaller batch or gradient checkpointing.", 1)
     except KeyboardInterrupt as interrupt:
         _fail(f"interrupted: {str(interrupt) or 'nothing was written.'}", 130)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # as rich ends a program
+            _fail(CLOSED, 1)
+        raise
     sys.exit(0)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(printable(message), file=sys.stderr)
+    if message is CLOSED:  # so that the interpreter's last flush does not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):  # the error stream may be closed as well
+        print(printable(message), file=sys.stderr)
     sys.exit(status)

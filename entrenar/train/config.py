@@ -53,7 +53,12 @@ class Training(Section):
     sequence_length: int = option(512, help="length of a row", unit="tokens", minimum=2)
     optimizer: str = option("adamw", help="update rule", choices=("adamw", "adam", "sgd"))
     learning_rate: float = option(1e-3, help="peak learning rate", above=0)
-    weight_decay: float = option(0.0, help="decay of the weights in each step", minimum=0)
+    weight_decay: float = option(
+        0.0, help="decay of the weights in each step, of matrices only unless decay_norms is on", minimum=0
+    )
+    decay_norms: bool = option(
+        False, help="let weight_decay act on norms and biases too, which transformers' Trainer leaves out"
+    )
     beta1: float = option(0.9, help="decay of Adam's mean of gradients", minimum=0, below=1)
     beta2: float = option(0.999, help="decay of Adam's mean of squares", minimum=0, below=1)
     eps: float = option(1e-8, help="added to the root in Adam's step", above=0)
@@ -194,8 +199,13 @@ class TrainConfig:
             raise ConfigError(f"{path}: {error}") from error
 
     def make_optimizer(self, parameters: Any) -> Optimizer:
-        """The optimizer of [training] over (name, tensor) pairs."""
+        """The optimizer of [training] over (name, tensor) pairs; norms and biases in a group that does not decay."""
         t = self.training
+        parameters = list(parameters)
+        small = [pair for pair in parameters if len(pair[1].shape) < 2]  # norms and biases
+        if t.weight_decay and small and not t.decay_norms:
+            matrices = [pair for pair in parameters if len(pair[1].shape) >= 2]
+            parameters = [{"params": matrices}, {"params": small, "weight_decay": 0.0}]
         if t.optimizer == "sgd":
             return SGD(parameters, lr=t.learning_rate, momentum=t.momentum, weight_decay=t.weight_decay)
         kind = AdamW if t.optimizer == "adamw" else Adam

@@ -69,6 +69,37 @@ def test_a_character_that_the_terminal_lacks_does_not_end_a_run(monkeypatch: pyt
     assert raw.getvalue() == b"na?ve ?\n"
 
 
+CLOSED = """
+import sys
+from entrenar.cli.run import run
+
+def main():
+    from rich.console import Console
+    console = Console() if sys.argv[1] == "rich" else None
+    for number in range(100_000):
+        console.print(number) if console else print(number)
+
+run(main)
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("printer", ["rich", "plain"])
+def test_a_closed_output_is_said(printer: str) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", CLOSED, printer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    program.stdout.readline()
+    program.stdout.close()
+    assert program.stderr is not None
+    said = program.stderr.read()
+    assert program.wait(60) == 1
+    assert (
+        said == "error: standard output was closed, which ended the program; write it to a file to let a run go on.\n"
+    )
+
+
 @pytest.mark.architecture
 @pytest.mark.parametrize(
     ("module", "absent"),

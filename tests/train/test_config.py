@@ -6,11 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from entrenar.autograd import Tensor
 from entrenar.config import default_of
 from entrenar.errors import ConfigError
+from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
 from entrenar.optim import SGD, Adam, AdamW
 from entrenar.qlora import QLoRAConfig
@@ -191,3 +193,49 @@ def test_what_a_file_leaves_out_is_the_default(tmp_path: Path) -> None:
     for spec in fields(Training):
         if spec.name != "steps":
             assert getattr(config.training, spec.name) == default_of(spec)
+
+
+def llama_with_biases() -> LLaMAModel:
+    shape = LLaMAConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    return LLaMAModel(shape, seed=0)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_what_decays_is_what_the_trainer_of_transformers_lets_decay(optimizer: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = llama_with_biases()
+    peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**model.config.to_hf()))
+    expected = set(transformers.Trainer.get_decay_parameter_names(None, peer))
+    config = TrainConfig(training=Training(optimizer=optimizer, weight_decay=0.1))
+    made = config.make_optimizer(model.named_parameters())
+    decayed = {name for group in made.param_groups if group["weight_decay"] for name in group["names"]}
+    assert decayed == expected
+    assert sum(len(group["names"]) for group in made.param_groups) == len(list(model.named_parameters()))
+
+
+@pytest.mark.unit
+def test_norms_decay_where_it_is_asked_for_and_a_group_stays_one_where_nothing_differs() -> None:
+    model = llama_with_biases()
+    for training in (Training(weight_decay=0.1, decay_norms=True), Training()):
+        made = TrainConfig(training=training).make_optimizer(model.named_parameters())
+        assert [group["weight_decay"] for group in made.param_groups] == [training.weight_decay]
+    matrices = [pair for pair in model.named_parameters() if len(pair[1].shape) == 2]
+    made = TrainConfig(training=Training(weight_decay=0.1)).make_optimizer(matrices)
+    assert [group["weight_decay"] for group in made.param_groups] == [0.1]
+
+
+@pytest.mark.unit
+def test_a_norm_without_gradient_stays_and_a_matrix_decays() -> None:
+    model = llama_with_biases()
+    made = TrainConfig(training=Training(weight_decay=0.5, learning_rate=0.5)).make_optimizer(model.named_parameters())
+    before = {name: tensor.numpy().copy() for name, tensor in model.named_parameters()}
+    for _, tensor in model.named_parameters():
+        tensor.grad = Tensor(np.zeros(tensor.shape, np.float32))
+    made.step()
+    for name, tensor in model.named_parameters():
+        factor = np.float32(0.75 if len(tensor.shape) == 2 else 1)
+        np.testing.assert_array_equal(tensor.numpy(), before[name] * factor, err_msg=name)

@@ -1,0 +1,81 @@
+"""What other programs call our flags: mlx-lm, TRL and transformers' Trainer, axolotl, torchtune, llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+SYNONYMS = {
+    "--model": "base-model model-name-or-path model-name model-id model-path pretrained-model-name-or-path hf-repo",
+    "--data": "dataset datasets dataset-name train-data train-file training-data data-path train-dataset",
+    "--output": "output-dir adapter-path save-dir save-path out out-dir output-directory checkpoint-dir",
+    "--steps": "iters iterations max-steps num-steps max-iters train-steps num-iters",
+    "--batch-size": "batch micro-batch-size per-device-train-batch-size train-batch-size b bs ubatch-size",
+    "--gradient-accumulation": "grad-accum grad-accumulation-steps gradient-accumulation-steps accumulation-steps",
+    "--sequence-length": "max-seq-length sequence-len max-length seq-len seq-length ctx-size max-seq-len cutoff-len",
+    "--optimizer": "optim optimiser",
+    "--learning-rate": "lr",
+    "--weight-decay": "wd decay",
+    "--beta1": "adam-beta1",
+    "--beta2": "adam-beta2",
+    "--eps": "adam-epsilon adam-eps epsilon",
+    "--max-grad-norm": "clip grad-clip gradient-clip gradient-clipping clip-grad-norm max-norm",
+    "--seed": "random-seed data-seed",
+    "--threads": "num-threads n-threads t",
+    "--evaluate-every": "eval-steps steps-per-eval eval-every eval-interval eval-freq",
+    "--gradient-checkpointing": "grad-checkpoint activation-checkpointing",
+    "--schedule": "lr-scheduler lr-scheduler-type lr-schedule scheduler",
+    "--warmup-steps": "warmup num-warmup-steps lr-warmup-steps",
+    "--held-out-fraction": "val-set-size val-split test-size validation-split eval-fraction val-size",
+    "--max-examples": "max-samples max-train-samples limit",
+    "--packing": "sample-packing pack",
+    "--train-on-prompt": "train-on-inputs train-on-input",
+    "--checkpoint-every": "save-every save-steps save-interval",
+    "--resume": "resume-from-checkpoint resume-adapter-file auto-resume-from-checkpoints",
+    "--overwrite": "overwrite-output-dir",
+    "--rank": "lora-r lora-rank r",
+    "--alpha": "lora-alpha lora-scale",
+    "--dropout": "lora-dropout",
+    "--target-modules": "lora-target-modules lora-modules lora-layers lora-target-linear",
+    "--use-rslora": "peft-use-rslora rslora",
+    "--dtype": "torch-dtype bf16 fp16 precision-dtype",
+    "--quantize-4bit": "load-in-4bit",
+    "--double-quantization": "bnb-4bit-use-double-quant double-quant",
+}
+STEPS = (
+    "say how long with --steps: one epoch is the number of examples / (--batch-size x --gradient-accumulation) steps"
+)
+HELD_OUT = "a share of --data is held out and evaluated before and after: --held-out-fraction, --evaluate-every"
+LACKING = {
+    "epochs num-epochs num-train-epochs": STEPS,
+    "eval-data val-data valid-data validation-data test-data eval-dataset validation-file val-batches test": HELD_OUT,
+    "test-batches eval-strategy evaluation-strategy per-device-eval-batch-size eval-batch-size do-eval": HELD_OUT,
+    "warmup-ratio": "say the number of steps with --warmup-steps",
+    "load-in-8bit": "a base is kept in 4 bits (examples/llama2_finetune_qlora.py) or as --dtype says",
+    "mask-prompt completion-only-loss assistant-only-loss": "prompts are masked unless --train-on-prompt is given",
+    "adapter fine-tune-type use-peft peft finetuning-type": "examples/llama2_finetune_qlora.py and "
+    "examples/llama2_finetune_lora.py train adapters, llama2_train.py a whole model",
+    "num-layers lora-num-layers": "adapters go into all blocks; --target-modules chooses the linears",
+    "report-to wandb-project project-name wandb logging-dir logging-steps steps-per-report log-every": "every step is "
+    "written to metrics.csv in --output",
+    "save-total-limit save-strategy": "say how often with --checkpoint-every",
+    "push-to-hub hub-model-id": "what is written in --output loads in PEFT; upload it with a program for that",
+    "chat-template": "the model's own template is used; put another into the model's folder as chat_template.jinja",
+    "dataset-text-field text-field prompt-template": "name the keys of a record instruction and output, prompt and "
+    "completion, or messages",
+    "device gpu ngl n-gpu-layers device-map": "everything runs on CPUs",
+    "train do-train": "training is all that the program does",
+}
+
+
+def hint(flag: str, flags: Collection[str]) -> str | None:
+    """The sentence for a flag that another program has and this one does not; None for one that nobody knows."""
+    name = flag.lstrip("-").replace("_", "-").lower()
+    if f"--{name}" in flags:
+        return f"it is written --{name} here."
+    for ours, theirs in SYNONYMS.items():
+        if name in theirs.split() and ours in flags:
+            return f"it is called {ours} here."
+    for theirs, instead in LACKING.items():
+        if name in theirs.split():
+            return f"there is none here: {instead}."
+    return None
