@@ -6,8 +6,8 @@ import argparse
 import difflib
 import json
 import math
-import reprlib
 import re
+import reprlib
 import sys
 import types
 import typing

@@ -445,7 +445,7 @@ def test_toml_beyond_the_reader_is_one_sentence(text: str, message: str, tmp_pat
     ("value", "section", "message"),
     [
         ("", "data", r"^data\.path: is empty; leave it out, or give it a value\.$"),
-        (list(range(1000)), "data", r"^data\.path: is \[0, 1, .{60,70}\.\.\., expected text\.$"),
+        (list(range(1000)), "data", r"^data\.path: is \[0, 1, 2, 3, 4, 5, \.\.\.\], expected text\.$"),
     ],
     ids=["empty", "long"],
 )

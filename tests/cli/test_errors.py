@@ -210,7 +210,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "NaN": (
         edit_weights(lambda arrays: arrays[NORM].__setitem__(3, np.nan)),
-        rf"held-out loss is nan: the weight {re.escape(NORM)} is not finite",
+        rf"the tensor {re.escape(NORM)} of type F32 is nan at \[\d+\], expected finite weights",
     ),
     "NaN in a matrix": (
         edit_weights(lambda arrays: arrays[QUERY].__setitem__((3, 3), np.nan)),
