@@ -15,10 +15,9 @@ from entrenar.errors import ConfigError
 from entrenar.io.json_file import read_json_object
 from entrenar.llama.gguf_keys import config_values
 from entrenar.llama.hf_config import table_of, values_of
-from entrenar.llama.rotary import inverse_frequencies, scaling_of_factors
+from entrenar.llama.rotary import SCALING_KEYS, inverse_frequencies, scaling_of_factors
 
 SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "lora", "qlora")
-ROPE_SCALING = ("linear", "llama3")
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -80,13 +79,11 @@ class LLaMAConfig:
         if kind in (None, "default"):
             self.rope_scaling = None
             return
-        if kind not in ROPE_SCALING:
+        if not isinstance(kind, str) or kind not in SCALING_KEYS:
             raise ConfigError(
-                f"model.rope_scaling: type {shown(kind)} is not supported; {nearest(str(kind), ROPE_SCALING)}"
+                f"model.rope_scaling: type {shown(kind)} is not supported; {nearest(str(kind), SCALING_KEYS)}"
             )
-        needed = ["factor"]
-        if kind == "llama3":
-            needed += ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+        needed = SCALING_KEYS[kind]
         for key in needed:
             value = self.rope_scaling.get(key)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
@@ -96,6 +93,7 @@ class LLaMAConfig:
                 f"model.rope_scaling.high_freq_factor: is {self.rope_scaling['high_freq_factor']}, expected more than "
                 f"low_freq_factor = {self.rope_scaling['low_freq_factor']}."
             )
+        self.rope_scaling = {"rope_type": kind, **{key: self.rope_scaling[key] for key in needed}}
 
     # ------------------------------------------------------------------ files
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any
 from entrenar.config import nearest, shown
 from entrenar.errors import ConfigError
 from entrenar.llama.generation import SETTINGS, words
+from entrenar.llama.rotary import SCALING_KEYS
 
 # What a config.json that leaves a key out means by it, where that is not our own default; REQUIRED: it must be there.
 REQUIRED = object()
@@ -28,11 +29,7 @@ ABSENT: dict[str, dict[str, Any]] = {
     "mistral": COMMON | {"max_position_embeddings": 131072, "num_key_value_heads": 8},
 }
 MISTRAL_WINDOW = 4096  # the sliding_window of a Mistral config.json that has none
-ROPE_KEYS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
+ROPE_KEYS = {"default": (), **SCALING_KEYS}
 # Read here, or without an effect on logits and training; any other key is said to be ignored.
 READ = words(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "

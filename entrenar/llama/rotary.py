@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+SCALING_KEYS = {  # the types of scaling, with the numbers that each takes
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 CONVENTIONAL_CONTEXTS = (8192, 4096, 2048, 16384, 32768, 65536, 131072)  # of llama3 scaling, with factors 1 and 4
 HIGH_FACTORS = (4, *(high for high in range(2, 33) if high != 4))
 SAME = 1e-6  # factors are stored in float32: frequencies nearer than this are the same
@@ -58,16 +62,16 @@ def _candidates(factors: np.ndarray, theta: float) -> Iterator[dict[str, Any]]:
     for context in CONVENTIONAL_CONTEXTS:
         yield llama3 | {"original_max_position_embeddings": context}
     for high in HIGH_FACTORS:
-        context = _context(factors, factor, theta, high)
-        if context is not None:
-            yield llama3 | {"high_freq_factor": float(high), "original_max_position_embeddings": context}
+        found = _context(factors, factor, theta, high)
+        if found is not None:
+            yield llama3 | {"high_freq_factor": float(high), "original_max_position_embeddings": found}
     frequencies, blend = _blended(factors, factor, theta)
     if len(blend) >= 2:
         slope, offset = np.polyfit(frequencies, blend, 1)
         if slope > 0 > offset:
-            high = round(float(1 - 1 / offset), 4)
-            context = round(float(slope) * 2 * math.pi * (high - 1))
-            yield llama3 | {"high_freq_factor": high, "original_max_position_embeddings": context}
+            bound = round(float(1 - 1 / offset), 4)
+            turns = float(slope) * 2 * math.pi * (bound - 1)
+            yield llama3 | {"high_freq_factor": bound, "original_max_position_embeddings": round(turns)}
 
 
 def _blended(factors: np.ndarray, factor: float, theta: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,126 @@
+"""What a saved directory holds beside the weights: configuration, how the model generates, the tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from entrenar.errors import ConfigError
+from entrenar.io.tokenizer import Tokenizer
+from entrenar.llama import LLaMAModel
+from entrenar.lora import LoRAConfig, merge
+from tests.train.builders import write_model
+
+from .builders import hf_table, random_arrays, random_tokens, small_config, write_gguf, write_hf
+
+MESSAGES = [{"role": "user", "content": "What is 2 plus 3?"}]
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+def merged(source: Path, target: Path) -> LLaMAModel:
+    """The model of `source` with an adapter of ones merged into it, saved to `target`."""
+    model = LLaMAModel.from_pretrained(source)
+    model.to_lora(LoRAConfig(rank=2))
+    for _, tensor in model.trainable_parameters():
+        tensor.numpy()[...] = 0.01
+    merge(model)
+    model.save_pretrained(target)
+    return model
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A directory with a tokenizer, a template and a generation_config.json."""
+    folder = write_model(tmp_path / "source")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 5], "temperature": 0.6, "do_sample": true}')
+    table = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(table | {"eos_token_id": [0, 5, 7], "pad_token_id": 3, "mine": 1}))
+    return folder
+
+
+@pytest.mark.unit
+def test_a_merged_model_is_whole(source: Path, tmp_path: Path) -> None:
+    model = merged(source, tmp_path / "merged")
+    tokens = random_tokens(model.config, 1, 12)
+    again = LLaMAModel.from_pretrained(tmp_path / "merged")
+    np.testing.assert_array_equal(again(tokens).numpy(), model(tokens).numpy())
+    ours, theirs = Tokenizer.from_directory(tmp_path / "merged"), Tokenizer.from_directory(source)
+    assert ours.apply_chat_template(MESSAGES) == theirs.apply_chat_template(MESSAGES)
+    assert json.loads((tmp_path / "merged" / "generation_config.json").read_text())["eos_token_id"] == [0, 5]
+    table = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert (table["eos_token_id"], table["pad_token_id"], table["mine"]) == ([0, 5, 7], 3, 1)
+    assert again.config == model.config
+
+
+@pytest.mark.unit
+def test_a_model_from_a_gguf_file_brings_the_tokenizer_of_the_file(tmp_path: Path) -> None:
+    config = replace(small_config(), vocab_size=6)
+    tokens = ["<s>", "</s>", "a", "b", "ab", "Ġ"]
+    vocabulary = {
+        "llama.vocab_size": 6,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, 3, 1, 1, 1, 1],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+    write_gguf(tmp_path / "m.gguf", config, random_arrays(config), metadata=vocabulary)
+    model = LLaMAModel.from_pretrained(tmp_path / "m.gguf")
+    model.save_pretrained(tmp_path / "saved")
+    assert Tokenizer.from_directory(tmp_path / "saved").encode("abba") == [4, 3, 2]
+    assert json.loads((tmp_path / "saved" / "generation_config.json").read_text())["eos_token_id"] == 1
+    (tmp_path / "m.gguf").unlink()
+    with pytest.raises(ConfigError, match=r"m\.gguf: is gone, and the model's tokenizer came from it; pass save_pretr"):
+        model.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again" / "config.json").exists()
+    model.save_pretrained(tmp_path / "given", tokenizer=Tokenizer.from_directory(tmp_path / "saved"))
+    assert Tokenizer.from_directory(tmp_path / "given").encode("abba") == [4, 3, 2]
+
+
+@pytest.mark.unit
+def test_a_tokenizer_that_is_given_comes_before_the_one_of_the_source(source: Path, tmp_path: Path) -> None:
+    given = Tokenizer.train(["aa bb aa bb"], 262)
+    LLaMAModel.from_pretrained(source).save_pretrained(tmp_path / "saved", tokenizer=given)
+    assert Tokenizer.from_directory(tmp_path / "saved").vocab_size == given.vocab_size
+    assert not (tmp_path / "saved" / "chat_template.jinja").exists()
+
+
+@pytest.mark.unit
+def test_a_shape_that_llama_refuses_is_saved_as_a_mistral_without_a_window(tmp_path: Path) -> None:
+    config = small_config(num_attention_heads=5, num_key_value_heads=5, head_dim=16)
+    table = hf_table(config) | {"model_type": "mistral", "sliding_window": None}
+    write_hf(tmp_path / "m", config, random_arrays(config))
+    (tmp_path / "m" / "config.json").write_text(json.dumps(table))
+    LLaMAModel.from_pretrained(tmp_path / "m").save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert (saved["model_type"], saved["sliding_window"]) == ("mistral", None)
+    assert LLaMAModel.from_pretrained(tmp_path / "saved").config == replace(config, rms_norm_eps=saved["rms_norm_eps"])
+
+
+@pytest.mark.peers
+def test_transformers_loads_a_merged_model_its_tokenizer_and_its_template(source: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    model = merged(source, tmp_path / "merged")
+    shutil.rmtree(source)  # nothing of it is needed
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+    ours = Tokenizer.from_directory(tmp_path / "merged")
+    assert list(ids) == ours.apply_chat_template(MESSAGES, add_generation_prompt=True)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert peer.generation_config.eos_token_id == [0, 5]
+    assert peer.config.eos_token_id == [0, 5, 7]
+    tokens = np.array([ids])
+    with torch.no_grad():
+        logits = peer(torch.from_numpy(tokens)).logits.numpy()
+    np.testing.assert_allclose(model(tokens).numpy(), logits, atol=1e-4 * np.abs(logits).max())
