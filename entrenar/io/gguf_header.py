@@ -65,6 +65,8 @@ def _check_start(file: FileBytes) -> tuple[int, int, int]:
     """(version, number of tensors, number of metadata entries)."""
     path, size = file.path, file.size
     start = file.read(0, min(24, size)).tobytes()
+    if not start:
+        raise FormatError(f"{path}: is empty, expected a GGUF file; fetch it again.")
     if start[:4] != MAGIC:
         raise FormatError(f"{path}: starts with {start[:4]!r}, expected {MAGIC!r}; it is not a GGUF file.")
     if len(start) < 24:

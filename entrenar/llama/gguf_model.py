@@ -139,6 +139,8 @@ def _check_tensors(path: Path, config: LLaMAConfig, tensors: Mapping[str, GGUFTe
 
 
 def _rope_factors(path: Path, tensor: GGUFTensor) -> list[float]:
+    if tensor.type != "F32":  # llama.cpp takes no other
+        raise FormatError(f"{path}: the tensor {ROPE_FACTORS} has type {tensor.type}, expected F32; convert it again.")
     factors = [float(factor) for factor in tensor.load()]
     for index, factor in enumerate(factors):
         if not 0 < factor < math.inf:
@@ -155,7 +157,7 @@ def _foreign(name: str) -> str:
     if hugging_face_name(name) is not None:
         return f"belongs to a block beyond {BLOCKS}; the file contradicts itself"
     if name.endswith(".bias") and hugging_face_name(name.removesuffix("bias") + "weight"):
-        return "is a bias, which no linear layer here has; models with biases are not supported"
+        return "is a bias; models with biases are not supported"
     if "exp" in part or part == "ffn_gate_inp":
         return "belongs to a mixture of experts, which is not supported"
     if part.startswith("rope_factors"):

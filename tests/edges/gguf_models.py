@@ -90,12 +90,13 @@ def compare_model(
     *,
     tolerance: float = FLOAT32,
     peer: Callable[[Path], np.ndarray] = peers_log_probabilities,
+    file: str | None = None,
 ) -> Verdict:
-    """Equal next-token distributions, or a refusal that contains `names`."""
+    """Equal next-token distributions, or a refusal that contains `names` and the name of `file` (else of `path`)."""
     return judge(
         lambda: our_log_probabilities(path),
         lambda: peer(path),
-        names=[path.name, *names],
+        names=[file or path.name, *names],
         folder=path.parent,
         difference=within(tolerance),
         compared=f"log-probabilities within {tolerance:.0e}",

@@ -133,11 +133,12 @@ def random_blocks(type_: gguf.GGMLQuantizationType, shape: tuple[int, ...]) -> n
     """Rows of random blocks, those left out whose random scale is no number or far from one."""
     elements, size = gguf.GGML_QUANT_SIZES[type_]
     needed = shape[0] * shape[1] // elements
-    candidates = np.random.default_rng(7).integers(0, 256, (8 * needed + 256, size), np.uint8)
+    rng = np.random.default_rng(7)
+    candidates = rng.integers(0, 256, (4096, size), np.uint8)
     with np.errstate(all="ignore"):
         largest = np.abs(gguf.quants.dequantize(candidates, type_)).max(axis=1)
-    sound = candidates[(largest > 1e-3) & (largest < 1e3)]
-    return np.ascontiguousarray(sound[:needed]).reshape(shape[0], -1)
+    sound = candidates[(largest > 1e-2) & (largest < 1)]
+    return np.ascontiguousarray(sound[rng.integers(0, len(sound), needed)]).reshape(shape[0], -1)
 
 
 def write_gguf(

@@ -84,16 +84,18 @@ def gguf(folder: Path) -> None:
     """Every matrix of another type, and a tokenizer."""
     kinds = {"attn": "Q8_0", "mlp": "Q4_1", "embed": "F16"}
     trained = json.loads(tokenizer().backend.to_str())["model"]
+    config = shape()
+    tokens = list(trained["vocab"])
+    tokens += [f"<unused{index}>" for index in range(config.vocab_size - len(tokens))]
     metadata = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": list(trained["vocab"]),
-        "tokenizer.ggml.token_type": [1] * len(trained["vocab"]),
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * len(tokens),
         "tokenizer.ggml.merges": [" ".join(pair) for pair in trained["merges"]],
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}",
     }
-    config = shape()
     folder.mkdir(parents=True, exist_ok=True)
     write_gguf(
         folder / "model.gguf",

@@ -108,6 +108,7 @@ def test_a_mutated_file_is_loaded_or_refused_in_one_sentence(
     shown = "\n".join(findings.wrong[:SHOWN])
     assert not findings.wrong, f"{len(findings.wrong)} of {COUNT} (files in {cases}):\n{shown}"
     assert findings.verdicts["refused"] > COUNT // 20  # the mutations do reach what is read
+    assert findings.verdicts["loaded"] > COUNT // 50  # and the sample itself is sound
 
 
 @pytest.mark.unit
