@@ -457,6 +457,9 @@ def test_a_tokenizer_json_that_is_none_is_refused(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match=rf"tokenizer_config\.json: {message}"):
             Tokenizer.from_directory(tmp_path)
     config.write_text('{"chat_template": [3, {"name": "x"}]}')
+    with pytest.raises(FormatError, match=r"chat_template holds 3, expected objects with a name and a template"):
+        Tokenizer.from_directory(tmp_path)
+    config.write_text('{"chat_template": null}')
     odd = Tokenizer.from_directory(tmp_path)
     assert (odd.chat_template, odd.bos_id, odd.eos_id) == (None, None, None)
 
@@ -466,9 +469,17 @@ def test_named_templates_and_the_jinja_file(tmp_path: Path) -> None:
     trained().save(tmp_path)
     named = [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-    assert Tokenizer.from_directory(tmp_path).chat_template == "D"
+    both = Tokenizer.from_directory(tmp_path)
+    assert (both.chat_template, both.templates) == ("D", {"tools": "T"})
+    both.save(tmp_path / "again")
+    again = Tokenizer.from_directory(tmp_path / "again")
+    assert (again.chat_template, again.templates) == ("D", {"tools": "T"})
     (tmp_path / "chat_template.jinja").write_text("J")
-    assert Tokenizer.from_directory(tmp_path).chat_template == "J"
+    one = Tokenizer.from_directory(tmp_path)
+    assert (one.chat_template, one.templates) == ("J", {})
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(FormatError, match=r"chat_template\.jinja: is no UTF-8 text \(invalid start byte at byte 0\)"):
+        Tokenizer.from_directory(tmp_path)
 
 
 @pytest.mark.unit
