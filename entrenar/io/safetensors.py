@@ -117,7 +117,11 @@ def open_safetensors_directory(directory: str | Path) -> dict[str, LazyTensor]:
                 f"{directory}: holds {pickled[0]}, whose reading can run code that someone put there, and no "
                 f"{SINGLE_FILE}; expected safetensors weights: fetch those, or convert the file with transformers."
             )
-        raise FormatError(f"{directory}: has neither {SINGLE_FILE} nor {INDEX_FILE}; expected safetensors weights.")
+        others = sorted(file.name for file in directory.glob("*.safetensors"))
+        hint = f"; {shown(others[0])} in it is none of these names" if others else ""
+        raise FormatError(
+            f"{directory}: has neither {SINGLE_FILE} nor {INDEX_FILE}; expected safetensors weights under them{hint}."
+        )
     weight_map = read_json_object(index, "an index of shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{index}: has no weight_map; expected the shard of every tensor.")

@@ -45,7 +45,7 @@ HARMLESS = words(
     "problem_type attn_implementation _attn_implementation_autoset use_sliding_window max_window_layers "
     "tokenizer_class task_specific_params finetuning_task prefix tie_encoder_decoder torchscript use_bfloat16 "
     "pruned_heads tf_legacy_loss cross_attention_hidden_size decoder_start_token_id sep_token_id auto_map "
-    "unsloth_version unsloth_fixed"
+    "unsloth_version unsloth_fixed is_llama_config transformers.js_config"
 )
 # A model that was read and is saved writes these itself; every other key of its config.json is kept.
 WRITTEN = READ | words("architectures dtype torch_dtype transformers_version _name_or_path auto_map")

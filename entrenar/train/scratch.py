@@ -25,9 +25,7 @@ SAMPLE_TOKENS = 48
 
 
 def train_from_scratch(shape: LLaMAConfig, config: TrainConfig, console: Console | None = None) -> session.Result:
-    """Train a tokenizer and a model of `shape` on the text of [data]; write both.
-
-    The tokenizer has `shape.vocab_size` entries, or as many as the text yields: the model keeps the rows of its shape.
+    """Train a tokenizer of `shape.vocab_size` entries and a model of `shape` on the text of [data]; write both.
 
     Raises ConfigError where adapters are configured (there is no base to adapt) or the text is too short.
     """
@@ -50,7 +48,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
     checkpointing, needed = plan(shape, config)
     with console.status("reading the text and making a tokenizer of it"):
         training, held_out = split_examples(config)
-        tokenizer = Tokenizer.train(_texts(training), shape.vocab_size)
+        tokenizer = _train_tokenizer(training, shape.vocab_size)
         samples, held_out_samples = (
             text_windows(_texts(e), tokenizer, t.sequence_length) for e in (training, held_out)
         )
@@ -62,7 +60,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
     model.gradient_checkpointing = checkpointing
     trainer = Trainer(model, config, loader, batches)
     rows = session.facts(trainer, f"{shape.num_parameters():,} (100 %)", needed)
-    report.facts(console, "Training from scratch", rows | {"vocabulary": _vocabulary(tokenizer, shape)})
+    report.facts(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
 
     def save(output: Path) -> None:
         model.save_pretrained(output, tokenizer=tokenizer)
@@ -110,11 +108,14 @@ def _texts(examples: Iterable[Example]) -> list[str]:
     return texts
 
 
-def _vocabulary(tokenizer: Tokenizer, shape: LLaMAConfig) -> str:
-    """How many tokens there are, and that rows are left where the text yields fewer than the shape has."""
-    found, rows = tokenizer.vocab_size, shape.vocab_size
-    left = f", all that the text yields; {rows - found:,} rows of model.vocab_size = {rows:,} stay unused"
-    return f"{found:,} tokens{left if found < rows else ''}"
+def _train_tokenizer(examples: Iterable[Example], vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer.train(_texts(examples), vocab_size)
+    if tokenizer.vocab_size != vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: is {vocab_size}, and the text yields {tokenizer.vocab_size} entries; "
+            "lower it or give more text."
+        )
+    return tokenizer
 
 
 def _sample(model: LLaMAModel, tokenizer: Tokenizer) -> str:

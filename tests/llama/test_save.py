@@ -61,6 +61,15 @@ def test_a_merged_model_is_whole(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
+def test_a_model_saved_over_the_directory_it_came_from_keeps_its_tokenizer(source: Path) -> None:
+    files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    before = {file: (source / file).read_bytes() for file in files}
+    LLaMAModel.from_pretrained(source).save_pretrained(source, dtype="bfloat16")
+    assert {file: (source / file).read_bytes() for file in files} == before
+    assert LLaMAModel.from_pretrained(source).generation.end_tokens == (0, 5)
+
+
+@pytest.mark.unit
 def test_a_model_from_a_gguf_file_brings_the_tokenizer_of_the_file(tmp_path: Path) -> None:
     config = replace(small_config(), vocab_size=6)
     tokens = ["<s>", "</s>", "a", "b", "ab", "Ġ"]

@@ -319,6 +319,75 @@ DIRECTORIES = [
 ]
 
 
+# ---------------------------------------------------------------------- containers
+def _container(name: str, named: str, write: Callable[[Path], Any]) -> Variation:
+    """The sound weights in a file that `write` makes, over a directory without one."""
+
+    def build(folder: Path) -> None:
+        write_directory(folder)
+        (folder / "model.safetensors").unlink()
+        write(folder)
+
+    return logits_variation(AREA, name, named, build)
+
+
+def _metadata(value: dict[str, str] | None) -> Callable[[Path], None]:
+    return lambda folder: save_file(sound_arrays(), str(folder / "model.safetensors"), value)
+
+
+def _header(change: Callable[[str], str]) -> Callable[[Path], None]:
+    """The file with the text of its header changed."""
+
+    def write(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        save_file(sound_arrays(), str(file), {"format": "pt"})
+        data = file.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = change(data[8 : 8 + length].decode()).encode()
+        file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+    return write
+
+
+def _linked(folder: Path) -> None:
+    blob = folder.parent / "blob"
+    save_file(sound_arrays(), str(blob), {"format": "pt"})
+    (folder / "model.safetensors").symlink_to(blob)
+
+
+def _index_of_one(folder: Path) -> None:
+    save_file(sound_arrays(), str(folder / "weights.safetensors"), {"format": "pt"})
+    _index(folder, dict.fromkeys(sound_arrays(), "weights.safetensors"))
+
+
+def _other_name(name: str) -> Callable[[Path], None]:
+    return lambda folder: save_file(sound_arrays(), str(folder / name), {"format": "pt"})
+
+
+def _reversed(text: str) -> str:
+    return json.dumps(dict(reversed(json.loads(text).items())))
+
+
+CONTAINERS = [
+    *(
+        _container(f"metadata {json.dumps(value)}", "format", _metadata(value))
+        for value in (None, {"format": "np"}, {"format": "mlx"}, {"format": "tf"}, {"format": "flax"}, {"other": "x"})
+    ),
+    _container("a link to the file, as a cache has it", "", _linked),
+    _container("an index of one shard of another name", "", _index_of_one),
+    _container("a header at an odd length", "", _header(lambda text: text.rstrip() + " ")),
+    _container("a header in another order", "", _header(_reversed)),
+    _container(
+        "a header with an integer of 5,000 digits", "header", _header(lambda t: '{"a": ' + "9" * 5000 + "," + t[1:])
+    ),
+    _container("a header of 3,000 nested brackets", "header", _header(lambda t: '{"a": ' + "[" * 3000)),
+    _container("a header that begins with a space", "header", _header(lambda text: " " + text)),
+    _container("model.fp16.safetensors only", "model.fp16.safetensors", _other_name("model.fp16.safetensors")),
+    _container("consolidated.safetensors only", "model.safetensors", _other_name("consolidated.safetensors")),
+    _container("a folder called model.safetensors", "model.safetensors", lambda d: (d / "model.safetensors").mkdir()),
+]
+
+
 # ---------------------------------------------------------------------- saved copies
 def _saved(name: str, table: dict[str, Any], stored: type = np.float32, **options: Any) -> Variation:
     """transformers reads what entrenar saved, as it reads what entrenar loaded; values that `stored` holds exactly."""
@@ -397,5 +466,6 @@ VARIATIONS = [
     *SHARDS,
     *NAMES,
     *DIRECTORIES,
+    *CONTAINERS,
     *SAVED,
 ]
