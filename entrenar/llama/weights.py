@@ -16,7 +16,7 @@ from entrenar.llama.checkpoint import Checkpoint
 from entrenar.llama.gguf_model import half_split_rows
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.modules import Weight
-from entrenar.llama.requantized import Requantized
+from entrenar.llama.requantized import MEASURED_ROWS, Requantized
 
 QUANTIZE = (None, "auto", "nf4", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "int16")
@@ -101,18 +101,15 @@ class _Loader:
         if shape[1] % BLOCK_SIZE[kind]:
             self.unquantized[name] = f"its {shape[1]} columns are no multiple of {BLOCK_SIZE[kind]}"
             return None
-        cost = Requantized()
         try:
             coded = QuantizedTensor.quantize_streaming(
-                cost.noting(_rows(lazy, shape, head_dim)),
-                shape,
-                kind,
-                double_quantization=self.double_quantization,
+                _rows(lazy, shape, head_dim), shape, kind, double_quantization=self.double_quantization
             )
         except QuantizationError as error:
             raise FormatError(f"{self._named(lazy)} cannot become {kind}: {error}") from error
         if lazy.type not in FULL_PRECISION and kind in FOUR_BIT:
-            self.requantized.setdefault((lazy.type, kind), Requantized()).add(cost.measured(coded))
+            first = next(_rows(lazy, (head_dim or min(MEASURED_ROWS, shape[0]), shape[1]), head_dim))
+            self.requantized.setdefault((lazy.type, kind), Requantized()).add(first, coded)
         return coded
 
     def _named(self, lazy: LazyTensor) -> str:
