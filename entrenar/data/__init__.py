@@ -3,10 +3,11 @@
 from entrenar.data.encoding import DataReport, Samples, SideReport, encode_document, encode_examples
 from entrenar.data.formats import Example, ExampleFile, read_examples
 from entrenar.data.loader import DataLoader, evaluation_batches
-from entrenar.data.masking import Sample, encode_example, text_windows
+from entrenar.data.masking import Sample, encode_example
 from entrenar.data.packing import IGNORE, Batch, collate, pack
 from entrenar.data.pydocs import documentation_examples
 from entrenar.data.split import Subset, digests, split_held_out, split_indices
+from entrenar.data.windows import text_windows
 
 __all__ = [
     "IGNORE",

@@ -75,6 +75,12 @@ class SideReport:
     first_left_out: dict[str, str] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
 
+    def count(self, example: Example) -> None:
+        """Count one more example, and the keys of its record that nothing reads."""
+        self.examples += 1
+        for key in example.unused:
+            self.unused[key] = self.unused.get(key, 0) + 1
+
 
 def encode_examples(
     examples: Iterable[Example],
@@ -90,9 +96,7 @@ def encode_examples(
     """
     samples, report = Samples(), SideReport()
     for example in examples:
-        report.examples += 1
-        for key in example.unused:
-            report.unused[key] = report.unused.get(key, 0) + 1
+        report.count(example)
         reason, sample = _encoded(example, tokenizer, sequence_length, train_on_prompt)
         if sample is None:
             report.left_out[reason] = report.left_out.get(reason, 0) + 1

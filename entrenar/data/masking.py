@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -89,19 +88,3 @@ def puts_bos(tokenizer: Tokenizer, text: str) -> bool:
     return (
         tokenizer.adds_bos and tokenizer.bos_id is not None and not text.startswith(tokenizer.token(tokenizer.bos_id))
     )
-
-
-def text_windows(texts: Sequence[str], tokenizer: Tokenizer, sequence_length: int) -> list[Sample]:
-    """Consecutive windows of `sequence_length` tokens over the texts, an end-of-text token after each; all trained.
-
-    The last, shorter window is dropped.
-    """
-    stream = array("i")
-    for text in texts:
-        stream.extend(tokenizer.encode(text, parse_special=False))  # plain text holds no special tokens
-        if tokenizer.eos_id is not None:
-            stream.append(tokenizer.eos_id)
-    rows = np.array(stream, np.int32)[: len(stream) // sequence_length * sequence_length].reshape(-1, sequence_length)
-    trained = np.ones(sequence_length, bool)
-    trained[:1] = False
-    return [Sample(row, trained) for row in rows]

@@ -85,6 +85,7 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Datase
         if len(side) and not samples:
             raise ConfigError(
                 f"{report.source}: none of its {len(side)} {kind}examples has a token that is trained: "
-                f"{' '.join(report.notes())} Give a longer training.sequence_length or other examples."
+                f"{' '.join(report.notes())} Give a longer training.sequence_length, "
+                "other examples or another data.held_out_fraction."
             )
     return Dataset(training, held_out, shown[-1], report)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from entrenar.data import Example, text_windows
+from entrenar.data import DataReport, Example, Sample, SideReport, text_windows
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.model import LLaMAModel
 from entrenar.train import report, session
 from entrenar.train.config import TrainConfig
-from entrenar.train.dataset import split_examples
+from entrenar.train.dataset import DOCUMENTATION, split_examples
 from entrenar.train.memory import plan
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
@@ -47,20 +47,26 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
     t = config.training
     checkpointing, needed = plan(shape, config)
     with console.status("reading the text and making a tokenizer of it"):
-        training, held_out = split_examples(config)
-        tokenizer = _train_tokenizer(training, shape.vocab_size)
-        samples, held_out_samples = (
-            text_windows(_texts(e), tokenizer, t.sequence_length) for e in (training, held_out)
+        sides = split_examples(config)
+        tokenizer = _train_tokenizer(sides[0], shape.vocab_size)
+        reports = SideReport(), SideReport()
+        (samples, rest), (held_out, held_out_rest) = (
+            text_windows(_texts(side, read), tokenizer, t.sequence_length)
+            for side, read in zip(sides, reports, strict=True)
         )
-    if not samples or (held_out and not held_out_samples):
+    if not samples or (sides[1] and not held_out):
         raise ConfigError("The text is too short for one row to train on and one to hold out; give more text.")
-    loader, batches = session.batches(config, samples, held_out_samples, tokenizer.pad_id)
+    summary = _summary(config, reports, (samples, held_out), rest + held_out_rest)
+    loader, batches = session.batches(config, samples, held_out, tokenizer.pad_id)
     _check_special_tokens(shape, tokenizer)
     model = LLaMAModel(replace(shape, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id), seed=t.seed)
     model.gradient_checkpointing = checkpointing
     trainer = Trainer(model, config, loader, batches)
     rows = session.facts(trainer, f"{shape.num_parameters():,} (100 %)", needed)
     report.facts(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
+    few = report.uncertainty(sum(batch.trained_tokens for batch in batches)) if batches else None
+    summary.notes += [few] if few else []
+    report.notes(console, summary.notes)
 
     def save(output: Path) -> None:
         model.save_pretrained(output, tokenizer=tokenizer)
@@ -71,7 +77,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
         save=save,
         prompt=PROMPT,
         sample=lambda: _sample(model, tokenizer),
-        summary=Summary(),
+        summary=summary,
         console=console,
     )
 
@@ -93,9 +99,8 @@ def _check_special_tokens(shape: LLaMAConfig, tokenizer: Tokenizer) -> None:
             )
 
 
-def _texts(examples: Iterable[Example]) -> list[str]:
-    """Prompts and answers as plain texts; ConfigError for what a plain text has no place for."""
-    texts = []
+def _texts(examples: Iterable[Example], read: SideReport) -> Iterator[str]:
+    """Prompts and answers as plain texts, counted in `read`; ConfigError for what a plain text has no place for."""
     for example in examples:
         calls = any(message.get("tool_calls") for message in example.messages)
         for name, there in (("marks of training", example.marked), ("tools", example.tools), ("tool_calls", calls)):
@@ -104,12 +109,25 @@ def _texts(examples: Iterable[Example]) -> list[str]:
                     f"{example.where}: has {name}, which training from scratch on plain text does not use; leave them "
                     "out."
                 )
-        texts.append(example.text)
-    return texts
+        read.count(example)
+        yield example.text
+
+
+def _summary(
+    config: TrainConfig, reports: tuple[SideReport, SideReport], rows: tuple[list[Sample], list[Sample]], rest: int
+) -> Summary:
+    """What became of the texts."""
+    for read, samples in zip(reports, rows, strict=True):
+        read.samples = len(samples)
+        read.tokens = sum(len(sample) for sample in samples)
+        read.trained_tokens = sum(int(sample.trained.sum()) for sample in samples)
+    data = DataReport(config.data.path or DOCUMENTATION, config.training.sequence_length, *reports)
+    left = [f"{rest} tokens at the end of the text are left out: they fill no row."] if rest else []
+    return Summary([*data.notes(), *left], data.table())
 
 
 def _train_tokenizer(examples: Iterable[Example], vocab_size: int) -> Tokenizer:
-    tokenizer = Tokenizer.train(_texts(examples), vocab_size)
+    tokenizer = Tokenizer.train(_texts(examples, SideReport()), vocab_size)
     if tokenizer.vocab_size != vocab_size:
         raise ConfigError(
             f"model.vocab_size: is {vocab_size}, and the text yields {tokenizer.vocab_size} entries; "

@@ -217,18 +217,19 @@ def test_windows_follow_each_other_over_all_texts() -> None:
     tokenizer = chatml()
     texts = ["What is the capital of France?", "Paris", "And of Spain?"] * 6
     stream = [index for each in texts for index in [*tokenizer.encode(each), tokenizer.eos_id]]
-    windows = text_windows(texts, tokenizer, 16)
+    windows, rest = text_windows(texts, tokenizer, 16)
     assert len(windows) == len(stream) // 16 > 3
     assert np.concatenate([window.tokens for window in windows]).tolist() == stream[: 16 * len(windows)]
     for window in windows:
         assert window.trained.tolist() == [False] + [True] * 15
-    assert text_windows(texts, tokenizer, len(stream) + 1) == []
-    assert text_windows([], tokenizer, 4) == []
+    assert rest == len(stream) % 16
+    assert text_windows(texts, tokenizer, len(stream) + 1) == ([], len(stream))
+    assert text_windows([], tokenizer, 4) == ([], 0)
 
 
 @pytest.mark.unit
 def test_documentation_text_is_not_read_as_special_tokens() -> None:
-    windows = text_windows(["a <|im_start|> b " * 20], chatml(), 8)
+    windows, _ = text_windows(["a <|im_start|> b " * 20], chatml(), 8)
     assert not any((window.tokens == chatml().id("<|im_start|>")).any() for window in windows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from entrenar.data import Batch, DataLoader, Sample, evaluation_batches
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
-from entrenar.train import TrainConfig, Trainer
-from entrenar.train.config import Checkpointing, LRSchedule, Training
+from entrenar.train import Result, TrainConfig, Trainer, finetune
+from entrenar.train.config import Checkpointing, Data, LRSchedule, Training
 
 ROOT = Path(__file__).parents[2]
 LENGTH = 24
@@ -124,3 +126,25 @@ def metrics(directory: Path) -> list[dict[str, str]]:
     """The rows of a run's metrics.csv."""
     with (directory / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+# ---------------------------------------------------------------------- runs in this process
+SMALL = Training(steps=4, batch_size=2, sequence_length=64, learning_rate=1e-2)
+
+
+def config_for(data: Path, output: Path, training: Training = SMALL, **sections: object) -> TrainConfig:
+    """A short LoRA run over a file of examples."""
+    defaults: dict[str, object] = {"lora": LoRAConfig(rank=4, target_modules=["all-linear"])}
+    return TrainConfig(
+        training=training,
+        data=Data(path=str(data), held_out_fraction=0.2),
+        checkpointing=Checkpointing(str(output)),
+        **(defaults | sections),  # type: ignore[arg-type]
+    )
+
+
+def quiet(model: Path, config: TrainConfig, **options: str) -> tuple[Result, str]:
+    """The result of a run and what it printed."""
+    out = io.StringIO()
+    result = finetune(model, config, console=Console(file=out, width=200), **options)
+    return result, out.getvalue()

@@ -1,0 +1,161 @@
+"""A run's examples: which are used, what is said of the others, and what is held out."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from entrenar.errors import ConfigError
+from entrenar.llama.checkpoint import Checkpoint
+from entrenar.train import report, train_from_scratch
+from tests.train.builders import SHAPE, SMALL, config_for, quiet, write_examples, write_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_examples(tmp_path_factory.mktemp("data") / "examples.jsonl")
+
+
+@pytest.mark.unit
+def test_examples_whose_answers_are_cut_off_whole_are_left_out(model: Path, data: Path, tmp_path: Path) -> None:
+    lines = data.read_text().splitlines()
+    long = [json.dumps({"prompt": f"{number} " + "x " * 300, "completion": "y"}) for number in range(20)]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join(lines + long))
+    plain, _ = quiet(model, config_for(data, tmp_path / "a"))
+    result, _ = quiet(model, config_for(mixed, tmp_path / "b"))
+    assert [replace(report, seconds=0) for report in plain.reports] == [replace(r, seconds=0) for r in result.reports]
+    only_long = tmp_path / "long.jsonl"
+    only_long.write_text("\n".join(long))
+    with pytest.raises(ConfigError, match=r"none of its \d+ examples has a token that is trained: 1\d of 1\d examples"):
+        quiet(model, config_for(only_long, tmp_path / "c"))
+
+
+@pytest.mark.unit
+def test_one_example_at_most_where_one_is_asked_for(model: Path, data: Path, tmp_path: Path) -> None:
+    config = config_for(data, tmp_path)
+    config.data = replace(config.data, max_examples=1)
+    with pytest.raises(
+        ConfigError, match=r"examples\.jsonl: has one example, which cannot be both trained on and held"
+    ):
+        quiet(model, config)
+
+
+@pytest.mark.unit
+def test_what_is_left_out_cut_or_not_used_is_said_before_training_and_in_the_summary(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    records = [json.loads(line) | {"id": n} for n, line in enumerate(data.read_text().splitlines()[:40])]
+    records += [{"prompt": f"{n} " + "x " * 300, "completion": "y"} for n in range(40)]
+    path = tmp_path / "half.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    result, out = quiet(model, config_for(path, tmp_path / "run"))
+    said = out[: out.index("step 1/4")]
+    reason = r"the prompt alone fills a row of 64 tokens, so that no answer would be trained \(the first is .*line 4"
+    assert re.search(rf"\n\d\d of \d\d examples are left out: {reason}", said)
+    assert re.search(r"half\.jsonl: the key 'id' of 40 records is not used\.", said)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    sides = [summary["data"][side] for side in ("training", "held_out")]
+    assert sum(side["examples"] for side in sides) == 80 and sum(side["samples"] for side in sides) == 40
+    assert sum(sum(side["left_out"].values()) for side in sides) == 40
+    assert summary["data"]["unused_keys"] == {"id": 40}
+    assert sides[1]["trained_tokens"] == result.after.tokens
+    trained = re.search(r"tokens trained +│ ([\d,]+) of ([\d,]+) an epoch", said)
+    assert trained and [int(n.replace(",", "")) for n in trained.groups()] == [
+        sides[0]["trained_tokens"],
+        sides[0]["tokens"],
+    ]
+    assert all(note in " ".join(out.split()) for note in (" ".join(note.split()) for note in summary["notes"]))
+
+
+@pytest.mark.unit
+def test_twenty_examples_are_enough_and_few_held_out_tokens_are_said_to_say_little(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "few.jsonl"
+    path.write_text("\n".join(data.read_text().splitlines()[:20]))
+    config = config_for(path, tmp_path)
+    config.data = replace(config.data, held_out_fraction=0.001)  # chance would hold out none
+    result, out = quiet(model, config)
+    assert result.before is not None and result.before.tokens < 60
+    sentence = f"The held-out set has only {result.before.tokens} tokens: its loss is known to about "
+    assert out.index(sentence) < out.index("step 1/4") < out.rindex(sentence)
+
+
+@pytest.mark.unit
+def test_few_tokens_are_below_what_five_percent_needs() -> None:
+    assert report.uncertainty(400) is None
+    assert "known to about 20 % (1 / sqrt(tokens))" in str(report.uncertainty(24))
+
+
+@pytest.mark.unit
+def test_a_fraction_of_zero_trains_on_all_and_compares_nothing(model: Path, data: Path, tmp_path: Path) -> None:
+    config = config_for(data, tmp_path)
+    config.data = replace(config.data, held_out_fraction=0.0)
+    config.checkpointing = replace(config.checkpointing, every=2)
+    result, out = quiet(model, config)
+    assert (result.before, result.after) == (None, None)
+    assert "Nothing was held out (data.held_out_fraction is 0), so there is no loss before and after." in out
+    assert re.search(r"held out +│ nothing", out) and re.search(r"data +│ 64 samples", out)
+    assert json.loads((tmp_path / "summary.json").read_text())["held_out"] == {"before": None, "after": None}
+    config = config_for(data, tmp_path, replace(SMALL, steps=6))
+    config.data = replace(config.data, held_out_fraction=0.0)
+    config.checkpointing = replace(config.checkpointing, resume=True)
+    resumed, _ = quiet(model, config)
+    assert len(resumed.reports) == 6 and resumed.sample_before == result.sample_before
+
+
+@pytest.mark.unit
+def test_plain_texts_are_trained_on(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"{n} plus 1 is {n + 1}, and that is all."}) for n in range(30)))
+    result, _ = quiet(model, config_for(path, tmp_path / "run", replace(SMALL, steps=8)))
+    assert result.before and result.after and result.after.loss < result.before.loss
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())["data"]["training"]
+    assert summary["trained_tokens"] == summary["tokens"] - summary["samples"]  # all but the first of each
+
+
+@pytest.mark.unit
+def test_what_is_to_be_said_is_shown_before_training_and_kept(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Checkpoint.open
+
+    def noted(path: str | Path) -> Checkpoint:
+        checkpoint = opened(path)
+        checkpoint.notes.append("config.json: [field] x is not used.")
+        return checkpoint
+
+    monkeypatch.setattr(Checkpoint, "open", noted)
+    result, out = quiet(model, config_for(data, tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["notes"][0] == "config.json: [field] x is not used."
+    assert out.index("config.json: [field] x is not used.") < out.index("step 1/4")
+    assert summary["steps"] == 4
+    assert summary["trained_tokens"] == sum(step.trained_tokens for step in result.reports)
+    assert summary["held_out"]["after"] == {"loss": result.after.loss, "tokens": result.after.tokens}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("more", "name"), [({"tools": [{"name": "f"}]}, "tools"), ({"weight": 0}, "marks of training")]
+)
+def test_what_a_plain_text_has_no_place_for_is_refused(more: dict[str, object], name: str, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    record = {"messages": turns, **more} if "tools" in more else {"messages": [turns[0], turns[1] | more]}
+    (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "c", "completion": "d"}) + "\n" + json.dumps(record))
+    config = config_for(tmp_path / "data.jsonl", tmp_path / "run", lora=None)
+    config.data = replace(config.data, held_out_fraction=0.0)
+    with pytest.raises(ConfigError, match=rf"data\.jsonl, line 2: has {name}, which training from scratch on plain"):
+        train_from_scratch(replace(SHAPE, vocab_size=270), config, Console(file=io.StringIO()))
