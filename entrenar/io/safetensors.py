@@ -78,7 +78,11 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
     path = Path(path)
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    try:
+        known = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero byte in it
+        known = False
+    if not known:
         raise FormatError(f"{path}: no such file; expected safetensors weights.")
     try:
         handle = safe_open(path, framework="numpy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,24 @@ class _Check:
             count += where.endswith(".type")
             if count > MOST_COMPONENTS:
                 raise self.wrong("the number of components", count, f"at most {MOST_COMPONENTS}")
+            if where.endswith(".precompiled_charsmap"):
+                self.charsmap(where[1:], value)
             if isinstance(value, bool) or not isinstance(value, int):
                 continue
             if abs(value) > MOST_NUMBER and not where.startswith((".truncation", ".padding")):
                 raise self.wrong(where[1:], value, f"at most {MOST_NUMBER}")
             if where.endswith(".length") and value < 1:
                 raise self.wrong(where[1:], value, "at least 1")
+
+    def charsmap(self, where: str, value: Any) -> None:
+        """Its first four bytes are the size of a table that follows, for which the library reserves memory unseen."""
+        try:
+            data = base64.b64decode(value, validate=True)
+        except (ValueError, TypeError):
+            raise self.wrong(where, value, "text in base64") from None
+        size = int.from_bytes(data[:4], "little")
+        if len(data) < 4 or size > len(data) - 4:
+            raise self.wrong(where, value, f"a table of {size} bytes, and it has {max(len(data) - 4, 0)}")
 
 
 def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -95,9 +95,14 @@ def save_adapter(model: LLaMAModel, directory: str | Path, *, base_model: str | 
 def read_adapter_config(directory: str | Path) -> LoRAConfig:
     """The configuration of a PEFT adapter directory; FormatError or ConfigError where it is missing or unsupported."""
     path = Path(directory) / CONFIG_FILE
-    if not path.exists() and (inner := sorted(Path(directory).glob(f"*/{CONFIG_FILE}"))):
-        raise FormatError(f"{path}: no such file; the folder {inner[0].parent.name} in it has one, give that folder.")
-    return LoRAConfig.from_peft(read_json_object(path, "a PEFT adapter directory"), where=str(path))
+    try:
+        table = read_json_object(path, "a PEFT adapter directory")
+    except FormatError as error:
+        if isinstance(error.__cause__, FileNotFoundError) and (inner := sorted(path.parent.glob(f"*/{CONFIG_FILE}"))):
+            name = inner[0].parent.name
+            raise FormatError(f"{path}: no such file; the folder {name} in it has one, give that folder.") from error
+        raise
+    return LoRAConfig.from_peft(table, where=str(path))
 
 
 def load_adapter(model: LLaMAModel, directory: str | Path) -> None:

@@ -474,3 +474,26 @@ def test_named_templates_and_the_jinja_file(tmp_path: Path) -> None:
 @pytest.mark.unit
 def test_the_split_expression_is_gpt_2s() -> None:
     assert GPT2_SPLIT.startswith("'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+")
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("charsmap", "message"),
+    [
+        ("/////wAAAAAAAAAA", "expected a table of 4294967295 bytes, and it has 8; the file is damaged."),
+        ("AAA=", "expected a table of 0 bytes, and it has 0; the file is damaged."),
+        ("not base64", "expected text in base64; the file is damaged."),
+        (None, "expected text in base64; the file is damaged."),
+    ],
+)
+def test_a_charsmap_that_promises_more_than_it_has_is_refused(
+    charsmap: str | None, message: str, tmp_path: Path
+) -> None:
+    """The library would reserve the memory first."""
+    Tokenizer.train(["What is 1 plus 2?"], 280).save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": normalizer}))
+    with pytest.raises(FormatError, match=re.escape(message)) as caught:
+        Tokenizer.from_directory(tmp_path)
+    assert "normalizer.precompiled_charsmap is " in str(caught.value)
