@@ -195,7 +195,7 @@ def check_variables(variables: Mapping[str, Any]) -> None:
     for name in variables:
         if name in OTHER_OPTIONS and variables[name] not in (None, False):
             raise ConfigError(f"apply_chat_template: {name} is no option here; {OTHER_OPTIONS[name]}.")
-        if name in GIVEN:
+        if name in GIVEN and name != "documents":
             raise ConfigError(f"The variable {name} for the chat template is what a template gets anyway; rename it.")
 
 

@@ -11,7 +11,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -31,6 +31,8 @@ NODE = 16  # what an entry of a list weighs, as characters
 MOST_BITS = 1 << 14  # of an integer
 SLOW_FILTER = 100_000  # characters that a filter with regular expressions gets
 WIDEST = 10_000  # of one field of a format
+
+ENTRIES: Any = (list, tuple, type({}.keys()), type({}.values()), type({}.items()))
 
 
 class TemplateLimit(Exception):
@@ -120,9 +122,11 @@ class Budget:
         while stack:
             item = stack.pop()
             total += NODE
-            if isinstance(item, str | bytes):
+            if isinstance(item, (str, bytes)):
                 total += len(item)
-            elif isinstance(item, list | tuple | KeysView | ValuesView | ItemsView):
+            elif item is None or isinstance(item, (bool, float)):
+                pass
+            elif isinstance(item, ENTRIES):
                 total += NODE * len(item)
                 self.reserve(total)
                 stack.extend(item)
@@ -144,9 +148,7 @@ class Budget:
         kind = type(value)
         if kind is str:
             self.charge(len(value))
-        elif kind is not bool and value is not None:
-            if kind is float or isinstance(value, jinja2.Undefined):
-                return value
+        elif kind is not bool and value is not None and kind is not float and not isinstance(value, jinja2.Undefined):
             self.charge(self.weigh(value))
         return value
 

@@ -63,41 +63,6 @@ def test_templates_mean_what_they_mean_in_transformers(name: str) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize(
-    "attack",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.__class__ }}",
-        "{{ messages.__init__.__globals__ }}",
-        "{{ raise_exception.__globals__['json'] }}",
-        "{{ strftime_now.__globals__ }}",
-        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-        "{{ lipsum.__globals__['os'].system('id') }}",
-        "{{ self._TemplateReference__context }}",
-        "{{ '{0.__class__.__mro__}'.format(messages) }}",
-        "{{ messages | map(attribute='__class__') | list }}",
-        "{{ (messages | attr('__class__')) }}",
-        "{{ messages.append(1) }}",
-        "{{ messages[0].update({'role': 'x'}) }}",
-        "{% set x = messages.clear() %}",
-        "{{ range(10**12) | list }}",
-        "{% include '/etc/passwd' %}",
-        "{% import 'os' as os %}",
-    ],
-)
-def test_the_sandbox_refuses_what_reaches_out(attack: str) -> None:
-    chat = [{"role": "user", "content": "Hi"}]
-    try:
-        written = with_template(attack).apply_chat_template(chat, tokenize=False)
-    except FormatError as error:
-        assert str(error).startswith("The chat template failed on these messages: ")
-        assert "\n" not in str(error)
-    else:
-        assert written in ("[Undefined]", "")  # an attribute that the sandbox does not show
-    assert chat == [{"role": "user", "content": "Hi"}]
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize(
     ("template", "error", "message"),
     [
         ("{% if %}", FormatError, "The chat template is no valid Jinja template: Expected an expression"),
@@ -105,6 +70,14 @@ def test_the_sandbox_refuses_what_reaches_out(attack: str) -> None:
         ("{% frobnicate %}", FormatError, "is no valid Jinja template: Encountered unknown tag 'frobnicate'"),
         ("(" * 5000, None, ""),
         ("{{ " + "(" * 5000, FormatError, "is no valid Jinja template"),
+        ("{% if 1 %}" * 100 + "{% endif %}" * 100, FormatError, "is no valid Jinja template"),
+        ("{% for x in [1] %}" * 30 + "{% endfor %}" * 30, FormatError, "is no valid Jinja template"),
+        ("{{ x" + ".a" * 5000 + " }}", FormatError, "is no valid Jinja template: maximum recursion depth exceeded"),
+        ("{{ " + "not " * 5000 + "x }}", FormatError, "is no valid Jinja template: maximum recursion depth exceeded"),
+        ("{{ x" + "|e" * 5000 + " }}", FormatError, "is no valid Jinja template: maximum recursion depth exceeded"),
+        ("{{ 1" + " + 1" * 5000 + " }}", FormatError, "is no valid Jinja template: maximum recursion depth exceeded"),
+        ("half \ud800 here", FormatError, "The chat template holds half a character (\\ud800) at 5."),
+        ("{{ '\\udfff' }}", FormatError, "The chat template writes half a character (\\udfff)."),
         ("{{ 1 / 0 }}", FormatError, "failed on these messages: division by zero"),
         ("{{ messages[0] + 1 }}", FormatError, "failed on these messages: unsupported operand"),
         ("{{ messages[0].nothing.more }}", FormatError, "failed on these messages: 'dict object' has no attribute"),
