@@ -74,7 +74,8 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], n
     values |= _rope(table, values["max_position_embeddings"], where, notes)
     if table.get("attention_dropout"):
         notes.append(f"{where}: attention_dropout is {shown(table['attention_dropout'])}; training goes without it.")
-    unknown = sorted(table.keys() - READ - HARMLESS - SETTINGS)
+    asked = {key for key, value in table.items() if value not in (None, False)}  # the others ask for nothing
+    unknown = sorted(asked - READ - HARMLESS - SETTINGS)
     notes += [f"{where}: the key {shown(key)} is unknown and not read." for key in unknown]
     return values
 

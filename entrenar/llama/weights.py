@@ -192,4 +192,5 @@ def load(
     model = LLaMAModel(checkpoint.config, weights=loader)
     model.unquantized, model.origin = loader.unquantized, checkpoint.origin
     checkpoint.notes += [cost.sentence(*types) for types, cost in loader.requantized.items()]
+    model.notes = list(checkpoint.notes)
     return model
