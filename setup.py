@@ -13,7 +13,9 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
+CONFIGS = Path("configs")
 KERNELS = Path("entrenar/_kernels")
 SIMD = KERNELS / "simd"
 CALLS = KERNELS / "team_calls.c"
@@ -122,6 +124,17 @@ class BuildExt(build_ext):
         return objects
 
 
+class BuildPy(build_py):
+    """build_py that puts the configurations into the package, which finds them by name (entrenar/config.py)."""
+
+    def run(self) -> None:
+        super().run()
+        for source in () if self.editable_mode else sorted(CONFIGS.rglob("*.toml")):
+            target = Path(self.build_lib, "entrenar", source)
+            self.mkpath(str(target.parent))
+            self.copy_file(str(source), str(target))
+
+
 # Bounds checks and negative indices stay on: kernels index pointers, and Python lists deserve them.
 DIRECTIVES = {
     "language_level": 3,
@@ -133,5 +146,5 @@ setup(
     ext_modules=cythonize(
         extensions(), build_dir="build/cython", nthreads=os.cpu_count() or 1, compiler_directives=DIRECTIVES
     ),
-    cmdclass={"build_ext": BuildExt},
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
 )

@@ -77,13 +77,27 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(names))}."
 
 
+def shipped_configurations() -> dict[str, Path]:
+    """The files that come with the package, by name ("llama2/tiny")."""
+    package = Path(__file__).parent  # installed; in a checkout they stand beside the package
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package / "configs")
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
+
+
 def load_toml(path: str | Path) -> dict[str, Any]:
-    """The table of a TOML file; ConfigError where it is missing or is not TOML."""
+    """The table of a TOML file, or of a shipped one where there is no such file: "llama2/tiny" or
+    "configs/llama2/tiny.toml" from any folder. ConfigError where it is missing or is not TOML."""
     path = Path(path)
+    shipped = shipped_configurations()
+    name = path.as_posix().removeprefix("configs/").removesuffix(".toml")
+    found = path if path.exists() and not path.is_dir() else shipped.get(name, path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(found.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a TOML configuration file.") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); expected a TOML configuration file, or one of "
+            f"{', '.join(shipped)}."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not valid TOML: {str(error).rstrip('.')}.") from error
     except RecursionError as error:
@@ -238,7 +252,7 @@ def dump_toml(config: Any, section: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|-inf|-nan", re.IGNORECASE)
+NEGATIVE = re.compile(r"^-((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)$", re.IGNORECASE)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -246,7 +260,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._negative_number_matcher = _Whole()  # argparse's own takes -1e-3 for a flag
+        self._negative_number_matcher = NEGATIVE  # argparse's own takes -1e-3 for a flag
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """The flags; ends the program with one sentence where one is unknown or said twice."""
@@ -281,12 +295,6 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {printable(message)}\n")
-
-
-class _Whole:
-    """A pattern, as far as argparse uses one, that must fit the whole of a word."""
-
-    match = staticmethod(NEGATIVE.fullmatch)
 
 
 def add_arguments(

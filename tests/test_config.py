@@ -27,6 +27,7 @@ from entrenar.config import (
     load_toml,
     nearest,
     option,
+    shipped_configurations,
     toml_value,
 )
 from entrenar.errors import ConfigError
@@ -452,3 +453,34 @@ def test_toml_beyond_the_reader_is_one_sentence(text: str, message: str, tmp_pat
 def test_a_text_that_is_empty_or_something_long_is_refused_shortly(value: Any, section: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_table(SECTION_TYPES[section], {"path": value}, section)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("form", ["{}", "{}.toml", "configs/{}", "configs/{}.toml", "{root}/configs/{}.toml"])
+def test_a_shipped_file_is_found_by_name_from_any_folder(form: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = shipped_configurations()
+    assert len(shipped) == len(FILES) >= 5
+    for name, path in shipped.items():
+        assert load_toml(form.format(name, root=ROOT)) == tomllib.loads(path.read_text()) != {}
+
+
+@pytest.mark.unit
+def test_a_file_of_the_readers_goes_before_a_shipped_one(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "llama2").mkdir(parents=True)  # a folder of the name is no file
+    (tmp_path / "llama2" / "tiny").mkdir(parents=True)
+    assert "model" in load_toml("configs/llama2/tiny.toml")
+    assert "model" in load_toml("llama2/tiny")
+    (tmp_path / "configs" / "llama2" / "tiny.toml").write_text("[training]")
+    assert load_toml("configs/llama2/tiny.toml") == {"training": {}}
+
+
+@pytest.mark.unit
+def test_a_file_that_is_missing_is_said_with_those_that_are_shipped(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = (
+        r"^llama2/9b: cannot be read \(No such file .+\); expected a TOML .+, or one of .*llama2/7b, llama2/tiny\.$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_toml("llama2/9b")

@@ -64,7 +64,7 @@ def _marked(example: Example, tokenizer: Tokenizer, train_on_prompt: bool) -> tu
         wanted = [index for index in answers if index in example.left_out]
     else:
         wanted = [index for index in answers if index not in example.left_out]
-    if tokenizer.chat_template or tokenizer.templates:
+    if tokenizer.has_template:
         text, spans = answer_spans(example, tokenizer, wanted)
     else:
         text, spans = plain_spans(example, tokenizer, wanted)
@@ -85,6 +85,5 @@ def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> np.ndarray:
 
 def puts_bos(tokenizer: Tokenizer, text: str) -> bool:
     """Whether a beginning-of-text token comes before this text: where the model wants one and the text has none."""
-    return (
-        tokenizer.adds_bos and tokenizer.bos_id is not None and not text.startswith(tokenizer.token(tokenizer.bos_id))
-    )
+    wants = tokenizer.adds_bos and (tokenizer.bos_before_chat or not tokenizer.has_template)
+    return wants and tokenizer.bos_id is not None and not text.startswith(tokenizer.token(tokenizer.bos_id))

@@ -139,7 +139,8 @@ class ChatTemplate:
         except TemplateLimit as error:
             raise FormatError(f"The chat template {error}; expected one that writes the messages.") from error
         except UnicodeEncodeError as error:
-            raise FormatError(f"The chat template writes half a character ({first_line(error)}).") from error
+            code = ord(error.object[error.start])
+            raise FormatError(f"The chat template writes half a character (\\u{code:x}).") from error
         except Exception as error:  # a template is a program from outside: it fails in any way
             raise FormatError(f"The chat template failed on these messages: {first_line(error)}.") from error
         return Rendering(text, _places(text, environment.generated))

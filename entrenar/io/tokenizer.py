@@ -60,6 +60,7 @@ class Tokenizer:
         unk_id: int | None = None,
         chat_template: str | None = None,
         templates: Mapping[str, str] | None = None,
+        bos_before_chat: bool = True,
         adds_bos: bool = False,
         adds_eos: bool = False,
         cleans_up: bool = False,
@@ -71,6 +72,7 @@ class Tokenizer:
         self.eos_ids = tuple(dict.fromkeys((*first, *eos_ids)))  # every token that ends a text or a turn
         self.chat_template = chat_template
         self.templates = dict(templates or {})  # further ones by name; with tools that named tool_use is taken
+        self.bos_before_chat = bos_before_chat  # before a template's text too, as llama.cpp and not as transformers
         self.adds_bos = adds_bos  # whether the model was trained with a beginning-of-text token
         self.adds_eos = adds_eos  # whether the reference puts `eos_id` after a text
         self.cleans_up = cleans_up  # whether decoding takes spaces before punctuation out
@@ -117,6 +119,11 @@ class Tokenizer:
         return text
 
     # ------------------------------------------------------------------ chat
+    @property
+    def has_template(self) -> bool:
+        """Whether conversations are written by a chat template."""
+        return self.chat_template is not None or bool(self.templates)
+
     def template(self, tools: Sequence[Any] | None = None) -> ChatTemplate:
         """The template that writes a conversation: with tools the one named tool_use, where there is one."""
         from entrenar.io.chat_template import compile_template
@@ -263,7 +270,7 @@ class Tokenizer:
             "add_bos_token": self.adds_bos,
             "add_eos_token": self.adds_eos,
             "clean_up_tokenization_spaces": self.cleans_up,
-            "chat_template": self.chat_template,
+            "chat_template": self._written_templates(),
             **{f"{name}_token": self.token(index) for name, index in special.items() if index is not None},
         }
         if self.eos_ids != (self.eos_id,):
@@ -273,6 +280,13 @@ class Tokenizer:
             (folder / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
             text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
             (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def _written_templates(self) -> Any:
+        """The template as tokenizer_config.json has it: a text, or where there are several a list of named ones."""
+        if not self.templates:
+            return self.chat_template
+        default = {} if self.chat_template is None else {"default": self.chat_template}
+        return [{"name": name, "template": text} for name, text in {**default, **self.templates}.items()]
 
     def _post_processor(self) -> Any:
         """What puts `bos_id` before a text and `eos_id` after it, where the model was trained so."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from entrenar.errors import FormatError
 from entrenar.io import tokenizer_library as library
 from entrenar.io.json_file import read_json_object
+from entrenar.io.template_files import read_templates
 from entrenar.io.tokenizer_check import MOST_ID, read_tokenizer_json
 from entrenar.io.tokenizer_classes import OTHERS, REBUILT, Rebuilt
-from entrenar.io.vocabulary import Vocabulary, template_text
+from entrenar.io.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
@@ -310,6 +311,7 @@ class _Reader:
             adds_bos, adds_eos = rebuilt.adds_bos and bos is not None, False
         self.note_around("add_bos_token", adds_bos)
         self.note_around("add_eos_token", adds_eos)
+        template, templates = read_templates(self.path.parent, self.config)
         return Vocabulary(
             backend,
             bos_id=bos,
@@ -317,7 +319,9 @@ class _Reader:
             eos_ids=self.end_ids(eos, backend),
             pad_id=ids.get("pad_token"),
             unk_id=ids.get("unk_token"),
-            chat_template=self.template(),
+            chat_template=template,
+            templates=templates,
+            bos_before_chat=False,
             adds_bos=adds_bos,
             adds_eos=adds_eos,
             cleans_up=self.cleans_up(),
@@ -373,16 +377,6 @@ class _Reader:
         forced = self.config.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
         kind = self.table["model"].get("type")
         return bool(self.config.get("clean_up_tokenization_spaces")) and bool(kind != "BPE" or forced)
-
-    def template(self) -> str | None:
-        template = self.config.get("chat_template")
-        if isinstance(template, list):  # named templates
-            named = [entry for entry in template if isinstance(entry, Mapping) and entry.get("name") == "default"]
-            template = named[0].get("template") if named else None
-        jinja_file = self.path.with_name("chat_template.jinja")
-        if jinja_file.is_file():
-            template = jinja_file.read_bytes().decode("utf-8", "replace")
-        return template_text(template, f"{self.config_path}: chat_template")
 
 
 def _add(

@@ -22,6 +22,8 @@ class Vocabulary:
     pad_id: int | None = None
     unk_id: int | None = None
     chat_template: str | None = None
+    templates: dict[str, str] = field(default_factory=dict)  # further ones by name
+    bos_before_chat: bool = True  # whether `adds_bos` holds for what a template writes too
     adds_bos: bool = False  # whether the reference puts a beginning-of-text token
     adds_eos: bool = False  # whether it puts an end token after a text
     cleans_up: bool = False  # whether decoding takes spaces before punctuation out

@@ -25,7 +25,9 @@ SAMPLE_TOKENS = 48
 
 
 def train_from_scratch(shape: LLaMAConfig, config: TrainConfig, console: Console | None = None) -> session.Result:
-    """Train a tokenizer of `shape.vocab_size` entries and a model of `shape` on the text of [data]; write both.
+    """Train a tokenizer and a model of `shape` on the text of [data]; write both.
+
+    The tokenizer has `shape.vocab_size` entries, or as many as the text yields: the model keeps the rows of its shape.
 
     Raises ConfigError where adapters are configured (there is no base to adapt) or the text is too short.
     """
@@ -48,7 +50,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
     checkpointing, needed = plan(shape, config)
     with console.status("reading the text and making a tokenizer of it"):
         sides = split_examples(config)
-        tokenizer = _train_tokenizer(sides[0], shape.vocab_size)
+        tokenizer = Tokenizer.train(_texts(sides[0], SideReport()), shape.vocab_size)
         reports = SideReport(), SideReport()
         (samples, rest), (held_out, held_out_rest) = (
             text_windows(_texts(side, read), tokenizer, t.sequence_length)
@@ -63,7 +65,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
     model.gradient_checkpointing = checkpointing
     trainer = Trainer(model, config, loader, batches)
     rows = session.facts(trainer, f"{shape.num_parameters():,} (100 %)", needed)
-    report.facts(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
+    report.facts(console, "Training from scratch", rows | {"vocabulary": _vocabulary(tokenizer, shape)})
     few = report.uncertainty(sum(batch.trained_tokens for batch in batches)) if batches else None
     summary.notes += [few] if few else []
     report.notes(console, summary.notes)
@@ -126,14 +128,11 @@ def _summary(
     return Summary([*data.notes(), *left], data.table())
 
 
-def _train_tokenizer(examples: Iterable[Example], vocab_size: int) -> Tokenizer:
-    tokenizer = Tokenizer.train(_texts(examples, SideReport()), vocab_size)
-    if tokenizer.vocab_size != vocab_size:
-        raise ConfigError(
-            f"model.vocab_size: is {vocab_size}, and the text yields {tokenizer.vocab_size} entries; "
-            "lower it or give more text."
-        )
-    return tokenizer
+def _vocabulary(tokenizer: Tokenizer, shape: LLaMAConfig) -> str:
+    """How many tokens there are, and that rows are left where the text yields fewer than the shape has."""
+    found, rows = tokenizer.vocab_size, shape.vocab_size
+    left = f", all that the text yields; {rows - found:,} rows of model.vocab_size = {rows:,} stay unused"
+    return f"{found:,} tokens{left if found < rows else ''}"
 
 
 def _sample(model: LLaMAModel, tokenizer: Tokenizer) -> str:

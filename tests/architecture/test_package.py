@@ -114,7 +114,8 @@ def test_the_wheel_holds_modules_stubs_and_no_sources_of_c(wheel: zipfile.ZipFil
     assert compiled - names == set()
     assert {name(path) for path in files(".py", ".pyi", under=("entrenar",))} - names == set()
     assert "entrenar/py.typed" in names
-    kept = {EXTENSION.rsplit(".", 1)[-1], "py", "pyi", "pxd", "typed"}
+    assert {f"entrenar/{name(path)}" for path in files(".toml", under=("configs",))} - names == set()
+    kept = {EXTENSION.rsplit(".", 1)[-1], "py", "pyi", "pxd", "typed", "toml"}
     assert sorted(path for path in names if path.rsplit(".", 1)[-1] not in kept) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,17 +26,48 @@ def blocks(language: str) -> list[str]:
     return [match["code"] for match in FENCE.finditer(README) if match["language"].strip() == language]
 
 
-def test_the_python_blocks_run_one_after_the_other(tmp_path: Path) -> None:
+def uncompiled(folder: Path) -> Path:
+    """The checkout as it is before anything is compiled."""
+    shutil.copytree(ROOT / "entrenar", folder / "entrenar", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    version = entrenar._version(Path(entrenar.__path__[0]))
+    (folder / "pyproject.toml").write_text(f'version = "{version}"\n')
+    return folder
+
+
+@pytest.mark.parametrize("where", ["anywhere", "the root of a checkout that is not compiled"])
+def test_the_python_blocks_run_one_after_the_other(where: str, tmp_path: Path) -> None:
     code = blocks("python")
     assert len(code) >= 2
-    program = tmp_path / "readme.py"
-    program.write_text("\n".join(code))
-    environment = os.environ | {"PYTHONPATH": str(Path(entrenar.__file__).parents[1])}
-    result = subprocess.run(
-        [sys.executable, str(program)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    if where != "anywhere":
+        uncompiled(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(Path(entrenar.__path__[0]).parent)}
+    result = subprocess.run(  # `python -c`: the working directory comes first
+        [sys.executable, "-c", "\n".join(code)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert "1,000,576 parameters" in result.stdout
+
+
+@pytest.mark.parametrize("installed", ["none", "another version"])
+def test_sources_that_nobody_compiled_say_so(installed: str, tmp_path: Path) -> None:
+    root = uncompiled(tmp_path)
+    path = str(Path(entrenar.__path__[0]).parent)
+    if installed == "another version":
+        (root / "pyproject.toml").write_text('version = "99"\n')
+    command = [sys.executable, "-S", "-c", "import entrenar"]
+    environment = os.environ | {"PYTHONPATH": path if installed == "another version" else ""}
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    said = result.stderr.strip().splitlines()[-1]
+    other = "the installed package is version" if installed == "another version" else "and none is installed; install"
+    assert said.startswith(f"ImportError: {root.resolve()}/entrenar holds the sources of entrenar ")
+    assert other in said
+    assert said.endswith("`pip install .`, compile them in place with `make build`, or start Python in another folder.")
 
 
 def test_the_python_blocks_that_do_not_run_here_import_what_exists() -> None:

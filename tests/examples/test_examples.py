@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from entrenar.config import shipped_configurations
+from entrenar.errors import MemoryBudgetError
 from entrenar.io.hub import fetch_default_model
 from entrenar.io.tokenizer import Tokenizer
-from entrenar.llama import LLaMAModel
+from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import load_adapter
+from entrenar.train import TrainConfig, memory, train_from_scratch
 from tests.train.builders import ROOT, metrics, run_example
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -47,6 +50,49 @@ def test_a_few_steps_of_training_from_scratch_on_the_documentation(tmp_path: Pat
     model = LLaMAModel.from_pretrained(tmp_path / "tiny" / "model")
     tokenizer = Tokenizer.from_directory(tmp_path / "tiny" / "model")
     assert tokenizer.vocab_size == model.config.vocab_size == 2048
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny", "124m"])
+def test_a_shipped_configuration_takes_a_step_of_its_own_shape(name: str, tmp_path: Path) -> None:
+    """As shipped, but for how long and how much: every example, so that the vocabulary is the one of a whole run."""
+    settings = (
+        "--steps",
+        "1",
+        "--sequence-length",
+        "32",
+        "--gradient-accumulation",
+        "1",
+        "--held-out-fraction",
+        "1e-9",
+    )
+    run = run_example("llama2_train.py", "--config", f"llama2/{name}", *settings, "--output", tmp_path / "run")
+    assert (run.returncode, run.stderr) == (0, "")
+    shape = LLaMAConfig.from_file(f"llama2/{name}")
+    assert f"{shape.num_parameters():,} (100 %)" in run.stdout
+    found = re.search(r"vocabulary\s+│ ([\d,]+) tokens(, all that the text yields)?", run.stdout)
+    assert found is not None
+    assert (int(found[1].replace(",", "")) < shape.vocab_size) == (found[2] is not None)
+    assert LLaMAConfig.from_hf(tmp_path / "run" / "model" / "config.json").vocab_size == shape.vocab_size
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "name", [name for name in shipped_configurations() if name.split("/")[1] not in ("tiny", "124m")]
+)
+def test_a_shipped_configuration_beyond_the_machine_is_refused_before_anything_is_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, config = LLaMAConfig.from_file(name), TrainConfig.from_file(name)
+    config.checkpointing.directory = str(tmp_path / "run")
+    monkeypatch.setattr(memory, "available_memory", lambda: 16 << 30)
+    least = 16 * shape.num_parameters() / 2**30  # weights, gradients and Adam's two states, in float32
+    with pytest.raises(MemoryBudgetError) as refused:
+        train_from_scratch(shape, config)
+    found = re.search(r"needs about ([\d.]+) GiB \(.*\) and 16\.0 GiB is available", str(refused.value))
+    assert found is not None, str(refused.value)
+    assert least < float(found[1]) < 2 * least
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.unit

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
-from entrenar.io.tokenizer_gguf import GPT2_SPLIT
+from entrenar.io.tokenizer_splits import GPT2_SPLIT
 
 from .. import smollm2
 from .test_chat_template import CHATS
@@ -394,17 +394,37 @@ SPM: dict[str, Any] = {
         (
             BPE,
             {"merges": ["a c"]},
-            "do not fit together (Error while initializing BPE: Token `c` out of vocabulary).",
+            "do not fit together: tokenizer.ggml.merges, entry 0, is 'a c', and tokenizer.ggml.tokens has no 'c'.",
         ),
-        (BPE, {"merges": ["ab"]}, "vocabulary and merges do not fit together"),
+        (BPE, {"merges": ["ab"]}, "tokenizer.ggml.merges: entry 0 is 'ab', expected two parts and a space."),
+        (BPE, {"bos_token_id": 77}, "tokenizer.ggml.bos_token_id is 77, outside the 4 tokens; convert the model again"),
+        (BPE, {"eos_token_id": "x"}, "tokenizer.ggml.eos_token_id is 'x', outside the 4 tokens;"),
+        (BPE, {"tokens": ["a", "b", "ab", "a"]}, "tokenizer.ggml.tokens: entries 0 and 3 are both 'a', and llama.cpp"),
+        (BPE, {"token_type": [1, 1]}, "tokenizer.ggml.token_type has 2 entries, expected 4."),
+        (BPE, {"add_bos_token": 1}, "tokenizer.ggml.add_bos_token is 1, expected true or false."),
+        (
+            BPE,
+            {"add_bos_token": True},
+            "add_bos_token is true (or the default of smollm), and there is no tokenizer.ggml.bos",
+        ),
+        (
+            SPM,
+            {"scores": [0.0, float("nan"), 0.0, 0.0]},
+            "tokenizer.ggml.scores: entry 1 is nan, expected a finite number.",
+        ),
+        (
+            SPM,
+            {"tokens": ["<unk>", "a", "b", "ab", "ba"], "scores": [0.0] * 5},
+            "tokenizer.ggml.scores gives all 2 joined tokens the score 0.0, and there are no tokenizer.ggml.merges",
+        ),
         (BPE, {"pre": "unheard-of"}, "tokenizer.ggml.pre is 'unheard-of', a split that is not known; expected one of"),
         (BPE, {"pre": 5}, "tokenizer.ggml.pre is 5, a split that is not known"),
         (BPE, {"token_type": [1, "x", 1, 1]}, "tokenizer.ggml.token_type: entry 1 is 'x', of a type"),
         (SPM, {"scores": None}, "no tokenizer.ggml.scores;"),
         (SPM, {"scores": [0.0]}, "tokenizer.ggml.scores has 1 entries, expected 4."),
         (SPM, {"scores": [0.0, "x", 0.0, 0.0]}, "tokenizer.ggml.scores: entry 1 is 'x', of a type"),
-        (SPM, {"unknown_token_id": 9}, "tokenizer.ggml.unknown_token_id is 9, outside the 4 tokens."),
-        (SPM, {"unknown_token_id": "0"}, "tokenizer.ggml.unknown_token_id is 0, outside the 4 tokens."),
+        (SPM, {"unknown_token_id": 9}, "tokenizer.ggml.unknown_token_id is 9, outside the 4 tokens;"),
+        (SPM, {"unknown_token_id": "0"}, "tokenizer.ggml.unknown_token_id is '0', outside the 4 tokens;"),
     ],
 )
 def test_metadata_that_lie_are_refused(base: dict[str, Any], change: dict[str, Any], message: str) -> None:
@@ -415,8 +435,9 @@ def test_metadata_that_lie_are_refused(base: dict[str, Any], change: dict[str, A
 
 @pytest.mark.chaos
 def test_odd_but_readable_metadata_are_read() -> None:
-    made = Tokenizer.from_gguf(BPE | {"tokenizer.ggml.bos_token_id": 77, "tokenizer.ggml.eos_token_id": "x"})
-    assert (made.bos_id, made.eos_id) == (None, None)  # no such token
+    made = Tokenizer.from_gguf(BPE)
+    assert (made.bos_id, made.eos_id) == (None, None)
+    assert made.notes == ["tokenizer.ggml.eos_token_id is missing: no end-of-text token closes an answer."]
     assert made.encode("ab") == [2]
     with pytest.raises(FormatError, match=r"tokenizer\.chat_template is 5, expected text"):
         Tokenizer.from_gguf(BPE | {"tokenizer.chat_template": 5})
@@ -457,6 +478,9 @@ def test_a_tokenizer_json_that_is_none_is_refused(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match=rf"tokenizer_config\.json: {message}"):
             Tokenizer.from_directory(tmp_path)
     config.write_text('{"chat_template": [3, {"name": "x"}]}')
+    with pytest.raises(FormatError, match=r"chat_template holds 3, expected objects with a name and a template"):
+        Tokenizer.from_directory(tmp_path)
+    config.write_text('{"chat_template": null}')
     odd = Tokenizer.from_directory(tmp_path)
     assert (odd.chat_template, odd.bos_id, odd.eos_id) == (None, None, None)
 
@@ -466,9 +490,17 @@ def test_named_templates_and_the_jinja_file(tmp_path: Path) -> None:
     trained().save(tmp_path)
     named = [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-    assert Tokenizer.from_directory(tmp_path).chat_template == "D"
+    both = Tokenizer.from_directory(tmp_path)
+    assert (both.chat_template, both.templates) == ("D", {"tools": "T"})
+    both.save(tmp_path / "again")
+    again = Tokenizer.from_directory(tmp_path / "again")
+    assert (again.chat_template, again.templates) == ("D", {"tools": "T"})
     (tmp_path / "chat_template.jinja").write_text("J")
-    assert Tokenizer.from_directory(tmp_path).chat_template == "J"
+    one = Tokenizer.from_directory(tmp_path)
+    assert (one.chat_template, one.templates) == ("J", {})
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(FormatError, match=r"chat_template\.jinja: is no UTF-8 text \(invalid start byte at byte 0\)"):
+        Tokenizer.from_directory(tmp_path)
 
 
 @pytest.mark.unit

@@ -280,10 +280,22 @@ def test_training_from_scratch_writes_a_model_that_generates(data: Path, tmp_pat
 
 
 @pytest.mark.unit
+def test_a_text_that_yields_fewer_tokens_than_the_shape_has_leaves_rows_unused(data: Path, tmp_path: Path) -> None:
+    shown = io.StringIO()
+    config = config_for(data, tmp_path, replace(SMALL, steps=2, sequence_length=32), lora=None)
+    result = train_from_scratch(replace(SHAPE, vocab_size=5000), config, Console(file=shown, width=200))
+    model, tokenizer = LLaMAModel.from_pretrained(result.output), Tokenizer.from_directory(result.output)
+    assert model.config.vocab_size == 5000
+    assert 260 < tokenizer.vocab_size < 1000
+    left = 5000 - tokenizer.vocab_size
+    said = f"{tokenizer.vocab_size} tokens, all that the text yields; {left:,} rows of model.vocab_size = 5,000 stay"
+    assert said in shown.getvalue()
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("vocab", "length", "sections", "message"),
     [
-        (5000, 32, {}, r"model\.vocab_size: is 5000, and the text yields \d+ entries; lower it or give more text"),
         (100, 32, {}, r"vocab_size is 100, expected at least 260"),
         (270, 65, {}, r"training\.sequence_length: is 65, longer than model\.max_position_embeddings = 64"),
         (270, 32, {"lora": LoRAConfig()}, r"\[lora\] and \[qlora\] need a pretrained base"),

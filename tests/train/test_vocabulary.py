@@ -62,7 +62,7 @@ def test_an_example_that_needs_it_is_named_with_the_token(tmp_path: Path) -> Non
     lines = data.read_text().splitlines()
     lines[7] = json.dumps({"prompt": "What is <pad>?", "completion": "Nothing."})
     data.write_text("\n".join(lines))
-    with pytest.raises(FormatError, match=r"line 8.*: has the token '<pad>' \(id 280\), and the model has 280 tokens"):
+    with pytest.raises(FormatError, match=r": has the token '<pad>' \(id 280\), and the model has 280 tokens"):
         run(model, data, tmp_path / "run", LoRAConfig(rank=2))
     assert not (tmp_path / "run" / "adapter").exists()
 
