@@ -12,9 +12,11 @@ import numpy as np
 
 from entrenar.data.formats import Example
 from entrenar.data.masking import Sample, encode_example
+from entrenar.data.messages import shown
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 
+KEYS_SAID, KEYS_KEPT = 8, 1000  # of the keys that nothing reads: before training, and in summary.json
 UNMARKED = "every answer is marked as not trained (weight 0, or train, trainable or loss false)"
 
 
@@ -176,10 +178,12 @@ class DataReport:
         sides = {}
         for name, side in (("training", self.training), ("held_out", self.held_out)):
             sides[name] = {key: value for key, value in asdict(side).items() if key != "unused"}
-        return {"source": self.source, "unused_keys": dict(self._unused()), **sides}
+        return {"source": self.source, "unused_keys": dict(self._unused()[:KEYS_KEPT]), **sides}
 
     def _unused(self) -> list[tuple[str, int]]:
-        return sorted((Counter(self.training.unused) + Counter(self.held_out.unused)).items())
+        """The keys and their counts, the most frequent first."""
+        both = Counter(self.training.unused) + Counter(self.held_out.unused)
+        return sorted(both.items(), key=lambda item: (-item[1], item[0]))
 
     def notes(self) -> Iterator[str]:
         """A sentence for each thing that a user may not expect."""
@@ -201,8 +205,11 @@ class DataReport:
                 f"In {unmarked:,} examples some answers are left out of the loss, as their records say (weight, train, "
                 "trainable or loss; or as a part of the prompt)."
             )
-        for key, count in self._unused():
-            yield f"{self.source}: the key {key!r} of {count:,} records is not used."
+        unused = self._unused()
+        for key, count in unused[:KEYS_SAID]:
+            yield f"{self.source}: the key {shown(key)} of {count:,} records is not used."
+        if len(unused) > KEYS_SAID:
+            yield f"{self.source}: {len(unused) - KEYS_SAID:,} more keys of records are not used."
 
 
 def _are(count: int) -> str:

@@ -119,8 +119,9 @@ class RecordFile(Sequence[tuple[str, Any]]):
             if b"\0" in content:
                 raise FormatError(f"{where}: holds NUL bytes; the file is damaged.") from error
             comma = text.rstrip().endswith("},") and "it ends in a comma, as a piece of a list does"
+            mark = text.startswith("\ufeff") and "it begins with a byte order mark, as files that were joined do"
             raise FormatError(
-                f"{where}: is not JSON ({comma or _problem(error)}); expected one JSON object a line."
+                f"{where}: is not JSON ({comma or mark or _problem(error)}); expected one JSON object a line."
             ) from error
 
     def _find(self, file: BinaryIO) -> None:

@@ -96,17 +96,30 @@ def test_what_is_cut_unmarked_or_not_used_is_said(tokenizer: Tokenizer, tmp_path
     path.write_text("\n".join(map(json.dumps, records)))
     _, report = encode_examples(read_examples(path), tokenizer, 60)
     both = DataReport(str(path), 60, report, report)
-    assert list(both.notes())[::2] == [
-        "1 of 3 examples is cut to 60 tokens; what comes after is not learned (a longer training.sequence_length keeps "
-        "it).",
+    cut = "cut to 60 tokens; what comes after is not learned (a longer training.sequence_length keeps it)."
+    assert list(both.notes()) == [
+        f"1 of 3 examples is {cut}",
+        f"1 of 3 held-out examples is {cut}",
         "In 2 examples some answers are left out of the loss, as their records say (weight, train, trainable or loss; "
         "or as a part of the prompt).",
+        f"{path}: the key 'id' of 4 records is not used.",
         f"{path}: the key 'label' of 2 records is not used.",
     ]
-    assert list(both.notes())[3] == f"{path}: the key 'id' of 4 records is not used."
     table = json.loads(json.dumps(both.table()))
     assert table["unused_keys"] == {"id": 4, "label": 2} and table["training"]["cut"] == 1
     assert table["held_out"]["trained_tokens"] == report.trained_tokens
+
+
+@pytest.mark.chaos
+def test_many_keys_that_nothing_reads_are_said_in_a_few_lines() -> None:
+    read = SideReport()
+    for number in range(5000):
+        read.count(Example([], document="a", unused=(f"{number:04d}" + "x" * 300, "id")))
+    report = DataReport("data.jsonl", 60, read, SideReport())
+    notes = list(report.notes())
+    assert notes[0] == "data.jsonl: the key 'id' of 5,000 records is not used." and len(notes) == 9
+    assert notes[-1] == "data.jsonl: 4,993 more keys of records are not used."
+    assert max(map(len, notes)) < 150 and len(report.table()["unused_keys"]) == 1000
 
 
 @pytest.mark.unit

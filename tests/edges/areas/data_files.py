@@ -175,6 +175,10 @@ def packed() -> Iterator[Variation]:
         yield refused(name.upper(), f"data.{name}", out.getvalue(), "separated", "csv.DictReader")
     yield refused("plain text", "data.txt", "Once upon a time.\n", "plain text", "'text'")
     yield refused("YAML", "data.yaml", "- prompt: a\n  completion: b\n", "JSON")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    yield refused("a pointer of Git LFS", "data.jsonl", pointer, "Git LFS", "git lfs pull")
+    yield refused("a page of HTML", "data.jsonl", "<!DOCTYPE html>\n<html></html>\n", "HTML")
+    yield refused("files joined with their marks", "data.jsonl", f"{JSONL}\ufeff{JSONL}", "line 4", "byte order mark")
     yield refused("a GGUF file", "data.gguf", b"GGUF" + bytes(64), "GGUF")
     yield refused("a pickle", "data.pkl", b"\x80\x04" + bytes(64), "pickle")
     yield refused("SQLite", "data.db", b"SQLite format 3\0" + bytes(64), "SQLite")
