@@ -31,7 +31,7 @@ BINARY: tuple[tuple[bytes, str, str], ...] = (
         "an Arrow stream, as the datasets library saves it",
         f"{PYTHON} \"import datasets; datasets.Dataset.from_file('{{name}}').to_json('{{out}}')\"",
     ),
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file that it stands for", "git lfs pull"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file that `git lfs pull` gives", ""),
     (b"<!DOCTYPE", "an HTML page, as a download that failed leaves", ""),
     (b"<!doctype", "an HTML page, as a download that failed leaves", ""),
     (b"<html", "an HTML page, as a download that failed leaves", ""),

@@ -36,7 +36,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constan
 def _problem(error: Exception) -> str:
     """What is wrong with a text that is not JSON."""
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.removesuffix(' starting at')} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at').removesuffix(' starting')} at column {error.colno}"
     if isinstance(error, RecursionError):
         return "brackets are nested too deep"
     if "integer string conversion" in str(error):
