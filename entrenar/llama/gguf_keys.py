@@ -86,10 +86,7 @@ def config_values(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     if ROPE_BASE in metadata:
         values["rope_theta"] = _number(metadata, ROPE_BASE)
     values |= _head_size(metadata, values) | _rope_scaling(metadata)
-    for name in ("bos_token_id", "eos_token_id"):
-        if metadata.get(f"tokenizer.ggml.{name}") is not None:
-            values[name] = metadata[f"tokenizer.ggml.{name}"]
-    return values, notes
+    return values | _special_tokens(metadata, values["vocab_size"], notes), notes
 
 
 def _check_architecture(metadata: Mapping[str, Any]) -> None:
@@ -173,6 +170,19 @@ def _vocabulary(metadata: Mapping[str, Any], notes: list[str]) -> int:
             "goes by those."
         )
     return len(tokens)
+
+
+def _special_tokens(metadata: Mapping[str, Any], size: int, notes: list[str]) -> dict[str, int]:
+    """The ids that begin and end a text; llama.cpp too does without those that no token has."""
+    found = {}
+    for name in ("bos_token_id", "eos_token_id"):
+        key = f"tokenizer.ggml.{name}"
+        value = metadata.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size:
+            found[name] = value
+        elif value is not None:
+            notes.append(f"{key} is {_short(value)} and ignored: the vocabulary has {size} tokens.")
+    return found
 
 
 def _head_size(metadata: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, int]:

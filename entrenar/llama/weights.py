@@ -23,6 +23,7 @@ DTYPES = ("auto", "float32", "bfloat16", "int16")
 EMBEDDING = "model.embed_tokens.weight"
 GGUF_4BIT = ("Q4_0", "Q4_1")
 FULL_PRECISION = ("F64", "F32", "F16", "BF16")
+CHECKED_BYTES = 1 << 20  # of stored bfloat16, at a time
 ROW_CHUNK_BYTES = 32 << 20  # what a conversion holds in float32 beside the tensor it fills
 
 
@@ -88,6 +89,7 @@ class _Loader:
         order = half_split_rows(shape[0], head_dim) if head_dim else None
         raw = lazy.raw() if order is None else lazy.read()  # what is copied need not stay mapped too
         if lazy.type == "BF16":
+            self._check_bfloat16(lazy, raw)
             return _bfloat16(raw if order is None else raw[order], shape)
         try:
             return QuantizedTensor.from_gguf_blocks(raw, lazy.type.lower(), shape, order)
@@ -128,6 +130,14 @@ class _Loader:
             target[start : start + len(rows)] = rows
             start += len(rows)
         return Tensor.from_numpy(target, requires_grad=dtype == "float32")
+
+    def _check_bfloat16(self, lazy: LazyTensor, raw: np.ndarray) -> None:
+        """As `_check_finite`, of stored bytes: an exponent of ones is no finite number."""
+        step = max(1, CHECKED_BYTES // max(raw.shape[1], 1))
+        for start in range(0, len(raw), step):
+            bits = raw[start : start + step].view("<u2")
+            if ((bits & 0x7F80) == 0x7F80).any():
+                self._check_finite(lazy, (bits.astype(np.uint32) << 16).view(np.float32), start)
 
     def _check_finite(self, lazy: LazyTensor, rows: np.ndarray, start: int) -> None:
         finite = np.isfinite(rows)

@@ -433,6 +433,9 @@ def test_gguf_metadata_give_the_shape() -> None:
     assert (given.vocab_size, given.tie_word_embeddings) == (67, False)
     bare = gguf_metadata(llama__vocab_size=60, tokenizer__ggml__tokens=None)
     assert LLaMAConfig.from_gguf(bare, tie_word_embeddings=False).vocab_size == 60
+    strange = gguf_metadata(tokenizer__ggml__bos_token_id=67, tokenizer__ggml__eos_token_id="x")
+    without = LLaMAConfig.from_gguf(strange, tie_word_embeddings=False)
+    assert (without.bos_token_id, without.eos_token_id) == (None, None)
     wide = gguf_metadata(
         llama__attention__key_length=24, llama__attention__value_length=24, llama__rope__dimension_count=24
     )

@@ -170,6 +170,12 @@ def _typed(kind: str, name: str, folder: Path) -> Verdict:
     return compare_model(path, [gguf_name(name), kind], tolerance=tolerance)
 
 
+def _shaped(changes: dict[str, Any], folder: Path) -> Verdict:
+    config = small_config(**{"vocab_size": VOCABULARY} | changes)
+    path = write_model(folder / "model.gguf", config=config, weights=random_arrays(config, std=0.15))
+    return compare_model(path, [])
+
+
 def _undecodable(kind: str, folder: Path) -> Verdict:
     writer = raw_model(folder / "model.gguf", WIDE)
     name, rows, _, shape = writer.tensors[0]
@@ -238,6 +244,11 @@ def _rope_freqs(values: np.ndarray, kind: str, writer: RawWriter) -> None:
     writer.tensor("rope_freqs.weight", stored(values.reshape(1, -1), kind)[0], kind, values.shape)
 
 
+def _rope_freqs_scaled(values: np.ndarray, writer: RawWriter) -> None:
+    writer.field("llama.rope.scaling.factor", 4.0)
+    _rope_freqs(values, "F32", writer)
+
+
 def _nothing(writer: RawWriter) -> None:
     return
 
@@ -257,6 +268,18 @@ def _reshaped(name: str, shape: tuple[int, ...], writer: RawWriter) -> None:
     writer.tensors = [(n, rows, kind, shape if n == name else s) for n, rows, kind, s in writer.tensors]
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "one key head": {"num_key_value_heads": 1},
+    "as many key heads as heads": {"num_key_value_heads": 4},
+    "heads wider than their share": {"head_dim": 32},
+    "heads narrower than their share": {"head_dim": 6},
+    "one block": {"num_hidden_layers": 1},
+    "five blocks": {"num_hidden_layers": 5},
+    "a feed-forward of odd width": {"intermediate_size": 95},
+    "tied, with one head": {"tie_word_embeddings": True, "num_attention_heads": 1, "num_key_value_heads": 1},
+    "another rotary base": {"rope_theta": 5e5},
+    "another epsilon": {"rms_norm_eps": 0.1},
+}
 FACTORS = np.linspace(0.5, 4.0, CONFIG.head_size // 2).astype(np.float32)
 TENSOR_CHANGES: dict[str, tuple[Callable[[RawWriter], None], list[str]]] = {
     "as the harness writes it": (_nothing, []),
@@ -273,6 +296,7 @@ TENSOR_CHANGES: dict[str, tuple[Callable[[RawWriter], None], list[str]]] = {
     "a norm as a matrix of one row": (functools.partial(_reshaped, "output_norm.weight", (1, 64)), ["output_norm"]),
     "rope_freqs of ones": (functools.partial(_rope_freqs, np.ones_like(FACTORS), "F32"), []),
     "rope_freqs": (functools.partial(_rope_freqs, FACTORS, "F32"), []),
+    "rope_freqs and scaling by 4": (functools.partial(_rope_freqs_scaled, FACTORS), []),
     "rope_freqs in F16": (functools.partial(_rope_freqs, FACTORS, "F16"), ["rope_freqs.weight", "F16", "F32"]),
     "rope_freqs with a zero": (functools.partial(_rope_freqs, FACTORS * 0, "F32"), ["rope_freqs.weight", "0.0"]),
     "rope_freqs too short": (functools.partial(_rope_freqs, FACTORS[:4], "F32"), ["rope_freqs.weight", "(4,)"]),
@@ -397,6 +421,7 @@ VARIATIONS = [
     _of("a norm in Q8_0 whose row is no multiple of 32", _norm_that_is_no_block),
     *(_of(name, functools.partial(_changed, change, names)) for name, (change, names) in TENSOR_CHANGES.items()),
     *_tensor_variations(),
+    *(_of(name, functools.partial(_shaped, changes)) for name, changes in SHAPES.items()),
     *(_of(f"GGUF version {version}", functools.partial(_version, version)) for version in (1, 2, 4)),
     _of("big-endian", _big_endian),
     *(_of(f"cut to {share:.1%} of its bytes", functools.partial(_cut, share)) for share in (0.01, 0.03, 0.5, 0.999)),
