@@ -65,7 +65,8 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
     model.gradient_checkpointing = checkpointing
     trainer = Trainer(model, config, loader, batches)
     rows = session.facts(trainer, f"{shape.num_parameters():,} (100 %)", needed)
-    report.facts(console, "Training from scratch", rows | {"vocabulary": _vocabulary(tokenizer, shape)})
+    report.facts(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
+    summary.notes += _unused_rows(tokenizer, shape)
     few = report.uncertainty(sum(batch.trained_tokens for batch in batches)) if batches else None
     summary.notes += [few] if few else []
     report.notes(console, summary.notes)
@@ -128,11 +129,15 @@ def _summary(
     return Summary([*data.notes(), *left], data.table())
 
 
-def _vocabulary(tokenizer: Tokenizer, shape: LLaMAConfig) -> str:
-    """How many tokens there are, and that rows are left where the text yields fewer than the shape has."""
-    found, rows = tokenizer.vocab_size, shape.vocab_size
-    left = f", all that the text yields; {rows - found:,} rows of model.vocab_size = {rows:,} stay unused"
-    return f"{found:,} tokens{left if found < rows else ''}"
+def _unused_rows(tokenizer: Tokenizer, shape: LLaMAConfig) -> list[str]:
+    """What is said where the text yields fewer tokens than the shape has rows."""
+    left = shape.vocab_size - tokenizer.vocab_size
+    if not left:
+        return []
+    return [
+        f"The text yields {tokenizer.vocab_size:,} tokens; {left:,} rows of model.vocab_size = {shape.vocab_size:,} "
+        "stay unused."
+    ]
 
 
 def _sample(model: LLaMAModel, tokenizer: Tokenizer) -> str:

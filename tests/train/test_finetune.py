@@ -288,7 +288,7 @@ def test_a_text_that_yields_fewer_tokens_than_the_shape_has_leaves_rows_unused(d
     assert model.config.vocab_size == 5000
     assert 260 < tokenizer.vocab_size < 1000
     left = 5000 - tokenizer.vocab_size
-    said = f"{tokenizer.vocab_size} tokens, all that the text yields; {left:,} rows of model.vocab_size = 5,000 stay"
+    said = f"The text yields {tokenizer.vocab_size} tokens; {left:,} rows of model.vocab_size = 5,000 stay unused."
     assert said in shown.getvalue()
 
 
