@@ -231,6 +231,7 @@ class Flags:
     limit: int | None = option(None, help="at most this many", minimum=2)
     path_name: str | None = option(None, help="where")
     tags: list[str] = option(factory=lambda: ["a"], help="its tags")
+    parts: dict[str, int] = option(factory=dict, help="sizes by name")
 
     def __post_init__(self) -> None:
         check_dataclass(self, "flags")
@@ -259,8 +260,10 @@ def test_every_field_is_a_flag() -> None:
         "x/y",
         "--tags",
         "b,c",
+        "--parts",
+        "b.c=4, d==5",
     ]
-    assert parse(*arguments) == Flags(7, 0.001, False, "small", 4, "x/y", ["b", "c"])
+    assert parse(*arguments) == Flags(7, 0.001, False, "small", 4, "x/y", ["b", "c"], {"b.c": 4, "d=": 5})
     assert parse("--path-name", "7").path_name == "7"
     assert parse("--width", "9", names={"size": "width"}).size == 9
 
@@ -285,6 +288,7 @@ def test_an_instance_gives_the_flags_their_defaults(capsys: pytest.CaptureFixtur
         (["--zzzzzz=1"], "p: error: unknown argument --zzzzzz; expected one of --help, --kind, --limit, --no-on, --on"),
         (["--size", "1.5"], "p: error: argument --size: '1.5' is not an integer\n"),
         (["--rate", "fast"], "p: error: argument --rate: 'fast' is not a number\n"),
+        (["--parts", "b"], "p: error: argument --parts: 'b' is not an integer\n"),
         (["--size"], "p: error: argument --size: expected one argument\n"),
     ],
 )

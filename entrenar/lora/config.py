@@ -39,7 +39,9 @@ class LoRAConfig:
     use_rslora: bool = option(False, help="scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)")
     exclude_modules: list[str] | str = option(factory=list, help="linears that get none, though they are targets")
     layers_to_transform: list[int] = option(factory=list, help="blocks that get adapters; empty is all of them")
-    rank_pattern: dict[str, int] = option(factory=dict, help="other ranks by layer name or pattern")
+    rank_pattern: dict[str, int] = option(
+        factory=dict, help="other ranks by layer name or pattern (flag: q_proj=8,up_proj=4)"
+    )
     alpha_pattern: dict[str, float] = option(factory=dict, help="other values of alpha by layer name or pattern")
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ process of their own, which is ended after a while.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -53,6 +54,11 @@ def full_matches(patterns: Sequence[str], names: Sequence[str], where: str, *, q
     """For each pattern the names that match it as a whole; ConfigError where that takes longer than SECONDS."""
     if quick:
         return [{name for name in names if re.fullmatch(pattern, name)} for pattern in patterns]
+    return [set(found) for found in _matched_elsewhere(tuple(patterns), tuple(names), where)]
+
+
+@functools.lru_cache(maxsize=64)  # a memory plan asks again and again
+def _matched_elsewhere(patterns: tuple[str, ...], names: tuple[str, ...], where: str) -> list[list[str]]:
     try:
         matcher = subprocess.run(
             [sys.executable, "-I", "-S", "-c", MATCHER],
@@ -68,7 +74,8 @@ def full_matches(patterns: Sequence[str], names: Sequence[str], where: str, *, q
         ) from error
     except (subprocess.CalledProcessError, OSError) as error:
         raise ConfigError(f"{where}: the pattern {patterns[0][:200]!r} could not be matched ({error}).") from error
-    return [set(found) for found in json.loads(matcher.stdout)]
+    found: list[list[str]] = json.loads(matcher.stdout)
+    return found
 
 
 def module_names(weights: Iterable[str]) -> list[str]:
