@@ -6,7 +6,7 @@ from entrenar.data.loader import DataLoader, evaluation_batches
 from entrenar.data.masking import Sample, encode_example
 from entrenar.data.packing import IGNORE, Batch, collate, pack
 from entrenar.data.pydocs import documentation_examples
-from entrenar.data.split import Subset, digests, split_held_out, split_indices
+from entrenar.data.split import Subset, digest, digests, split_held_out, split_indices
 from entrenar.data.windows import text_windows
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "SideReport",
     "Subset",
     "collate",
+    "digest",
     "digests",
     "documentation_examples",
     "encode_document",

@@ -83,6 +83,12 @@ class SideReport:
         for key in example.unused:
             self.unused[key] = self.unused.get(key, 0) + 1
 
+    def count_samples(self, samples: Sequence[Sample]) -> None:
+        """Count what is used: the side's samples and their tokens."""
+        self.samples, self.tokens = len(samples), sum(len(sample) for sample in samples)
+        self.trained_tokens = sum(int(sample.trained.sum()) for sample in samples)
+        self.cut = sum(sample.truncated for sample in samples)
+
 
 def encode_examples(
     examples: Iterable[Example],
@@ -106,11 +112,8 @@ def encode_examples(
             continue
         check(example, sample)
         samples.append(sample)
-        report.samples += 1
-        report.tokens += len(sample)
-        report.trained_tokens += int(sample.trained.sum())
-        report.cut += sample.truncated
         report.unmarked += bool(example.left_out & _answers(example)) and (example.marked or not train_on_prompt)
+    report.count_samples(samples)
     return samples, report
 
 

@@ -13,10 +13,11 @@ from entrenar.data.formats import Example, ExampleFile
 
 def digests(examples: Iterable[Example]) -> np.ndarray:
     """The first 64 bits of the SHA-256 of each example's text, (n,) uint64."""
-    return np.fromiter((_digest(example.text) for example in examples), np.uint64)
+    return np.fromiter((digest(example.text) for example in examples), np.uint64)
 
 
-def _digest(text: str) -> int:
+def digest(text: str) -> int:
+    """The first 64 bits of the SHA-256 of a text."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 

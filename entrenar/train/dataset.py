@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from entrenar.data import (
     Samples,
     SideReport,
     Subset,
+    digest,
     digests,
     documentation_examples,
     encode_examples,
@@ -56,36 +58,70 @@ class Dataset:
     report: DataReport
 
 
+@dataclass
+class _Side:
+    """One side's samples, what became of the rest, the digest of each sample's text, and the first example used."""
+
+    examples: Subset
+    samples: Samples
+    report: SideReport
+    hashes: np.ndarray
+    first: Example | None
+
+
 def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Dataset:
     """The run's examples as tokens of a model that has `vocabulary` of them.
 
     Raises ConfigError where one side has nothing that is trained, with what was left out, and FormatError for an
     example whose tokens the model lacks.
     """
-
-    length, prompts = config.training.sequence_length, config.data.train_on_prompt
-    shown: list[Example] = []  # the first of each side that is used
-
-    def side_of(examples: Subset) -> tuple[Samples, SideReport]:
-        fresh = True
-
-        def check(example: Example, sample: Sample) -> None:
-            nonlocal fresh
-            check_vocabulary([example], [sample], tokenizer, vocabulary)
-            if fresh:
-                shown.append(example)
-                fresh = False
-
-        return encode_examples(examples, tokenizer, length, train_on_prompt=prompts, check=check)
-
-    sides = split_examples(config)
-    (training, trained), (held_out, evaluated) = side_of(sides[0]), side_of(sides[1])
-    report = DataReport(config.data.path or DOCUMENTATION, length, trained, evaluated)
-    for samples, side, kind in ((training, sides[0], ""), (held_out, sides[1], "held-out ")):
-        if len(side) and not samples:
+    training, held_out = (_encode_side(side, config, tokenizer, vocabulary) for side in split_examples(config))
+    report = DataReport(
+        config.data.path or DOCUMENTATION, config.training.sequence_length, training.report, held_out.report
+    )
+    if len(held_out.examples) and not held_out.samples:
+        _hold_out_others(training, held_out, config.data.held_out_fraction)
+    for side, kind in ((training, ""), (held_out, "held-out ")):
+        if len(side.examples) and not side.samples:
             raise ConfigError(
-                f"{report.source}: none of its {len(side)} {kind}examples has a token that is trained: "
-                f"{' '.join(report.notes())} Give a longer training.sequence_length, "
-                "other examples or another data.held_out_fraction."
+                f"{report.source}: none of its {len(side.examples)} {kind}examples has a token that is trained: "
+                f"{' '.join(report.notes())} Give a longer training.sequence_length, other examples or another "
+                "data.held_out_fraction."
             )
-    return Dataset(training, held_out, shown[-1], report)
+    shown = held_out.first or training.first
+    assert shown is not None  # held above
+    return Dataset(training.samples, held_out.samples, shown, report)
+
+
+def _encode_side(examples: Subset, config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> _Side:
+    first, hashes = None, array("Q")
+
+    def check(example: Example, sample: Sample) -> None:
+        nonlocal first
+        check_vocabulary([example], [sample], tokenizer, vocabulary)
+        first = first or example
+        hashes.append(digest(example.text))
+
+    samples, report = encode_examples(
+        examples,
+        tokenizer,
+        config.training.sequence_length,
+        train_on_prompt=config.data.train_on_prompt,
+        check=check,
+    )
+    return _Side(examples, samples, report, np.array(hashes, np.uint64), first)
+
+
+def _hold_out_others(training: _Side, held_out: _Side, fraction: float) -> None:
+    """Hold out samples of the training side, chosen alike, where all that were to be held out are left out."""
+    kept, moved = split_indices(training.hashes, fraction)
+    if not len(kept) or not len(moved):
+        return
+    chosen = set(training.hashes[moved].tolist())
+    held_out.first = next(example for example in training.examples if digest(example.text) in chosen)
+    whole = training.samples
+    training.samples, held_out.samples = (Samples(whole[i] for i in side) for side in (kept, moved))
+    training.report.examples -= len(moved)
+    held_out.report.examples += len(moved)
+    for side in (training, held_out):
+        side.report.count_samples(side.samples)

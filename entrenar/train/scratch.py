@@ -121,9 +121,7 @@ def _summary(
 ) -> Summary:
     """What became of the texts."""
     for read, samples in zip(reports, rows, strict=True):
-        read.samples = len(samples)
-        read.tokens = sum(len(sample) for sample in samples)
-        read.trained_tokens = sum(int(sample.trained.sum()) for sample in samples)
+        read.count_samples(samples)
     data = DataReport(config.data.path or DOCUMENTATION, config.training.sequence_length, *reports)
     left = [f"{rest} tokens at the end of the text are left out: they fill no row."] if rest else []
     return Summary([*data.notes(), *left], data.table())

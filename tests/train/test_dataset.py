@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from entrenar.errors import ConfigError
+from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.checkpoint import Checkpoint
-from entrenar.train import report, train_from_scratch
+from entrenar.train import dataset, report, train_from_scratch
 from tests.train.builders import SHAPE, SMALL, config_for, quiet, write_examples, write_model
 
 
@@ -159,3 +160,31 @@ def test_what_a_plain_text_has_no_place_for_is_refused(more: dict[str, object], 
     config.data = replace(config.data, held_out_fraction=0.0)
     with pytest.raises(ConfigError, match=rf"data\.jsonl, line 2: has {name}, which training from scratch on plain"):
         train_from_scratch(replace(SHAPE, vocab_size=270), config, Console(file=io.StringIO()))
+
+
+@pytest.mark.unit
+def test_examples_that_are_left_out_do_not_stop_a_run_by_being_held_out(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where those that are chosen to be held out have no room for an answer, others are held out."""
+    path, tokenizer, again = tmp_path / "data.jsonl", Tokenizer.from_directory(model), dataset._hold_out_others
+    calls = []
+    monkeypatch.setattr(dataset, "_hold_out_others", lambda *sides: (calls.append(sides), again(*sides)))
+    for start in range(0, 400, 20):
+        long = " plus 1" * 99
+        records = [
+            {"prompt": f"What is {start + n} plus 1?{n % 2 * long}", "completion": "It is more."} for n in range(20)
+        ]
+        path.write_text("\n".join(map(json.dumps, records)))
+        config = config_for(path, tmp_path / "run")
+        config.data = replace(config.data, held_out_fraction=0.1)
+        data = dataset.encode(config, tokenizer, tokenizer.vocab_size)
+        sides = (data.report.training, data.report.held_out)
+        assert [side.samples for side in sides] == [len(data.training), len(data.held_out)] and len(data.held_out) > 0
+        assert sum(side.examples for side in sides) == 20
+        assert [sum(side.samples for side in sides), sum(sum(side.left_out.values()) for side in sides)] == [10, 10]
+        assert sum(side.tokens for side in sides) == sum(map(len, [*data.training, *data.held_out]))
+        texts = [tokenizer.decode(sample.tokens.tolist()) for sample in data.held_out]
+        assert data.shown.messages[0]["content"] in texts[0]
+        assert not {*texts} & {tokenizer.decode(sample.tokens.tolist()) for sample in data.training}
+    assert 0 < len(calls) < 20
