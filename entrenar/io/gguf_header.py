@@ -28,6 +28,8 @@ MOST_AXES = 4
 MOST_NAME_BYTES = 63  # of a tensor, in llama.cpp
 MOST_ENTRIES = 1 << 22  # of all arrays: each becomes an object; real vocabularies have under a million
 MOST_ELEMENTS = 1 << 48
+REMOVED_TYPES = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4",
+                 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}  # fmt: skip
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -228,12 +230,19 @@ class _Reader:
         try:
             kind = gguf.GGMLQuantizationType(number)
         except ValueError as error:
-            raise self.damaged(
-                f"has the type {number}, which this version of the gguf library does not know"
-            ) from error
+            raise FormatError(f"{self.path}: {self.where} has the type {_unknown_type(number)}") from error
         elements, size = gguf.GGML_QUANT_SIZES[kind]
         if shape[-1] % elements:
             raise self.damaged(
                 f"of type {kind.name} has rows of {shape[-1]} elements, expected a multiple of {elements}"
             )
         return shape, kind, shape[-1] // elements * size, self.u64()
+
+
+def _unknown_type(number: int) -> str:
+    if number in REMOVED_TYPES:
+        return f"{REMOVED_TYPES[number]}, which llama.cpp no longer reads; use a file in Q4_0 or another type."
+    return (
+        f"{number}, which this version of the gguf library does not know; use a file of a type that llama.cpp has, "
+        "or a newer gguf library."
+    )

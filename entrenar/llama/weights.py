@@ -201,6 +201,7 @@ def load(
     loader = _Loader(checkpoint, quantize, dtype, double_quantization, kept)
     model = LLaMAModel(checkpoint.config, weights=loader)
     model.unquantized, model.origin = loader.unquantized, checkpoint.origin
-    checkpoint.notes += [cost.sentence(*types) for types, cost in loader.requantized.items()]
+    costs = [cost.sentence(*types) for types, cost in loader.requantized.items()]
+    checkpoint.notes += [cost for cost in costs if cost not in checkpoint.notes]
     model.notes = list(checkpoint.notes)
     return model

@@ -253,6 +253,10 @@ LIES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda b: patched(b, after(b, "matrix") + 20, u32(999)),
         r"the tensor 'matrix' has the type 999, which this version of the gguf library does",
     ),
+    "a type that was removed": (
+        lambda b: patched(b, after(b, "matrix") + 20, u32(31)),
+        r"lie\.gguf: the tensor 'matrix' has the type Q4_0_4_4, which llama\.cpp no longer reads; use a file in Q4_0",
+    ),
     "offset of a tensor": (
         lambda b: patched(b, after(b, "matrix") + 24, u64(BIG)),
         r"the tensor 'matrix' starts at byte 9223372036854775808 of the data, expected 256, where the last one ends",
