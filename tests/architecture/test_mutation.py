@@ -59,7 +59,13 @@ MUTANTS = [
         "self.gamma ** ((self.last_step + 1) // self.step_size)",
         "tests/optim/test_schedule.py",
     ),
-    Mutant("io/safetensors.py", "if Path(file).name != file:", "if not file:", "tests/io/test_safetensors.py", "index"),
+    Mutant(
+        "io/safetensors.py",
+        "if Path(file).name != file or len(file) > LONGEST_NAME:",
+        "if not file:",
+        "tests/io/test_safetensors.py",
+        "index",
+    ),
     Mutant(
         "lora/config.py",
         "return alpha / (math.sqrt(rank) if self.use_rslora else rank)",
