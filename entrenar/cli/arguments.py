@@ -18,7 +18,12 @@ from entrenar.train.config import TrainConfig
 FLAGS = {
     "lr_schedule": {"name": "schedule", "step_size": "lr_step_size", "gamma": "lr_gamma"},
     "data": {"path": "data"},
-    "checkpointing": {"directory": "output", "every": "checkpoint_every"},
+    "checkpointing": {
+        "directory": "output",
+        "every": "checkpoint_every",
+        "minutes": "checkpoint_minutes",
+        "keep": "checkpoint_keep",
+    },
 }
 CONFIG = "--config"
 

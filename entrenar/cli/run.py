@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from entrenar.errors import EntrenarError, printable
@@ -14,10 +15,14 @@ CLOSED = "error: standard output was closed, which ended the program; write it t
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run `main` and exit: 0, 1 with one sentence on an error of the input or the machine, 130 on Ctrl-C.
+    """Run `main` and exit: 0, 1 with one sentence on an error of the input or the machine, 130 on
+    Ctrl-C, 143 on SIGTERM in a run.
 
     `main` imports what it needs: a wrong environment variable or an early Ctrl-C shows during imports.
     """
+    for name in ("stdout", "stderr"):  # closed from the start: nobody reads, and no file may get its number
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (as long as the process)
     for stream in (sys.stdout, sys.stderr):  # a character that the terminal lacks must not end a run
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -34,7 +39,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     except MemoryError:
         _fail("error: the memory is used up; use a shorter sequence, a smaller batch or gradient checkpointing.", 1)
     except KeyboardInterrupt as interrupt:
-        _fail(f"interrupted: {str(interrupt) or 'nothing was written.'}", 130)
+        _fail(f"interrupted: {str(interrupt) or 'nothing was written.'}", getattr(interrupt, "status", 130))
     except SystemExit as ended:
         if isinstance(ended.__context__, BrokenPipeError):  # as rich ends a program
             _fail(CLOSED, 1)

@@ -6,7 +6,6 @@ what another one writes, and removed by the next write of that name.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -21,7 +20,6 @@ from pathlib import Path
 from entrenar.errors import FormatError
 
 PART = ".part"
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 def sync(path: Path) -> None:
@@ -123,13 +121,21 @@ def _remove(part: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _tidy(path: Path) -> None:
-    """Remove the temporary names of `path` that no living process holds."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(PART)}")
-    for part in [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]:
+def _tidy(folder: Path, stem: str) -> None:
+    """Remove the temporary names in `folder`, whose stems match, that no living process holds."""
+    pattern = re.compile(rf"\.{stem}\.[0-9a-f]{{8}}{re.escape(PART)}")
+    for part in [entry for entry in folder.iterdir() if pattern.fullmatch(entry.name)]:
         with _locked(part, fcntl.LOCK_EX | fcntl.LOCK_NB) as ours:
             if ours:
                 _remove(part)
+
+
+def tidy(folder: Path, stem: str) -> None:
+    """Remove what killed processes left in `folder` of outputs whose names match the regular expression `stem`."""
+    if folder.is_dir():
+        with _locked(folder, fcntl.LOCK_EX) as alone:  # nobody is between making a name and holding it
+            if alone:
+                _tidy(folder, stem)
 
 
 @contextmanager
@@ -138,7 +144,7 @@ def _part(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     with ExitStack() as held:
         with ExitStack() as gate:  # nobody tidies between making and holding
             if not _is_part(path.parent) and gate.enter_context(_locked(path.parent, fcntl.LOCK_EX)):
-                _tidy(path)
+                _tidy(path.parent, re.escape(path.name))
             part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
             make(part)
             held.callback(_remove, part)
@@ -163,7 +169,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         with _refusals(path):
             made.enter_context(made_folders(real.parent))
             temporary = made.enter_context(_part(real, _new_file))
-        with _full_disk(path):
+        with _named(temporary, path):
             yield temporary
         with _refusals(path):
             _keep_mode(real, temporary)
@@ -182,10 +188,17 @@ def _refusals(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def _full_disk(path: str | Path) -> Iterator[None]:
-    """The same, where the caller's block has no room to write; its other errors are its own."""
+def _named(temporary: Path, path: str | Path) -> Iterator[None]:
+    """The same, where the caller's block has no room to write; its other errors are its own.
+
+    A FormatError of the block that names the temporary path names `path` instead.
+    """
     try:
         yield
+    except FormatError as error:
+        if str(temporary) not in str(error):
+            raise
+        raise FormatError(str(error).replace(str(temporary), str(path))) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -217,7 +230,7 @@ def atomic_files(directory: str | Path, *, key: str | None = None, stale: Stale 
         with _refusals(directory):
             made.enter_context(made_folders(real.parent))
             temporary = made.enter_context(_part(real / "entrenar" if real.exists() else real, Path.mkdir))
-        with _full_disk(directory):
+        with _named(temporary, directory):
             yield temporary
         with _refusals(directory):
             for file in temporary.rglob("*"):
@@ -290,57 +303,3 @@ def _set_aside(place: Path, room: Path, undo: ExitStack, *, keep: bool) -> None:
     if not os.path.lexists(aside):
         place.rename(aside)
     undo.callback(aside.replace, place)
-
-
-# ---------------------------------------------------------------------- a whole folder
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names in one step, so that `second` exists at every moment; False where the system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 is None:
-        return False
-    return bool(renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0)
-
-
-def _exchange_in_steps(first: Path, second: Path) -> None:
-    """The same with a moment between; what `second` was comes back where a later step fails."""
-    aside = first.with_suffix(".old")
-    second.replace(aside)
-    try:
-        first.replace(second)
-    except BaseException:
-        aside.replace(second)
-        raise
-    aside.replace(first)
-
-
-def _beside(path: Path) -> Path:
-    with _refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
-        temporary.mkdir()
-        return temporary
-
-
-@contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """The temporary folder to fill; it takes the place of `path` when the block ends without an error.
-
-    An existing folder at `path` is replaced as a whole; a file there is an error.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise FormatError(f"{path}: is a file; expected a folder to write or nothing there.")
-    temporary = _beside(path)
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            sync(file)
-        sync(temporary)
-        if not path.exists():
-            temporary.replace(path)
-        elif not _exchange(temporary, path):
-            _exchange_in_steps(temporary, path)
-        sync(path.parent)
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)

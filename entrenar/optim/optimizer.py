@@ -44,6 +44,8 @@ class Optimizer:
     each is a dict of Tensors and numbers, empty at its first step.
     """
 
+    state_names: tuple[str, ...] = ()  # what the state of a parameter has once it was updated
+
     def __init__(self, params: Tensor | Parameters, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
@@ -162,6 +164,11 @@ class Optimizer:
             if position not in tensors:
                 raise ConfigError(
                     f"{self.name}: the state has parameter {key}, but there are {len(tensors)} parameters."
+                )
+            if entry and set(entry) != set(self.state_names):
+                raise ConfigError(
+                    f"{self.name}: the state of parameter {key} has {sorted(entry)}, "
+                    f"expected {sorted(self.state_names)}."
                 )
             state[position] = {name: self._loaded(name, value, *tensors[position]) for name, value in entry.items()}
         self.state = state

@@ -20,6 +20,8 @@ class SGD(Optimizer):
     frozen parameter or an option out of range.
     """
 
+    state_names = ("momentum_buffer",)
+
     def __init__(
         self,
         params: Tensor | Parameters,

@@ -1,25 +1,30 @@
 """Checkpoints of a run: trained weights, optimizer, schedule, random state and data position, written as a whole.
 
-`state.json` holds plain values, `state.safetensors` the arrays, all float32; nothing is pickled.
+`checkpoint/step-N/` holds `state.json` (plain values), `state.safetensors` (the arrays, all float32; nothing is
+pickled) and `SHA256SUMS` over both, which is held against them before anything of them is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entrenar.autograd import QuantizedTensor, random
-from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
-from entrenar.io.atomic import atomic_directory
+from entrenar.autograd import random
+from entrenar.errors import EntrenarError, FormatError, NumericsError
+from entrenar.io import atomic
+from entrenar.io.atomic import atomic_files, unwritable
 from entrenar.io.safetensors import open_safetensors, save_safetensors
+from entrenar.train import fingerprint
 from entrenar.train.diagnose import first_nonfinite_weight
 from entrenar.train.evaluate import Evaluation
 from entrenar.train.step import StepReport
@@ -27,49 +32,91 @@ from entrenar.train.step import StepReport
 if TYPE_CHECKING:
     from entrenar.train.trainer import Trainer
 
-VALUES, ARRAYS = "state.json", "state.safetensors"
-# What may differ when a run continues: it changes no bit, or (steps) says how far to go.
-FREE = ("steps", "threads", "evaluate_every", "gradient_checkpointing", "path", "held_out_fraction", "max_examples")
-FINGERPRINT_BYTES = 1 << 16  # of each frozen weight: enough to tell two bases apart
+VALUES, ARRAYS, SUMS = "state.json", "state.safetensors", "SHA256SUMS"
+FORMAT = 2
+READ = 1 << 20
 
 
-def identity(trainer: Trainer) -> dict[str, Any]:
-    """What decides the bits of a run: its settings, its frozen weights and its examples, the latter two as hashes."""
-    config = trainer.config
-    sections = {name: getattr(config, name) for name in ("training", "lr_schedule", "data", "lora", "qlora")}
-    settings = {
-        f"{name}.{key}": value
-        for name, section in sections.items()
-        if section is not None
-        for key, value in asdict(section).items()
-        if key not in FREE
-    }
-    base, data = hashlib.sha256(), hashlib.sha256()
-    for name, weight in trainer.model.named_parameters():
-        if not weight.requires_grad:
-            array = weight.codes if isinstance(weight, QuantizedTensor) else weight.numpy()
-            base.update(f"{name} {weight.dtype} {array.shape}".encode())
-            base.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8)[:FINGERPRINT_BYTES].tobytes())
-    for sample in trainer.loader.samples:
-        data.update(sample.tokens.tobytes())
-        data.update(sample.trained.tobytes())
-    return settings | {"the base model": base.hexdigest(), "the examples": data.hexdigest()}
+# ---------------------------------------------------------------------- the folder of all
+def steps_in(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, newest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if re.fullmatch(r"step-[1-9]\d{0,18}", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
-def _check_identity(directory: Path, found: Any, expected: Mapping[str, Any]) -> None:
-    if not isinstance(found, dict):
-        raise FormatError(f"{directory}: says nothing of its settings; the checkpoint is damaged.")
-    for key in (*expected, *found):
-        ours, theirs = expected.get(key), found.get(key)
-        if ours == theirs:
-            continue
-        if key.startswith("the "):
-            raise ConfigError(f"{directory}: was written with another of {key}; resume with the same, or start anew.")
-        raise ConfigError(
-            f"{key}: is {ours!r} and was {theirs!r} when {directory} was written; resume with the same, or start anew."
+def anything_in(folder: Path) -> Path | None:
+    """A checkpoint in `folder`, also of the format of earlier versions; None where there is none."""
+    return next(iter(steps_in(folder)), folder / VALUES if (folder / VALUES).exists() else None)
+
+
+def clear(folder: Path) -> None:
+    """Remove the checkpoints in `folder`, also of the format of earlier versions, and nothing else."""
+    for path in (*steps_in(folder), folder):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint's own files, then its folder where nothing else is in it."""
+    for name in (SUMS, VALUES, ARRAYS):  # without its sums it is none: a kill between leaves no half that is used
+        (path / name).unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+        path.rmdir()
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(READ):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def _sums(directory: Path) -> bytes:
+    return "".join(f"{_digest(directory / name)}  {name}\n" for name in (VALUES, ARRAYS)).encode()
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None where they are as they were written."""
+    try:
+        if (directory / SUMS).read_bytes() != _sums(directory):
+            return "its files do not have the checksums that they were written with"
+    except OSError as error:
+        name = Path(str(error.filename)).name
+        return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def newest(folder: Path) -> Path:
+    """The newest checkpoint in `folder`, held against its checksums.
+
+    FormatError where there is none, or where it is damaged; then with the newest that is sound.
+    """
+    found = steps_in(folder)
+    if not found and (folder / VALUES).exists():
+        raise FormatError(
+            f"{folder}: was written by an earlier version of entrenar, and cannot be continued; start anew with "
+            "--overwrite, or in another directory."
         )
+    if not found:
+        raise FormatError(f"{folder}: there is no checkpoint to resume; start without resume first.")
+    wrong = damage(found[0])
+    if wrong is None:
+        return found[0]
+    sound = next((path for path in found[1:] if damage(path) is None), None)
+    advice = f"remove it to continue from {sound}, which is sound" if sound else "there is no other; start anew"
+    raise FormatError(f"{found[0]}: is damaged ({wrong}); {advice}.")
 
 
+def date_of(folder: Path) -> datetime:
+    """The date at which the run of the newest checkpoint in `folder` began, which its templates write."""
+    directory = newest(folder)
+    with _reading(directory):
+        return datetime.fromisoformat(dict(json.loads((directory / VALUES).read_bytes())["dict"])["date"]["value"])
+
+
+# ---------------------------------------------------------------------- values and arrays
 def _split(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     """`value` with every array replaced by a reference into `arrays`."""
     if isinstance(value, np.ndarray):
@@ -101,15 +148,14 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, EntrenarError):
             raise
-        raise FormatError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or choose another place."
-        ) from error
+        raise unwritable(path, error) from error
 
 
-def save(trainer: Trainer, directory: Path) -> None:
-    """Write the state of a run; the previous checkpoint is replaced only when this one is complete.
+# ---------------------------------------------------------------------- saving and loading
+def save(trainer: Trainer, folder: Path, keep: int) -> Path:
+    """Write the state of a run into `folder`, then remove all but the newest `keep`; the path of the new one.
 
-    Raises NumericsError, and keeps the previous one, where a weight is not finite.
+    Raises NumericsError, and writes nothing, where a weight is not finite.
     """
     name = first_nonfinite_weight(trainer.parameters)
     if name is not None:
@@ -118,8 +164,11 @@ def save(trainer: Trainer, directory: Path) -> None:
             "The last checkpoint is kept."
         )
     state = {
+        "format": FORMAT,
+        "run": trainer.run_id,
+        "date": trainer.date.isoformat(),
         "step": trainer.step,
-        "identity": trainer.identity,
+        "fingerprint": trainer.fingerprint,
         "optimizer": trainer.optimizer.state_dict(),
         "schedule": trainer.schedule.state_dict(),
         "loader": trainer.loader.state_dict(),
@@ -130,48 +179,67 @@ def save(trainer: Trainer, directory: Path) -> None:
     }
     arrays: dict[str, np.ndarray] = {}
     values = _split(state, "state", arrays)
-    with writing(directory), atomic_directory(directory) as folder:
-        (folder / VALUES).write_text(json.dumps(values))
-        save_safetensors(folder / ARRAYS, arrays)
+    directory = folder / f"step-{trainer.step}"
+    with writing(directory), atomic_files(directory, key=SUMS) as part:
+        (part / VALUES).write_text(json.dumps(values))
+        save_safetensors(part / ARRAYS, arrays)
+        (part / SUMS).write_bytes(_sums(part))
+    with writing(folder):
+        for path in steps_in(folder)[keep:]:
+            _remove(path)
+    return directory
 
 
-def tidy(directory: Path) -> None:
-    """Remove what a process killed while it saved left beside `directory`, and put back what it had set aside."""
-    for aside in directory.parent.glob(f".{directory.name}.*.old"):
-        if directory.exists():
-            shutil.rmtree(aside)
-        else:
-            aside.replace(directory)
-    for part in directory.parent.glob(f".{directory.name}.*.part"):
-        shutil.rmtree(part)
+def tidy(folder: Path) -> None:
+    """Remove what a process killed while it saved left in `folder`."""
+    with writing(folder):
+        atomic.tidy(folder, r"step-\d+")
 
 
-def load(trainer: Trainer, directory: Path) -> None:
-    """Continue from a checkpoint; FormatError where it is missing or damaged, ConfigError where it is another run's."""
-    tidy(directory)
-    if not directory.is_dir():
-        raise FormatError(f"{directory}: there is no checkpoint to resume; start without resume first.")
+@contextmanager
+def _reading(directory: Path) -> Iterator[None]:
+    """What does not fit in a checkpoint, as one sentence that names it."""
     try:
+        yield
+    except EntrenarError as error:
+        if str(directory) in str(error):
+            raise
+        raise type(error)(f"{directory}: does not fit this run: {error}") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise FormatError(
+            f"{directory}: holds what no run writes ({type(error).__name__}: {error}); start anew."
+        ) from error
+
+
+def load(trainer: Trainer, folder: Path) -> None:
+    """Continue from the newest checkpoint in `folder`.
+
+    FormatError where it is missing or damaged, ConfigError where it is of a run with other settings, weights or data.
+    """
+    tidy(folder)
+    directory = newest(folder)
+    with _reading(directory):
         _restore(trainer, directory)
-    except EntrenarError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{directory}: is no complete checkpoint ({type(error).__name__}: {error}).") from error
 
 
 def _restore(trainer: Trainer, directory: Path) -> None:
-    values = json.loads((directory / VALUES).read_text())
-    arrays = {name: lazy.load() for name, lazy in open_safetensors(directory / ARRAYS).items()}
+    values = json.loads((directory / VALUES).read_bytes())
+    arrays = {}
+    for name, lazy in open_safetensors(directory / ARRAYS).items():
+        arrays[name] = lazy.load()
+        if lazy.type != "F32" or not np.isfinite(arrays[name]).all():
+            raise FormatError(f"{directory}: its array {name} is not of finite float32 numbers.")
     state = _join(values, arrays)
-    _check_identity(directory, state["identity"], trainer.identity)
+    if state["format"] != FORMAT:
+        raise FormatError(f"{directory}: has format {state['format']!r}, expected {FORMAT}; resume with its version.")
+    fingerprint.check(directory, state["fingerprint"], trainer.fingerprint)
     weights = state["weights"]
     for name, tensor in trainer.parameters:
         if np.shape(weights.get(name)) != tensor.shape:
             raise FormatError(
                 f"{directory}: its weight {name} has shape {np.shape(weights.get(name))}, expected {tensor.shape}."
             )
-    if not isinstance(state["step"], int) or state["step"] != len(state["reports"]) or state["step"] < 1:
-        raise FormatError(f"{directory}: stands at step {state['step']!r} after {len(state['reports'])} reports.")
+    _check_counts(state, directory)
     reports = list(_reports(state["reports"]))
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.schedule.load_state_dict(state["schedule"])
@@ -180,9 +248,24 @@ def _restore(trainer: Trainer, directory: Path) -> None:
     for name, tensor in trainer.parameters:
         tensor.numpy()[...] = weights[name]
     trainer.step, trainer.reports, trainer.notes = state["step"], reports, dict(state["notes"])
+    trainer.run_id, trainer.date = str(state["run"]), datetime.fromisoformat(state["date"])
+
+
+def _check_counts(state: Mapping[str, Any], directory: Path) -> None:
+    """FormatError where the whole numbers of a state are none, or contradict each other."""
+    step, schedule, loader = state["step"], state["schedule"], state["loader"]
+    counts = {"step": step, "schedule": schedule["last_step"], "epoch": loader["epoch"], "row": loader["position"]}
+    for name, value in counts.items():
+        if type(value) is not int or not 0 <= value < 1 << 63:
+            raise FormatError(f"{directory}: its {name} is {value!r}, expected a whole number.")
+    if not 1 <= step == len(state["reports"]) == schedule["last_step"] == int(directory.name.removeprefix("step-")):
+        raise FormatError(f"{directory}: stands at step {step} after {len(state['reports'])} reports.")
 
 
 def _reports(stored: Any) -> Iterator[StepReport]:
     for values in stored:
         held_out = values.pop("held_out")
+        numbers = [*values.values(), *(held_out or {}).values()]
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
+            raise ValueError(f"a report with {numbers}")
         yield StepReport(**values, held_out=None if held_out is None else Evaluation(**held_out))

@@ -123,11 +123,16 @@ class Checkpointing(Section):
     """[checkpointing]: what is written, and how often."""
 
     directory: str = option("outputs/run", help="folder for the result, metrics.csv and checkpoints")
-    every: int = option(0, help="steps between checkpoints; 0 writes none", minimum=0)
+    every: int = option(0, help="steps between checkpoints; 0 writes none by steps", minimum=0)
     resume: bool = option(
         False,
         help="continue from the checkpoint in the directory, to the same bits; the number of steps may change",
     )
+    minutes: float = option(
+        10.0, help="minutes between checkpoints, with one at the end; 0 writes none by time", minimum=0
+    )
+    keep: int = option(2, help="checkpoints that are kept, the newest", minimum=1)
+    overwrite: bool = option(False, help="replace what an earlier run left in the directory")
 
 
 @dataclass

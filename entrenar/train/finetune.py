@@ -22,6 +22,7 @@ from entrenar.llama.weights import kept_matrices, load
 from entrenar.lora.adapter import save_adapter
 from entrenar.train import dataset, report, session
 from entrenar.train.config import TrainConfig
+from entrenar.train.fingerprint import of_tokenizer
 from entrenar.train.memory import MemoryEstimate, plan
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
@@ -46,7 +47,7 @@ def finetune(
     Raises EntrenarError with one clear sentence for everything that is wrong with the input, before training starts
     wherever it can be known.
     """
-    console = console or Console()
+    console = console or report.Output()
     if config.adapter is None:
         if dtype not in ("auto", "float32"):
             raise ConfigError(f"dtype is {dtype}, which is storage of frozen weights; train all weights in float32.")
@@ -130,7 +131,8 @@ def _assemble(
     model.gradient_checkpointing = checkpointing
     notes = [*checkpoint.notes, *tokenizer.notes, *vocabulary_note(tokenizer, rows), *data.report.notes()]
     summary = Summary(notes, data.report.table())
-    return Trainer(model, config, loader, batches), tokenizer, data.shown, needed, summary
+    fixed = {"the tokenizer": of_tokenizer(tokenizer)}
+    return Trainer(model, config, loader, batches, fixed=fixed), tokenizer, data.shown, needed, summary
 
 
 def _check_can_be_saved(checkpoint: Checkpoint) -> None:

@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from entrenar.io.atomic import atomic_file
 from entrenar.train.evaluate import Evaluation
@@ -21,6 +22,13 @@ T = TypeVar("T")
 FEW_TOKENS = 400  # of a held-out set, below which its loss is said to say little
 PLAIN_EVERY = 5  # steps between lines where the output is no terminal
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "tokens", "trained_tokens", "seconds", "held_out_loss")
+
+
+class Output(Console):
+    """Standard output, which may be closed while the run goes on: rich would end the program without a word."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def facts(console: Console, title: str, rows: dict[str, str]) -> None:
@@ -49,6 +57,26 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
+def duration(seconds: float) -> str:
+    """Seconds as they are read best: seconds up to an hour, hours up to four days, then days, up to a century."""
+    if seconds < 3600:
+        return f"{seconds:4.0f} s"
+    if seconds < 96 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    days = seconds / 86400
+    return f"{days:.0f} days" if days < 36500 else "over 100 years"
+
+
+class TimeLeft(TimeRemainingColumn):
+    """The time left, which rich cannot hold beyond a million years."""
+
+    def render(self, task: Task) -> Text:
+        remaining = task.time_remaining
+        if remaining is not None and remaining >= 96 * 3600:
+            return Text(duration(remaining), style="progress.remaining")
+        return super().render(task)
+
+
 class StepDisplay:
     """A progress bar with loss, tokens/s and time left; lines every few steps where the output is no terminal."""
 
@@ -63,8 +91,8 @@ class StepDisplay:
         text = f"loss {report.loss:.4f}  {rate:6.1f} tokens/s"
         self.progress.update(self.task, completed=report.step, description=text)
         if not self.console.is_terminal and (report.step % PLAIN_EVERY == 0 or report.step in (1, 3, self.total)):
-            left = (self.total - report.step) * report.tokens / rate
-            self.console.print(f"step {report.step}/{self.total}  {text}  {left:4.0f} s left")
+            left = duration((self.total - report.step) * report.tokens / rate)
+            self.console.print(f"step {report.step}/{self.total}  {text}  {left} left")
         if report.held_out is not None:
             self.console.print(f"step {report.step}: held-out loss {report.held_out.loss:.4f}")
 
@@ -78,7 +106,7 @@ def track(console: Console, items: Sequence[T], title: str) -> Iterable[T]:
 @contextmanager
 def steps(console: Console, total: int, done: int) -> Iterator[StepDisplay]:
     """The display of the training steps."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("training", total=total, completed=done)
         yield StepDisplay(console, progress, task, total)

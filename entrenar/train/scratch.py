@@ -31,7 +31,7 @@ def train_from_scratch(shape: LLaMAConfig, config: TrainConfig, console: Console
 
     Raises ConfigError where adapters are configured (there is no base to adapt) or the text is too short.
     """
-    console = console or Console()
+    console = console or report.Output()
     t = config.training
     if config.adapter is not None:
         raise ConfigError("[lora] and [qlora] need a pretrained base; remove the section to train from scratch.")

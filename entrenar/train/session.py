@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -14,9 +15,10 @@ from rich.markup import escape
 from entrenar._kernels import cpu
 from entrenar.autograd.precision import auto_precision, matmul_precision
 from entrenar.data import Batch, DataLoader, Sample, evaluation_batches
-from entrenar.errors import ConfigError, FormatError
+from entrenar.errors import EntrenarError, FormatError
+from entrenar.io.chat_template import rendering_date
 from entrenar.llama.budget import available_memory
-from entrenar.train import checkpoint, report
+from entrenar.train import checkpoint, folder, interrupt, report
 from entrenar.train.config import TrainConfig
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.memory import MemoryEstimate
@@ -43,37 +45,26 @@ class Result:
 
 @contextmanager
 def prepared(config: TrainConfig) -> Iterator[None]:
-    """Threads and precision as `config` wants them inside the block; before it, whether the output can be written."""
-    _check_directory(config)
+    """Threads, precision, signals and date as the run wants them inside the block, its output folder its own.
+
+    ConfigError before it where the output cannot be written, is another run's, or would be lost.
+    """
+    folder.check(config)
+    directory, resume = Path(config.checkpointing.directory), config.checkpointing.resume
+    date = checkpoint.date_of(directory / "checkpoint") if resume else datetime.now()
     wanted, threads = config.training.precision, cpu.get_num_threads()
     if config.training.threads:
         cpu.set_num_threads(config.training.threads)
     try:
-        with matmul_precision(auto_precision() if wanted == "auto" else wanted):
+        with (
+            interrupt.heeded(),
+            folder.locked(directory),
+            rendering_date(date),
+            matmul_precision(auto_precision() if wanted == "auto" else wanted),
+        ):
             yield
     finally:
         cpu.set_num_threads(threads)
-
-
-def _check_directory(config: TrainConfig) -> None:
-    """Raise ConfigError where the output cannot be written, before hours are spent on it."""
-    directory = Path(config.checkpointing.directory)
-    for name, wrong in (
-        ("adapter", Path.is_file),
-        ("model", Path.is_file),
-        ("metrics.csv", Path.is_dir),
-        (SUMMARY, Path.is_dir),
-    ):
-        if wrong(directory / name):
-            raise ConfigError(f"checkpointing.directory: {directory / name} is in the way; choose another directory.")
-    existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"checkpointing.directory: {directory} cannot be written ({existing}: {error.strerror}); choose another."
-        ) from error
 
 
 def batches(
@@ -116,31 +107,61 @@ def run(
     console: Console,
 ) -> Result:
     """Evaluate, train, evaluate, write `output` (by `save`), metrics.csv and summary.json, and show what changed."""
-    metrics = output.parent / "metrics.csv"
+    metrics, directory = output.parent / folder.METRICS, output.parent
+    summary.run = trainer.run_id
+    if trainer.saved:
+        folder.check_run(directory, trainer.run_id)
+    before: Evaluation | None = None
 
-    def on_checkpoint() -> None:
+    def record(after: Evaluation | None = None) -> None:
         with checkpoint.writing(metrics):
             report.write_metrics(metrics, trainer.reports)
+            summary.write(directory / SUMMARY, trainer.reports, before, after)
 
-    trainer.on_checkpoint = on_checkpoint
+    trainer.on_checkpoint = record
+    written = False
     try:
         before, sample_before = _before(trainer, sample, console)
-        with report.steps(console, trainer.config.training.steps, trainer.step) as display:
-            trainer.on_step = display
-            reports = trainer.run()
+        if not trainer.saved and trainer.config.checkpointing.overwrite:
+            folder.clear(directory)
+        failed = _train(trainer, console)
+        with interrupt.deferred(), checkpoint.writing(output):  # before what may still fail or be interrupted
+            save(output)
+            record()
+            written = True
+        if failed is not None:
+            raise FormatError(f"{output} is written, and no checkpoint of the last step: {failed}") from failed
         after = _evaluated(trainer, console)
         sample_after = sample()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_where_it_stands(trainer)) from None
-    with checkpoint.writing(output):
-        save(output)
-        report.write_metrics(metrics, reports)
-        summary.write(output.parent / SUMMARY, reports, before, after)
+    except KeyboardInterrupt as stop:
+        stands = f"{output} is written; the evaluation after training is missing." if written else _stands(trainer)
+        raise interrupt.Interrupted(stands, getattr(stop, "number", signal.SIGINT)) from None
+    record(after)
     report.comparison(console, before, after)
     for title, text in (("Prompt", prompt), ("Before", sample_before), ("After", sample_after)):
         console.print(f"[bold]{title}:[/bold] {escape(report.printable(text))}")
     console.print(f"[bold]Written:[/bold] {escape(str(output))} and {escape(str(metrics))}", soft_wrap=True)
-    return Result(before, after, sample_before, sample_after, output, metrics, reports)
+    return Result(before, after, sample_before, sample_after, output, metrics, trainer.reports)
+
+
+def _train(trainer: Trainer, console: Console) -> FormatError | None:
+    """Train and show it; what kept the last checkpoint from being written, which must not cost the result.
+
+    Where nobody can see it any more, the run ends with a checkpoint.
+    """
+    try:
+        with report.steps(console, trainer.config.training.steps, trainer.step) as display:
+            trainer.on_step = display
+            trainer.run()
+    except FormatError as error:
+        if trainer.step < trainer.config.training.steps:
+            raise
+        return error
+    except BrokenPipeError:
+        if trainer.step > trainer.saved:
+            trainer.save()
+        raise EntrenarError(f"standard output was closed: {_stands(trainer)}") from None
+    return None
 
 
 def _evaluated(trainer: Trainer, console: Console) -> Evaluation | None:
@@ -170,11 +191,10 @@ def _before(trainer: Trainer, sample: Callable[[], str], console: Console) -> tu
     return before, answer
 
 
-def _where_it_stands(trainer: Trainer) -> str:
-    """The sentence for a run that was interrupted."""
+def _stands(trainer: Trainer) -> str:
+    """The sentence for a run that was stopped."""
+    steps = f"stopped after step {trainer.step} of {trainer.config.training.steps}"
     if not trainer.saved:
-        return f"stopped after step {trainer.step}; nothing was written (--checkpoint-every N keeps checkpoints)."
-    return (
-        f"stopped after step {trainer.step}; {trainer.checkpoint_directory} holds step {trainer.saved}, "
-        "and --resume continues from there."
-    )
+        return f"{steps}; nothing was written."
+    where = trainer.checkpoint_directory
+    return f"{steps}; {where}/step-{trainer.saved} is written, and the same command with --resume continues from there."

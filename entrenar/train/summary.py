@@ -17,16 +17,18 @@ SUMMARY = "summary.json"
 
 @dataclass
 class Summary:
-    """`notes` are sentences for the user, shown before training too; `data` has the counts of the examples."""
+    """`notes` are sentences for the user, shown before training too; `data` counts the examples; `run` is an id."""
 
     notes: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    run: str = ""
 
     def write(
         self, path: Path, reports: Sequence[StepReport], before: Evaluation | None, after: Evaluation | None
     ) -> None:
         """Write the summary as JSON; evaluations that were not made are null. Raises OSError."""
         table = {
+            "run": self.run,
             "steps": len(reports),
             "tokens": sum(report.tokens for report in reports),
             "trained_tokens": sum(report.trained_tokens for report in reports),

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from entrenar.autograd import manual_seed, random
 from entrenar.data import Batch, DataLoader
-from entrenar.errors import NumericsError
+from entrenar.errors import ConfigError, NumericsError
+from entrenar.io.chat_template import today
 from entrenar.llama.model import LLaMAModel
 from entrenar.lora.adapter import set_training
 from entrenar.optim import clip_factor, grad_norm
-from entrenar.train import checkpoint
+from entrenar.train import checkpoint, interrupt
 from entrenar.train.config import TrainConfig
 from entrenar.train.diagnose import first_nonfinite
 from entrenar.train.evaluate import evaluate
+from entrenar.train.fingerprint import fingerprint
 from entrenar.train.step import StepReport
 
 
@@ -28,7 +31,9 @@ class Trainer:
 
     `on_step` is called after every optimizer step, `on_checkpoint` after every checkpoint. A loss or gradient that is
     not finite raises NumericsError before the weights change; the last checkpoint stays. `reports` (one for each step
-    of the run) and `notes` (values that JSON can hold) are kept across a resume.
+    of the run), `notes` (values that JSON can hold), `run_id` and `date` are kept across a resume. `fixed` names what
+    else must be the same where the run resumes. The first SIGINT or SIGTERM, where `interrupt.heeded`, ends the step,
+    writes a checkpoint and raises Interrupted. ConfigError where the folder has another run's checkpoints.
     """
 
     model: LLaMAModel
@@ -39,6 +44,7 @@ class Trainer:
     on_checkpoint: Callable[[], None] = lambda: None
     reports: list[StepReport] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.parameters = self.model.trainable_parameters()
@@ -47,26 +53,47 @@ class Trainer:
         self.step = 0
         self.saved = 0  # the step of the checkpoint on disk
         manual_seed(self.config.training.seed)
+        self.run_id, self.date = uuid.uuid4().hex, today()
         self.checkpoint_directory = Path(self.config.checkpointing.directory) / "checkpoint"
-        self.identity = checkpoint.identity(self)
+        self.fingerprint = fingerprint(self)
         if self.config.checkpointing.resume:
             checkpoint.load(self, self.checkpoint_directory)
             self.saved = self.step
+        elif not self.config.checkpointing.overwrite and checkpoint.anything_in(self.checkpoint_directory):
+            raise ConfigError(
+                f"{self.checkpoint_directory}: holds checkpoints of an earlier run; resume, overwrite, or choose "
+                "another directory."
+            )
 
     def run(self) -> list[StepReport]:
         """Train the steps that are left; returns a report for each step of the run, resumed ones included."""
-        settings = self.config.training
         set_training(self.model, True)
-        while self.step < settings.steps:
-            report = self._one_step()
-            self.reports.append(report)
-            every = self.config.checkpointing.every
-            if every and (self.step % every == 0 or self.step == settings.steps):
-                checkpoint.save(self, self.checkpoint_directory)
-                self.saved = self.step
-                self.on_checkpoint()
-            self.on_step(report)
+        if not self.saved and self.config.checkpointing.overwrite:
+            checkpoint.clear(self.checkpoint_directory)
+        self._last_save = time.monotonic()
+        with interrupt.deferred():
+            while self.step < self.config.training.steps and not interrupt.asked():
+                report = self._one_step()
+                self.reports.append(report)
+                if self._checkpoint_is_due() or interrupt.asked():
+                    self.save()
+                self.on_step(report)
+            if interrupt.asked() and self.step > self.saved:  # since the last look
+                self.save()
         return self.reports
+
+    def _checkpoint_is_due(self) -> bool:
+        c = self.config.checkpointing
+        if self.step == self.config.training.steps:
+            return bool(c.every or c.minutes)
+        by_time = c.minutes and time.monotonic() - self._last_save >= 60 * c.minutes
+        return bool(by_time or (c.every and self.step % c.every == 0))
+
+    def save(self) -> None:
+        """Write a checkpoint of the run as it stands, and tell `on_checkpoint`."""
+        checkpoint.save(self, self.checkpoint_directory, self.config.checkpointing.keep)
+        self.saved, self._last_save = self.step, time.monotonic()
+        self.on_checkpoint()
 
     def _one_step(self) -> StepReport:
         started = time.perf_counter()

@@ -82,6 +82,7 @@ def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(
     example = str(ROOT / "examples" / "llama2_finetune_qlora.py")
     files = ["--model", str(model), "--data", str(data), "--output", str(tmp_path / "run")]
     command = [sys.executable, "-c", program, example, *files, *SETTINGS, "--checkpoint-every", str(every)]
+    command += [] if every else ["--checkpoint-minutes", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 1

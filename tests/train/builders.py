@@ -49,7 +49,15 @@ def samples(count: int = 20, seed: int = 0, vocab_size: int = SHAPE.vocab_size) 
 
 
 def run_config(
-    directory: Path | str, *, lora: LoRAConfig | None = None, every: int = 0, resume: bool = False, **training: Any
+    directory: Path | str,
+    *,
+    lora: LoRAConfig | None = None,
+    every: int = 0,
+    resume: bool = False,
+    minutes: float = 0,
+    keep: int = 2,
+    overwrite: bool = False,
+    **training: Any,
 ) -> TrainConfig:
     """Six short steps with a constant learning rate, unless said otherwise."""
     schedule = training.pop("lr_schedule", LRSchedule(name="constant", warmup_steps=0))
@@ -57,7 +65,7 @@ def run_config(
     return TrainConfig(
         training=Training(**(values | training)),
         lr_schedule=schedule,
-        checkpointing=Checkpointing(str(directory), every, resume),
+        checkpointing=Checkpointing(str(directory), every, resume, minutes, keep, overwrite),
         lora=lora,
     )
 
@@ -82,6 +90,13 @@ def weights_hash(trainer: Trainer) -> str:
     for name, tensor in trainer.parameters:
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def seal(directory: Path) -> None:
+    """Give a checkpoint the checksums of its files as they are."""
+    names = [name for name in ("state.json", "state.safetensors") if (directory / name).exists()]
+    lines = [f"{hashlib.sha256((directory / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (directory / "SHA256SUMS").write_text("".join(lines))
 
 
 def losses(trainer: Trainer) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,11 +19,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from entrenar._kernels import cpu
+from entrenar.autograd.precision import matmul_precision
 from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
+from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig
 from entrenar.train import Trainer
 from entrenar.train.config import LRSchedule
-from tests.train.builders import DROPOUT, losses, run_config, trainer_of, weights_hash
+from entrenar.train.step import StepReport
+from tests.train.builders import DROPOUT, losses, run_config, seal, trainer_of, weights_hash
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,7 +117,10 @@ def test_held_out_losses_of_earlier_steps_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 2e-2}, r"training\.learning_rate: is 0\.02 and was 0\.01 when .*checkpoint was written"),
+        (
+            {"learning_rate": 2e-2},
+            r"training\.learning_rate: is 0\.02 and was 0\.01 when .*checkpoint/step-4 was written",
+        ),
         ({"seed": 4}, r"training\.seed: is 4 and was 3"),
         ({"batch_size": 1}, r"training\.batch_size: is 1 and was 2"),
         ({"optimizer": "adam"}, r"training\.optimizer: is 'adam' and was 'adamw'"),
@@ -133,7 +140,7 @@ def test_other_settings_are_refused_with_both_values(change: dict[str, Any], mes
 
 @pytest.mark.unit
 def test_other_examples_are_refused(written: Path) -> None:
-    with pytest.raises(ConfigError, match=r"checkpoint: was written with another of the examples"):
+    with pytest.raises(ConfigError, match=r"checkpoint/step-4: was written with another of the examples"):
         trainer_of(run_config(written, lora=DROPOUT, resume=True), data_seed=1)
 
 
@@ -141,8 +148,8 @@ def test_other_examples_are_refused(written: Path) -> None:
 def test_another_base_model_is_refused(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.train import builders
 
-    monkeypatch.setattr(builders, "SHAPE", replace(builders.SHAPE, initializer_range=0.11))
-    with pytest.raises(ConfigError, match=r"checkpoint: was written with another of the base model"):
+    monkeypatch.setattr(builders, "LLaMAModel", lambda shape, seed: LLaMAModel(shape, seed=seed + 1))
+    with pytest.raises(ConfigError, match=r"checkpoint/step-4: was written with another of the base model"):
         trainer_of(run_config(written, lora=DROPOUT, resume=True))
 
 
@@ -186,7 +193,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "no step count": ("state.json", lambda path: edit(path, lambda e: e.update(step={"value": "4"}))),
     "a step of the future": ("state.json", lambda path: edit(path, lambda e: e.update(step={"value": 9}))),
     "no reports": ("state.json", lambda path: edit(path, lambda e: e.update(reports={"value": 7}))),
-    "no identity": ("state.json", lambda path: edit(path, lambda e: e.update(identity={"value": 1}))),
+    "no fingerprint": ("state.json", lambda path: edit(path, lambda e: e.update(fingerprint={"value": 1}))),
     "no optimizer": ("state.json", lambda path: edit(path, lambda e: e.update(optimizer={"value": {}}))),
     "no schedule": ("state.json", lambda path: edit(path, lambda e: e.update(schedule={"value": {}}))),
     "no position": ("state.json", lambda path: edit(path, lambda e: e.update(loader={"value": {}}))),
@@ -197,16 +204,188 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
 }
 
 
-@pytest.mark.chaos
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_one_clear_error(damage: str, written: Path) -> None:
-    file, break_it = DAMAGES[damage]
-    break_it(written / "checkpoint" / file)
+def message(folder: Path) -> str:
+    """With which the run in `folder` does not resume."""
     with pytest.raises(EntrenarError) as error:
-        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+        trainer_of(run_config(folder, lora=DROPOUT, resume=True))
     text = str(error.value)
     assert "\n" not in text
-    assert "checkpoint" in text or "state" in text, text
+    assert "checkpoint/step-4" in text, text
+    return text
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_one_clear_error_whatever_its_checksums_say(damage: str, written: Path) -> None:
+    file, break_it = DAMAGES[damage]
+    newest = written / "checkpoint" / "step-4"
+    break_it(newest / file)
+    assert "step-4: is damaged (" in message(written)
+    assert f"remove it to continue from {newest.with_name('step-2')}, which is sound" in message(written)
+    seal(newest)
+    message(written)
+    shutil.rmtree(newest)
+    assert trainer_of(run_config(written, lora=DROPOUT, resume=True)).step == 2
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors", "SHA256SUMS"])
+def test_no_flipped_bit_of_a_checkpoint_is_used(name: str, written: Path) -> None:
+    file = written / "checkpoint" / "step-4" / name
+    content, rng = file.read_bytes(), np.random.default_rng(5)
+    for bit in rng.integers(0, 8 * len(content), 25):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << (bit % 8)
+        file.write_bytes(flipped)
+        assert "is damaged (its files do not have the checksums" in message(written)
+    file.write_bytes(content)
+    assert trainer_of(run_config(written, lora=DROPOUT, resume=True)).step == 4
+
+
+@pytest.mark.chaos
+def test_changed_values_under_right_checksums_are_the_state_of_a_run_or_one_sentence(written: Path) -> None:
+    """Every value of state.json in turn becomes what no run writes; the checksums are right."""
+    directory = written / "checkpoint" / "step-4"
+    text = (directory / "state.json").read_text()
+    places = list(re.finditer(r'"value": (-?[\d.e+-]+)(?=[},])', text))
+    rng, refused = np.random.default_rng(2), 0
+    for place in rng.choice(len(places), 40, replace=False):
+        match = places[place]
+        for value in ("null", "NaN", "-1", "1e999", "9" * 25, '"x"'):
+            (directory / "state.json").write_text(text[: match.start(1)] + value + text[match.end(1) :])
+            seal(directory)
+            try:
+                trainer_of(run_config(written, lora=DROPOUT, resume=True))
+            except EntrenarError as error:
+                assert "\n" not in str(error) and "step-4" in str(error)
+                refused += 1
+    assert refused > 150
+
+
+@pytest.mark.unit
+def test_arrays_of_another_type_or_that_are_no_numbers_are_refused(written: Path) -> None:
+    directory = written / "checkpoint" / "step-4"
+    arrays = load_file(directory / "state.safetensors")
+    name = next(name for name in arrays if "weights" in name)
+    for array in (arrays[name].view(np.int32), np.full_like(arrays[name], np.nan)):
+        save_file(arrays | {name: array}, directory / "state.safetensors")
+        seal(directory)
+        assert re.search(r"its array .* is not of finite float32 numbers", message(written))
+
+
+@pytest.mark.unit
+def test_a_checkpoint_of_an_earlier_version_is_one_sentence(written: Path) -> None:
+    (written / "checkpoint" / "step-4" / "state.json").rename(written / "checkpoint" / "state.json")
+    for step in ("step-2", "step-4"):
+        shutil.rmtree(written / "checkpoint" / step)
+    with pytest.raises(FormatError, match=r"checkpoint: was written by an earlier version of entrenar, and cannot be"):
+        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+
+
+# ---------------------------------------------------------------------- which are kept, and when they are written
+def kept(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoint").iterdir())
+
+
+@pytest.mark.unit
+def test_the_newest_checkpoints_are_kept_and_other_files_stay(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint" / "step-9x").mkdir(parents=True)
+    trainer = trainer_of(run_config(tmp_path, every=1, keep=3))
+    trainer.on_step = lambda report: (tmp_path / "checkpoint" / "step-2" / "mine").touch() if report.step == 2 else None
+    trainer.run()
+    assert kept(tmp_path) == ["step-2", "step-4", "step-5", "step-6", "step-9x"]
+    assert [path.name for path in (tmp_path / "checkpoint" / "step-2").iterdir()] == ["mine"]
+    (tmp_path / "checkpoint" / "step-9").symlink_to("nothing")
+    assert trainer_of(run_config(tmp_path, resume=True)).step == 6
+
+
+@pytest.mark.unit
+def test_checkpoints_are_written_by_time_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from entrenar.train import trainer as module
+
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    trainer, saved = trainer_of(run_config(tmp_path, minutes=2.0)), []
+
+    def on_step(report: StepReport) -> None:
+        nonlocal now
+        now += 50.0
+
+    trainer.on_step, trainer.on_checkpoint = on_step, lambda: saved.append(trainer.step)
+    trainer.run()
+    assert saved == [4, 6] and kept(tmp_path) == ["step-4", "step-6"]
+    plain = trainer_of(run_config(tmp_path / "plain"))
+    plain.run()
+    assert not (tmp_path / "plain").exists()
+    assert weights_hash(plain) == weights_hash(trainer)
+
+
+@pytest.mark.unit
+def test_a_linked_checkpoint_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint").symlink_to("../disk")
+    stop_after(trainer_of(run_config(tmp_path / "run", every=2)), 3)
+    assert trainer_of(run_config(tmp_path / "run", resume=True)).step == 2
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["step-2"]
+
+
+@pytest.mark.unit
+def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(written: Path) -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint: holds checkpoints of an earlier run; resume, overwrite, or"):
+        trainer_of(run_config(written, lora=DROPOUT))
+    anew = trainer_of(run_config(written, lora=DROPOUT, every=4, overwrite=True))
+    assert kept(written) == ["step-2", "step-4"]  # until the new run begins
+    stop_after(anew, 3)
+    assert not (written / "checkpoint").exists()
+
+
+# ---------------------------------------------------------------------- what the fingerprint holds
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [({"rope_theta": 20000.0}, r"model\.rope_theta: is 20000\.0 and was 10000\.0"), ({"rms_norm_eps": 1e-3}, "model")],
+)
+def test_another_shape_of_the_model_is_refused_by_name(
+    change: dict[str, Any], name: str, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.train import builders
+
+    monkeypatch.setattr(builders, "SHAPE", replace(builders.SHAPE, **change))
+    with pytest.raises(ConfigError, match=name):
+        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+
+
+@pytest.mark.unit
+def test_one_bit_at_the_end_of_a_frozen_weight_is_seen(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.train import builders
+
+    def changed(*arguments: Any, **options: Any) -> LLaMAModel:
+        model = LLaMAModel(*arguments, **options)
+        dict(model.named_parameters())["lm_head.weight"].numpy().reshape(-1).view(np.uint32)[-1] ^= 1  # type: ignore[union-attr]
+        return model
+
+    monkeypatch.setattr(builders, "LLaMAModel", changed)
+    with pytest.raises(ConfigError, match=r"step-4: was written with another of the base model"):
+        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+
+
+@pytest.mark.unit
+def test_the_engine_and_the_version_are_part_of_the_fingerprint(
+    written: Path, monkeypatch: pytest.MonkeyPatch, threads: None
+) -> None:
+    cpu.set_num_threads(2)
+    trainer_of(run_config(written, lora=DROPOUT, resume=True))  # threads change no bit
+    with matmul_precision("high"), pytest.raises(ConfigError, match=r"matmul precision: is 'high' and was 'highest'"):
+        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+    with monkeypatch.context() as patch:
+        patch.setattr("entrenar.train.fingerprint.version", lambda name: "0.0.7")
+        with pytest.raises(ConfigError, match=r"entrenar's version: is '0\.0\.7' and was"):
+            trainer_of(run_config(written, lora=DROPOUT, resume=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "tier", lambda: "v9")
+        with pytest.raises(ConfigError, match=r"SIMD tier: is 'v9' and was"):
+            trainer_of(run_config(written, lora=DROPOUT, resume=True))
 
 
 @pytest.mark.unit
@@ -238,7 +417,9 @@ def test_a_full_disk_keeps_the_previous_checkpoint(written: Path, monkeypatch: p
 
     trainer = trainer_of(run_config(written, lora=DROPOUT, every=2, resume=True))
     monkeypatch.setattr("entrenar.train.checkpoint.save_safetensors", full)
-    with pytest.raises(FormatError, match=r"checkpoint: cannot be written \(No space left on device\); make room"):
+    with pytest.raises(
+        FormatError, match=r"checkpoint/step-6: cannot be written \(No space left on device\); make room"
+    ):
         trainer.run()
     assert sorted(path.name for path in written.iterdir()) == ["checkpoint"]
     assert trainer_of(run_config(written, lora=DROPOUT, resume=True)).step == 4
@@ -266,7 +447,7 @@ def armed(report):
         elif moment == "before it has its name":
             files.sync = lambda path: die() if path.name.endswith(".part") and path.is_dir() else sync(path)
         else:  # when it has it
-            files.sync = lambda path: die() if path == Path(sys.argv[1]) else sync(path)
+            files.sync = lambda path: die() if path == Path(sys.argv[1], "checkpoint") else sync(path)
 
 trainer.on_step = armed
 trainer.run()
@@ -288,11 +469,3 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(moment: str, 
     whole.run()
     resumed.run()
     assert weights_hash(resumed) == weights_hash(whole)
-
-
-@pytest.mark.chaos
-def test_a_checkpoint_that_was_set_aside_comes_back(written: Path) -> None:
-    (written / "checkpoint").rename(written / ".checkpoint.abc.old")
-    shutil.copytree(written / ".checkpoint.abc.old", written / ".checkpoint.xyz.part")
-    assert trainer_of(run_config(written, lora=DROPOUT, resume=True)).step == 4
-    assert sorted(path.name for path in written.iterdir()) == ["checkpoint"]

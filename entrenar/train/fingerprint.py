@@ -1,0 +1,107 @@
+"""What decides the bits of a run: a resumed one must have the same, and is refused by name of what differs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from entrenar._kernels import cpu
+from entrenar.autograd import QuantizedTensor, Tensor
+from entrenar.errors import ConfigError, FormatError
+from entrenar.io.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from entrenar.train.trainer import Trainer
+
+# What may differ when a run continues: it changes no bit, or (steps) says how far to go. The precision is taken as it
+# is in effect.
+FREE = (
+    *("steps", "threads", "precision", "evaluate_every", "gradient_checkpointing"),
+    *("path", "held_out_fraction", "max_examples"),
+)
+
+
+def fingerprint(trainer: Trainer) -> dict[str, Any]:
+    """Settings, shape, engine and version as values; frozen weights and examples, whole, as hashes."""
+    config = trainer.config
+    sections = {name: getattr(config, name) for name in ("training", "lr_schedule", "data", "lora", "qlora")}
+    settings = {
+        f"{name}.{key}": value
+        for name, section in sections.items()
+        if section is not None
+        for key, value in asdict(section).items()
+        if key not in FREE
+    }
+    weights = [weight for _, weight in trainer.model.named_parameters()]
+    values = {
+        **settings,
+        **{f"model.{key}": value for key, value in asdict(trainer.model.config).items()},
+        "matmul precision": cpu.effective_precision(cpu.get_matmul_precision()),
+        "SIMD tier": cpu.tier(),
+        "dtype": ", ".join(sorted({w.dtype if isinstance(w, Tensor) else w.kind for w in weights})),
+        "entrenar's version": _version(),
+        "the base model": _frozen(trainer),
+        **trainer.fixed,
+        "the examples": _examples(trainer),
+    }
+    return dict(json.loads(json.dumps(values, default=repr)))  # as it comes back from a file
+
+
+def _version() -> str:
+    try:
+        return version("entrenar")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"
+
+
+def _frozen(trainer: Trainer) -> str:
+    """BLAKE2b over every byte of every frozen weight, each hashed by a thread (hashlib lets go of the GIL)."""
+
+    def digest(item: tuple[str, Any]) -> bytes:
+        name, weight = item
+        arrays = weight.to_arrays() if isinstance(weight, QuantizedTensor) else {"": weight.numpy()}
+        found = hashlib.blake2b(f"{name} {weight.dtype} {weight.shape}".encode())
+        for key, array in sorted(arrays.items()):
+            found.update(f"{key} {array.dtype} {array.shape}".encode())
+            found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return found.digest()
+
+    frozen = [(name, weight) for name, weight in trainer.model.named_parameters() if not weight.requires_grad]
+    with ThreadPoolExecutor(cpu.get_num_threads()) as pool:
+        return hashlib.blake2b(b"".join(pool.map(digest, frozen))).hexdigest()
+
+
+def _examples(trainer: Trainer) -> str:
+    data = hashlib.blake2b()
+    for sample in trainer.loader.samples:
+        data.update(sample.tokens.tobytes())
+        data.update(sample.trained.tobytes())
+    return data.hexdigest()
+
+
+def of_tokenizer(tokenizer: Tokenizer) -> str:
+    """A hash of a tokenizer with its template."""
+    return hashlib.blake2b(f"{tokenizer.backend.to_str()}{tokenizer.chat_template}".encode()).hexdigest()
+
+
+def check(directory: Path, found: Any, expected: Mapping[str, Any]) -> None:
+    """ConfigError, naming the first difference, where a checkpoint's fingerprint is not that of this run."""
+    if not isinstance(found, dict):
+        raise FormatError(f"{directory}: says nothing of its settings; the checkpoint is damaged.")
+    for key in dict.fromkeys((*expected, *found)):
+        ours, theirs = expected.get(key), found.get(key)
+        if ours == theirs:
+            continue
+        if key.startswith("the "):
+            raise ConfigError(f"{directory}: was written with another of {key}; resume with the same, or start anew.")
+        raise ConfigError(
+            f"{key}: is {ours!r} and was {theirs!r} when {directory} was written; resume with the same, or start anew."
+        )

@@ -1,0 +1,134 @@
+"""The output folder of a run: one run at a time, and nothing of an earlier one lost or continued by mistake."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from entrenar.errors import ConfigError, FormatError
+from entrenar.io.atomic import made_folders, real_file, real_folder
+from entrenar.train import checkpoint
+from entrenar.train.config import TrainConfig
+from entrenar.train.summary import SUMMARY
+
+LOCK, METRICS = ".entrenar.lock", "metrics.csv"
+RESULTS = (
+    *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    *("model/config.json", "model/model.safetensors", "model/model.safetensors.index.json"),
+    *(METRICS, SUMMARY),
+)
+
+
+def check(config: TrainConfig) -> None:
+    """ConfigError, before anything is read, where the output cannot be written or an earlier run's would be lost."""
+    settings = config.checkpointing
+    directory = Path(settings.directory)
+    places = [(name, real_folder) for name in ("adapter", "model", "checkpoint")]
+    for name, real in (*places, (METRICS, real_file), (SUMMARY, real_file)):
+        try:
+            real(directory / name)
+        except FormatError as error:
+            if "cannot be written (Not a directory)" in str(error):
+                break  # the folder itself: said below
+            raise ConfigError(
+                f"checkpointing.directory: {directory / name} is in the way; choose another directory ({error})"
+            ) from error
+    existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"checkpointing.directory: {directory} cannot be written ({existing}: {error.strerror}); choose another."
+        ) from error
+    if settings.resume and settings.overwrite:
+        raise ConfigError("checkpointing.overwrite: is set together with resume; choose one of the two.")
+    left = earlier(directory)
+    if left is not None and not settings.resume and not settings.overwrite:
+        raise ConfigError(
+            f"checkpointing.directory: {directory} holds an earlier run ({left.relative_to(directory)}); continue it "
+            "with --resume, replace it with --overwrite, or choose another directory."
+        )
+
+
+def earlier(directory: Path) -> Path | None:
+    """Something that an earlier run left in `directory`; None where there is nothing."""
+    found = [directory / name for name in RESULTS if (directory / name).exists()]
+    return next(iter(found), checkpoint.anything_in(directory / "checkpoint"))
+
+
+def clear(directory: Path) -> None:
+    """Remove the checkpoints and the records of an earlier run; its result stays until the new one takes its place."""
+    checkpoint.clear(directory / "checkpoint")
+    for name in (METRICS, SUMMARY):
+        (directory / name).unlink(missing_ok=True)
+
+
+def check_run(directory: Path, run: str) -> None:
+    """FormatError where the summary of the folder is that of another run than the checkpoint's."""
+    try:
+        table = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{directory / SUMMARY}: cannot be read ({error}); remove it to resume.") from error
+    theirs = table.get("run") if isinstance(table, dict) else None
+    if theirs not in (None, run):
+        raise FormatError(
+            f"{directory / 'checkpoint'}: was left by run {run}, and {SUMMARY} is that of run {theirs}; put the "
+            "checkpoint of that run back, or start anew with --overwrite."
+        )
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """The folder is this process's inside the block; the system lets go of it whatever ends the process.
+
+    ConfigError, with the other's process id, where another run has it.
+    """
+    with made_folders(directory):
+        descriptor = _lock(directory)
+        try:
+            yield
+        finally:
+            (directory / LOCK).unlink(missing_ok=True)  # while it is held: nobody takes a name that is going
+            os.close(descriptor)
+
+
+def _lock(directory: Path) -> int:
+    path = directory / LOCK
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise ConfigError(
+                f"checkpointing.directory: {path} cannot be written ({error.strerror}); choose another."
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            other = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise ConfigError(
+                    f"checkpointing.directory: {path} cannot be locked ({error.strerror}); choose a directory of "
+                    "another file system."
+                ) from error
+            raise ConfigError(
+                f"checkpointing.directory: {directory} is in use by another run (process {other}); wait for its end, "
+                "or choose another directory."
+            ) from error
+        try:
+            ours = os.fstat(descriptor).st_ino == path.stat().st_ino
+        except FileNotFoundError:
+            ours = False
+        if ours:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
+            return descriptor
+        os.close(descriptor)  # its holder removed it between: there is a new one to take
