@@ -15,8 +15,7 @@ CLOSED = "error: standard output was closed, which ended the program; write it t
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run `main` and exit: 0, 1 with one sentence on an error of the input or the machine, 130 on
-    Ctrl-C, 143 on SIGTERM in a run.
+    """Run `main` and exit: 0, 1 with one sentence on an error, 130 on Ctrl-C, 143 on SIGTERM in a run.
 
     `main` imports what it needs: a wrong environment variable or an early Ctrl-C shows during imports.
     """
@@ -28,8 +27,7 @@ def run(main: Callable[[], object]) -> NoReturn:
             stream.reconfigure(errors="replace")
     try:
         main()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except EntrenarError as error:
         _fail(f"error: {error}", 1)
     except BrokenPipeError:
