@@ -73,8 +73,11 @@ class Example:
 
     @property
     def question(self) -> str:
-        """The text before the last answer, for display."""
-        return content_text(self.messages[-2]) if len(self.messages) > 1 else ""
+        """The text before the first answer that is trained, for display; empty where there is none."""
+        for index, message in enumerate(self.messages):
+            if message["role"] == "assistant" and index not in self.left_out:
+                return content_text(self.messages[index - 1]) if index else ""
+        return ""
 
 
 def content_text(message: dict[str, Any]) -> str:

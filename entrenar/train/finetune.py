@@ -82,7 +82,7 @@ def _run(
         trainer,
         output=Path(config.checkpointing.directory) / ("model" if config.adapter is None else "adapter"),
         save=save,
-        prompt=example.question,
+        prompt=_shown_prompt(tokenizer, example),
         sample=lambda: _sample(trainer.model, tokenizer, example),
         summary=summary,
         console=console,
@@ -174,9 +174,14 @@ def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example) -> str:
     return tokenizer.decode(answer)
 
 
+def _shown_prompt(tokenizer: Tokenizer, example: Example) -> str:
+    """What the sample answers: the question, or how a plain text begins."""
+    return example.question if example.document is None else tokenizer.decode(encode_prompt(tokenizer, example))
+
+
 def encode_prompt(tokenizer: Tokenizer, example: Example) -> list[int]:
     """The tokens of an example up to where its answer begins; the first of a plain text."""
     if example.document is not None:
         return encode_document(example.document, tokenizer, DOCUMENT_PROMPT_TOKENS).tokens[:-1].tolist()
     sample = encode_example(example, tokenizer)
-    return sample.tokens[: int(sample.trained.argmax())].tolist()
+    return sample.tokens[: int(sample.trained.argmax()) or None].tolist()  # all, where no answer is trained

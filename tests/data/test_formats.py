@@ -104,7 +104,14 @@ def test_messages_keep_what_a_template_may_read(tmp_path: Path) -> None:
     (example,) = read_examples(write(tmp_path / "data.jsonl", [record]))
     assert example == Example([*turns[:3], message("assistant", "2")], tools=tools, variables={"mode": 1})
     assert (example.unused, example.where, example.marked) == (("id",), f"{tmp_path}/data.jsonl, line 1", False)
-    assert example.text == "ab\nI add.\n\n2" and example.question == ""
+    assert example.text == "ab\nI add.\n\n2" and example.question == "ab"
+
+
+@pytest.mark.unit
+def test_the_question_is_that_of_the_first_answer_that_is_trained() -> None:
+    assert Example(TALK).question == "Grüße ☃"
+    assert Example(TALK, frozenset([2])).question == "a\nb"
+    assert Example(TALK, frozenset([2, 4])).question == Example(TALK[2:]).question == ""
 
 
 @pytest.mark.unit

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from entrenar.data import Example
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.checkpoint import Checkpoint
 from entrenar.train import dataset, report, train_from_scratch
+from entrenar.train.finetune import encode_prompt
 from tests.train.builders import SHAPE, SMALL, config_for, quiet, write_examples, write_model
 
 
@@ -188,3 +190,18 @@ def test_examples_that_are_left_out_do_not_stop_a_run_by_being_held_out(
         assert data.shown.messages[0]["content"] in texts[0]
         assert not {*texts} & {tokenizer.decode(sample.tokens.tolist()) for sample in data.training}
     assert 0 < len(calls) < 20
+
+
+@pytest.mark.unit
+def test_the_sample_answers_the_question_that_is_shown(model: Path) -> None:
+    tokenizer = Tokenizer.from_directory(model)
+    turns = [{"role": role, "content": f"{role} {n}"} for n in range(2) for role in ("user", "assistant")]
+    for left_out, question in ((frozenset(), "user 0"), (frozenset([1]), "user 1")):
+        example = Example(turns, left_out)
+        prompt = tokenizer.decode(encode_prompt(tokenizer, example), skip_special=False)
+        assert example.question == question
+        assert prompt.endswith(f"{question}<|im_end|>\n<|im_start|>assistant\n")
+    assert encode_prompt(tokenizer, Example(turns, frozenset([1, 3])))  # trained on prompts alone
+    text = "What is 1 plus 1? " * 20
+    assert text.startswith(tokenizer.decode(encode_prompt(tokenizer, Example([], document=text))))
+    assert tokenizer.decode(encode_prompt(tokenizer, Example([], document="What"))) == "What"
