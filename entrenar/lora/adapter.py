@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from entrenar.errors import ConfigError, FormatError
+from entrenar.errors import ConfigError, FormatError, MemoryBudgetError
 from entrenar.io.atomic import atomic_files
 from entrenar.io.json_file import read_json_object
 from entrenar.io.safetensors import save_safetensors
+from entrenar.llama.budget import available_memory
 from entrenar.llama.model import LLaMAModel
 from entrenar.llama.modules import Linear
 from entrenar.lora.config import LoRAConfig
@@ -39,13 +40,25 @@ def check_no_adapters(model: LLaMAModel) -> None:
         raise ConfigError("The model already has LoRA adapters; merge them before adding others.")
 
 
+def check_adapters_fit(model: LLaMAModel, config: LoRAConfig) -> None:
+    """MemoryBudgetError where the adapters alone exceed the available memory."""
+    needed, available = 4 * config.num_parameters(model.config), available_memory()
+    if needed > available:
+        raise MemoryBudgetError(
+            f"The adapters of rank {config.rank} need {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB is "
+            "available; use a lower rank."
+        )
+
+
 def attach(model: LLaMAModel, config: LoRAConfig, seed: int = 0) -> None:
     """Freeze the model and put an adapter on every linear that `config` names.
 
-    Raises ConfigError where the model already has adapters, or `config` names what the model does not have.
+    Raises ConfigError where the model already has adapters, or `config` names what the model does not have;
+    MemoryBudgetError where the adapters cannot fit.
     """
     check_no_adapters(model)
     layers = config.layers(model.config)
+    check_adapters_fit(model, config)
     modules = [(name, module) for name, module in model.named_modules() if name in layers]
     model.freeze()
     rng = np.random.Generator(np.random.Philox(seed))

@@ -94,7 +94,10 @@ def named(wanted: Sequence[str] | str, names: Sequence[str], where: str) -> set[
     if isinstance(wanted, str):
         (found,) = full_matches([wanted], names, where, quick=is_quick([wanted]))
         if not found:
-            raise ConfigError(f"{where}: the pattern {wanted[:200]!r} matches no module of the model.")
+            raise ConfigError(
+                f"{where}: the pattern {wanted[:200]!r} matches no whole name of a module; they are like "
+                "'model.layers.0.self_attn.q_proj'."
+            )
         return found
     found = set()
     for entry in wanted:

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from entrenar.data import Batch
-from entrenar.errors import ConfigError, FormatError
+from entrenar.errors import ConfigError, FormatError, MemoryBudgetError
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig, adapter, load_adapter, merge, save_adapter, set_training
 from entrenar.lora.adapter import CONFIG_FILE, WEIGHTS_FILE, lora_layers
@@ -86,6 +86,16 @@ def test_each_method_takes_its_own_configuration() -> None:
         base_model("fp32", CONFIG).to_qlora(LoRAConfig())
     with pytest.raises(ConfigError, match="to_lora: got a QLoRAConfig, expected a LoRAConfig"):
         base_model("fp32", CONFIG).to_lora(QLoRAConfig())
+
+
+@pytest.mark.memory
+def test_adapters_that_cannot_fit_are_refused_before_the_model_changes() -> None:
+    model = base_model("fp32", CONFIG)
+    with pytest.raises(
+        MemoryBudgetError, match=r"The adapters of rank 1099511627776 need \d+\.\d GiB and \d+\.\d GiB is"
+    ):
+        model.to_lora(LoRAConfig(rank=2**40))
+    assert all(weight.requires_grad for _, weight in model.named_parameters())
 
 
 # ---------------------------------------------------------------------- files
@@ -292,7 +302,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "pattern of nothing": (
         lambda d: edit_config(d, target_modules=".*query"),
-        r"adapter_config.json: target_modules: the pattern '\.\*query' matches no module of the model\.",
+        r"adapter_config.json: target_modules: the pattern '\.\*query' matches no whole name of a module; they are",
     ),
     "a layer deeper than the model": (
         lambda d: edit_config(d, layers_to_transform=[1, 2]),

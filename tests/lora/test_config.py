@@ -256,7 +256,7 @@ def test_the_first_pattern_that_matches_decides_rank_and_alpha() -> None:
     ("settings", "message"),
     [
         ({"target_modules": ["layers.2.mlp.up_proj"]}, "lora.target_modules: 'layers.2.mlp.up_proj' matches no module"),
-        ({"target_modules": r".*\.query"}, r"lora.target_modules: the pattern '.*\\.query' matches no module"),
+        ({"target_modules": r".*\.query"}, r"lora.target_modules: the pattern '.*\\.query' matches no whole name"),
         (
             {"target_modules": ".*0.*"},
             "matches model.layers.0, which is no linear layer of a block and gets no adapter",
