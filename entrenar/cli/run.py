@@ -26,8 +26,7 @@ def run(main: Callable[[], object]) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        main()
-        sys.stdout.flush()
+        _to_the_end(main)
     except EntrenarError as error:
         _fail(f"error: {error}", 1)
     except BrokenPipeError:
@@ -43,6 +42,15 @@ def run(main: Callable[[], object]) -> NoReturn:
             _fail(CLOSED, 1)
         raise
     sys.exit(0)
+
+
+def _to_the_end(main: Callable[[], object]) -> None:
+    """Run `main`, --help included, until its last line is out: a later failure would have no sentence."""
+    try:
+        main()
+    finally:
+        if sys.exc_info()[0] in (None, SystemExit):
+            sys.stdout.flush()
 
 
 def _fail(message: str, status: int) -> NoReturn:

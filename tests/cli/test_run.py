@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,16 @@ def test_a_closed_output_is_said(printer: str) -> None:
     assert (
         said == "error: standard output was closed, which ended the program; write it to a file to let a run go on.\n"
     )
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("end", ["", "; sys.exit(0)"], ids=["returns", "exits"])
+def test_a_last_line_that_cannot_be_written_is_said(end: str) -> None:
+    program = f"import sys\nfrom entrenar.cli.run import run\ndef main():\n    print('done'){end}\nrun(main)"
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", program]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "error: the system: No space left on device.\n")
 
 
 @pytest.mark.architecture
