@@ -30,6 +30,7 @@ SYNONYMS = {
     "--packing": "sample-packing pack",
     "--train-on-prompt": "train-on-inputs train-on-input",
     "--checkpoint-every": "save-every save-steps save-interval",
+    "--checkpoint-keep": "save-total-limit",
     "--resume": "resume-from-checkpoint resume-adapter-file auto-resume-from-checkpoints",
     "--overwrite": "overwrite-output-dir",
     "--rank": "lora-r lora-rank r",
@@ -57,7 +58,7 @@ LACKING = {
     "num-layers lora-num-layers": "adapters go into all blocks; --target-modules chooses the linears",
     "report-to wandb-project project-name wandb logging-dir logging-steps steps-per-report log-every": "every step is "
     "written to metrics.csv in --output",
-    "save-total-limit save-strategy": "say how often with --checkpoint-every",
+    "save-strategy": "say how often with --checkpoint-every and --checkpoint-minutes",
     "push-to-hub hub-model-id": "what is written in --output loads in PEFT; upload it with a program for that",
     "chat-template": "the model's own template is used; put another into the model's folder as chat_template.jinja",
     "dataset-text-field text-field prompt-template": "name the keys of a record instruction and output, prompt and "
