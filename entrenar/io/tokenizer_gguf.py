@@ -49,6 +49,8 @@ ALWAYS_SHOWN = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrai
 RIGHT_STRIPPED = ("phi-3", "phi3")  # in general.name: white space after a special token is left out
 NOT_STRIPPED = ("<unk>", "<s>", "<|endoftext|>")
 
+KNOWN = "'llama-bpe', 'gpt-2', 'qwen2', 'smollm' or 'tekken'"
+
 
 def from_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     """Byte-level BPE ("gpt2") or SentencePiece BPE ("llama"); FormatError where the metadata hold no such tokenizer."""
@@ -119,7 +121,8 @@ class _Reader:
             return DEFAULT
         if not isinstance(pre, str) or pre not in SPLITS:
             raise FormatError(
-                f"tokenizer.ggml.pre is {pre!r}, a split that is not known; expected one of {sorted(SPLITS)}."
+                f"tokenizer.ggml.pre is {pre!r}, a split that is not known; expected one of {len(SPLITS)}, as {KNOWN}; "
+                "use the model's Hugging Face directory, whose tokenizer.json has the split itself."
             )
         return SPLITS[pre]
 
@@ -137,8 +140,14 @@ class _Reader:
         for name in ("bos", "eos", "eot", "eom"):  # by transformers: a template writes them as text
             index = self.id(name)
             forced += [] if index is None or types[index] == UNKNOWN else [index]
+        changed = sorted({self.tokens[index] for index in forced if types[index] != CONTROL})
         for index in forced:
             types[index] = CONTROL
+        if changed:
+            self.notes.append(
+                f"tokenizer.ggml.token_type says of {len(changed)} special tokens ({changed[0]!r} is one) that they "
+                "are none: they are read as control tokens, as in llama.cpp."
+            )
         for text in ALWAYS_SHOWN & set(self.ids):
             types[self.ids[text]] = USER_DEFINED
         return types
@@ -166,7 +175,7 @@ class _Reader:
         if harmony and "<|end|>" in texts:
             types[self.ids["<|end|>"]] = USER_DEFINED
             ends.remove(self.ids["<|end|>"])
-        if "</s>" in texts and {"<|tool_response>", "<|plamo:eos|>"} & texts:
+        if "</s>" in texts and self.ids["</s>"] != found[0] and {"<|tool_response>", "<|plamo:eos|>"} & texts:
             types[self.ids["</s>"]] = NORMAL
             ends.remove(self.ids["</s>"])
         return ends

@@ -21,6 +21,7 @@ if __name__ != "__main__":
     from .llama_cpp import Refused
 
 VOCAB_ONLY = 72  # where the first flag stands in `llama_model_params` (include/llama.h)
+SOME = 60  # texts that are tokenized in all ways: llama.cpp compiles its expressions for each anew
 CONTROL = 1 << 3  # of a token's attributes
 
 
@@ -64,8 +65,8 @@ def _processes() -> list[_Process]:
 def vocabulary(path: Path, texts: Sequence[str]) -> dict[str, Any]:
     """What llama.cpp makes of the vocabulary in the file and of `texts`; Refused where it does not load or ends.
 
-    bos, eos, pad (-1: none), add_bos, add_eos, ends (ids at which it ends a generation), control (ids), ids and plain
-    (of the texts, with and without special tokens), whole (with what is put around), texts (of ids, again).
+    bos, eos, pad (-1: none), add_bos, add_eos, ends (ids at which it ends a generation), control (ids), ids (of the
+    texts), and of the first `SOME` texts plain (without special tokens) and whole (with what is put around).
     """
     processes = _processes()
     if not processes or processes[-1].ended:
@@ -103,13 +104,6 @@ class _Library:
         count = self.c.llama_tokenize(*arguments)
         return None if count < 0 else list(room[:count])
 
-    def text(self, vocabulary: ctypes.c_void_p, ids: Sequence[int]) -> str:
-        given = (ctypes.c_int32 * len(ids))(*ids)
-        room = ctypes.create_string_buffer(64 * len(ids) + 16)
-        flags = (ctypes.c_bool(False), ctypes.c_bool(True))
-        count = self.c.llama_detokenize(vocabulary, given, len(ids), room, len(room), *flags)
-        return room.raw[:count].decode("utf-8", "replace")
-
     def answer(self, path: str, texts: Sequence[str]) -> dict[str, Any]:
         model = self.load(path)
         if model is None:
@@ -123,9 +117,8 @@ class _Library:
         found["ends"] = [index for index in every if self.c.llama_vocab_is_eog(vocabulary, index) & 1]
         found["control"] = [index for index in every if self.c.llama_vocab_get_attr(vocabulary, index) & CONTROL]
         found["ids"] = [self.ids(vocabulary, text, False, True) for text in texts]
-        found["plain"] = [self.ids(vocabulary, text, False, False) for text in texts]
-        found["whole"] = [self.ids(vocabulary, text, True, True) for text in texts]
-        found["texts"] = [self.text(vocabulary, ids or []) for ids in found["ids"]]
+        found["plain"] = [self.ids(vocabulary, text, False, False) for text in texts[:SOME]]
+        found["whole"] = [self.ids(vocabulary, text, True, True) for text in texts[:SOME]]
         self.c.llama_model_free(ctypes.c_void_p(model))
         return found
 
