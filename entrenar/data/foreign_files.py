@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import stat
 from pathlib import Path
@@ -41,6 +42,7 @@ BINARY: tuple[tuple[bytes, str, str], ...] = (
     (b"\x80\x04", "a Python pickle", ""),
     (b"\x80\x05", "a Python pickle", ""),
 )
+HEADING = re.compile(r'"?[A-Za-z_][\w-]*"?')  # of a column
 ENCODINGS = (  # the longer marks first: UTF-32's begins as UTF-16's does
     (b"\xff\xfe\x00\x00", "UTF-32LE"),
     (b"\x00\x00\xfe\xff", "UTF-32BE"),
@@ -97,9 +99,8 @@ def _refuse_other_text(path: Path, first: bytes) -> None:
     line = first.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
     suffix = path.suffix.lower()
     for delimiter, name in (("\t", "tab-separated values"), (",", "comma-separated values")):
-        if suffix == {"\t": ".tsv", ",": ".csv"}[delimiter] or (
-            suffix not in (".json", ".jsonl", ".txt", ".md") and delimiter in line
-        ):
+        named = suffix == {"\t": ".tsv", ",": ".csv"}[delimiter]
+        if named or (delimiter in line and all(HEADING.fullmatch(field) for field in line.split(delimiter))):
             code = (
                 "import csv,json; [print(json.dumps(r)) for r in "
                 f"csv.DictReader(open('{{name}}', encoding='utf-8-sig', newline=''), delimiter={delimiter!r})]"

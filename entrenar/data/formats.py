@@ -11,7 +11,7 @@ from typing import Any, overload
 from entrenar.data.foreign_files import command
 from entrenar.data.foreign_records import foreign_layout, wrapped
 from entrenar.data.json_records import RecordFile
-from entrenar.data.messages import check_encodable, check_text, is_empty, read_messages, shown
+from entrenar.data.messages import check_encodable, check_text, is_empty, json_kind, read_messages, shown
 from entrenar.errors import FormatError
 
 EXPECTED = (
@@ -171,7 +171,7 @@ def _layout(record: dict[str, Any], where: str) -> str:
 
 def _example(record: Any, where: str) -> Example:
     if not isinstance(record, dict):
-        raise FormatError(f"{where}: is a JSON {type(record).__name__}, expected {EXPECTED}.")
+        raise FormatError(f"{where}: is {json_kind(record)}, expected {EXPECTED}.")
     layout = _layout(record, where)
     _check_changes(record, layout, where)
     unused = tuple(key for key, value in record.items() if key not in LAYOUTS[layout] and not is_empty(value))
@@ -215,13 +215,19 @@ def _article(key: str) -> str:
 
 def _instruction(record: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """Stanford Alpaca's layout: the input stands below the instruction."""
-    prompt = check_text(record["instruction"], "instruction", where)
+    prompt = _required(record, "instruction", where)
     extra = record.get("input")
     if extra is not None and not isinstance(extra, str):
         raise FormatError(f"{where}: input is {shown(extra)}, expected text.")
     check_encodable(extra, "input", where)
     prompt = f"{prompt}\n\n{extra}" if extra and extra.strip() else prompt
-    return _turns(prompt, check_text(record.get("output"), "output", where))
+    return _turns(prompt, _required(record, "output", where))
+
+
+def _required(record: dict[str, Any], key: str, where: str) -> str:
+    if key not in record:
+        raise FormatError(f"{where}: has no {key}, expected {EXPECTED}.")
+    return check_text(record[key], key, where)
 
 
 def _turns(prompt: str, answer: str) -> list[dict[str, Any]]:
@@ -235,7 +241,7 @@ def _completion(record: dict[str, Any], where: str) -> tuple[list[dict[str, Any]
     """
     prompt, completion = record["prompt"], record.get("completion")
     if not isinstance(prompt, list):
-        turns = _turns(check_text(prompt, "prompt", where), check_text(completion, "completion", where))
+        turns = _turns(_required(record, "prompt", where), _required(record, "completion", where))
         return turns, frozenset(), False
     before, marked = read_messages(prompt, "prompt", where)
     answer, unmarked = read_messages(completion, "completion", where)

@@ -27,6 +27,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def json_kind(value: Any) -> str:
+    """What JSON calls a value, with its article."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds = ((str, "a text"), (list, "a list"), (dict, "an object"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "a number")
+
+
 def is_empty(value: Any) -> bool:
     """Whether a key says nothing: null, as libraries fill in what a record does not have, or an empty text or list."""
     return value is None or value in ("", [], {})

@@ -170,13 +170,13 @@ class Raw(str):
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "a text": ("hello", "is a JSON str, expected an object with instruction/output"),
-    "a number": (5, "is a JSON int, expected an object"),
-    "a list": ([1], "is a JSON list, expected an object"),
-    "null": (None, "is a JSON NoneType, expected an object"),
+    "a text": ("hello", "is a text, expected an object with instruction/output"),
+    "a number": (5, "is a number, expected an object"),
+    "a list": ([1], "is a list, expected an object"),
+    "null": (None, "is null, expected an object"),
     "no known keys": ({"content": "a", "label": 1}, "has the keys ['content', 'label'], expected an object with"),
     "no keys": ({}, "has the keys [], expected"),
-    "no output": ({"instruction": "a"}, "output is None, expected non-empty text."),
+    "no output": ({"instruction": "a"}, "has no output, expected an object with"),
     "an empty output": ({"instruction": "a", "output": ""}, "output is '', expected non-empty text."),
     "a blank output": ({"instruction": "a", "output": " \n"}, "output is ' \\n', expected non-empty text."),
     "an output that is a list": ({"instruction": "a", "output": ["b"]}, "output is ['b'], expected non-empty text."),
@@ -184,7 +184,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "an input that is a number": ({"instruction": "a", "input": 3, "output": "b"}, "input is 3, expected text."),
     "a history": ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "has a history, which is not read"),
     "a system that is a number": ({"messages": SUM, "system": 3}, "system is 3, expected non-empty text."),
-    "no completion": ({"prompt": "a"}, "completion is None, expected non-empty text."),
+    "no completion": ({"prompt": "a"}, "has no completion, expected an object with"),
     "a prompt of messages": ({"prompt": SUM, "completion": "b"}, "completion is 'b', expected a list of messages."),
     "a completion of messages": ({"prompt": "a", "completion": SUM}, "completion is [{'role': 'user',"),
     "a question in the completion": (

@@ -173,6 +173,9 @@ def packed() -> Iterator[Variation]:
         writer.writeheader()
         writer.writerows(RECORDS)
         yield refused(name.upper(), f"data.{name}", out.getvalue(), "separated", "csv.DictReader")
+    under = "prompt,completion\na,b\n"
+    yield refused("CSV under .jsonl", "data.jsonl", under, "comma-separated", "csv.DictReader")
+    yield refused("sentences under .jsonl", "data.jsonl", "Once, long ago, it was.\n", "line 1", "JSON")
     yield refused("plain text", "data.txt", "Once upon a time.\n", "plain text", "'text'")
     yield refused("YAML", "data.yaml", "- prompt: a\n  completion: b\n", "JSON")
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
