@@ -63,12 +63,12 @@ def _version() -> str:
 
 
 def _frozen(trainer: Trainer) -> str:
-    """BLAKE2b over every byte of every frozen weight, each hashed by a thread (hashlib lets go of the GIL)."""
+    """SHA-256 over every byte of every frozen weight, each hashed by a thread (hashlib lets go of the GIL)."""
 
     def digest(item: tuple[str, Any]) -> bytes:
         name, weight = item
         arrays = weight.to_arrays() if isinstance(weight, QuantizedTensor) else {"": weight.numpy()}
-        found = hashlib.blake2b(f"{name} {weight.dtype} {weight.shape}".encode())
+        found = hashlib.sha256(f"{name} {weight.dtype} {weight.shape}".encode())
         for key, array in sorted(arrays.items()):
             found.update(f"{key} {array.dtype} {array.shape}".encode())
             found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -76,11 +76,11 @@ def _frozen(trainer: Trainer) -> str:
 
     frozen = [(name, weight) for name, weight in trainer.model.named_parameters() if not weight.requires_grad]
     with ThreadPoolExecutor(cpu.get_num_threads()) as pool:
-        return hashlib.blake2b(b"".join(pool.map(digest, frozen))).hexdigest()
+        return hashlib.sha256(b"".join(pool.map(digest, frozen))).hexdigest()
 
 
 def _examples(trainer: Trainer) -> str:
-    data = hashlib.blake2b()
+    data = hashlib.sha256()
     for sample in trainer.loader.samples:
         data.update(sample.tokens.tobytes())
         data.update(sample.trained.tobytes())
@@ -89,7 +89,7 @@ def _examples(trainer: Trainer) -> str:
 
 def of_tokenizer(tokenizer: Tokenizer) -> str:
     """A hash of a tokenizer with its template."""
-    return hashlib.blake2b(f"{tokenizer.backend.to_str()}{tokenizer.chat_template}".encode()).hexdigest()
+    return hashlib.sha256(f"{tokenizer.backend.to_str()}{tokenizer.chat_template}".encode()).hexdigest()
 
 
 def check(directory: Path, found: Any, expected: Mapping[str, Any]) -> None:

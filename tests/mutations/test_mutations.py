@@ -26,7 +26,6 @@ WORKER = Path(__file__).with_name("worker.py")
 COUNT, FIRST = int(os.environ.get("MUTATIONS", "150")), int(os.environ.get("MUTATION_SEED", "0"))
 SECONDS = 15  # a case; the slowest that is sound takes one
 SHOWN = 20
-OPEN = ("checkpoint",)  # run on request alone
 ROWS = pytest.StashKey[list[str]]()  # of the table
 
 
@@ -91,7 +90,7 @@ def run(kind: str, sample: Path, folder: Path, first: int, last: int) -> Finding
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "MUTATIONS" in os.environ or kind not in OPEN])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_mutated_file_is_loaded_or_refused_in_one_sentence(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
