@@ -86,11 +86,26 @@ def answer_spans(example: Example, tokenizer: Tokenizer, wanted: Sequence[int]) 
         return whole.text, _generated(renderer, whole, wanted)
     spans: list[Span] = []
     for index in wanted:
-        start, stop = _by_prefix(renderer, whole.text, index) or _by_probe(renderer, whole.text, index)
+        start, stop = _span(renderer, whole.text, index)
         if spans and start < spans[-1][1]:
             raise ConfigError("The chat template writes the answers in another order than the conversation has.")
         spans.append((start, _without_space(whole.text[:stop], start, tokenizer)))
     return whole.text, spans
+
+
+def _span(renderer: Renderer, text: str, index: int) -> Span:
+    """The answer's place; by beginnings where the template writes a prompt for it, as after a user's message."""
+    found = _by_prefix(renderer, text, index)
+    before = renderer.example.messages[:index]
+    if found is None:
+        return _by_probe(renderer, text, index)
+    if before and before[-1].get("role") == "user":
+        return found
+    if renderer.text(before) != text[: found[0]]:
+        return found
+    with suppress(ConfigError):
+        return _by_probe(renderer, text, index)
+    return found
 
 
 def _common(a: str, b: str) -> int:
@@ -285,7 +300,7 @@ def _place(renderer: Renderer, text: str, index: int, probes: tuple[Message, Mes
     head, tail = _around(renderings[0], renderings[1], marks)
     last = index == len(messages) - 1
     for turn in _turns(renderer, index, probes, marks):
-        start = _begin(head, turn)
+        start = _begin(head, turn, probes[0])
         stop = 0 if last else len(tail) - _closed(renderer, tail, turn)
         if start is None or stop < 0:
             continue
@@ -303,10 +318,12 @@ def _place(renderer: Renderer, text: str, index: int, probes: tuple[Message, Mes
 
 def _turns(renderer: Renderer, index: int, probes: tuple[Message, Message], marks: tuple[str, str]) -> Iterator[Turn]:
     """How the template frames this answer after what comes before it, or else after a prompt that is not its own."""
-    for before in (renderer.example.messages[:index], [BORROWED]) if index else ([BORROWED],):
+    own = renderer.example.messages[:index]
+    for place, before in enumerate([own, [BORROWED], own] if index else [[BORROWED]]):
         try:
-            base = renderer.text(before)
-            prompt = renderer.text(before, prompt=True)
+            base, prompt = renderer.text(before), renderer.text(before, prompt=True)
+            if before is own and (base == prompt) == (place == 0):
+                continue  # where no prompt is written after what comes before, a user's message shows it better
             renderings = [renderer.text([*before, probe]) for probe in probes]
             head, closing = _around(renderings[0], renderings[1], marks)
         except (EntrenarError, _NotThere):
@@ -321,16 +338,27 @@ def _turns(renderer: Renderer, index: int, probes: tuple[Message, Message], mark
             yield Turn(header[:cut], header[cut:] + head[asked:], closing)  # where inner turns have less of it
 
 
-def _begin(head: str, turn: Turn) -> int | None:
+def _begin(head: str, turn: Turn, message: Message) -> int | None:
     """Where an answer begins in what stands before its content; None where that is not certain."""
-    if not turn.header:
-        return len(head) - len(turn.opening) if head.endswith(turn.opening) else None
+    if head.endswith(turn.header + turn.opening):
+        return len(head) - len(turn.opening)
+    if not turn.header or _says(message, turn.header):  # what it says before its content may look like a header
+        return None
     found = head.rfind(turn.header)
     if found < 0:
         return None
     start = found + len(turn.header)
     opening = head[start:]  # inner turns may have less of it
     return start if turn.opening.endswith(opening) or not opening.strip() else None
+
+
+def _says(value: Any, text: str) -> bool:
+    """Whether a text stands anywhere in a message."""
+    if isinstance(value, str):
+        return text in value
+    if isinstance(value, Mapping):
+        return any(_says(item, text) for item in value.values())
+    return isinstance(value, list | tuple) and any(_says(item, text) for item in value)
 
 
 def _closed(renderer: Renderer, tail: str, turn: Turn) -> int:

@@ -1,4 +1,5 @@
-"""The chat templates of a Hugging Face directory: in tokenizer_config.json, or in files of their own, which win.
+"""The chat templates of a Hugging Face directory, in tokenizer_config.json or in files of their own, which win; and of
+the metadata of a GGUF file.
 
 Source: transformers/tokenization_utils_base.py (`_from_pretrained`, `get_chat_template`).
 """
@@ -22,6 +23,14 @@ def read_templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None,
         where = f"{folder / 'tokenizer_config.json'}: chat_template"
         found = _in_config(config.get("chat_template"), where)
     return found.pop("default", None), found
+
+
+def named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The further templates of a GGUF file by name; FormatError where one is no text. Source: llama.cpp, gguf-py."""
+    prefix = "tokenizer.chat_template."
+    keys = [key for key in metadata if key.startswith(prefix)]
+    named = {key.removeprefix(prefix): template_text(metadata[key], key) for key in keys}
+    return {name: template for name, template in named.items() if template is not None}
 
 
 def _in_files(folder: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from entrenar.errors import FormatError
 from entrenar.io import tokenizer_library as library
+from entrenar.io.template_files import named_templates
 from entrenar.io.tokenizer_splits import DEFAULT, SPLITS, Split, pre_tokenizer
 from entrenar.io.vocabulary import Vocabulary, template_text
 
@@ -207,6 +208,7 @@ class _Reader:
             pad_id=self.id("padding"),
             unk_id=self.id("unknown", self.default("unknown")),
             chat_template=template_text(self.metadata.get("tokenizer.chat_template"), "tokenizer.chat_template"),
+            templates=named_templates(self.metadata),
             adds_bos=adds_bos,
             adds_eos=adds_eos,
             notes=self.notes,

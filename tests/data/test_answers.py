@@ -190,6 +190,18 @@ def test_a_conversation_that_begins_with_an_answer() -> None:
         encode_example(Example(messages, where="chats.jsonl, line 3"), strict)
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("before", [[], [SYSTEM], FIRST], ids=["nothing", "a system message", "an answer"])
+def test_a_header_is_never_trained_where_no_prompt_is_written(before: list[dict[str, str]]) -> None:
+    """Templates that write a prompt for generation after a user's message alone."""
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n"
+        "{% if loop.last and add_generation_prompt and m.role == 'user' %}<|assistant|>\n{% endif %}{% endfor %}"
+    )
+    example = Example([*before, SECOND[1]])
+    assert trained_texts(example, with_template(template))[-1] == "Dos. Really.<|im_end|>"
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize(
     ("template", "message"),

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from entrenar.data import Example, encode_example
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, FormatError
 from entrenar.io.chat_template import compile_template, rendering_date, today
+from entrenar.io.template_files import named_templates
 from entrenar.io.tokenizer import CHATML_TEMPLATE, Tokenizer
 
 from .test_chat_template import base_tokenizer, with_template
@@ -156,3 +157,11 @@ def test_with_tools_the_template_named_tool_use_is_taken() -> None:
     nameless = Tokenizer(base.backend, templates={"b": "B", "a": "A"})
     with pytest.raises(ConfigError, match=r"has chat templates named \['a', 'b'\] and none named default"):
         nameless.apply_chat_template(CHAT)
+
+
+@pytest.mark.unit
+def test_named_templates_of_a_gguf_file() -> None:
+    metadata = {"tokenizer.chat_template": "D", "tokenizer.chat_template.tool_use": "T", "tokenizer.ggml.pre": "x"}
+    assert named_templates(metadata) == {"tool_use": "T"}
+    with pytest.raises(FormatError, match=r"^tokenizer\.chat_template\.a is 5, expected text\.$"):
+        named_templates({"tokenizer.chat_template.a": 5})
