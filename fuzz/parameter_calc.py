@@ -180,7 +180,7 @@ def check_files(choose: Choose, config: LLaMAConfig) -> None:
         again = from_table(LLaMAConfig, tomllib.loads(dump_toml(config, "model"))["model"], "model")
     elif how == 1:
         again = LLaMAConfig.from_hf(json.loads(json.dumps(config.to_hf())))
-    elif how == 2 and (config.rope_scaling is None or config.rope_scaling.get("rope_type") == "linear"):
+    elif how == 2 and fits_gguf(config):
         again = LLaMAConfig.from_gguf(metadata(config), tie_word_embeddings=config.tie_word_embeddings)
         again.initializer_range, again.rope_scaling = config.initializer_range, config.rope_scaling
     else:
@@ -204,6 +204,18 @@ def stated(config: LLaMAConfig) -> str:
     return repr(said)
 
 
+def fits_gguf(c: LLaMAConfig) -> bool:
+    """Whether GGUF metadata can say it: counts of 31 bits, floats, tokens of the vocabulary, linear scaling."""
+    counts = (c.vocab_size, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.head_size)
+    ids = (c.bos_token_id, c.eos_token_id)
+    return (
+        max(*counts, c.max_position_embeddings) < 2**31
+        and all(float(value) == value for value in (c.rope_theta, c.rms_norm_eps))
+        and all(index is None or index < c.vocab_size for index in ids)
+        and (c.rope_scaling is None or c.rope_scaling.get("rope_type") == "linear")
+    )
+
+
 def metadata(c: LLaMAConfig) -> dict[str, object]:
     values = {
         "general.architecture": "llama",
@@ -213,15 +225,16 @@ def metadata(c: LLaMAConfig) -> dict[str, object]:
         "llama.attention.head_count": c.num_attention_heads,
         "llama.attention.head_count_kv": c.num_key_value_heads,
         "llama.attention.key_length": c.head_dim,
+        "llama.attention.value_length": c.head_dim,
         "llama.context_length": c.max_position_embeddings,
-        "llama.attention.layer_norm_rms_epsilon": c.rms_norm_eps,
-        "llama.rope.freq_base": c.rope_theta,
+        "llama.attention.layer_norm_rms_epsilon": float(c.rms_norm_eps),
+        "llama.rope.freq_base": float(c.rope_theta),
         "llama.vocab_size": c.vocab_size,
         "tokenizer.ggml.bos_token_id": c.bos_token_id,
         "tokenizer.ggml.eos_token_id": c.eos_token_id,
     }
     if c.rope_scaling is not None:
-        values |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": c.rope_scaling["factor"]}
+        values |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": float(c.rope_scaling["factor"])}
     return values
 
 

@@ -429,6 +429,7 @@ VARIATIONS = [
     _of("safetensors under the name of a GGUF file", functools.partial(_written, b"\x40\0\0\0\0\0\0\0{}", ["GGUF"])),
     _of("a pipe", _pipe),
     _of("another file name", _renamed),
+    _of("in one part", functools.partial(_split, [COUNT])),
     _of("in two parts", functools.partial(_split, [10, COUNT - 10])),
     _of("in three parts", functools.partial(_split, [1, 10, COUNT - 11])),
     _of("in two parts, no tensor in the first", functools.partial(_split, [0, COUNT])),
