@@ -15,7 +15,7 @@ from typing import Any
 
 from entrenar.data.formats import Example
 from entrenar.errors import ConfigError, EntrenarError
-from entrenar.io.chat_template import REASONING, Rendering, check_variables
+from entrenar.io.rendering import REASONING, Rendering
 from entrenar.io.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -36,6 +36,8 @@ class Renderer:
     """Renders a conversation and variants of it with what its example gives the template."""
 
     def __init__(self, example: Example, tokenizer: Tokenizer) -> None:
+        from entrenar.io.chat_template import check_variables  # jinja2 only where there is a template
+
         check_variables(example.variables)
         self.example, self.tokenizer = example, tokenizer
         special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values() if token.content]

@@ -11,7 +11,7 @@ import numpy as np
 from entrenar.data.answers import Span, answer_spans, plain_spans
 from entrenar.data.formats import Example
 from entrenar.errors import ConfigError, FormatError
-from entrenar.io.chat_template import rendering_date, today
+from entrenar.io.rendering import rendering_date, today
 from entrenar.io.tokenizer import Tokenizer
 
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -16,40 +12,15 @@ import jinja2.nodes
 import jinja2.parser
 
 from entrenar.errors import ConfigError, FormatError
+from entrenar.io.rendering import REASONING, Rendering, today
 from entrenar.io.template_bounds import LONGEST_TEMPLATE, BoundedEnvironment, TemplateLimit
 
 SAFE_JINJA = (3, 1, 6)  # older ones let a template out of the sandbox (CVE-2025-27516)
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a message's reasoning, as transformers has them
 LONGEST_DATE = 1000  # characters of a format of dates
-
-_DATE: ContextVar[datetime | None] = ContextVar("rendering_date", default=None)
-
-
-@contextmanager
-def rendering_date(date: datetime) -> Iterator[None]:
-    """Within it, templates that write today's date write this one: a run keeps its date, also where it is resumed."""
-    token = _DATE.set(date)
-    try:
-        yield
-    finally:
-        _DATE.reset(token)
-
-
-def today() -> datetime:
-    """The date that templates write: that of `rendering_date`, else now."""
-    return _DATE.get() or datetime.now()
 
 
 class Refused(jinja2.TemplateError):
     """What a template says by raise_exception."""
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """What a template writes, and the (start, stop) of each of its `{% generation %}` blocks."""
-
-    text: str
-    generated: list[tuple[int, int]]
 
 
 class Generation(jinja2.ext.Extension):

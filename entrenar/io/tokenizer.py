@@ -13,7 +13,8 @@ from entrenar.io import tokenizer_library as library
 if TYPE_CHECKING:
     import tokenizers
 
-    from entrenar.io.chat_template import ChatTemplate, Rendering
+    from entrenar.io.chat_template import ChatTemplate
+    from entrenar.io.rendering import Rendering
 
 Message = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from entrenar._kernels import cpu
 from entrenar.autograd.precision import auto_precision, matmul_precision
 from entrenar.data import Batch, DataLoader, Sample, evaluation_batches
 from entrenar.errors import EntrenarError, FormatError
-from entrenar.io.chat_template import rendering_date
+from entrenar.io.rendering import rendering_date
 from entrenar.llama.budget import available_memory
 from entrenar.train import checkpoint, folder, interrupt, report
 from entrenar.train.config import TrainConfig

@@ -13,7 +13,7 @@ from typing import Any
 from entrenar.autograd import manual_seed, random
 from entrenar.data import Batch, DataLoader
 from entrenar.errors import ConfigError, NumericsError
-from entrenar.io.chat_template import today
+from entrenar.io.rendering import today
 from entrenar.llama.model import LLaMAModel
 from entrenar.lora.adapter import set_training
 from entrenar.optim import clip_factor, grad_norm

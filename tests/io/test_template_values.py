@@ -9,7 +9,8 @@ import pytest
 
 from entrenar.data import Example, encode_example
 from entrenar.errors import ConfigError, FormatError
-from entrenar.io.chat_template import compile_template, rendering_date, today
+from entrenar.io.chat_template import compile_template
+from entrenar.io.rendering import rendering_date, today
 from entrenar.io.template_files import named_templates
 from entrenar.io.tokenizer import CHATML_TEMPLATE, Tokenizer
 
