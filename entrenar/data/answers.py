@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from entrenar.data.formats import Example
@@ -40,9 +41,12 @@ class Renderer:
 
         check_variables(example.variables)
         self.example, self.tokenizer = example, tokenizer
-        special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values() if token.content]
-        self._special = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
-        self._has_special = bool(special)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = self.tokenizer.backend.get_added_tokens_decoder().values()
+        longest_first = sorted((token.content for token in added if token.content), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")  # (?!) stands nowhere
 
     def render(self, messages: Sequence[Message], prompt: bool = False) -> Rendering:
         return self.tokenizer.render_chat(
@@ -58,7 +62,7 @@ class Renderer:
 
     def pieces(self, text: str) -> list[str]:
         """The text cut into special tokens and what stands between them."""
-        return [piece for piece in self._special.split(text) if piece] if self._has_special else [text]
+        return [piece for piece in self._special.split(text) if piece]
 
     def shared(self, a: str, b: str) -> int:
         """How many characters both begin with, no special token counted in part."""
@@ -67,7 +71,7 @@ class Renderer:
             if one == other:
                 count += len(one)
                 continue
-            if not (self._has_special and (self._special.fullmatch(one) or self._special.fullmatch(other))):
+            if not self._special.fullmatch(one) and not self._special.fullmatch(other):
                 count += _common(one, other)
             break
         return count
