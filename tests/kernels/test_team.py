@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def test_regions_of_every_shape_hold(tmp_path: Path) -> None:
     assert (run.returncode, run.stdout, run.stderr) == (0, "ok\n", "")
 
 
+def _without_random_addresses() -> list[str]:
+    """What ThreadSanitizer of older compilers needs on newer kernels, where the machine grants it."""
+    command = ["setarch", "-R"]
+    granted = shutil.which(command[0]) and subprocess.run([*command, "true"], check=False).returncode == 0
+    return command if granted else []
+
+
 @pytest.mark.chaos
 def test_no_two_threads_race(tmp_path: Path) -> None:
     try:
@@ -40,7 +48,7 @@ def test_no_two_threads_race(tmp_path: Path) -> None:
     except subprocess.CalledProcessError:
         pytest.skip("this compiler has no ThreadSanitizer")
     run = subprocess.run(
-        ["setarch", "-R", program, "8"],
+        [*_without_random_addresses(), program, "8"],
         env=os.environ | {"TSAN_OPTIONS": "die_after_fork=0"},
         capture_output=True,
         text=True,
