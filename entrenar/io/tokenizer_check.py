@@ -44,6 +44,7 @@ class _Check:
         if not isinstance(model, Mapping):
             raise self.wrong("model", model, "an object")
         self.vocabulary(model.get("vocab"))
+        self.prefix(model)
         added = table.get("added_tokens") or []
         if not isinstance(added, list):
             raise self.wrong("added_tokens", added, "a list")
@@ -72,6 +73,22 @@ class _Check:
             raise self.wrong("model.vocab", entries, "an object, or a list of tokens with their scores")
         if len(entries) > MOST_ID:
             raise self.wrong("the length of model.vocab", len(entries), f"at most {MOST_ID}")
+
+    def prefix(self, model: Mapping[str, Any]) -> None:
+        """The library cuts the prefix's bytes off each merge's right part, and ends the process inside a character."""
+        prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+        if not prefix or not isinstance(merges, list) or model.get("type", "BPE") != "BPE":
+            return
+        self.text("model.continuing_subword_prefix", prefix)
+        length = len(prefix.encode("utf-8", "surrogatepass"))
+        for number, merge in enumerate(merges):
+            pair = merge.split(" ") if isinstance(merge, str) else merge
+            right = pair[-1] if isinstance(pair, list) and pair else ""
+            data = right.encode("utf-8", "surrogatepass") if isinstance(right, str) else b""
+            if len(data) < length or (len(data) > length and data[length] & 0xC0 == 0x80):
+                raise self.wrong(
+                    f"model.merges[{number}]", merge, f"a right part that begins with the prefix {prefix[:40]!r}"
+                )
 
     def components(self, table: Mapping[str, Any]) -> None:
         count = 0
