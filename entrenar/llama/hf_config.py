@@ -115,6 +115,11 @@ def _refuse_other_layers(table: Mapping[str, Any], where: str) -> None:
         return
     if not isinstance(types, list) or set(map(str, types)) - {"full_attention", "attention"}:
         raise ConfigError(f"{where}: layer_types is {shown(types)}; only 'full_attention' in every layer is supported.")
+    if table.get("model_type") == "mistral" and table.get("sliding_window", MISTRAL_WINDOW) is None:
+        raise ConfigError(
+            f"{where}: layer_types is given and sliding_window is null, with which transformers cannot run a Mistral; "
+            "remove layer_types."
+        )
     if len(types) != table.get("num_hidden_layers"):
         raise ConfigError(
             f"{where}: layer_types has {len(types)} entries, expected num_hidden_layers = "
@@ -153,8 +158,9 @@ def _rope(table: Mapping[str, Any], context: Any, where: str, notes: list[str]) 
     key, rope = ("rope_scaling", old) if old else ("rope_parameters", new)
     if rope is None:
         rope = {}
-    if not isinstance(rope, Mapping):
-        raise ConfigError(f"{where}: {key} is {shown(rope)}, expected a table.")
+    for name, part in ((key, rope), ("rope_parameters", new)):
+        if part is not None and not isinstance(part, Mapping):
+            raise ConfigError(f"{where}: {name} is {shown(part)}, expected a table.")
     nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
     if nested:
         raise ConfigError(f"{where}: {key}.{nested[0]} is a table; a rotation for each layer type is not supported.")
@@ -180,17 +186,24 @@ def _rope(table: Mapping[str, Any], context: Any, where: str, notes: list[str]) 
     ]
     if kind == "default":
         return {"rope_theta": theta, "rope_scaling": None}
-    scaling = {"rope_type": kind, **{name: rope[name] for name in ROPE_KEYS[kind] if name in rope}}
-    if kind == "llama3":
-        inside = scaling.get("original_max_position_embeddings", context)
-        scaling["original_max_position_embeddings"] = table.get("original_max_position_embeddings", inside)
+    return {"rope_theta": theta, "rope_scaling": _scaling(table, rope, key, context, where)}
+
+
+def _scaling(table: Mapping[str, Any], rope: Mapping[str, Any], key: str, context: Any, where: str) -> dict[str, Any]:
+    """rope_scaling with the numbers of its type, from the table called `key`."""
+    named = "rope_type" if "rope_type" in rope else "type"
+    kind = rope[named]
+    given = {"original_max_position_embeddings": context, **rope}
+    scaling = {"rope_type": kind, **{name: given.get(name) for name in ROPE_KEYS[kind]}}
     for name in ROPE_KEYS[kind]:
-        value = scaling.get(name)
+        value = scaling[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
             raise ConfigError(
-                f"{where}: {key}.{name} is {shown(value)}, expected a positive number for {named} {shown(kind)}."
+                f"{where}: {key}.{name} is {shown(value)}, expected a positive number for {key}.{named} {shown(kind)}."
             )
-    return {"rope_theta": theta, "rope_scaling": scaling}
+    if kind == "llama3" and "original_max_position_embeddings" in table:
+        scaling["original_max_position_embeddings"] = table["original_max_position_embeddings"]
+    return scaling
 
 
 def _without_theta(rope: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The fields come from transformers itself: a field that it adds fails here until 
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,11 @@ def _contradictions() -> list[Variation]:
             "original_max_position_embeddings": 16,
             "rope_parameters": {"rope_type": "llama3", **LLAMA3},
         },
+        "a null original_max_position_embeddings inside, a number at top level": {
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": None},
+        },
+        "rope_parameters that is no table beside rope_scaling": {"rope_scaling": linear, "rope_parameters": [1]},
         "type and another rope_type": {"rope_parameters": linear | {"type": "default"}},
         "torch_dtype and another dtype": {"torch_dtype": "float16", "dtype": "bfloat16"},
         "architectures of Mistral under model_type llama": {"architectures": ["MistralForCausalLM"]},
@@ -184,4 +190,41 @@ def _contradictions() -> list[Variation]:
     return [_variation(name, change, named.get(name.split()[0], "rope")) for name, change in cases.items()]
 
 
-VARIATIONS = [*_fields(LlamaConfig, "llama"), *_fields(MistralConfig, "mistral"), *_rope(), *_contradictions()]
+def _combinations(count: int) -> list[Variation]:
+    """Several of these changes at once, drawn with a fixed seed."""
+    rng = random.Random(9)
+    variations = []
+    for number in range(count):
+        change: dict[str, Any] = {}
+        for fields in rng.choices([FIELDS, OTHERS], k=rng.randint(1, 3)):
+            name = rng.choice(sorted(fields.keys() - {"model_type"}))
+            change[name] = rng.choice(fields[name])
+        key, kind = rng.choice(["rope_parameters", "rope_scaling"]), rng.choice(["default", "linear", "llama3"])
+        inside = rng.choice(sorted(ROPE.keys() - {"rope_type"}))
+        change[key] = {"rope_type": kind, **LLAMA3, inside: rng.choice(ROPE[inside])}
+        named = "|".join([*(NAMED_BY.get(name, name) for name in change), inside])
+        model_type = rng.choice(["llama", "mistral"])
+        label = f"{model_type}: combination {number} of {', '.join(sorted(change))} with {kind} and {inside}"
+        variations.append(_variation(label, change, named, model_type))
+    return variations
+
+
+MISTRAL = [
+    _variation(
+        "mistral: layer_types without a window", {"layer_types": ["full_attention"] * 2}, "layer_types", "mistral"
+    ),
+    _variation(
+        "mistral: layer_types and a window as wide as the context",
+        {"layer_types": ["full_attention"] * 2, "sliding_window": 64},
+        "layer_types",
+        "mistral",
+    ),
+]
+VARIATIONS = [
+    *_fields(LlamaConfig, "llama"),
+    *_fields(MistralConfig, "mistral"),
+    *_rope(),
+    *_contradictions(),
+    *MISTRAL,
+    *_combinations(80),
+]
