@@ -32,9 +32,9 @@ static const int64_t SPIN = 5 * MILLISECOND;           // of a thread that gets 
 static const int64_t SPIN_ACTIVE = 300000 * MILLISECOND;
 static const int64_t WINDOW = 10 * MILLISECOND;        // over which time and CPU time are compared
 static const double LOST = 0.15;                       // share of a window that went to others: they are there
-static const int64_t HOLD = 50 * MILLISECOND;          // of sleeping at once after the last such window; where spinning
-static const int64_t LONGEST_HOLD = 800 * MILLISECOND; // then shows the same again, the next time is longer
-static const int64_t QUIET = 100 * MILLISECOND;        // of spinning undisturbed: the next hold is short again
+static const int64_t HOLD = 100 * MILLISECOND;          // of sleeping at once after the last such window; where spinning
+static const int64_t LONGEST_HOLD = 1000 * MILLISECOND; // then shows the same again, the next time is longer
+static const int64_t QUIET = 1000 * MILLISECOND;        // of spinning undisturbed: the next hold is short again
 static const int64_t GAP = MILLISECOND;                // outside of regions: it may have slept there, so nothing is known
 enum { LOOPS = 8, LINE = 64 };
 
