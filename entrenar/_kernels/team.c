@@ -2,8 +2,8 @@
 //
 // Waiting is what a library for everyone gets wrong. A thread that spins reacts at once, and a step waits many thousand
 // times; but where other programs want the same CPUs, it burns the time in which the thread that it waits for could
-// run. So threads spin only while they get their CPUs: each compares the time that passed with the CPU time that it got,
-// and where a share of it went to others, the team sleeps at once for a while before it tries again.
+// run. So threads spin only while they get their CPUs: each compares the time that passed with the CPU time that it
+// got, and where a share of it went to others, the team sleeps at once for a while before it tries again.
 #define _GNU_SOURCE
 #include "team.h"
 
@@ -28,14 +28,15 @@ const team_calls team;
 #include <unistd.h>
 
 #define MILLISECOND 1000000LL
-static const int64_t SPIN = 5 * MILLISECOND;           // of a thread that gets its CPU, before it sleeps
+static const int64_t SPIN = 5 * MILLISECOND;  // of a thread that gets its CPU, before it sleeps
 static const int64_t SPIN_ACTIVE = 300000 * MILLISECOND;
-static const int64_t WINDOW = 10 * MILLISECOND;        // over which time and CPU time are compared
-static const double LOST = 0.15;                       // share of a window that went to others: they are there
-static const int64_t HOLD = 100 * MILLISECOND;          // of sleeping at once after the last such window; where spinning
-static const int64_t LONGEST_HOLD = 1000 * MILLISECOND; // then shows the same again, the next time is longer
-static const int64_t QUIET = 1000 * MILLISECOND;        // of spinning undisturbed: the next hold is short again
-static const int64_t GAP = MILLISECOND;                // outside of regions: it may have slept there, so nothing is known
+static const int64_t WINDOW = 10 * MILLISECOND;  // over which time and CPU time are compared
+static const double LOST = 0.15;                 // share of a window that went to others: they are there
+// The team sleeps at once for HOLD after the last such window; where spinning then shows one within QUIET, twice as long.
+static const int64_t HOLD = 100 * MILLISECOND;
+static const int64_t LONGEST_HOLD = 1000 * MILLISECOND;
+static const int64_t QUIET = 1000 * MILLISECOND;
+static const int64_t GAP = MILLISECOND;  // outside of regions: the thread may have slept there, so nothing is known
 enum { LOOPS = 8, LINE = 64 };
 
 typedef struct team_state team_state;
