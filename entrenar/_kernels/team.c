@@ -32,7 +32,7 @@ static const int64_t SPIN = 5 * MILLISECOND;  // of a thread that gets its CPU, 
 static const int64_t SPIN_ACTIVE = 300000 * MILLISECOND;
 static const int64_t WINDOW = 10 * MILLISECOND;  // over which time and CPU time are compared
 static const double LOST = 0.15;                 // share of a window that went to others: they are there
-// The team sleeps at once for HOLD after the last such window; where spinning then shows one within QUIET, twice as long.
+// After the last such window the team sleeps at once for HOLD, and twice as long where spinning shows one within QUIET.
 static const int64_t HOLD = 100 * MILLISECOND;
 static const int64_t LONGEST_HOLD = 1000 * MILLISECOND;
 static const int64_t QUIET = 1000 * MILLISECOND;

@@ -1,4 +1,4 @@
-// Parallel regions of every shape that kernels have, run by the team (../../entrenar/_kernels/team.c): exit 0 if all hold.
+// Parallel regions of every shape that kernels have, run by the team (entrenar/_kernels/team.c): exit 0 if all hold.
 #define _GNU_SOURCE
 #include <assert.h>
 #include <pthread.h>
@@ -33,7 +33,8 @@ static void dynamic(int threads, long start, long end, long step, int two) {
         for (long i = start; i < end; i += step) __atomic_fetch_add(&counts[0][i - start], 1, __ATOMIC_RELAXED);
         if (two) {
 #pragma omp for schedule(dynamic, 7)
-            for (long i = end - 1; i >= start; i -= step) __atomic_fetch_add(&counts[1][i - start], 1, __ATOMIC_RELAXED);
+            for (long i = end - 1; i >= start; i -= step)
+                __atomic_fetch_add(&counts[1][i - start], 1, __ATOMIC_RELAXED);
         }
     }
     for (long i = 0; i < end - start; i++) {
