@@ -22,6 +22,7 @@ KINDS: dict[str, dict[str, str]] = {
     "tokenizer_config.json": {"model/tokenizer_config.json": "json"},
     "adapter": {"adapter/adapter_config.json": "json", "adapter/adapter_model.safetensors": "safetensors"},
     "checkpoint": {"run/checkpoint/*": "by suffix"},
+    "checkpoint, summed again": {"run/checkpoint/*": "by suffix"},
     "JSON": {"data.json": "json"},
     "JSON Lines": {"data.jsonl": "lines"},
     "TOML": {"run.toml": "toml"},

@@ -139,7 +139,7 @@ def checkpoint(folder: Path) -> None:
             training=Training(steps=steps, batch_size=2, sequence_length=48, threads=1),
             data=Data(path=str(folder / "data.jsonl"), held_out_fraction=0.2),
             lora=LoRAConfig(rank=2),
-            checkpointing=Checkpointing(str(directory), 1, resume),
+            checkpointing=Checkpointing(str(directory), 1, resume, minutes=0, keep=1),
         )
         finetune(folder / "model", config, console=Console(file=io.StringIO()))
 
@@ -165,6 +165,7 @@ SAMPLES: dict[str, Callable[[Path], None]] = {
     "tokenizer_config.json": model,
     "adapter": adapter,
     "checkpoint": checkpoint,
+    "checkpoint, summed again": checkpoint,
     "JSON": data,
     "JSON Lines": data,
     "TOML": toml,

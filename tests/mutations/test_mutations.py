@@ -26,6 +26,7 @@ WORKER = Path(__file__).with_name("worker.py")
 COUNT, FIRST = int(os.environ.get("MUTATIONS", "150")), int(os.environ.get("MUTATION_SEED", "0"))
 SECONDS = 15  # a case; the slowest that is sound takes one
 SHOWN = 20
+SLOW = {"checkpoint": 4, "checkpoint, summed again": 4}  # whole runs: of these one case in four
 ROWS = pytest.StashKey[list[str]]()  # of the table
 
 
@@ -90,24 +91,25 @@ def run(kind: str, sample: Path, folder: Path, first: int, last: int) -> Finding
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_a_mutated_file_is_loaded_or_refused_in_one_sentence(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     sample, cases = tmp_path / "sample", tmp_path / "cases"
     cases.mkdir()
     SAMPLES[kind](sample)
-    start = time.monotonic()
-    findings = run(kind, sample, cases, FIRST, FIRST + COUNT)
+    start, count = time.monotonic(), COUNT // SLOW.get(kind, 1)
+    findings = run(kind, sample, cases, FIRST, FIRST + count)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(findings.verdicts.items()))
     rows = request.config.stash.setdefault(ROWS, [])
     if not rows:
         request.config.stash.setdefault(MEASURED, []).append(("mutated files", rows))
-    rows.append(f"{kind:24}{counts} in {time.monotonic() - start:.0f} s")
+    rows.append(f"{kind:26}{counts} in {time.monotonic() - start:.0f} s")
     shown = "\n".join(findings.wrong[:SHOWN])
-    assert not findings.wrong, f"{len(findings.wrong)} of {COUNT} (files in {cases}):\n{shown}"
-    assert findings.verdicts["refused"] > COUNT // 20  # the mutations do reach what is read
-    assert findings.verdicts["loaded"] > COUNT // 50  # and the sample itself is sound
+    assert not findings.wrong, f"{len(findings.wrong)} of {count} (files in {cases}):\n{shown}"
+    assert findings.verdicts["refused"] > count // 20  # the mutations do reach what is read
+    # nor is every case refused for one and the same reason; of a checkpoint, though, no bit may differ
+    assert kind == "checkpoint" or findings.verdicts["loaded"] > count // 50
 
 
 @pytest.mark.unit

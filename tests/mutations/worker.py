@@ -8,6 +8,7 @@ JSON line says that a case begins, another how it ended: "loaded", "refused" or 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -91,18 +92,31 @@ def adapter(folder: Path) -> None:
     merge(model)
 
 
-def checkpoint(folder: Path) -> None:
-    """A run that goes on from the checkpoint gives the adapter that it gives from the sound one, or does not go on."""
+def go_on(folder: Path) -> bytes:
+    """The adapter that a run gives which goes on from the checkpoint."""
     config = TrainConfig(
         training=Training(steps=3, batch_size=2, sequence_length=48, threads=1),
         data=Data(path=str(folder / "data.jsonl"), held_out_fraction=0.2),
         lora=LoRAConfig(rank=2),
-        checkpointing=Checkpointing(str(folder / "run"), 1, True),
+        checkpointing=Checkpointing(str(folder / "run"), 1, True, minutes=0, keep=1),
     )
     finetune(folder / "model", config, console=Console(file=io.StringIO()))
-    found = (folder / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
-    if found != (folder / "resumed.safetensors").read_bytes():
+    return (folder / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def checkpoint(folder: Path) -> None:
+    """What differs in a bit is noticed: the run goes on to the adapter of the sound checkpoint, or not at all."""
+    if go_on(folder) != (folder / "resumed.safetensors").read_bytes():
         raise Wrong("the run went on to another adapter")
+
+
+def summed_checkpoint(folder: Path) -> None:
+    """Whoever changes a checkpoint can write its sums as well: what is below them holds by itself."""
+    for sums in (folder / "run").rglob("SHA256SUMS"):
+        files = sorted(file for file in sums.parent.iterdir() if file != sums)
+        lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
+        sums.write_text("".join(lines))
+    go_on(folder)
 
 
 def examples(path: Path) -> None:
@@ -127,6 +141,7 @@ LOADERS: dict[str, Callable[[Path], None]] = {
     "tokenizer_config.json": tokenizer_directory,
     "adapter": adapter,
     "checkpoint": checkpoint,
+    "checkpoint, summed again": summed_checkpoint,
     "JSON": lambda folder: examples(folder / "data.json"),
     "JSON Lines": lambda folder: examples(folder / "data.jsonl"),
     "TOML": toml,
@@ -168,7 +183,7 @@ def main(kind: str, sample: Path, folder: Path, first: int, last: int) -> None:
     np.seterr(all="ignore")
     bound_memory()
     for seed in range(first, last):
-        case = folder / f"{kind.replace(' ', '-')}-{seed}"
+        case = folder / f"{kind.replace(' ', '-').replace(',', '')}-{seed}"
         name, data = mutated(kind, seed, files)
         for file, content in (files | {name: data}).items():
             (case / file).parent.mkdir(parents=True, exist_ok=True)
