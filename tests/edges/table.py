@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def write_table(path: Path, verdicts: list[tuple[Variation, Verdict]]) -> None:
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
+@cache
 def table_kinds(path: Path) -> dict[str, str]:
     """The verdict of each variation's id, as the page has them."""
     kinds, area = {}, ""
