@@ -30,6 +30,10 @@ VOCABULARIES = {
     "gpt-2": False,
     "qwen2": False,
     "refact": False,
+    "deepseek-coder": True,
+    "falcon": False,
+    "mpt": False,
+    "starcoder": False,
 }
 
 
