@@ -80,7 +80,8 @@ class Renderer:
 def answer_spans(example: Example, tokenizer: Tokenizer, wanted: Sequence[int]) -> tuple[str, list[Span]]:
     """The rendered conversation, and the (start, stop) of its characters that the `wanted` messages answer with.
 
-    An answer's end-of-turn token is within its span, white space that the template writes after it is not. Raises
+    An answer's end-of-turn token is within its span; white space that the template writes after the token that ends a
+    text is not (it is after another token that ends turns, as TRL's templates have it). Raises
     ConfigError where the template leaves out what a message says, or where an answer's place cannot be told for sure.
     """
     renderer = Renderer(example, tokenizer)

@@ -64,7 +64,8 @@ class SideReport:
 
     `cut` examples are longer than a row and keep their beginning; `unmarked` ones have answers that their record leaves
     out of the loss beside others that are trained. `tokens` and `trained_tokens` are those of the samples, as rows hold
-    them; `unused` counts the keys of records that nothing reads.
+    them; `unused` counts the keys of records that nothing reads, `alpaca` the conversations that are written in that
+    layout because the model has no chat template.
     """
 
     examples: int = 0
@@ -73,6 +74,7 @@ class SideReport:
     trained_tokens: int = 0
     cut: int = 0
     unmarked: int = 0
+    alpaca: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     first_left_out: dict[str, str] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
@@ -112,6 +114,7 @@ def encode_examples(
             continue
         check(example, sample)
         samples.append(sample)
+        report.alpaca += example.document is None and not tokenizer.has_template
         report.unmarked += bool(example.left_out & _answers(example)) and (example.marked or not train_on_prompt)
     report.count_samples(samples)
     return samples, report
@@ -202,6 +205,13 @@ class DataReport:
                     f"{side.cut:,} of {side.examples:,} {kind}examples {_are(side.cut)} cut to {self.sequence_length} "
                     "tokens; what comes after is not learned (a longer training.sequence_length keeps it)."
                 )
+        alpaca = self.training.alpaca + self.held_out.alpaca
+        if alpaca:
+            yield (
+                f"The tokenizer has no chat template, so that {alpaca:,} conversations are written in Stanford Alpaca's "
+                "layout (### Instruction:, ### Response:); where the model was trained on another, take a Hugging Face "
+                "directory with that template in chat_template.jinja."
+            )
         unmarked = self.training.unmarked + self.held_out.unmarked
         if unmarked:
             yield (

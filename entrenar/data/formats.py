@@ -269,7 +269,10 @@ def _system(record: dict[str, Any], messages: list[dict[str, Any]], where: str) 
 
 
 def _tools(record: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
-    """The tools that a record offers: a list of objects, or (as columns of one type need it) the JSON of one."""
+    """The tools that a record offers: a list of objects, or (as columns of one type need it) the JSON of one.
+
+    An empty list stays one, as in TRL: templates of Llama 3 write other text for it than where there is none.
+    """
     tools = record.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:
@@ -278,7 +281,7 @@ def _tools(record: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
             raise FormatError(
                 f"{where}: tools is {shown(tools)}, which is not JSON; expected a list of objects."
             ) from None
-    if is_empty(tools) or (isinstance(tools, str) and not tools.strip()):
+    if tools is None or (isinstance(tools, str) and not tools.strip()):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise FormatError(f"{where}: tools is {shown(tools)}, expected a list of objects.")

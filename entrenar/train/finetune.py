@@ -82,8 +82,8 @@ def _run(
         trainer,
         output=Path(config.checkpointing.directory) / ("model" if config.adapter is None else "adapter"),
         save=save,
-        prompt=_shown_prompt(tokenizer, example),
-        sample=lambda: _sample(trainer.model, tokenizer, example),
+        prompt=_shown_prompt(tokenizer, example, config.data.train_on_prompt),
+        sample=lambda: _sample(trainer.model, tokenizer, example, config.data.train_on_prompt),
         summary=summary,
         console=console,
     )
@@ -165,23 +165,35 @@ def _show_facts(console: Console, trainer: Trainer, needed: MemoryEstimate, summ
     report.notes(console, summary.notes)
 
 
-def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example) -> str:
+def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example, train_on_prompt: bool) -> str:
     """The model's greedy answer to the prompt of a held-out example."""
     new = min(SAMPLE_TOKENS, model.config.max_position_embeddings - 1)
-    prompt = encode_prompt(tokenizer, example)[-(model.config.max_position_embeddings - new) :]
-    stop = {*model.generation.end_tokens, *model.config.eos_ids} | ({tokenizer.eos_id} - {None})
-    answer = model.generate(prompt, max_new_tokens=new, stop=tuple(stop), generation=model.generation.plain())
+    prompt, _ = encode_prompt(tokenizer, example, train_on_prompt)
+    stop = {*model.generation.end_tokens, *model.config.eos_ids, *tokenizer.eos_ids}
+    kept = prompt[-(model.config.max_position_embeddings - new) :]
+    answer = model.generate(kept, max_new_tokens=new, stop=tuple(stop), generation=model.generation.plain())
     return tokenizer.decode(answer)
 
 
-def _shown_prompt(tokenizer: Tokenizer, example: Example) -> str:
-    """What the sample answers: the question, or how a plain text begins."""
-    return example.question if example.document is None else tokenizer.decode(encode_prompt(tokenizer, example))
+def _shown_prompt(tokenizer: Tokenizer, example: Example, train_on_prompt: bool) -> str:
+    """What the sample answers: the question, or how a text begins."""
+    prompt, is_question = encode_prompt(tokenizer, example, train_on_prompt)
+    return example.question if is_question else tokenizer.decode(prompt)
 
 
-def encode_prompt(tokenizer: Tokenizer, example: Example) -> list[int]:
-    """The tokens of an example up to where its answer begins; the first of a plain text."""
+def encode_prompt(tokenizer: Tokenizer, example: Example, train_on_prompt: bool = False) -> tuple[list[int], bool]:
+    """The tokens of an example up to where its answer begins, and True.
+
+    The first of a plain text, and False; so too, where all is trained, for a template that does not show where an
+    answer stands.
+    """
     if example.document is not None:
-        return encode_document(example.document, tokenizer, DOCUMENT_PROMPT_TOKENS).tokens[:-1].tolist()
-    sample = encode_example(example, tokenizer)
-    return sample.tokens[: int(sample.trained.argmax()) or None].tolist()  # all, where no answer is trained
+        return encode_document(example.document, tokenizer, DOCUMENT_PROMPT_TOKENS).tokens[:-1].tolist(), False
+    try:
+        sample = encode_example(example, tokenizer)
+    except ConfigError:
+        if not train_on_prompt:
+            raise
+        whole = encode_example(example, tokenizer, DOCUMENT_PROMPT_TOKENS, train_on_prompt=True)
+        return whole.tokens[:-1].tolist(), False
+    return sample.tokens[: int(sample.trained.argmax()) or None].tolist(), True  # all, where no answer is trained

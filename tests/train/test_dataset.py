@@ -129,6 +129,44 @@ def test_plain_texts_are_trained_on(model: Path, tmp_path: Path) -> None:
     assert summary["trained_tokens"] == summary["tokens"] - summary["samples"]  # all but the first of each
 
 
+def without_places(folder: Path, template: str | None) -> Path:
+    """A model with this chat template."""
+    model = write_model(folder)
+    tokenizer = Tokenizer.from_directory(model)
+    tokenizer.chat_template = template
+    tokenizer.save(model)
+    return model
+
+
+@pytest.mark.unit
+def test_training_on_prompts_needs_no_place_of_an_answer(tmp_path: Path) -> None:
+    """Neither for the tokens nor for the sample, which continues the beginning of the text."""
+    model = without_places(tmp_path / "model", "{% for m in messages | reverse %}[{{ m.content | upper }}]{% endfor %}")
+    path = tmp_path / "chats.jsonl"
+    turns = [{"role": role, "content": f"{role} {n}"} for n in range(2) for role in ("user", "assistant")]
+    chats = [[*turns[:3], {"role": "assistant", "content": f"{n}!"}] for n in range(9)]
+    path.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    config = config_for(path, tmp_path / "run", replace(SMALL, steps=1))
+    with pytest.raises(ConfigError, match="or train on the prompts too"):
+        quiet(model, config)
+    config.data = replace(config.data, train_on_prompt=True)
+    _, out = quiet(model, config)
+    assert re.search(r"Prompt: \[\d!\]\[USER 1\]", out)
+
+
+@pytest.mark.unit
+def test_the_layout_of_a_model_without_a_template_is_said(tmp_path: Path) -> None:
+    model = without_places(tmp_path / "model", None)
+    path = tmp_path / "chats.jsonl"
+    chat = [json.dumps({"prompt": f"What is {n}?", "completion": f"It is {n}."}) for n in range(9)]
+    path.write_text("\n".join([*chat, json.dumps({"text": "a plain text"})]))
+    _, out = quiet(model, config_for(path, tmp_path / "run", replace(SMALL, steps=1, sequence_length=120)))
+    said = "The tokenizer has no chat template, so that 9 conversations are written in Stanford Alpaca's layout"
+    assert out.index(said) < out.index("step 1/1")
+    notes = json.loads((tmp_path / "run" / "summary.json").read_text())["notes"]
+    assert any(note.startswith(said) for note in notes)
+
+
 @pytest.mark.unit
 def test_what_is_to_be_said_is_shown_before_training_and_kept(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -198,10 +236,12 @@ def test_the_sample_answers_the_question_that_is_shown(model: Path) -> None:
     turns = [{"role": role, "content": f"{role} {n}"} for n in range(2) for role in ("user", "assistant")]
     for left_out, question in ((frozenset(), "user 0"), (frozenset([1]), "user 1")):
         example = Example(turns, left_out)
-        prompt = tokenizer.decode(encode_prompt(tokenizer, example), skip_special=False)
+        prompt = tokenizer.decode(encode_prompt(tokenizer, example)[0], skip_special=False)
         assert example.question == question
         assert prompt.endswith(f"{question}<|im_end|>\n<|im_start|>assistant\n")
-    assert encode_prompt(tokenizer, Example(turns, frozenset([1, 3])))  # trained on prompts alone
+    assert encode_prompt(tokenizer, Example(turns, frozenset([1, 3])))[0]  # trained on prompts alone
     text = "What is 1 plus 1? " * 20
-    assert text.startswith(tokenizer.decode(encode_prompt(tokenizer, Example([], document=text))))
-    assert tokenizer.decode(encode_prompt(tokenizer, Example([], document="What"))) == "What"
+    for document, begins in ((text, text), ("What", "What")):
+        prompt, is_question = encode_prompt(tokenizer, Example([], document=document))
+        assert begins.startswith(tokenizer.decode(prompt)) and prompt and not is_question
+    assert tokenizer.decode(encode_prompt(tokenizer, Example([], document="What"))[0]) == "What"

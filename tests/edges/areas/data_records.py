@@ -26,7 +26,7 @@ LENGTH = 512
 # one heeds the marks of training, as the programs do that define them.
 ANSWER = "{{ text }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}{{ '<|im_end|>' }}"
 TEMPLATE = (
-    "{% if tools %}{{ '<|im_start|>tools\n' + (tools | tojson) + '<|im_end|>' }}{% endif %}"
+    "{% if tools is not none %}{{ '<|im_start|>tools\n' + (tools | tojson) + '<|im_end|>' }}{% endif %}"
     "{% if mode %}{{ '<|im_start|>mode\n' + mode + '<|im_end|>' }}{% endif %}"
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% set text %}{% if m.content is string %}{{ m.content }}{% elif m.content %}"
@@ -288,8 +288,10 @@ def contents() -> Iterator[Variation]:
         )
     for value in ("add", 3, {"a": 1}, ["add"]):
         yield refused(f"tools {json.dumps(value)}", MESSAGES | {"tools": value}, "tools")
-    for value in ("", "[]", [], None):
-        yield equal(f"tools {json.dumps(value)}", MESSAGES | {"tools": value}, MESSAGES, "without tools")
+    for value in ("", None):
+        yield equal(f"tools {json.dumps(value)}", MESSAGES | {"tools": value}, MESSAGES, "TRL, without tools")
+    for value in ("[]", []):  # which templates of Llama 3 tell from none
+        yield equal(f"tools {json.dumps(value)}", MESSAGES | {"tools": value}, MESSAGES | {"tools": value})
     for value in ("a", 3, [1], {"tokenize": False}, {"messages": []}):
         record = MESSAGES | {"chat_template_kwargs": value}
         yield refused(f"chat_template_kwargs {json.dumps(value)}", record, "chat_template_kwargs")
