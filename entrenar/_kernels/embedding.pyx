@@ -13,16 +13,19 @@ cdef enum:
 
 
 cdef void add_stripe(float* dtable, const float* dy, const int64_t* tokens, Py_ssize_t n, Py_ssize_t hidden,
-                     Py_ssize_t first) noexcept nogil:
+                     int64_t padding, Py_ssize_t first) noexcept nogil:
     cdef Py_ssize_t i, columns = STRIPE if hidden - first > STRIPE else hidden - first
     cdef float* row
     for i in range(n):
+        if tokens[i] == padding:
+            continue
         row = dtable + tokens[i] * hidden + first
         simd.elementwise.add(row, row, dy + i * hidden + first, columns)
 
 
 # y [n][hidden] = table[tokens [n]]
-# dtable [vocabulary][hidden] (+)= rows of dy at their tokens; a job owns columns, so repeated tokens add in order
+# dtable [vocabulary][hidden] (+)= rows of dy at their tokens but `padding`'s (-1: none);
+# a job owns columns, so repeated tokens add in order
 cdef void embedding_forward(float* y, const weight_source* table, const int64_t* tokens, Py_ssize_t n,
                             Py_ssize_t hidden) noexcept nogil:
     cdef Py_ssize_t i
@@ -31,7 +34,7 @@ cdef void embedding_forward(float* y, const weight_source* table, const int64_t*
 
 
 cdef void embedding_backward(float* dtable, const float* dy, const int64_t* tokens, Py_ssize_t n, Py_ssize_t vocabulary,
-                             Py_ssize_t hidden, bint accumulate) noexcept nogil:
+                             Py_ssize_t hidden, int64_t padding, bint accumulate) noexcept nogil:
     cdef Py_ssize_t i, rows
     if not accumulate:
         for i in prange((vocabulary + ROWS - 1) // ROWS, schedule="static",
@@ -39,4 +42,4 @@ cdef void embedding_backward(float* dtable, const float* dy, const int64_t* toke
             rows = ROWS if vocabulary - i * ROWS > ROWS else vocabulary - i * ROWS
             memset(dtable + i * ROWS * hidden, 0, rows * hidden * sizeof(float))
     for i in prange((hidden + STRIPE - 1) // STRIPE, schedule="static", num_threads=threads_for(n * hidden, GRAIN)):
-        add_stripe(dtable, dy, tokens, n, hidden, i * STRIPE)
+        add_stripe(dtable, dy, tokens, n, hidden, padding, i * STRIPE)

@@ -43,6 +43,9 @@ class LLaMAConfig:
     initializer_range: float = option(0.02, help="standard deviation of random initial weights", above=0)
     bos_token_id: int | None = option(None, help="token that begins a text", minimum=0)
     eos_token_id: int | list[int] | None = option(None, help="token that ends a text", minimum=0)
+    pad_token_id: int | None = option(
+        None, help="token whose embedding takes no gradient; below 0 it is counted from the end"
+    )
 
     def __post_init__(self) -> None:
         check_dataclass(self, "model")
@@ -66,6 +69,12 @@ class LLaMAConfig:
         if isinstance(ids, list) and not (ids and all(index >= 0 for index in ids)):
             raise ConfigError(
                 f"model.eos_token_id: is {shown(ids)}, expected token ids, at least one and none below 0."
+            )
+        pad = self.pad_token_id
+        if pad is not None and not -self.vocab_size <= pad < self.vocab_size:
+            raise ConfigError(
+                f"model.pad_token_id: is {pad}, and the model has {self.vocab_size} tokens, so that transformers refuses "
+                "it too; set it to null, or add a row for the token to the model."
             )
         self._check_rope()
 
@@ -185,6 +194,12 @@ class LLaMAConfig:
         """`eos_token_id` as a tuple, empty where it is unset."""
         ids = self.eos_token_id
         return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
+
+    @property
+    def padding(self) -> int | None:
+        """The row of the embedding that takes no gradient, as in transformers; None where every row takes one."""
+        pad = self.pad_token_id
+        return pad if pad is None or pad >= 0 else pad + self.vocab_size
 
     @property
     def kv_heads(self) -> int:

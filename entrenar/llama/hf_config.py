@@ -36,11 +36,12 @@ READ = words(
     "max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters tie_word_embeddings "
     "initializer_range bos_token_id eos_token_id model_type attention_bias mlp_bias hidden_act sliding_window "
     "layer_types partial_rotary_factor original_max_position_embeddings attention_dropout per_layer_config "
-    "quantization_config compression_config quantization"
+    "quantization_config compression_config quantization pad_token_id is_causal "
+    "transformers_weights text_config"
 )
 HARMLESS = words(
     "architectures dtype torch_dtype transformers_version name_or_path _name_or_path _commit_hash use_cache "
-    "pad_token_id pretraining_tp output_hidden_states output_attentions return_dict use_return_dict "
+    "pretraining_tp output_hidden_states output_attentions return_dict use_return_dict "
     "chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention id2label label2id num_labels "
     "problem_type attn_implementation _attn_implementation_autoset use_sliding_window max_window_layers "
     "tokenizer_class task_specific_params finetuning_task prefix tie_encoder_decoder torchscript use_bfloat16 "
@@ -49,6 +50,10 @@ HARMLESS = words(
 )
 # A model that was read and is saved writes these itself; every other key of its config.json is kept.
 WRITTEN = READ | words("architectures dtype torch_dtype transformers_version _name_or_path auto_map")
+ELSEWHERE = {  # keys by which transformers looks for the model in another place
+    "transformers_weights": "another file than model.safetensors has the weights; rename that and remove the key.",
+    "text_config": "the model is a part of a larger one; expected the folder of a language model alone.",
+}
 QUANTIZED_KEYS = {"quantization_config": "", "compression_config": "compressed-tensors", "quantization": "MLX"}
 
 
@@ -61,6 +66,9 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], n
     if not isinstance(family, str) or family not in ABSENT:
         raise ConfigError(f"{where}: model_type is {shown(family)}, expected 'llama' or 'mistral'.")
     refuse_quantized(table, where)
+    for key, what in ELSEWHERE.items():
+        if table.get(key) is not None:
+            raise ConfigError(f"{where}: {key} is {shown(table[key])}: {what}")
     _refuse_other_layers(table, where)
     values = {name: table[name] for name in fields if name in table}
     for name, default in ABSENT[family].items():
@@ -100,6 +108,11 @@ def refuse_quantized(table: Mapping[str, Any], where: str) -> None:
 
 
 def _refuse_other_layers(table: Mapping[str, Any], where: str) -> None:
+    if not table.get("is_causal", True):
+        raise ConfigError(
+            f"{where}: is_causal is {shown(table['is_causal'])}, with which every token sees those that follow it; "
+            "expected true, a model that can write text."
+        )
     for key in ("attention_bias", "mlp_bias"):
         if table.get(key, False) is not False:
             said = "true" if table[key] is True else shown(table[key])

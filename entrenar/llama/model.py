@@ -132,7 +132,7 @@ class Trunk(Module):
 
     def __init__(self, config: LLaMAConfig, weights: WeightSource) -> None:
         table = weights("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-        self.embed_tokens = Embedding(table)
+        self.embed_tokens = Embedding(table, config.padding)
         self.layers = [Block(config, f"model.layers.{i}", weights) for i in range(config.num_hidden_layers)]
         self.norm = _norm(config, "model.norm.weight", weights)
 

@@ -112,13 +112,13 @@ def together(x: Tensor, *layers: Linear) -> list[Tensor]:
 
 
 class Embedding(Module):
-    """Rows of W (vocabulary, hidden) looked up by token id."""
+    """Rows of W (vocabulary, hidden) looked up by token id; that of `padding` takes no gradient."""
 
-    def __init__(self, weight: Weight) -> None:
-        self.weight = weight
+    def __init__(self, weight: Weight, padding: int | None = None) -> None:
+        self.weight, self.padding = weight, padding
 
     def __call__(self, tokens: np.ndarray) -> Tensor:
-        return embedding(tokens, self.weight)
+        return embedding(tokens, self.weight, self.padding)
 
 
 class RMSNorm(Module):

@@ -30,6 +30,19 @@ def test_a_row_gets_the_sum_over_its_uses_and_unused_rows_get_zero(hidden: int, 
         assert not found[unused].any()
 
 
+@pytest.mark.gradient
+def test_the_row_of_padding_is_read_and_takes_no_gradient() -> None:
+    table = Tensor(np.random.default_rng(3).standard_normal((5, 70)), requires_grad=True)
+    tokens = np.array([4, 2, 0, 2, 4])
+    y = embedding(tokens, table, padding=2)
+    np.testing.assert_array_equal(y.numpy(), table.numpy()[tokens])
+    y.backward(Tensor(np.ones((5, 70), np.float32)))
+    assert table.grad.numpy()[:, 0].tolist() == [1, 0, 0, 0, 2]
+    for outside in (-1, 5):
+        with pytest.raises(ShapeError, match=f"padding is {outside}, outside the vocabulary of 5"):
+            embedding(tokens, table, padding=outside)
+
+
 @pytest.mark.unit
 def test_tokens_of_every_integer_type_and_shape() -> None:
     table = np.random.default_rng(2).standard_normal((9, 5)).astype(np.float32)

@@ -263,6 +263,7 @@ def test_every_key_of_the_model_section_reaches_the_configuration(tmp_path: Path
         "initializer_range": 0.25,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        "pad_token_id": -1,
     }
     assert set(values) == {field.name for field in fields(LLaMAConfig)}
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items() if not isinstance(value, dict)]

@@ -52,6 +52,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one head": {"num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 1},
     "odd sizes": {"vocab_size": 7, "hidden_size": 34, "intermediate_size": 5, "num_attention_heads": 17,
                   "num_key_value_heads": 17},
+    "a padding row": {"vocab_size": 9, "pad_token_id": 3},
+    "a padding row from the end, tied": {"vocab_size": 9, "pad_token_id": -1, "tie_word_embeddings": True},
     "coarse eps": {"rms_norm_eps": 0.1},
     "large theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     "linear scaling": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},

@@ -4,4 +4,6 @@ from numpy.typing import NDArray
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.autograd.tensor import Tensor, _ArrayLike
 
-def embedding(tokens: NDArray[np.integer] | list[int], weight: _ArrayLike | QuantizedTensor) -> Tensor: ...
+def embedding(
+    tokens: NDArray[np.integer] | list[int], weight: _ArrayLike | QuantizedTensor, padding: int | None = None
+) -> Tensor: ...

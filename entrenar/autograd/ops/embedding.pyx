@@ -28,6 +28,8 @@ cdef object checked_indices(object values, str op, str name, Py_ssize_t bound, o
 
 
 cdef class EmbeddingNode(Node):
+    cdef int64_t padding
+
     cdef int backward(self, Tensor grad) except -1:
         cdef Tensor table = <Tensor> self.saved[0]
         cdef const int64_t[::1] tokens = self.saved[1]
@@ -36,15 +38,17 @@ cdef class EmbeddingNode(Node):
         cdef bint accumulate
         cdef Tensor dtable = grad_buffer(table, &accumulate)
         with nogil:
-            embedding_backward(dtable.data, grad.data, first, n, table.dims[0], table.dims[1], accumulate)
+            embedding_backward(dtable.data, grad.data, first, n, table.dims[0], table.dims[1], self.padding,
+                               accumulate)
         return 0
 
 
-def embedding(tokens, weight):
+def embedding(tokens, weight, padding=None):
     """y (..., hidden) = weight[tokens], for integer tokens of any shape and a table (vocabulary, hidden).
 
-    A float32 table takes a gradient; one in bfloat16 or codes is frozen. Raises ShapeError, naming the id and its place,
-    for a token outside the table.
+    A float32 table takes a gradient, but for the row `padding` where that is given (as `padding_idx` of PyTorch); one
+    in bfloat16 or codes is frozen. Raises ShapeError for a token outside the table,
+    naming the id and its place, and for a `padding` outside it.
     """
     cdef weight_source table
     cdef Py_ssize_t vocabulary, hidden, n
@@ -67,6 +71,11 @@ def embedding(tokens, weight):
     with nogil:
         embedding_forward(out.data, &table, first, n, hidden)
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
+    if padding is not None and not 0 <= padding < vocabulary:
+        raise ShapeError(f"embedding: padding is {padding}, outside the vocabulary of {vocabulary} entries.")
+    cdef EmbeddingNode node
     if wants_grad(w):
-        record(out, EmbeddingNode.__new__(EmbeddingNode), (w,), (w, flat))
+        node = EmbeddingNode.__new__(EmbeddingNode)
+        node.padding = -1 if padding is None else padding
+        record(out, node, (w,), (w, flat))
     return out

@@ -42,7 +42,7 @@ FIELDS: dict[str, list[Any]] = {
     "initializer_range": [0.5],
     "rms_norm_eps": [1e-3, 1e-5, 0.0, None, "1e-5", REMOVED],
     "use_cache": [False],
-    "pad_token_id": [3, -1],
+    "pad_token_id": [3, -1, 67, -68, [0], "0"],
     "bos_token_id": [4, None, [1], REMOVED],
     "eos_token_id": [5, [5, 7, 9], None, [], REMOVED],
     "pretraining_tp": [2],
@@ -81,6 +81,10 @@ OTHERS: dict[str, list[Any]] = {
     "auto_map": [{"AutoModelForCausalLM": "modeling_other.Other"}],
     "temperature": [0.7],
     "num_labels": [3],
+    "is_causal": [False, True, None, 0],
+    "use_bidirectional_attention": [True],
+    "transformers_weights": ["other.safetensors"],
+    "text_config": [{"hidden_size": 64}],
     "name_or_path": ["someone/something"],
 }
 # Values of every rotary parameter, set inside the table whether or not its type reads it.
