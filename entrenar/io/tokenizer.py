@@ -59,6 +59,7 @@ class Tokenizer:
         eos_ids: Sequence[int] = (),
         pad_id: int | None = None,
         unk_id: int | None = None,
+        named: Mapping[str, str] | None = None,
         chat_template: str | None = None,
         templates: Mapping[str, str] | None = None,
         bos_before_chat: bool = True,
@@ -71,6 +72,7 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = bos_id, eos_id, pad_id, unk_id
         first = () if eos_id is None else (eos_id,)
         self.eos_ids = tuple(dict.fromkeys((*first, *eos_ids)))  # every token that ends a text or a turn
+        self.named = dict(named or {})  # further special tokens that templates read: sep_token, image_token, ...
         self.chat_template = chat_template
         self.templates = dict(templates or {})  # further ones by name; with tools that named tool_use is taken
         self.bos_before_chat = bos_before_chat  # before a template's text too, as llama.cpp and not as transformers
@@ -161,6 +163,7 @@ class Tokenizer:
         special = (("bos", self.bos_id), ("eos", self.eos_id), ("pad", self.pad_id), ("unk", self.unk_id))
         return template.render(
             {
+                **self.named,
                 **{f"{name}_token": self.token(index) for name, index in special if index is not None},
                 **plain_data(variables or {}),
                 "messages": plain_messages(messages),
@@ -274,6 +277,8 @@ class Tokenizer:
             "chat_template": self._written_templates(),
             **{f"{name}_token": self.token(index) for name, index in special.items() if index is not None},
         }
+        if self.named:
+            config["extra_special_tokens"] = self.named
         if self.eos_ids != (self.eos_id,):
             config["end_token_ids"] = list(self.eos_ids)  # transformers has a place for one
         self.backend.post_processor = self._post_processor()

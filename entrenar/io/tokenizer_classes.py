@@ -107,14 +107,19 @@ REBUILT: dict[str, Rebuilt] = {
 # Classes that transformers makes in yet other ways: refused, as what they give is not known here
 _NAMES = """
 Albert Bart Barthez Bartpho Bert BertGeneration BertJapanese Bertweet BigBird BioGpt Blenderbot
-BlenderbotSmall ByT5 CLIP CTRL Camembert Canine Clvp Cohere Cpm CpmAnt DPRQuestionEncoder Deberta DebertaV2
+BlenderbotSmall ByT5 CLIP CTRL Camembert Canine Clvp CodeGen Cohere ConvBert Cpm CpmAnt DPRContextEncoder
+DPRQuestionEncoder DPRReader DistilBert FNet FastSpeech2Conformer SqueezeBert Deberta DebertaV2
 Dia Esm Esmc FSMT Flaubert Funnel GPTNeoX GPTNeoXJapanese GPTSw3 Gemma Herbert LED Lasr LayoutLMv2
 LayoutLMv3 LayoutXLM Luke Lxmert M2M100 MBart MBart50 MLuke MPNet Marian MarkupLM Mgpstr MobileBert Mvp MyT5
 Nllb Nougat OpenAIGPT PLBart Pegasus Perceiver Phobert ProphetNet Qwen3_5 Rag Reformer RemBert RoCBert
 RoFormer Roberta SeamlessM4T Siglip Siglip2 Speech2Text SpeechT5 Splinter T5 Tapas Tipsv2 Udop VideoPrism
 Vits Wav2Vec2CTC Wav2Vec2PhonemeCTC Whisper XGLM XLM XLMRoberta XLNet
 """
-OTHERS = frozenset(f"{name}Tokenizer" for name in _NAMES.split())
+OTHERS = frozenset(f"{name}Tokenizer" for name in _NAMES.split()) | {
+    "BertTokenizerLegacy",
+    "MistralCommonBackend",
+    "SentencePieceBackend",
+}
 
 
 def special_text(value: Any) -> str | None:

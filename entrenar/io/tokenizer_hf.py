@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+OWN_IDS = ("bos_token", "eos_token", "unk_token", "pad_token")  # those whose ids a Vocabulary holds
 SIDES = ("padding_side", "truncation_side")
 # What a configuration may not hand to the class: objects of a program, or other files
 NOT_FROM_FILES = (
@@ -319,6 +320,7 @@ class _Reader:
             eos_ids=self.end_ids(eos, backend),
             pad_id=ids.get("pad_token"),
             unk_id=ids.get("unk_token"),
+            named={name: str(token) for name, token in named.items() if name not in OWN_IDS},
             chat_template=template,
             templates=templates,
             bos_before_chat=False,

@@ -21,6 +21,7 @@ class Vocabulary:
     eos_ids: tuple[int, ...] = ()  # every token that ends a text or a turn, `eos_id` first
     pad_id: int | None = None
     unk_id: int | None = None
+    named: dict[str, str] = field(default_factory=dict)  # further special tokens that templates read, by name
     chat_template: str | None = None
     templates: dict[str, str] = field(default_factory=dict)  # further ones by name
     bos_before_chat: bool = True  # whether `adds_bos` holds for what a template writes too

@@ -73,8 +73,8 @@ class LLaMAConfig:
         pad = self.pad_token_id
         if pad is not None and not -self.vocab_size <= pad < self.vocab_size:
             raise ConfigError(
-                f"model.pad_token_id: is {pad}, and the model has {self.vocab_size} tokens, so that transformers refuses "
-                "it too; set it to null, or add a row for the token to the model."
+                f"model.pad_token_id: is {pad}, and the model has {self.vocab_size} tokens, so that transformers "
+                "refuses it too; set it to null, or add a row for the token to the model."
             )
         self._check_rope()
 

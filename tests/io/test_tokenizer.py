@@ -335,6 +335,21 @@ def test_a_trained_tokenizer_is_saved_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.peers
+def test_the_named_special_tokens_of_a_template_are_saved(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    made = trained()
+    made.named = {"sep_token": "<|endoftext|>", "image_token": "<|pad|>"}
+    made.chat_template = "{{ sep_token }}{{ image_token }}{{ messages[0].content }}{{ eos_token }}"
+    made.save(tmp_path)
+    again = Tokenizer.from_directory(tmp_path)
+    assert again.named == made.named
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for side in (made, again, theirs):
+        text = side.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+        assert text == "<|endoftext|><|pad|>hi<|im_end|>"
+
+
+@pytest.mark.peers
 def test_transformers_reads_a_tokenizer_that_we_saved(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     made = trained()

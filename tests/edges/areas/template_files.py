@@ -76,6 +76,18 @@ def _check(change: Change, names: list[str], tools: list[Any] | None, folder: Pa
 
 OTHER = MARKED.replace(": ", " says ")
 WITH_TOOLS = "{{ tools | length }}" + MARKED
+SPECIAL = (
+    "".join(
+        f"{{{{ {name}_token }}}}|"
+        for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask", "image", "eot", "nowhere")
+    )
+    + "{{ extra_special_tokens }}{{ additional_special_tokens }}"
+    + MARKED
+)
+NAMED_TOKENS = {
+    "sep_token": "<s>", "cls_token": "<cls>", "mask_token": "</s>", "pad_token": "</s>", "eot_token": "<eot>",
+    "extra_special_tokens": {"image_token": "<image>"},
+}  # fmt: skip
 FOLDER = "additional_chat_templates"
 # name: (change, words of a refusal, tools)
 CASES: dict[str, tuple[Change, list[str], list[Any] | None]] = {
@@ -128,6 +140,16 @@ CASES: dict[str, tuple[Change, list[str], list[Any] | None]] = {
     ),
     "an additional file of another kind": (_all(_config(MARKED), _file(f"{FOLDER}/readme.txt", OTHER)), [], None),
     "one that writes the beginning of text": (_config("{{ bos_token }}" + MARKED), [], None),
+    "one that writes every special token": (
+        _all(_config(SPECIAL), lambda folder, config: config.update(NAMED_TOKENS)), [], None,
+    ),
+    "one that writes special tokens of no name": (
+        _all(_config(SPECIAL), lambda folder, config: config.update(extra_special_tokens=["<a>", "<b>"])), [], None,
+    ),
+    "one that writes those of special_tokens_map.json": (
+        _all(_config(SPECIAL), _file("special_tokens_map.json", json.dumps({"sep_token": "<s>", "eot_token": "</s>"}))),
+        [], None,
+    ),
     "half a character": (_config(MARKED + "\ud800"), ["tokenizer_config.json"], None),
     "half a character in a text of the template": (_config(MARKED + "{{ '\\ud800' }}"), ["half a character"], None),
     "as long as a book": (_config(MARKED + "{# " + "x" * 2**20 + " #}"), ["characters, more than"], None),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -268,12 +270,19 @@ def _model_type(name: str, then: Callable[[Files], None]) -> Callable[[Files], N
 def all_classes() -> set[str]:
     """The tokenizer classes of transformers that make their tokenizer in a way of their own."""
     backend = transformers.PreTrainedTokenizerFast
-    names = {name for name in TOKENIZER_MAPPING_NAMES.values() if name and name != "MistralCommonBackend"}
+    names = {name for name in TOKENIZER_MAPPING_NAMES.values() if name}
+    names |= {name for name in dir(transformers) if name.endswith(("Tokenizer", "TokenizerFast", "Backend"))}
+    for file in (Path(transformers.__file__).parent / "models").glob("*/tokenization_*.py"):
+        names |= set(re.findall(r"^(?:class )?(\w+)(?:\(| = \w+Tokenizer)", file.read_text(encoding="utf-8"), re.M))
     own = set()
     for name in names:
         found = tokenizer_class_from_name(name)
-        if found is not None and found is not backend and (not issubclass(found, backend) or "__init__" in vars(found)):
-            own.add(found.__name__.removesuffix("Fast"))
+        if found in (None, backend, transformers.PreTrainedTokenizerBase, transformers.PythonBackend):
+            continue
+        if not issubclass(found, transformers.PreTrainedTokenizerBase) and name != "MistralCommonBackend":
+            continue
+        if not issubclass(found, backend) or "__init__" in vars(found):
+            own.add(name.removesuffix("Fast"))
     return own
 
 
@@ -291,6 +300,10 @@ def _classes() -> list[Variation]:
             "PreTrainedTokenizer",
             "TokenizersBackend",
             "NoSuchTokenizer",
+            "CodeGenTokenizer",
+            "SqueezeBertTokenizer",
+            "SentencePieceBackend",
+            "MistralCommonBackend",
             *REBUILT,
         ):
             for suffix in ("", "Fast") if name in REBUILT else ("",):
