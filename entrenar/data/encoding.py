@@ -208,9 +208,9 @@ class DataReport:
         alpaca = self.training.alpaca + self.held_out.alpaca
         if alpaca:
             yield (
-                f"The tokenizer has no chat template, so that {alpaca:,} conversations are written in Stanford Alpaca's "
-                "layout (### Instruction:, ### Response:); where the model was trained on another, take a Hugging Face "
-                "directory with that template in chat_template.jinja."
+                f"The tokenizer has no chat template, so that {alpaca:,} conversations are written in the layout of "
+                "Stanford Alpaca (### Instruction:, ### Response:); where the model was trained on another, take a "
+                "Hugging Face directory with that template in chat_template.jinja."
             )
         unmarked = self.training.unmarked + self.held_out.unmarked
         if unmarked:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from entrenar.errors import ConfigError, FormatError
+from entrenar.errors import ConfigError, EntrenarError, FormatError
 from entrenar.io import tokenizer_library as library
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ OVERRIDING = (
     *("special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates"),
 )
+WRITING_BOS = "{{ bos_token }}{# which llama.cpp puts before the text #}\n"  # the line end is no part of the output
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
@@ -289,10 +290,22 @@ class Tokenizer:
 
     def _written_templates(self) -> Any:
         """The template as tokenizer_config.json has it: a text, or where there are several a list of named ones."""
-        if not self.templates:
-            return self.chat_template
         default = {} if self.chat_template is None else {"default": self.chat_template}
-        return [{"name": name, "template": text} for name, text in {**default, **self.templates}.items()]
+        named = {name: self._writing_bos(text) for name, text in {**default, **self.templates}.items()}
+        if not self.templates:
+            return named.get("default")
+        return [{"name": name, "template": text} for name, text in named.items()]
+
+    def _writing_bos(self, template: str) -> str:
+        """The template, which writes the beginning-of-text token itself where llama.cpp puts it before the text."""
+        if not self.adds_bos or not self.bos_before_chat or self.bos_id is None:
+            return template
+        bare = Tokenizer(self.backend, bos_id=self.bos_id, eos_id=self.eos_id, chat_template=template)
+        try:
+            text = bare.render_chat([{"role": "user", "content": "Hello"}], add_generation_prompt=True).text
+        except EntrenarError:  # it asks for more than a question; those of such models write it
+            return template
+        return template if text.startswith(self.token(self.bos_id)) else WRITING_BOS + template
 
     def _post_processor(self) -> Any:
         """What puts `bos_id` before a text and `eos_id` after it, where the model was trained so."""

@@ -58,6 +58,15 @@ def from_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     return _Reader(metadata).vocabulary()
 
 
+def end_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids at which llama.cpp ends a generation; none where the metadata hold no tokenizer that is read here."""
+    try:
+        reader = _Reader(metadata)
+        return tuple(reader.ends(reader.types()))
+    except FormatError:  # which whoever uses the tokenizer is told
+        return ()
+
+
 class _Reader:
     """The metadata of one file, and what is made of them."""
 

@@ -9,6 +9,7 @@ from typing import Any
 from entrenar.errors import FormatError
 from entrenar.io.lazy import LazyTensor
 from entrenar.io.tokenizer import Tokenizer
+from entrenar.io.tokenizer_gguf import end_ids
 from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.generation import Generation
 from entrenar.llama.gguf_model import read_gguf
@@ -50,7 +51,9 @@ class Checkpoint:
             return Checkpoint(path, config, tensors, notes=notes, origin=origin)
         if not path.exists():
             raise FormatError(f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory.")
-        return Checkpoint(path, *read_gguf(path))
+        config, tensors, metadata, notes = read_gguf(path)
+        ends = tuple(dict.fromkeys((*config.eos_ids, *end_ids(metadata))))
+        return Checkpoint(path, config, tensors, metadata, notes, Origin(path, Generation(ends), is_gguf=True))
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that comes with the weights."""

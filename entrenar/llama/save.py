@@ -78,6 +78,8 @@ def generation_table(model: LLaMAModel) -> dict[str, Any]:
         return dict(origin.generation_config)
     kept = {} if origin is None else {k: v for k, v in origin.config.items() if k in SETTINGS - METADATA}
     table = kept | {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    if origin is not None and origin.is_gguf and len(origin.generation.end_tokens) > 1:
+        table["eos_token_id"] = list(origin.generation.end_tokens)  # config.json names the first alone
     return {name: value for name, value in table.items() if value is not None}
 
 

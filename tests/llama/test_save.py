@@ -97,6 +97,32 @@ def test_a_model_from_a_gguf_file_brings_the_tokenizer_of_the_file(tmp_path: Pat
 
 
 @pytest.mark.unit
+def test_a_model_from_a_gguf_file_ends_where_llama_cpp_ends_it(tmp_path: Path) -> None:
+    """At the end of a turn too, which it knows by its text; the directory that is saved says so to transformers."""
+    config = replace(small_config(), vocab_size=6)
+    vocabulary = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": ["<|begin_of_text|>", "<|end_of_text|>", "a", "<|eot_id|>", "aa", "<|eom_id|>"],
+        "tokenizer.ggml.token_type": [3, 3, 1, 3, 1, 3],
+        "tokenizer.ggml.merges": ["a a"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.eom_token_id": 5,
+    }
+    write_gguf(tmp_path / "m.gguf", config, random_arrays(config), metadata=vocabulary)
+    model = LLaMAModel.from_pretrained(tmp_path / "m.gguf")
+    assert set(model.generation.end_tokens) == {1, 3, 5} and model.generation.end_tokens[0] == 1
+    model.save_pretrained(tmp_path / "saved")
+    again = LLaMAModel.from_pretrained(tmp_path / "saved")
+    assert again.generation.end_tokens == model.generation.end_tokens
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["eos_token_id"] == 1
+    broken = vocabulary | {"tokenizer.ggml.tokens": ["a"] * 6}  # whoever uses the tokenizer is told
+    write_gguf(tmp_path / "m.gguf", config, random_arrays(config), metadata=broken)
+    assert LLaMAModel.from_pretrained(tmp_path / "m.gguf").generation.end_tokens == (1,)
+
+
+@pytest.mark.unit
 def test_a_tokenizer_that_is_given_comes_before_the_one_of_the_source(source: Path, tmp_path: Path) -> None:
     given = Tokenizer.train(["aa bb aa bb"], 262)
     LLaMAModel.from_pretrained(source).save_pretrained(tmp_path / "saved", tokenizer=given)

@@ -161,7 +161,7 @@ def test_the_layout_of_a_model_without_a_template_is_said(tmp_path: Path) -> Non
     chat = [json.dumps({"prompt": f"What is {n}?", "completion": f"It is {n}."}) for n in range(9)]
     path.write_text("\n".join([*chat, json.dumps({"text": "a plain text"})]))
     _, out = quiet(model, config_for(path, tmp_path / "run", replace(SMALL, steps=1, sequence_length=120)))
-    said = "The tokenizer has no chat template, so that 9 conversations are written in Stanford Alpaca's layout"
+    said = "The tokenizer has no chat template, so that 9 conversations are written in the layout of Stanford Alpaca"
     assert out.index(said) < out.index("step 1/1")
     notes = json.loads((tmp_path / "run" / "summary.json").read_text())["notes"]
     assert any(note.startswith(said) for note in notes)

@@ -144,3 +144,29 @@ VARIATIONS += [
     for name in ORIGINALS
     if f"{name}_training" in ORIGINALS and name not in OTHERWISE
 ]
+
+
+# ---------------------------------------------------------------------- of a GGUF file, in a saved directory
+def _saved(name: str, folder: Path) -> Verdict:
+    """The tokens that a run gets from a GGUF file's tokenizer are those of transformers for the directory it saves."""
+    bos, eos = chats.ENDS[name]
+    tokenizer = chats.ours(chats.plain(name), bos or "<s>", eos, adds_bos=True)
+    tokenizer.save(folder)
+    kinds = ("one turn", "two turns", "the same turn twice", "unicode")
+
+    def theirs() -> list[list[int]]:
+        import transformers
+
+        peer = transformers.AutoTokenizer.from_pretrained(folder)
+        return [peer.apply_chat_template(chats.CONVERSATIONS[kind]["messages"])["input_ids"] for kind in kinds]
+
+    def ours() -> list[list[int]]:
+        return [chats.sample(tokenizer, chats.CONVERSATIONS[kind])[0] for kind in kinds]
+
+    return judge(ours, theirs, names=[], compared=f"ids of {len(kinds)} conversations")
+
+
+VARIATIONS += [
+    Variation(AREA, f"a GGUF file's, saved: {name}", "transformers", partial(_saved, name))
+    for name in sorted(path.stem for path in chats.TEMPLATES.glob("*.jinja"))
+]
