@@ -4,9 +4,7 @@ Every message is one sentence that names the file, key, line or tensor, what was
 to do. The lowest floor of the package: it imports nothing.
 """
 
-LONGEST_MESSAGE = 1000
-
-LONGEST = 2000  # characters of a message; names and values from files may have any length
+LONGEST_MESSAGE = 1000  # characters; names and values from files may have any length
 
 
 def printable(text: str) -> str:

@@ -114,7 +114,7 @@ def refused(model: Path, data: Path, output: Path, *arguments: str, adapter: LoR
         ("hello", r"examples\.jsonl, line 1: is not JSON"),
         ('{"prompt": "a", "completion": "b"}\n{"prompt": 3}', r"examples\.jsonl, line 2: prompt is 3"),
         ('{"prompt": "a", "completion": ""}', r"examples\.jsonl, line 1: completion is ''"),
-        ('["a"]', r"examples\.jsonl, record 1: is a JSON str"),
+        ('["a"]', r"examples\.jsonl, record 1: is a text, expected an object"),
     ],
 )
 def test_bad_examples_name_file_and_line(content: str | None, message: str, model: Path, tmp_path: Path) -> None:

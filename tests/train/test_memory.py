@@ -193,7 +193,7 @@ def test_the_examples_of_a_file_count_and_need_no_more_than_is_estimated(tmp_pat
     needed = memory.plan(SHAPE, config)[1]
     assert needed.items["data"] == memory.data_bytes(config) == int(memory.DATA_SHARE * size)
     tokenizer = Tokenizer.train([record["completion"] for record in records[:50]], 270)  # hardly any merges
-    tokenizer.encode(records[0]["prompt"])
+    tokenizer.apply_chat_template([{"role": "user", "content": "What?"}])  # imports what templates need
     tracemalloc.start()
     try:
         data = dataset.encode(config, tokenizer, 270)

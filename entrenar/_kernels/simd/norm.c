@@ -70,7 +70,13 @@ static void layer_forward(float *y, float *mean_out, float *rstd_out, const floa
     REDUCE(sum, VECTOR, SCALAR);
 #undef VECTOR
 #undef SCALAR
-    const float mean = sum / (float)dim;
+    const float rounded = sum / (float)dim;
+#define VECTOR(i) (V(x, i) - rounded)
+#define SCALAR(i) (x[i] - rounded)
+    REDUCE(sum, VECTOR, SCALAR);  // what a long sum of large values has rounded away
+#undef VECTOR
+#undef SCALAR
+    const float mean = rounded + sum / (float)dim;
 #define VECTOR(i) ((V(x, i) - mean) * (V(x, i) - mean))
 #define SCALAR(i) ((x[i] - mean) * (x[i] - mean))
     REDUCE(squares, VECTOR, SCALAR);  // a second pass: the difference of squares would cancel
