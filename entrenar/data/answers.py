@@ -49,6 +49,7 @@ class Renderer:
         return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")  # (?!) stands nowhere
 
     def render(self, messages: Sequence[Message], prompt: bool = False) -> Rendering:
+        """What the template writes for these messages, with or without the prompt for an answer."""
         return self.tokenizer.render_chat(
             messages,
             add_generation_prompt=prompt,
@@ -58,6 +59,7 @@ class Renderer:
         )
 
     def text(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        """The text alone."""
         return self.render(messages, prompt).text
 
     def pieces(self, text: str) -> list[str]:

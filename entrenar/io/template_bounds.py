@@ -65,6 +65,7 @@ class TemplateDict:
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        """As of dict, which makes a plain one."""
         return dict.fromkeys(*args)
 
 
@@ -75,12 +76,14 @@ class Budget:
         self.start(0)
 
     def start(self, read: int) -> None:
+        """Begin a rendering that is given values of `read` characters."""
         self.value = VALUE_BASE + VALUE_FACTOR * read
         self.total = TOTAL_BASE + TOTAL_FACTOR * read
         self.steps = STEPS_BASE + STEPS_FACTOR * read
         self.began, self.deadline = time.thread_time(), time.monotonic() + SECONDS
 
     def tick(self, steps: int) -> None:
+        """Count steps of a loop; TemplateLimit where they, or the time, are used up."""
         self.steps -= steps
         if self.steps < 0:
             raise TemplateLimit("loops without an end in sight")
@@ -95,6 +98,7 @@ class Budget:
             raise TemplateLimit(f"makes a value of more than {self.value:,} characters")
 
     def charge(self, size: int) -> None:
+        """Count characters that are made; TemplateLimit where there are too many."""
         self.reserve(size)
         self.total -= size
         if self.total < 0:

@@ -60,15 +60,15 @@ def undocumented(source: str, dotted: str) -> Iterator[str]:
         if not ast.get_docstring(node):
             yield f"{dotted}.{node.name}"
         for method in node.body if isinstance(node, ast.ClassDef) else []:
-            if not isinstance(method, ast.FunctionDef) or method.name.startswith("_") or is_setter(method):
+            if not isinstance(method, ast.FunctionDef) or method.name.startswith("_") or is_beside(method):
                 continue
             if not ast.get_docstring(method):
                 yield f"{dotted}.{node.name}.{method.name}"
 
 
-def is_setter(method: ast.FunctionDef) -> bool:
-    """A property's setter is documented by its getter."""
-    return any(ast.unparse(decorator).endswith(".setter") for decorator in method.decorator_list)
+def is_beside(method: ast.FunctionDef) -> bool:
+    """A property's setter is documented by its getter, an overload by what it declares."""
+    return any(ast.unparse(decorator).endswith((".setter", "overload")) for decorator in method.decorator_list)
 
 
 def inherited(dotted: str) -> bool:
