@@ -186,17 +186,18 @@ def test_longer_and_more_rows_need_more(machine: Callable[[int], None]) -> None:
 @pytest.mark.memory
 def test_the_examples_of_a_file_count_and_need_no_more_than_is_estimated(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    records = [{"prompt": f"What is {n}?", "completion": f"It is {n}, and that is all. " * 20} for n in range(2000)]
+    records = [{"prompt": f"What is {n}?", "completion": f"Number {n} is answered with words of every length here. " * 10} for n in range(2000)]
     path.write_text("\n".join(map(json.dumps, records)))
     size = path.stat().st_size
     config = TrainConfig(data=Data(path=str(path), held_out_fraction=0.0), lora=ALL)
     needed = memory.plan(SHAPE, config)[1]
     assert needed.items["data"] == memory.data_bytes(config) == int(memory.DATA_SHARE * size)
-    tokenizer = Tokenizer.train([record["completion"] for record in records[:50]], 270)  # hardly any merges
+    tokenizer = Tokenizer.train([record["completion"] for record in records[:50]], 300)
     tokenizer.apply_chat_template([{"role": "user", "content": "What?"}])  # imports what templates need
+    np.random.default_rng(0)  # imported when first used
     tracemalloc.start()
     try:
-        data = dataset.encode(config, tokenizer, 270)
+        data = dataset.encode(config, tokenizer, 300)
         loader = DataLoader(data.training, 1, 512)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
