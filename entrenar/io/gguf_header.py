@@ -16,6 +16,7 @@ import numpy as np
 
 from entrenar.errors import FormatError
 from entrenar.io.lazy import FileBytes
+from entrenar.io.no_gguf import what_it_is
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -70,7 +71,10 @@ def _check_start(file: FileBytes) -> tuple[int, int, int]:
     if not start:
         raise FormatError(f"{path}: is empty, expected a GGUF file; fetch it again.")
     if start[:4] != MAGIC:
-        raise FormatError(f"{path}: starts with {start[:4]!r}, expected {MAGIC!r}; it is not a GGUF file.")
+        what = what_it_is(start)
+        raise FormatError(
+            f"{path}: starts with {start[:4]!r}, expected {MAGIC!r}; it is not a GGUF file{what and f' but {what}'}."
+        )
     if len(start) < 24:
         raise FormatError(f"{path}: is truncated after {size} bytes; fetch the file again.")
     version, tensors, fields = struct.unpack("<IQQ", start[4:])

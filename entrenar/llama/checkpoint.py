@@ -50,7 +50,10 @@ class Checkpoint:
             config, tensors, origin, notes = read_hf(path)
             return Checkpoint(path, config, tensors, notes=notes, origin=origin)
         if not path.exists():
-            raise FormatError(f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory.")
+            raise FormatError(
+                f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory on this machine "
+                "(no model is fetched by its name)."
+            )
         config, tensors, metadata, notes = read_gguf(path)
         ends = tuple(dict.fromkeys((*config.eos_ids, *end_ids(metadata))))
         return Checkpoint(path, config, tensors, metadata, notes, Origin(path, Generation(ends), is_gguf=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer, data_utils
 
-from entrenar.data import encode_examples, read_examples
+from entrenar.data import encode_examples, evaluation_batches, read_examples
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 
@@ -64,18 +65,23 @@ def ours(folder: Path, record: Any) -> tuple[list[int], list[int]]:
 
 def trl(record: dict[str, Any], template: str = PLAIN) -> tuple[list[int], list[int]]:
     """Ids and labels of TRL: prompts of prompt/completion and all but the assistant's turns of messages are masked."""
+    (row,) = trl_rows([record], LENGTH, template)
+    return list(row["input_ids"]), list(row["labels"])[1:]
+
+
+def trl_rows(records: list[dict[str, Any]], length: int, template: str = PLAIN) -> list[dict[str, Any]]:
+    """TRL's rows of records of one layout, those left out that have nothing to train."""
     from datasets import IterableDataset
 
-    tokenizer = tokenizers()[1]
+    tokenizer, record = tokenizers()[1], records[0]
     chat = "messages" in record or "conversations" in record
     trainer = SimpleNamespace(_tokenizer=tokenizer, chat_template=template, completion_only_loss="prompt" in record)
     options = SFTConfig(
-        output_dir="unused", assistant_only_loss=chat, max_length=LENGTH, report_to=[], bf16=False, use_cpu=True
+        output_dir="unused", assistant_only_loss=chat, max_length=length, report_to=[], bf16=False, use_cpu=True
     )
     options.shuffle_dataset = False
-    dataset = IterableDataset.from_generator(lambda: iter([json.loads(json.dumps(record))]))
-    (row,) = SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, options, False, None, "train")
-    return list(row["input_ids"]), list(row["labels"])[1:]
+    dataset = IterableDataset.from_generator(lambda: iter(json.loads(json.dumps(records))))
+    return list(SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, options, False, None, "train"))
 
 
 def equal(name: str, record: Any, same_as: dict[str, Any], reference: str = "TRL", template: str = PLAIN) -> Variation:
@@ -347,4 +353,40 @@ def layouts() -> Iterator[Variation]:
         yield refused(f"a record that is {name}", value, "an object")
 
 
-VARIATIONS = [*fields(), *message_fields(), *trl_keys(), *roles(), *marks(), *contents(), *layouts()]
+def _of_batches(length: int, packing: bool, folder: Path) -> Verdict:
+    """Ids and labels of every sample in the batches of an epoch: those of TRL's rows, cut and left out alike."""
+    rng = random.Random(length)
+    text = ["what", "is", "the", "sum", "of", "one", "and", "two", "all", "there"]
+    records = [
+        {"messages": [turn(("user", "assistant")[n % 2], " ".join(rng.choices(text, k=rng.randint(1, 12)))) for n in
+                      range(2 * rng.randint(1, 3))]}
+        for _ in range(24)
+    ]  # fmt: skip
+
+    def found() -> list[tuple[list[int], list[int]]]:
+        path = folder / "data.jsonl"
+        path.write_text("\n".join(map(json.dumps, records)))
+        samples, _ = encode_examples(read_examples(path), tokenizers()[0], length)
+        made = []
+        for batch in evaluation_batches(samples, 3, length, packing):
+            bounds = zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)
+            tokens, targets = batch.tokens.reshape(-1), batch.targets.reshape(-1)
+            made += [(tokens[a:b].tolist(), targets[a : b - 1].tolist()) for a, b in bounds if max(targets[a:b]) >= 0]
+        return sorted(made)
+
+    def reference() -> list[tuple[list[int], list[int]]]:
+        return sorted((list(row["input_ids"]), list(row["labels"])[1:]) for row in trl_rows(records, length))
+
+    return judge(found, reference, names=["\0"], compared="ids and labels of all samples of an epoch")
+
+
+def batches() -> Iterator[Variation]:
+    """What a step gets, in rows that cut some examples and are too short for others."""
+    for length in (40, 72, 200):
+        for packing, how in ((True, "packed"), (False, "one a row")):
+            yield Variation(
+                AREA, f"batches of {length} tokens, {how}", "TRL", functools.partial(_of_batches, length, packing)
+            )
+
+
+VARIATIONS = [*batches(), *fields(), *message_fields(), *trl_keys(), *roles(), *marks(), *contents(), *layouts()]

@@ -408,6 +408,20 @@ def _of(name: str, check: Callable[[Path], Verdict], reference: str = "llama.cpp
     return Variation(AREA, name, reference, check)
 
 
+FOREIGN = {  # what people give for a GGUF file: how it begins, and what the sentence calls it
+    "safetensors": (b"\x40\0\0\0\0\0\0\0{}", "directory that holds it"),
+    "a file of GGML": (b"lmgg", "before GGUF"),
+    "a file of GGJT 3": (b"tjgg\x03\0\0\0", "before GGUF"),
+    "an adapter of GGLA": (b"algg\x01\0\0\0", "LoRA adapter"),
+    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "an HTML page": (b"<!DOCTYPE html><html>", "HTML page"),
+    "pytorch_model.bin": (b"PK\x03\x04\0\0\x08\x08", "PyTorch"),
+    "consolidated.00.pth as a pickle": (b"\x80\x02\x8a\nl\xfc\x9cF", "PyTorch"),
+    "a GGUF file in gzip": (b"\x1f\x8b\x08\0", "unpack it"),
+    "config.json": (b'{"architectures": ["LlamaForCausalLM"]}', "directory of a Hugging Face model"),
+    "a download that has its length alone": (bytes(64), "unfinished download"),
+    "a file of nothing that is known": (b"model", "starts with b'mode'"),
+}
 COUNT = len(arrays())
 VARIATIONS = [
     *(_of(f"embedding in {kind}", functools.partial(_typed, kind, EMBEDDING)) for kind in MATRICES),
@@ -426,7 +440,8 @@ VARIATIONS = [
     _of("big-endian", _big_endian),
     *(_of(f"cut to {share:.1%} of its bytes", functools.partial(_cut, share)) for share in (0.01, 0.03, 0.5, 0.999)),
     _of("an empty file", functools.partial(_written, b"", ["is empty", "GGUF"])),
-    _of("safetensors under the name of a GGUF file", functools.partial(_written, b"\x40\0\0\0\0\0\0\0{}", ["GGUF"])),
+    *(_of(name, functools.partial(_written, start + b" " * 40, ["not a GGUF file", word]))
+      for name, (start, word) in FOREIGN.items()),
     _of("a pipe", _pipe),
     _of("another file name", _renamed),
     _of("in one part", functools.partial(_split, [COUNT])),
