@@ -11,7 +11,8 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -252,6 +253,20 @@ def dump_toml(config: Any, section: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+STDOUT = "standard output"
+
+
+@contextmanager
+def named_stdout() -> Iterator[None]:
+    """An OSError inside the block, of a full disk above all, names standard output as its file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, STDOUT) from error
+
+
 NEGATIVE = re.compile(r"^-((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)$", re.IGNORECASE)
 
 
@@ -293,6 +308,11 @@ class ArgumentParser(argparse.ArgumentParser):
         """What to say of a flag that does not exist."""
         return nearest(flag, self.flags())
 
+    def print_help(self, file: Any = None) -> None:
+        """As argparse prints it, which would go on where it cannot."""
+        with named_stdout():
+            print(self.format_help(), end="", file=file)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
@@ -309,7 +329,8 @@ def add_arguments(
         default = getattr(defaults, spec.name) if defaults is not None else default_of(spec)
         name = (names or {}).get(spec.name, spec.name)
         flag = "--" + name.replace("_", "-")
-        help_text = describe(spec).rsplit("; default", 1)[0] + f" (default: {toml_value(default)})"
+        choices = f"{', '.join(map(str, spec.metadata['choices']))}; " if spec.metadata.get("choices") else ""
+        help_text = describe(spec).rsplit("; default", 1)[0] + f" ({choices}default: {toml_value(default)})"
         help_text = help_text.replace("%", "%%")
         hint = hints[spec.name]
         if hint is bool:
@@ -331,11 +352,23 @@ def _argument_type(hint: Any) -> Callable[[str], Any]:
         if typing.get_origin(hint) in (list, tuple):
             return [_scalar(part.strip(), arguments or (str,)) for part in text.split(",")]
         if typing.get_origin(hint) is dict:
-            pairs = [part.rpartition("=") for part in text.split(",")]
-            return {key.strip(): _scalar(value.strip(), arguments[1:]) for key, _, value in pairs}
+            return _pairs(text, arguments[1:])
         return _scalar(text, arguments or (hint,))
 
     return parse
+
+
+def _pairs(text: str, hints: tuple[Any, ...]) -> dict[str, Any]:
+    """KEY=VALUE,KEY=VALUE as a table; an ArgumentTypeError where a part is none, or a key stands twice."""
+    table: dict[str, Any] = {}
+    for part in text.split(","):
+        key, equals, value = (word.strip() for word in part.rpartition("="))
+        if not (key and equals):
+            raise argparse.ArgumentTypeError(f"{shown(part)} is not NAME=VALUE")
+        if key in table:
+            raise argparse.ArgumentTypeError(f"{shown(key)} is given twice; expected it once")
+        table[key] = _scalar(value, hints)
+    return table
 
 
 def text_argument(text: str) -> str:

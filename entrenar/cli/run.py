@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from entrenar.config import named_stdout
 from entrenar.errors import EntrenarError, printable
 
 CLOSED = "error: standard output was closed, which ended the program; write it to a file to let a run go on."
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run `main` and exit: 0, 1 with one sentence on an error, 130 on Ctrl-C, 143 on SIGTERM in a run.
+    """Run `main` and exit: 0, 1 with one sentence on an error, 130 on Ctrl-C; a run, 143 on SIGTERM, 129 on SIGHUP.
 
     `main` imports what it needs: a wrong environment variable or an early Ctrl-C shows during imports.
     """
@@ -50,7 +51,8 @@ def _to_the_end(main: Callable[[], object]) -> None:
         main()
     finally:
         if sys.exc_info()[0] in (None, SystemExit):
-            sys.stdout.flush()
+            with named_stdout():
+                sys.stdout.flush()
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -111,9 +111,14 @@ def _refuse_other_text(path: Path, first: bytes) -> None:
                 f"convert it: {advice} ."
             )
     if suffix in (".txt", ".md"):
-        code = "import json; print(json.dumps({{'text': open('{name}', encoding='utf-8').read()}}))"
+        code = (
+            "import json; t = open('{name}', encoding='utf-8').read(); "
+            "[print(json.dumps({{'text': t[i:i+1500]}})) for i in range(0, len(t), 1500)]"
+        )
         advice = command(f'{PYTHON} "{code}" > {{output}}', path)
-        raise FormatError(f"{path}: is plain text, expected JSON or JSON Lines; to train on it: {advice} .")
+        raise FormatError(
+            f"{path}: is plain text, expected JSON or JSON Lines; to train on it in pieces of a row: {advice} ."
+        )
 
 
 def command(template: str, path: Path) -> str:

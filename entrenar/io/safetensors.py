@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,12 @@ def save_safetensors(
 
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with atomic_file(path) as temporary:
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         try:
             save_file(arrays, str(temporary), dict(metadata or {}))
         except SafetensorError as error:  # a full disk, above all
             raise FormatError(f"{path}: cannot be written ({error}); choose another place or make room.") from error
+        temporary.chmod(mode)  # the library's file is its owner's alone
 
 
 def save_sharded(

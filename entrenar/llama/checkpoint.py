@@ -18,6 +18,8 @@ from entrenar.llama.origin import Origin
 
 INTEGERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")  # codes whose meaning some other tensor holds
 
+PARTS_OF_A_DIRECTORY = (".safetensors", ".bin", ".json")
+
 
 class Checkpoint:
     """The tensors of a checkpoint by Hugging Face name, with the model's configuration."""
@@ -53,6 +55,11 @@ class Checkpoint:
             raise FormatError(
                 f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory on this machine "
                 "(no model is fetched by its name)."
+            )
+        if path.suffix in PARTS_OF_A_DIRECTORY and (path.parent / "config.json").exists():
+            raise FormatError(
+                f"{path}: is one file of a Hugging Face directory, expected a GGUF file or the directory itself; give "
+                f"{path.parent}."
             )
         config, tensors, metadata, notes = read_gguf(path)
         ends = tuple(dict.fromkeys((*config.eos_ids, *end_ids(metadata))))

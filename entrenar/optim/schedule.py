@@ -46,6 +46,14 @@ class Schedule:
         self.last_step += 1
         self._set()
 
+    def rate_at(self, step: int) -> float:
+        """The learning rate of the first group at `step`."""
+        now, self.last_step = self.last_step, step
+        try:
+            return self.rate(self.base_lrs[0])
+        finally:
+            self.last_step = now
+
     def get_last_lr(self) -> list[float]:
         """The learning rate of each group."""
         return [group["lr"] for group in self.optimizer.param_groups]

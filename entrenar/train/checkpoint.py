@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entrenar.autograd import random
-from entrenar.errors import EntrenarError, FormatError, NumericsError
+from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
 from entrenar.io import atomic
 from entrenar.io.atomic import atomic_files, unwritable
 from entrenar.io.safetensors import open_safetensors, save_safetensors
@@ -240,6 +240,12 @@ def _restore(trainer: Trainer, directory: Path) -> None:
                 f"{directory}: its weight {name} has shape {np.shape(weights.get(name))}, expected {tensor.shape}."
             )
     _check_counts(state, directory)
+    wanted = trainer.config.training.steps
+    if wanted < state["step"]:
+        raise ConfigError(
+            f"training.steps: is {wanted}, and {directory} was written after step {state['step']}; resume with "
+            "at least as many, or start anew."
+        )
     reports = list(_reports(state["reports"]))
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.schedule.load_state_dict(state["schedule"])

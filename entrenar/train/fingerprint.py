@@ -51,6 +51,7 @@ def fingerprint(trainer: Trainer) -> dict[str, Any]:
         "the base model": _frozen(trainer),
         **trainer.fixed,
         "the examples": _examples(trainer),
+        "the held-out examples": _held_out(trainer),
     }
     return dict(json.loads(json.dumps(values, default=repr)))  # as it comes back from a file
 
@@ -87,6 +88,15 @@ def _examples(trainer: Trainer) -> str:
     return data.hexdigest()
 
 
+def _held_out(trainer: Trainer) -> str:
+    """The losses before and after are those of the same tokens."""
+    data = hashlib.sha256()
+    for batch in trainer.held_out:
+        data.update(batch.tokens.tobytes())
+        data.update(batch.targets.tobytes())
+    return data.hexdigest()
+
+
 def of_tokenizer(tokenizer: Tokenizer) -> str:
     """A hash of a tokenizer with its template."""
     return hashlib.sha256(f"{tokenizer.backend.to_str()}{tokenizer.chat_template}".encode()).hexdigest()
@@ -101,7 +111,9 @@ def check(directory: Path, found: Any, expected: Mapping[str, Any]) -> None:
         if ours == theirs:
             continue
         if key.startswith("the "):
-            raise ConfigError(f"{directory}: was written with another of {key}; resume with the same, or start anew.")
+            what = key.removeprefix("the ")
+            other = f"other {what}" if what.endswith("s") else f"another {what}"
+            raise ConfigError(f"{directory}: was written with {other}; resume with the same, or start anew.")
         raise ConfigError(
             f"{key}: is {ours!r} and was {theirs!r} when {directory} was written; resume with the same, or start anew."
         )

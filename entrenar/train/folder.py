@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ def check(config: TrainConfig) -> None:
     """ConfigError, before anything is read, where the output cannot be written or an earlier run's would be lost."""
     settings = config.checkpointing
     directory = Path(settings.directory)
+    if directory.parts[:1] and directory.parts[0].startswith("~"):
+        raise ConfigError(
+            f"checkpointing.directory: is {directory}, whose ~ only a shell replaces, at the beginning of a word; "
+            f"write the path in full, or ./{directory}."
+        )
     places = [(name, real_folder) for name in ("adapter", "model", "checkpoint")]
     for name, real in (*places, (METRICS, real_file), (SUMMARY, real_file)):
         try:
@@ -38,7 +44,8 @@ def check(config: TrainConfig) -> None:
             raise ConfigError(
                 f"checkpointing.directory: {directory / name} is in the way; choose another directory ({error})"
             ) from error
-    existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    target = Path(os.path.realpath(directory))  # where a link leads, also one to nothing yet
+    existing = next(folder for folder in (target, *target.parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -91,7 +98,7 @@ def locked(directory: Path) -> Iterator[None]:
 
     ConfigError, with the other's process id, where another run has it.
     """
-    with made_folders(directory):
+    with made_folders(real_folder(directory)):
         descriptor = _lock(directory)
         try:
             yield
@@ -109,6 +116,9 @@ def _lock(directory: Path) -> int:
             raise ConfigError(
                 f"checkpointing.directory: {path} cannot be written ({error.strerror}); choose another."
             ) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise ConfigError(f"checkpointing.directory: {path} is no regular file; remove it, or choose another.")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

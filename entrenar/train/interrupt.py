@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM during a run: the first ends what is being done in order, the second ends it at once."""
+"""Signals during a run: the first ends what is being done in order, the second ends it at once.
+
+They are Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes, which may come several times and never ends at once what
+is being written.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -30,11 +34,14 @@ class _Signals:
         self.waiting = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if not self.waiting or self.asked is not None:
+        if not self.waiting or (self.asked is not None and number != signal.SIGHUP):
             raise Interrupted(number=number)
+        if self.asked is not None:
+            return
         self.asked = number
         if sys.stderr is not None and sys.stderr.isatty():
-            os.write(sys.stderr.fileno(), HINT)  # no buffer: a handler may come while one is written
+            with suppress(OSError):  # a terminal that is going
+                os.write(sys.stderr.fileno(), HINT)  # no buffer: a handler may come while one is written
 
 
 _signals = _Signals()
@@ -42,8 +49,12 @@ _signals = _Signals()
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Take SIGINT and SIGTERM as this module does inside the block, where nobody else has decided what they do."""
-    defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    """Take the signals as this module does inside the block, where nobody else (nohup) has decided what they do."""
+    defaults: dict[int, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
     ours: list[int] = []
     if threading.current_thread() is threading.main_thread():
         ours = [number for number, default in defaults.items() if signal.getsignal(number) == default]

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID,
 from rich.table import Table
 from rich.text import Text
 
+from entrenar.config import STDOUT, named_stdout
 from entrenar.io.atomic import atomic_file
 from entrenar.train.evaluate import Evaluation
 from entrenar.train.step import StepReport
@@ -29,6 +30,17 @@ class Output(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+    def __exit__(self, *raised: Any) -> None:  # where rich writes
+        with named_stdout():
+            super().__exit__(*raised)
+
+
+def lost(error: OSError) -> str:
+    """What became of standard output."""
+    if isinstance(error, BrokenPipeError):
+        return f"{STDOUT} was closed"
+    return f"{STDOUT} cannot be written ({error.strerror or error})"
 
 
 def facts(console: Console, title: str, rows: dict[str, str]) -> None:

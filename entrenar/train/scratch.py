@@ -57,7 +57,11 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
             for side, read in zip(sides, reports, strict=True)
         )
     if not samples or (sides[1] and not held_out):
-        raise ConfigError("The text is too short for one row to train on and one to hold out; give more text.")
+        raise ConfigError(
+            f"{config.data.path or 'The documentation'}: is too short for a row of {t.sequence_length} tokens to train "
+            "on and one to hold out; give more text, a shorter training.sequence_length or another "
+            "data.held_out_fraction."
+        )
     summary = _summary(config, reports, (samples, held_out), rest + held_out_rest)
     loader, batches = session.batches(config, samples, held_out, tokenizer.pad_id)
     _check_special_tokens(shape, tokenizer)

@@ -122,6 +122,7 @@ def run(
     written = False
     try:
         before, sample_before = _before(trainer, sample, console)
+        summary.notes += _other_rates(trainer, console)
         if not trainer.saved and trainer.config.checkpointing.overwrite:
             folder.clear(directory)
         failed = _train(trainer, console)
@@ -155,12 +156,14 @@ def _train(trainer: Trainer, console: Console) -> FormatError | None:
             trainer.run()
     except FormatError as error:
         if trainer.step < trainer.config.training.steps:
-            raise
+            raise FormatError(f"{str(error).rstrip('.')}: {_stands(trainer)}") from error
         return error
-    except BrokenPipeError:
+    except OSError as error:  # what is written to files has its own sentences: this is standard output
+        if isinstance(error, EntrenarError):
+            raise
         if trainer.step > trainer.saved:
             trainer.save()
-        raise EntrenarError(f"standard output was closed: {_stands(trainer)}") from None
+        raise EntrenarError(f"{report.lost(error)}: {_stands(trainer)}") from None
     return None
 
 
@@ -189,6 +192,19 @@ def _before(trainer: Trainer, sample: Callable[[], str], console: Console) -> tu
     if trainer.step:
         console.print(f"resumed after step {trainer.step}")
     return before, answer
+
+
+def _other_rates(trainer: Trainer, console: Console) -> list[str]:
+    """What is said where the steps before a resume had other learning rates than a run of this many steps has."""
+    if all(trainer.schedule.rate_at(step.step - 1) == step.learning_rate for step in trainer.reports):
+        return []
+    schedule, steps = trainer.config.lr_schedule.name, trainer.config.training.steps
+    said = [
+        f"The learning rates of {schedule} follow from the number of steps, which was another than {steps} up to step "
+        f"{trainer.step}: the result is not that of {steps} steps from the beginning."
+    ]
+    report.notes(console, said)
+    return said
 
 
 def _stands(trainer: Trainer) -> str:

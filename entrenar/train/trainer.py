@@ -32,8 +32,9 @@ class Trainer:
     `on_step` is called after every optimizer step, `on_checkpoint` after every checkpoint. A loss or gradient that is
     not finite raises NumericsError before the weights change; the last checkpoint stays. `reports` (one for each step
     of the run), `notes` (values that JSON can hold), `run_id` and `date` are kept across a resume. `fixed` names what
-    else must be the same where the run resumes. The first SIGINT or SIGTERM, where `interrupt.heeded`, ends the step,
-    writes a checkpoint and raises Interrupted. ConfigError where the folder has another run's checkpoints.
+    else must be the same where the run resumes. The first SIGINT, SIGTERM or SIGHUP, where
+    `interrupt.heeded`, ends the step, writes a checkpoint and raises Interrupted. ConfigError where the folder has
+    another run's checkpoints.
     """
 
     model: LLaMAModel

@@ -79,6 +79,9 @@ def test_the_table_of_other_names_is_sound(parser: Parser) -> None:
         (["--model", ""], "argument --model: the value is empty; leave the flag out, or give it a value"),
         (["--data="], "argument --data: the value is empty; leave the flag out, or give it a value"),
         (["--output", ""], "argument --output: the value is empty; leave the flag out, or give it a value"),
+        (["--rank-pattern", "q_proj=8,q_proj=4"], "argument --rank-pattern: 'q_proj' is given twice; expected it once"),
+        (["--rank-pattern", "q_proj"], "argument --rank-pattern: 'q_proj' is not NAME=VALUE"),
+        (["--alpha-pattern", "q_proj=8,"], "argument --alpha-pattern: '' is not NAME=VALUE"),
         (["--steps", "9" * 5000], f"argument --steps: {shown('9' * 5000)} is not an integer"),
     ],
 )

@@ -108,7 +108,17 @@ def test_a_last_line_that_cannot_be_written_is_said(end: str) -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", program]
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (1, "error: the system: No space left on device.\n")
+    assert (ended.returncode, ended.stderr) == (1, "error: standard output: No space left on device.\n")
+
+
+@pytest.mark.chaos
+def test_a_help_that_cannot_be_written_is_said() -> None:
+    program = "from entrenar.cli.run import run\nfrom entrenar.config import ArgumentParser\n"
+    program += "parser = ArgumentParser(epilog='long ' * 5000)\nrun(lambda: parser.parse_args(['--help']))"
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", program]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "error: standard output: No space left on device.\n")
 
 
 @pytest.mark.architecture

@@ -111,7 +111,8 @@ def test_help_lists_every_flag_with_its_default(example: Path) -> None:
     options = re.split(r"\n  (?=--)", run.stdout)[1:]
     assert len(options) > 25
     for option in options:
-        assert "(default: " in option, option
+        assert re.search(r"\((\w+, )*(\w+; )?default: ", option), option
+    assert "(adamw, adam, sgd; default: " in run.stdout
 
 
 # ---------------------------------------------------------------------- the real model

@@ -67,6 +67,14 @@ def test_signals_of_other_addresses_go_where_they_went_before(tmp_path: Path) ->
     assert "was cut off" not in noted.stderr
 
 
+@pytest.mark.chaos
+@pytest.mark.parametrize(("before", "status"), [("", -7), ("signal.signal(signal.SIGBUS, signal.SIG_IGN)", 0)])
+def test_a_signal_that_a_process_sends_does_what_it_did_before(before: str, status: int, tmp_path: Path) -> None:
+    code = f"import os, signal, sys\nfrom pathlib import Path\nfrom entrenar.io.lazy import FileBytes\n{before}\n"
+    code += "array = FileBytes(Path(sys.argv[1])).map(0, 10)\nfor _ in range(2): os.kill(os.getpid(), signal.SIGBUS)"
+    assert run(code, written(tmp_path / "x")).returncode == status
+
+
 @pytest.mark.unit
 def test_a_watch_ends_with_its_mapping(tmp_path: Path) -> None:
     path = written(tmp_path / "x")

@@ -381,3 +381,14 @@ def test_an_interrupted_sharded_save_leaves_no_index(tmp_path: Path, monkeypatch
         save_sharded(tmp_path, {f"layer.{i}": values("F32") for i in range(3)}.items(), 1)
     with pytest.raises(FormatError, match="has neither"):
         open_safetensors_directory(tmp_path)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_permissions_are_what_the_umask_leaves(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        save_safetensors(tmp_path / "x.safetensors", {"a": np.zeros(3, np.float32)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,16 @@ def test_a_checkpoint_that_cannot_fit_is_refused_before_a_tensor_is_read(
     monkeypatch.setattr(budget, "available_memory", lambda: 3 * config.num_parameters())
     assert load(tmp_path, quantize="nf4").unquantized == {}
     assert load(tmp_path, dtype="bfloat16").config == config
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_one_file_of_a_directory_is_told_from_a_gguf_file(name: str, tmp_path: Path) -> None:
+    for file in ("model.safetensors", "config.json"):
+        (tmp_path / file).write_text("{}")
+    message = f"{name}: is one file of a Hugging Face directory, .* give {re.escape(str(tmp_path))}\\."
+    with pytest.raises(FormatError, match=message):
+        load(tmp_path / name)
 
 
 @pytest.mark.chaos

@@ -104,6 +104,14 @@ def test_more_steps_may_be_asked_for_and_what_changes_no_bit_may_change(written:
 
 
 @pytest.mark.unit
+def test_fewer_steps_than_there_are_is_refused(written: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"training\.steps: is 3, and .*step-4 was written after step 4; resume with at"
+    ):
+        trainer_of(run_config(written, lora=DROPOUT, resume=True, steps=3))
+
+
+@pytest.mark.unit
 def test_held_out_losses_of_earlier_steps_are_kept(tmp_path: Path) -> None:
     trainer = trainer_of(run_config(tmp_path, every=3, evaluate_every=2))
     stop_after(trainer, 3)
@@ -128,7 +136,7 @@ def test_held_out_losses_of_earlier_steps_are_kept(tmp_path: Path) -> None:
         ({"lr_schedule": LRSchedule(name="cosine")}, r"lr_schedule\.name: is 'cosine' and was 'constant'"),
         ({"lora": replace(DROPOUT, rank=8)}, r"lora\.rank: is 8 and was 4"),
         ({"lora": replace(DROPOUT, target_modules=["q_proj"])}, r"lora\.target_modules: is \['q_proj'\] and was"),
-        ({"lora": None}, r"the base model"),
+        ({"lora": None}, r"another base model"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -140,7 +148,7 @@ def test_other_settings_are_refused_with_both_values(change: dict[str, Any], mes
 
 @pytest.mark.unit
 def test_other_examples_are_refused(written: Path) -> None:
-    with pytest.raises(ConfigError, match=r"checkpoint/step-4: was written with another of the examples"):
+    with pytest.raises(ConfigError, match=r"checkpoint/step-4: was written with other examples"):
         trainer_of(run_config(written, lora=DROPOUT, resume=True), data_seed=1)
 
 
@@ -149,7 +157,7 @@ def test_another_base_model_is_refused(written: Path, monkeypatch: pytest.Monkey
     from tests.train import builders
 
     monkeypatch.setattr(builders, "LLaMAModel", lambda shape, seed: LLaMAModel(shape, seed=seed + 1))
-    with pytest.raises(ConfigError, match=r"checkpoint/step-4: was written with another of the base model"):
+    with pytest.raises(ConfigError, match=r"checkpoint/step-4: was written with another base model"):
         trainer_of(run_config(written, lora=DROPOUT, resume=True))
 
 
@@ -366,7 +374,7 @@ def test_one_bit_at_the_end_of_a_frozen_weight_is_seen(written: Path, monkeypatc
         return model
 
     monkeypatch.setattr(builders, "LLaMAModel", changed)
-    with pytest.raises(ConfigError, match=r"step-4: was written with another of the base model"):
+    with pytest.raises(ConfigError, match=r"step-4: was written with another base model"):
         trainer_of(run_config(written, lora=DROPOUT, resume=True))
 
 

@@ -353,5 +353,5 @@ def test_too_little_text_for_a_row_is_refused(tmp_path: Path) -> None:
     short = tmp_path / "short.jsonl"
     short.write_text("\n".join(json.dumps({"prompt": f"{i}", "completion": f"{i}"}) for i in range(30)))
     config = config_for(short, tmp_path / "run", replace(SMALL, sequence_length=64), lora=None)
-    with pytest.raises(ConfigError, match="text is too short for one row to train on and one to hold out"):
+    with pytest.raises(ConfigError, match="is too short for a row of 64 tokens to train on and one to hold out"):
         train_from_scratch(replace(SHAPE, vocab_size=260), config, Console(file=io.StringIO()))

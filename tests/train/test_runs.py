@@ -19,10 +19,12 @@ from rich.console import Console
 
 from entrenar._kernels import cpu
 from entrenar.autograd.precision import auto_precision, get_matmul_precision
+from entrenar.data import read_examples, split_held_out
 from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
+from entrenar.io.safetensors import save_safetensors
 from entrenar.llama import LLaMAModel
 from entrenar.lora import load_adapter
-from entrenar.train import Trainer, evaluate, interrupt, report, session
+from entrenar.train import Trainer, evaluate, finetune, interrupt, report, session
 from entrenar.train.config import LRSchedule, Training
 from entrenar.train.step import StepReport
 from tests.conftest import heed_interrupts
@@ -61,6 +63,50 @@ def test_what_is_in_the_way_is_found_before_training(blocked: str, model: Path, 
         (tmp_path / blocked).write_text("mine")
     with pytest.raises(ConfigError, match=rf"checkpointing\.directory: .*{blocked} is in the way; choose another"):
         quiet(model, config_for(data, tmp_path))
+
+
+@pytest.mark.unit
+def test_an_output_that_no_run_can_mean_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"directory: is ~/runs, whose ~ only a shell replaces, .*\./~/runs\."):
+        quiet("nowhere", config_for(data, Path("~/runs")))
+    os.mkfifo(tmp_path / ".entrenar.lock")
+    with pytest.raises(ConfigError, match=r"\.entrenar\.lock is no regular file; remove it"):
+        quiet("nowhere", config_for(data, tmp_path))
+
+
+@pytest.mark.unit
+def test_a_link_to_a_folder_that_is_not_there_yet_is_followed(model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("there")
+    quiet(model, config_for(data, tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there" / "metrics.csv").is_file()
+
+
+@pytest.mark.unit
+def test_other_learning_rates_before_a_resume_are_said(model: Path, data: Path, tmp_path: Path) -> None:
+    for name, said in (("cosine", True), ("step", False)):
+        for steps, resume in ((4, False), (6, True), (6, True)):
+            config = config_for(data, tmp_path / name, replace(SMALL, steps=steps))
+            config.lr_schedule = LRSchedule(name=name)
+            config.checkpointing = replace(config.checkpointing, resume=resume, minutes=10)
+            quiet(model, config)
+            notes = json.loads((tmp_path / name / "summary.json").read_text())["notes"]
+            assert any("The learning rates of cosine follow" in note for note in notes) == (said and resume)
+
+
+@pytest.mark.unit
+def test_other_held_out_examples_are_refused(model: Path, data: Path, tmp_path: Path) -> None:
+    config = config_for(data, tmp_path / "run")
+    config.checkpointing = replace(config.checkpointing, minutes=10)
+    quiet(model, config)
+    held_out = split_held_out(read_examples(data), config.data.held_out_fraction)[1]
+    assert len(held_out) > 1
+    number = int(held_out[0].where.rpartition(" ")[2])
+    lines = data.read_text().splitlines(keepends=True)
+    (tmp_path / "fewer.jsonl").write_text("".join(lines[: number - 1] + lines[number:]))
+    again = config_for(tmp_path / "fewer.jsonl", tmp_path / "run")
+    again.checkpointing = replace(config.checkpointing, resume=True)
+    with pytest.raises(ConfigError, match="step-4: was written with other held-out examples; resume with the same"):
+        quiet(model, again)
 
 
 @pytest.mark.unit
@@ -201,7 +247,7 @@ def stopped(process: subprocess.Popen[str], line: str, *signals: int) -> str:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_writes_where_it_stands_and_resumes_to_the_same_bits(
     number: int, model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -240,11 +286,39 @@ def test_a_second_interrupt_ends_at_once_and_says_what_is_there(
 
     one_step = Trainer._one_step
     monkeypatch.setattr(Trainer, "_one_step", twice)
-    monkeypatch.setattr(signal, "getsignal", lambda number: {2: signal.default_int_handler, 15: signal.SIG_DFL}[number])
+    monkeypatch.setattr(signal, "getsignal", lambda number: {2: signal.default_int_handler}.get(number, signal.SIG_DFL))
     with pytest.raises(interrupt.Interrupted, match=r"stopped after step 3 of 4; .*/step-2 is written, and") as ended:
         quiet(model, config)
     assert ended.value.status == 143
     assert signal.SIG_DFL is signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.chaos
+def test_a_terminal_that_closes_may_say_so_twice(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(trainer: Trainer) -> StepReport:
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGHUP)  # of the kernel
+            os.kill(os.getpid(), signal.SIGHUP)  # of the shell
+        return one_step(trainer)
+
+    one_step = Trainer._one_step
+    monkeypatch.setattr(Trainer, "_one_step", gone)
+    monkeypatch.setattr(signal, "getsignal", lambda number: {2: signal.default_int_handler}.get(number, signal.SIG_DFL))
+    with pytest.raises(interrupt.Interrupted, match=r"stopped after step 3 of 4; .*/step-3 is written, and") as ended:
+        quiet(model, config_for(data, tmp_path))
+    assert ended.value.status == 129
+
+
+@pytest.mark.chaos
+def test_a_program_that_ignores_a_closed_terminal_goes_on(model: Path, data: Path, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with interrupt.heeded():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.chaos
@@ -285,6 +359,59 @@ def test_a_full_disk_at_the_last_checkpoint_costs_no_result(
         quiet(model, config_for(data, tmp_path))
     load_adapter(LLaMAModel.from_pretrained(model), tmp_path / "adapter")
     assert len(metrics(tmp_path)) == 4
+
+
+@pytest.mark.chaos
+def test_a_full_disk_during_training_says_what_stands(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, arrays: object) -> None:
+        if "step-4" in str(path):
+            raise OSError(28, "No space left on device")
+        save_safetensors(path, arrays)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("entrenar.train.checkpoint.save_safetensors", full)
+    config = config_for(data, tmp_path, replace(SMALL, steps=6))
+    config.checkpointing = replace(config.checkpointing, every=2)
+    message = (
+        r"step-4: cannot be written \(No space.*\); .* place: stopped after step 4 of 6; .*/step-2 is written, and"
+    )
+    with pytest.raises(FormatError, match=message):
+        quiet(model, config)
+
+
+class _Full(io.StringIO):
+    """A file on a disk that is full after `lines` lines."""
+
+    def __init__(self, lines: int) -> None:
+        super().__init__()
+        self.left = lines
+
+    def write(self, text: str) -> int:
+        self.left -= text.count("\n")
+        if self.left < 0:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+@pytest.mark.chaos
+def test_a_standard_output_without_room_is_named_and_loses_no_step(model: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="standard output"):
+        finetune(model, config_for(data, tmp_path / "facts"), console=report.Output(file=_Full(0)))
+    written = _Full(10_000)
+
+    def fill(trainer: Trainer) -> StepReport:
+        written.left = 0 if trainer.step == 2 else written.left
+        return one_step(trainer)
+
+    one_step = Trainer._one_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_one_step", fill)
+        message = (
+            r"standard output cannot be written \(No space left on device\): stopped after step 3 of 4; .*/step-3 is"
+        )
+        with pytest.raises(EntrenarError, match=message):
+            finetune(model, config_for(data, tmp_path / "run"), console=report.Output(file=written))
 
 
 @pytest.mark.chaos
