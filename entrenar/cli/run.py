@@ -56,8 +56,11 @@ def _to_the_end(main: Callable[[], object]) -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    if message is CLOSED:  # so that the interpreter's last flush does not fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        sys.stdout.flush()
+    except OSError:  # so that the interpreter's last flush does not fail again
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with contextlib.suppress(OSError):  # the error stream may be closed as well
         print(printable(message), file=sys.stderr)
     sys.exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,7 +108,8 @@ def test_a_last_line_that_cannot_be_written_is_said(end: str) -> None:
     program = f"import sys\nfrom entrenar.cli.run import run\ndef main():\n    print('done'){end}\nrun(main)"
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", program]
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
     assert (ended.returncode, ended.stderr) == (1, "error: standard output: No space left on device.\n")
 
 
@@ -117,7 +119,8 @@ def test_a_help_that_cannot_be_written_is_said() -> None:
     program += "parser = ArgumentParser(epilog='long ' * 5000)\nrun(lambda: parser.parse_args(['--help']))"
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-c", program]
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
     assert (ended.returncode, ended.stderr) == (1, "error: standard output: No space left on device.\n")
 
 
