@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from entrenar.data.answers import Renderer
 from entrenar.data.formats import Example
 from entrenar.data.masking import Sample, encode_example
 from entrenar.data.messages import shown
@@ -65,7 +67,8 @@ class SideReport:
     `cut` examples are longer than a row and keep their beginning; `unmarked` ones have answers that their record leaves
     out of the loss beside others that are trained. `tokens` and `trained_tokens` are those of the samples, as rows hold
     them; `unused` counts the keys of records that nothing reads, `alpaca` the conversations that are written in that
-    layout because the model has no chat template.
+    layout because the model has no chat template, `quoted_calls` those where the template quotes the arguments of a
+    call.
     """
 
     examples: int = 0
@@ -75,6 +78,7 @@ class SideReport:
     cut: int = 0
     unmarked: int = 0
     alpaca: int = 0
+    quoted_calls: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     first_left_out: dict[str, str] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
@@ -114,10 +118,23 @@ def encode_examples(
             continue
         check(example, sample)
         samples.append(sample)
+        report.quoted_calls += _quotes_calls(example, tokenizer)
         report.alpaca += example.document is None and not tokenizer.has_template
         report.unmarked += bool(example.left_out & _answers(example)) and (example.marked or not train_on_prompt)
     report.count_samples(samples)
     return samples, report
+
+
+def _quotes_calls(example: Example, tokenizer: Tokenizer) -> bool:
+    """Whether a call has its arguments as JSON text and the template writes them as a text, with quotes around."""
+    calls = [call for message in example.messages for call in message.get("tool_calls") or ()]
+    found = [call["function"] if isinstance(call.get("function"), dict) else call for call in calls]
+    texts = [inner["arguments"] for inner in found if isinstance(inner.get("arguments"), str)]
+    quoted = [json.dumps(text, ensure_ascii=False) for text in texts if text.lstrip().startswith("{")]
+    if not quoted:
+        return False
+    written = Renderer(example, tokenizer).text(example.messages)
+    return any(text in written for text in quoted)
 
 
 def _answers(example: Example) -> frozenset[int]:
@@ -211,6 +228,12 @@ class DataReport:
                 f"The tokenizer has no chat template, so that {alpaca:,} conversations are written in the layout of "
                 "Stanford Alpaca (### Instruction:, ### Response:); where the model was trained on another, take a "
                 "Hugging Face directory with that template in chat_template.jinja."
+            )
+        quoted = self.training.quoted_calls + self.held_out.quoted_calls
+        if quoted:
+            yield (
+                f"In {quoted:,} examples the arguments of tool calls are JSON text, which the chat template writes as "
+                "a quoted text, as in transformers; where the model is to write an object, write them as objects."
             )
         unmarked = self.training.unmarked + self.held_out.unmarked
         if unmarked:

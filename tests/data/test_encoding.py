@@ -110,6 +110,26 @@ def test_what_is_cut_unmarked_or_not_used_is_said(tokenizer: Tokenizer, tmp_path
     assert table["held_out"]["trained_tokens"] == report.trained_tokens
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize(("written", "quoted"), [("| tojson", 2), ("", 0)])
+def test_arguments_that_a_template_quotes_are_said(written: str, quoted: int, tokenizer: Tokenizer) -> None:
+    """As OpenAI's records have them: the model would learn to write a text where an object is meant."""
+    template = (
+        "{% for m in messages %}{{ m.content }}{% for call in m.tool_calls or [] %}"
+        f"{{{{ call.function.arguments {written} }}}}{{% endfor %}}{{% endfor %}}"
+    )
+    heeding = Tokenizer(tokenizer.backend, eos_id=tokenizer.eos_id, chat_template=template)
+    arguments: list[Any] = ['{"city": "Köln"}', {"city": "Rome"}, "Rome", '{"city": "Rome"}']
+    calls = [{"type": "function", "function": {"name": "weather", "arguments": each}} for each in arguments]
+    turns = [[*example("?", "!").messages[:1], {**example("?", "!").messages[1], "tool_calls": [c]}] for c in calls]
+    _, report = encode_examples([Example(messages) for messages in turns], heeding, 60)
+    assert report.quoted_calls == quoted
+    notes = " ".join(DataReport("d.jsonl", 60, report, SideReport()).notes())
+    assert ("In 2 examples the arguments of tool calls are JSON text, which the chat template writes" in notes) == (
+        quoted > 0
+    )
+
+
 @pytest.mark.chaos
 def test_many_keys_that_nothing_reads_are_said_in_a_few_lines() -> None:
     read = SideReport()

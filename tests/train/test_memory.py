@@ -186,7 +186,10 @@ def test_longer_and_more_rows_need_more(machine: Callable[[int], None]) -> None:
 @pytest.mark.memory
 def test_the_examples_of_a_file_count_and_need_no_more_than_is_estimated(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    records = [{"prompt": f"What is {n}?", "completion": f"Number {n} is answered with words of every length here. " * 10} for n in range(2000)]
+    records = [
+        {"prompt": f"What is {n}?", "completion": f"Number {n} is answered with words of every length here. " * 10}
+        for n in range(2000)
+    ]
     path.write_text("\n".join(map(json.dumps, records)))
     size = path.stat().st_size
     config = TrainConfig(data=Data(path=str(path), held_out_fraction=0.0), lora=ALL)
