@@ -16,6 +16,7 @@ from entrenar.errors import FormatError
 from entrenar.io.atomic import atomic_file
 from entrenar.io.json_file import parse_json, read_json_object
 from entrenar.io.lazy import FileBytes, LazyTensor
+from entrenar.io.no_gguf import what_it_is
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -88,6 +89,10 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
     try:
         handle = safe_open(path, framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:
+        beginning = FileBytes(path).read(0, min(24, path.stat().st_size)).tobytes()
+        what = "" if beginning[8:9] == b"{" else what_it_is(beginning)  # with a header's brace it is a part of one
+        if what:
+            raise FormatError(f"{path}: is no safetensors file but {what}.") from error
         raise FormatError(
             f"{path}: is truncated or no safetensors file ({shown(str(error))}); fetch it again."
         ) from error

@@ -134,12 +134,14 @@ class LLaMAConfig:
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
 
-    def to_hf(self) -> dict[str, Any]:
+    def to_hf(self, family: str = "llama") -> dict[str, Any]:
         """The content of a config.json that transformers 4 and 5 read.
 
         Raises ConfigError where the rotary frequency factors of a GGUF file are none that it can express.
         """
-        return table_of({name: getattr(self, name) for name in self.__dataclass_fields__} | self._scaling_of_factors())
+        return table_of(
+            {name: getattr(self, name) for name in self.__dataclass_fields__} | self._scaling_of_factors(), family
+        )
 
     def _scaling_of_factors(self) -> dict[str, Any]:
         """The rope_scaling with the frequencies of `rope_frequency_factors`; nothing where there are none."""

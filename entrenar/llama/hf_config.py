@@ -49,7 +49,9 @@ HARMLESS = words(
     "unsloth_version unsloth_fixed is_llama_config transformers.js_config"
 )
 # A model that was read and is saved writes these itself; every other key of its config.json is kept.
-WRITTEN = READ | words("architectures dtype torch_dtype transformers_version _name_or_path auto_map")
+WRITTEN = (READ - {"attention_dropout"}) | words(
+    "architectures dtype torch_dtype transformers_version _name_or_path auto_map"
+)
 ELSEWHERE = {  # keys by which transformers looks for the model in another place
     "transformers_weights": "another file than model.safetensors has the weights; rename that and remove the key.",
     "text_config": "the model is a part of a larger one; expected the folder of a language model alone.",
@@ -223,11 +225,14 @@ def _without_theta(rope: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in rope.items() if key != "rope_theta"}
 
 
-def table_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json from the fields of LLaMAConfig, rotation in the spelling of transformers 4 and of 5."""
+def table_of(fields: Mapping[str, Any], family: str = "llama") -> dict[str, Any]:
+    """A config.json from the fields of LLaMAConfig, rotation in the spelling of transformers 4 and of 5.
+
+    `family` is the model_type that it is to have: by it transformers chooses the tokenizer's class, too.
+    """
     rope = {"rope_type": "default", **(fields["rope_scaling"] or {})} | {"rope_theta": fields["rope_theta"]}
     # LlamaConfig refuses such a shape; a Mistral without a window is the same model
-    mistral = fields["hidden_size"] % fields["num_attention_heads"] != 0
+    mistral = family == "mistral" or fields["hidden_size"] % fields["num_attention_heads"] != 0
     return {
         "architectures": ["MistralForCausalLM" if mistral else "LlamaForCausalLM"],
         "model_type": "mistral" if mistral else "llama",

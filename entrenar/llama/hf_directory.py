@@ -66,7 +66,9 @@ def _check_kind(path: Path, config_file: Path) -> None:
         )
     if not config_file.exists():
         inside = sorted(file.name for file in path.glob("*.gguf"))
-        hint = f"; give the file in it, {inside[0]}" if inside else ""
+        folders = sorted(file.parent.name for file in path.glob("*/config.json"))
+        hint = f"; give the folder {folders[0]} in it, which has one" if folders else ""
+        hint = f"; give the file in it, {inside[0]}" if inside else hint
         raise FormatError(f"{path}: has no config.json; expected a Hugging Face model directory{hint}.")
 
 
@@ -103,7 +105,7 @@ def _refuse_quantized(path: Path, names: Iterable[str]) -> None:
 def _with_head(path: Path, config: LLaMAConfig, tensors: dict[str, LazyTensor], notes: list[str]) -> LLaMAConfig:
     """The configuration with the head that the file has: tied where it is the embedding or one of both is absent."""
     if not config.tie_word_embeddings:
-        if HEAD not in tensors:
+        if HEAD not in tensors and EMBEDDING in tensors:  # without either `check` says how the tensors are named
             raise FormatError(
                 f"{path}: the tensor {HEAD} is missing, and config.json does not say that the head is tied; take "
                 "the files of the causal language model, or set tie_word_embeddings to true if its head is tied."

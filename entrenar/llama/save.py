@@ -51,10 +51,15 @@ def save(
         raise ConfigError(f"The model still has LoRA adapters ({adapters[0]}); merge them or save the adapter instead.")
     config = config_table(model, dtype)
     directory = Path(directory)
+    if (directory / "adapter_config.json").exists():
+        raise ConfigError(
+            f"{directory}: holds an adapter (adapter_config.json), which readers would put on the model or take in its "
+            "place; save the model in another folder."
+        )
 
     def stale(new: list[str]) -> list[str]:
-        tokenizer_files = OVERRIDING if "tokenizer.json" in new else ()
-        return [GENERATION_FILE, *weight_files(directory), *tokenizer_files]
+        others = ["tokenizer.json", *OVERRIDING] if {"tokenizer.json", "tokenizer.model"} & set(new) else []
+        return [GENERATION_FILE, *weight_files(directory), *others]
 
     with atomic_files(directory, key="config.json", stale=stale) as folder:
         _save_tokenizer(folder, model.origin, tokenizer)
@@ -68,7 +73,8 @@ def save(
 def config_table(model: LLaMAModel, dtype: str) -> dict[str, Any]:
     """The model's config.json: its shape, and what else the one that it was loaded with has."""
     kept = {} if model.origin is None else {k: v for k, v in model.origin.config.items() if k not in WRITTEN}
-    return kept | model.config.to_hf() | {"torch_dtype": dtype}
+    family = "llama" if model.origin is None else model.origin.config.get("model_type", "llama")
+    return kept | model.config.to_hf(family) | {"torch_dtype": dtype}
 
 
 def generation_table(model: LLaMAModel) -> dict[str, Any]:

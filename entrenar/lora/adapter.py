@@ -95,6 +95,11 @@ def save_adapter(model: LLaMAModel, directory: str | Path, *, base_model: str | 
     config = model.lora_config
     if not layers or config is None:
         raise ConfigError("The model has no LoRA adapters to save.")
+    if (Path(directory) / "config.json").exists():
+        raise ConfigError(
+            f"{directory}: holds a model (config.json), which readers would no longer take for itself with an adapter "
+            "beside it; save the adapter in another folder."
+        )
     tensors = {}
     for name, layer in layers:
         tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.numpy()

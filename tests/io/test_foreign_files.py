@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from entrenar.errors import EntrenarError, FormatError
+from entrenar.errors import ConfigError, EntrenarError, FormatError
 from entrenar.io.safetensors import INDEX_FILE, SINGLE_FILE, open_safetensors, save_safetensors
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAModel
@@ -185,10 +185,23 @@ def test_the_working_directory_can_be_saved_into(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").write_text("theirs")
     model_of().save_pretrained(".")
+    assert {path.name for path in tmp_path.iterdir()} == MODEL_FILES | {"mine"}
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
     save_adapter(adapted(), ".")
-    assert {path.name for path in tmp_path.iterdir()} == MODEL_FILES | {
-        *("mine", "adapter_config.json", "adapter_model.safetensors")
-    }
+    assert {path.name for path in Path.cwd().iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+@pytest.mark.unit
+def test_a_model_and_an_adapter_do_not_share_a_folder(tmp_path: Path) -> None:
+    model_of().save_pretrained(tmp_path / "model")
+    save_adapter(adapted(), tmp_path / "adapter")
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*")}
+    with pytest.raises(ConfigError, match=r"model: holds a model \(config\.json\).*save the adapter in another folder"):
+        save_adapter(adapted(), tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"adapter: holds an adapter \(adapter_config\.json\).*in another folder"):
+        model_of().save_pretrained(tmp_path / "adapter")
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/*")} == before
 
 
 # ---------------------------------------------------------------------- killed processes

@@ -142,6 +142,41 @@ def test_a_shape_that_llama_refuses_is_saved_as_a_mistral_without_a_window(tmp_p
     assert LLaMAModel.from_pretrained(tmp_path / "saved").config == replace(config, rms_norm_eps=saved["rms_norm_eps"])
 
 
+@pytest.mark.unit
+def test_a_tokenizer_without_tokenizer_json_takes_the_place_of_another(source: Path, tmp_path: Path) -> None:
+    model = LLaMAModel.from_pretrained(source)
+    model.save_pretrained(tmp_path / "saved")
+    (source / "tokenizer.json").rename(source / "tokenizer.model")
+    model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "tokenizer.model").exists()
+    assert not (tmp_path / "saved" / "tokenizer.json").exists()
+
+
+@pytest.mark.peers
+def test_a_mistral_stays_one_by_which_transformers_chooses_its_tokenizer(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    import tokenizers
+    from tokenizers import models, normalizers
+
+    config = small_config()
+    write_hf(tmp_path / "m", config, random_arrays(config))
+    table = hf_table(config) | {"model_type": "mistral", "sliding_window": None, "attention_dropout": 0.25}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(table))
+    letters = {letter: i for i, letter in enumerate(("<unk>", "<s>", "</s>", "a", "A", "▁"))}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="<unk>"))
+    backend.normalizer = normalizers.Lowercase()  # which LlamaTokenizer would leave aside
+    backend.save(str(tmp_path / "m" / "tokenizer.json"))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizerFast"}
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(names))
+    LLaMAModel.from_pretrained(tmp_path / "m").save_pretrained(tmp_path / "saved")
+    for folder in ("m", "saved"):
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / folder)
+        assert theirs("aA", add_special_tokens=False).input_ids == [3, 3]
+        assert Tokenizer.from_directory(tmp_path / folder).encode("aA") == [3, 3]
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert (saved["model_type"], saved["sliding_window"], saved["attention_dropout"]) == ("mistral", None, 0.25)
+
+
 @pytest.mark.peers
 def test_transformers_loads_a_merged_model_its_tokenizer_and_its_template(source: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")

@@ -174,6 +174,10 @@ NAMES = [
     _stored("half of the names without model.", "", lambda: renamed(lambda n: n.replace("model.layers.1", "layers.1"))),
     _stored("model. twice in front", "", lambda: renamed(lambda name: f"model.{name}")),
     _stored("a name of both spellings", "norm", lambda: arrays_with({"norm.weight": np.ones(64, np.float32)})),
+    *(
+        _stored(f"{prefix} in front", f"there is {prefix}", lambda prefix=prefix: renamed(lambda name: prefix + name))
+        for prefix in ("_orig_mod.", "module.", "base_model.model.")
+    ),
     _stored("another prefix", "transformer", lambda: renamed(lambda name: name.replace("model.", "transformer."))),
     _stored("tied, and another head stored", "", sound_arrays, TIED),
     _stored("tied, and the same head stored", "", lambda: arrays_with({HEAD: sound_arrays()[EMBEDDING].copy()}), TIED),
@@ -243,6 +247,16 @@ def _pickled(folder: Path) -> None:
     torch.save({name: torch.from_numpy(array) for name, array in sound_arrays().items()}, folder / "pytorch_model.bin")
 
 
+def _weights(content: bytes) -> Callable[[Path], None]:
+    """A directory with these bytes for its weights."""
+
+    def build(folder: Path) -> None:
+        write_directory(folder)
+        (folder / "model.safetensors").write_bytes(content)
+
+    return build
+
+
 def _adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": "some/base"})
@@ -309,6 +323,11 @@ DIRECTORIES = [
     _folder("an adapter's files beside a model", "adapter_config.json", _adapter_beside),
     _folder("a GGUF file in a directory without config.json", "inside.gguf", _gguf_inside),
     _folder("an empty directory", "config.json", lambda folder: None),
+    _folder("the folder around a model", "checkpoint-500", lambda folder: write_directory(folder / "checkpoint-500")),
+    _folder(
+        "a pointer of Git LFS for the weights", "git lfs pull", _weights(b"version https://git-lfs.github.com/x\n")
+    ),
+    _folder("a page of HTML for the weights", "HTML", _weights(b"<!DOCTYPE html><html>")),
     _folder("config.json without weights", "model.safetensors", _config_only),
     _folder("a file that is cut off", "truncated", _cut),
     _folder("config.json that is empty", "config.json", _damaged_config("")),
