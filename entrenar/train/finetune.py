@@ -24,6 +24,7 @@ from entrenar.train import dataset, report, session
 from entrenar.train.config import TrainConfig
 from entrenar.train.fingerprint import of_tokenizer
 from entrenar.train.memory import MemoryEstimate, plan
+from entrenar.train.stopping import stop_note
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
 from entrenar.train.vocabulary import padding, vocabulary_note
@@ -130,6 +131,7 @@ def _assemble(
         config.adapter.apply(model, t.seed)
     model.gradient_checkpointing = checkpointing
     notes = [*checkpoint.notes, *tokenizer.notes, *vocabulary_note(tokenizer, rows), *data.report.notes()]
+    notes += stop_note(data.training, _end_tokens(model, tokenizer), tokenizer)
     summary = Summary(notes, data.report.table())
     fixed = {"the tokenizer": of_tokenizer(tokenizer)}
     return Trainer(model, config, loader, batches, fixed=fixed), tokenizer, data.shown, needed, summary
@@ -169,10 +171,15 @@ def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example, train_on_
     """The model's greedy answer to the prompt of a held-out example."""
     new = min(SAMPLE_TOKENS, model.config.max_position_embeddings - 1)
     prompt, _ = encode_prompt(tokenizer, example, train_on_prompt)
-    stop = {*model.generation.end_tokens, *model.config.eos_ids, *tokenizer.eos_ids}
+    stop = tuple(_end_tokens(model, tokenizer))
     kept = prompt[-(model.config.max_position_embeddings - new) :]
-    answer = model.generate(kept, max_new_tokens=new, stop=tuple(stop), generation=model.generation.plain())
+    answer = model.generate(kept, max_new_tokens=new, stop=stop, generation=model.generation.plain())
     return tokenizer.decode(answer)
+
+
+def _end_tokens(model: LLaMAModel, tokenizer: Tokenizer) -> set[int]:
+    """All that end a generation: by the model's files and by the tokenizer's."""
+    return {*model.generation.end_tokens, *model.config.eos_ids, *tokenizer.eos_ids}
 
 
 def _shown_prompt(tokenizer: Tokenizer, example: Example, train_on_prompt: bool) -> str:

@@ -154,6 +154,37 @@ def test_training_on_prompts_needs_no_place_of_an_answer(tmp_path: Path) -> None
     assert re.search(r"Prompt: \[\d!\]\[USER 1\]", out)
 
 
+IN_BLOCKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("template", "learns"),
+    [
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", False),
+        (
+            "{% for m in messages %}{{ m.content }}<|endoftext|>\n{% endfor %}",
+            False,
+        ),  # which this model's text ends not
+        (IN_BLOCKS, False),
+        (IN_BLOCKS.replace("{% endgeneration %}", "<|im_end|>{% endgeneration %}"), True),
+        ("{% for m in messages %}{{ m.content }}<|im_end|>\n{% endfor %}", True),
+    ],
+    ids=["no end", "another end", "an end outside of its block", "an end inside", "an end"],
+)
+def test_a_template_that_trains_no_end_is_said(template: str, learns: bool, data: Path, tmp_path: Path) -> None:
+    model = without_places(tmp_path / "model", template)
+    _, out = quiet(model, config_for(data, tmp_path / "run", replace(SMALL, steps=1)))
+    said = re.search(
+        r"In (\d+) of the first (\d+) whole samples no token of those that end a generation \('<\|im_end\|>'\)", out
+    )
+    assert (said is None) == learns
+    assert said is None or said[1] == said[2]
+
+
 @pytest.mark.unit
 def test_the_layout_of_a_model_without_a_template_is_said(tmp_path: Path) -> None:
     model = without_places(tmp_path / "model", None)
