@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from entrenar.data.formats import Example
-from entrenar.errors import ConfigError, EntrenarError
+from entrenar.errors import ConfigError, EntrenarError, FormatError
 from entrenar.io.rendering import REASONING, Rendering
 from entrenar.io.tokenizer import Tokenizer
 
@@ -87,7 +87,11 @@ def answer_spans(example: Example, tokenizer: Tokenizer, wanted: Sequence[int]) 
     ConfigError where the template leaves out what a message says, or where an answer's place cannot be told for sure.
     """
     renderer = Renderer(example, tokenizer)
-    whole = renderer.render(example.messages)
+    try:
+        whole = renderer.render(example.messages)
+    except FormatError as error:
+        _check_content(renderer)
+        raise error
     _check_written(renderer, whole.text)
     if not wanted:
         return whole.text, []
@@ -144,6 +148,25 @@ def _number(renderer: Renderer, index: int) -> str:
 
 
 # ---------------------------------------------------------------------- what is not written
+def _check_content(renderer: Renderer) -> None:
+    """ConfigError where a template fails for want of a message's content, as calls have none in OpenAI's records."""
+    messages = renderer.example.messages
+    without = next((index for index, message in enumerate(messages) if message.get("content") is None), None)
+    if without is None:
+        return
+    filled = [message if message.get("content") is not None else {**message, "content": ""} for message in messages]
+    other = Renderer(replace(renderer.example, messages=filled), renderer.tokenizer)
+    try:
+        text = other.text(filled)
+    except EntrenarError:
+        return  # it fails for another reason
+    _check_written(other, text)
+    raise ConfigError(
+        f"The chat template asks for the content of {_number(renderer, without)}, which has none (null counts as "
+        "none); give it an empty text."
+    )
+
+
 def _check_written(renderer: Renderer, text: str) -> None:
     """ConfigError where the template drops what a conversation has: tools, calls, their results, reasoning."""
     example, names = renderer.example, renderer.tokenizer.template(renderer.example.tools).names

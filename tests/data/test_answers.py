@@ -323,6 +323,10 @@ WITH_TOOLS = (
 )
 
 
+WITHOUT = [CALLS[0], {"role": "assistant", "content": None, "tool_calls": [CALL]}, *CALLS[2:]]  # as OpenAI has it
+ASKING = WITH_TOOLS.replace("{{ m.content }}", "{{ m.content + '' }}")
+
+
 @pytest.mark.unit
 def test_calls_are_trained_as_the_template_writes_them() -> None:
     written = '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call><|im_end|>'
@@ -361,6 +365,14 @@ def test_calls_are_trained_as_the_template_writes_them() -> None:
             "(role system, 'Be brief.')",
         ),
         (CALLS[:3], None, "{{ messages[0].content + 5 }}", "failed on these messages"),
+        (WITHOUT, None, CHATML_TEMPLATE, "leaves out the tool_calls of message 2 of 4"),
+        (
+            WITHOUT,
+            None,
+            ASKING,
+            "asks for the content of message 2 of 4, which has none (null counts as none); give it",
+        ),
+        (WITHOUT, None, ASKING + "{{ messages + 1 }}", "failed on these messages"),
         (CALLS, None, None, "has no chat template, and message 2 comes with tool_calls"),
         (FIRST, TOOLS, None, "has no chat template, and message 1 comes with tools"),
         ([*FIRST, CALLS[2], CALLS[3]], None, None, "message 3 comes with the role tool"),
