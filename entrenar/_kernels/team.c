@@ -18,6 +18,7 @@ const team_calls team;
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,6 +31,7 @@ const team_calls team;
 #define MILLISECOND 1000000LL
 static const int64_t SPIN = 5 * MILLISECOND;  // of a thread that gets its CPU, before it sleeps
 static const int64_t SPIN_ACTIVE = 300000 * MILLISECOND;
+static const int64_t SPIN_CROWDED = MILLISECOND / 50;  // where this process has more threads in teams than CPUs
 static const int64_t WINDOW = 10 * MILLISECOND;  // over which time and CPU time are compared
 static const double LOST = 0.15;                 // share of a window that went to others: they are there
 // After the last such window the team sleeps at once for HOLD, and twice as long where spinning shows one within QUIET.
@@ -73,6 +75,8 @@ struct team_state {
 static _Thread_local member me = {.size = 1};
 static _Thread_local team_state *mine;
 static _Thread_local int depth;  // regions that the thread is in
+static int crowd;  // threads in all teams
+static int cpus = 1;
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -95,7 +99,7 @@ static inline void relax(void) {
 
 static int64_t spin_of(team_state *t, int64_t at) {
     int policy = team_waiting();
-    if (policy == TEAM_ACTIVE) return SPIN_ACTIVE;
+    if (policy == TEAM_ACTIVE) return __atomic_load_n(&crowd, __ATOMIC_RELAXED) > cpus ? SPIN_CROWDED : SPIN_ACTIVE;
     if (policy == TEAM_PASSIVE) return 0;
     return at < __atomic_load_n(&t->held_until, __ATOMIC_RELAXED) ? 0 : SPIN;
 }
@@ -192,6 +196,7 @@ static void end_team(void *pointer) {  // of a thread that ends
         pthread_join(w->thread, NULL);
         free(w);
     }
+    __atomic_fetch_sub(&crowd, 1 + t->workers, __ATOMIC_RELAXED);
     free(t->list);
     free(t);
     mine = NULL;
@@ -200,9 +205,13 @@ static void after_fork(void) {  // the workers are the parent's; their memory is
     mine = NULL;
     me = (member){.size = 1};
     depth = 0;
+    crowd = 0;
     pthread_setspecific(key, NULL);
 }
 static void make_key(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) cpus = CPU_COUNT(&set);
+    else cpus = (int)sysconf(_SC_NPROCESSORS_ONLN);  // a machine of more than 1024
     pthread_key_create(&key, end_team);
     pthread_atfork(NULL, NULL, after_fork);
 }
@@ -227,6 +236,7 @@ static team_state *team_of(int size) {
         if (!t) return NULL;
         memset(t, 0, sizeof *t);
         mine = t;
+        __atomic_fetch_add(&crowd, 1, __ATOMIC_RELAXED);
         pthread_setspecific(key, t);
     }
     if (size - 1 > t->capacity) {
@@ -245,6 +255,7 @@ static team_state *team_of(int size) {
             return t;
         }
         t->list[t->workers++] = w;
+        __atomic_fetch_add(&crowd, 1, __ATOMIC_RELAXED);
     }
     return t;
 }
