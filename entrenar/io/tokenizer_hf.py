@@ -145,6 +145,10 @@ class _Reader:
                 f"{self.path}: model.type is {_shown(model.get('type'))}, and the {name} that "
                 "tokenizer_config.json names needs 'BPE' with merges; set tokenizer_class to PreTrainedTokenizerFast."
             )
+        if self.config.get("trust_remote_code"):
+            raise self.wrong(
+                "trust_remote_code", self.config["trust_remote_code"], f"none, as a {name} is otherwise made"
+            )
         prefix = self.config.get("add_prefix_space", False)
         if not isinstance(prefix, bool) and (prefix is not None or not rebuilt.without_prefix):
             raise self.wrong("add_prefix_space", prefix, "true or false")
@@ -266,7 +270,11 @@ class _Reader:
         kinds = (str, tokenizers.AddedToken)
         defaults = rebuilt.special if rebuilt else {}
         padding = self.table.get("padding")
-        if isinstance(padding, Mapping) and isinstance(padding.get("pad_token"), str):
+        if (
+            (rebuilt is None or rebuilt.pads)
+            and isinstance(padding, Mapping)
+            and isinstance(padding.get("pad_token"), str)
+        ):
             defaults = defaults if "pad_token" in defaults else defaults | {"pad_token": padding["pad_token"]}
         values = {**defaults, **settings}
         named = {key: values[key] for key in NAMED if values.get(key) is not None}
@@ -282,7 +290,11 @@ class _Reader:
         models = values.get("model_specific_special_tokens") or {}
         if not isinstance(models, Mapping):
             raise self.wrong("model_specific_special_tokens", models, "an object")
-        named |= more or {key: self.typed(key, value) for key, value in models.items()}
+        configured = self.config.get("extra_special_tokens")
+        own = self.config.keys() | (configured.keys() if isinstance(configured, Mapping) else ())
+        stated = {key: value for key, value in more.items() if key in own}  # in whose place `models` is not read
+        named |= {key: value for key, value in more.items() if key not in own}
+        named |= stated or {key: self.typed(key, value) for key, value in models.items()}
         if extra is not None and not isinstance(extra, list):
             raise self.wrong("extra_special_tokens", extra, "a list or an object")
         nameless = [*(extra or []), *(values[key] for key in (rebuilt.extra if rebuilt else ()) if values.get(key))]

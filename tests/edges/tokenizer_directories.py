@@ -229,3 +229,13 @@ def named(name: str | None, **more: Any) -> Callable[[Files], None]:
         files["tokenizer_config.json"].update({"tokenizer_class": name, **more})
 
     return change
+
+
+def two(first: Callable[[Files], Any], second: Callable[[Files], Any]) -> Callable[[Files], None]:
+    """Both changes, one after the other."""
+
+    def change(files: Files) -> None:
+        first(files)
+        second(files)
+
+    return change

@@ -8,6 +8,8 @@ from typing import Any
 
 import transformers
 
+from entrenar.io.tokenizer_classes import REBUILT
+
 from ..harness import Variation
 from ..tokenizer_directories import (
     SPECIAL,
@@ -21,6 +23,7 @@ from ..tokenizer_directories import (
     named,
     set_key,
     special_map,
+    two,
     unigram,
     variation,
     word_pieces,
@@ -76,8 +79,17 @@ def _config_keys() -> list[Variation]:
         ]
     known = set(transformers.PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES)
     assert known <= set(values), f"transformers has other special tokens: {sorted(known - set(values))}"
+    classes = {None: byte_level, "LlamaTokenizer": metaspace, "CodeLlamaTokenizer": metaspace,
+               "GPT2Tokenizer": byte_level, "Qwen2Tokenizer": byte_level}  # fmt: skip
+    assert classes.keys() == {None, *REBUILT}
     return [
-        variation(f"{key} {_short(value)}", byte_level, config(key, value), key)
+        variation(
+            f"{key} {_short(value)}{f' of a {name}' if name else ''}",
+            base,
+            two(named(name), config(key, value)) if name else config(key, value),
+            key,
+        )
+        for name, base in classes.items()
         for key, options in values.items()
         for value in options
     ] + [
@@ -118,9 +130,6 @@ def _companions() -> list[Variation]:
     for entry in objects.values():
         entry.pop("special")
     both = {"added_tokens_decoder": entries, **names}
-
-    def two(first: Callable[[Files], None], second: Callable[[Files], None]) -> Callable[[Files], None]:
-        return lambda files: (first(files), second(files))[0]
 
     config_only = _only_in("tokenizer_config.json", both)
     map_only = _only_in("special_tokens_map.json", objects)

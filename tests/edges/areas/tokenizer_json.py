@@ -25,6 +25,7 @@ from ..tokenizer_directories import (
     metaspace,
     named,
     tok,
+    two,
     unigram,
     variation,
     word_pieces,
@@ -222,6 +223,10 @@ def _settings() -> list[Variation]:
         *variations,
         *_bad_components(),
         variation("padding", byte_level, tok("padding", padding | {"pad_token": "<pad>"})),
+        *(
+            variation(f"padding of a {name}", base, two(named(name), tok("padding", padding | {"pad_token": "<pad>"})))
+            for name, base in (("LlamaTokenizer", metaspace), ("GPT2Tokenizer", byte_level))
+        ),
         variation("padding of an absent token", byte_level, tok("padding", padding | {"pad_token": "<no>"})),
         variation("truncation", byte_level, tok("truncation", truncation)),
         variation("added token of the next id", byte_level, _append(id=size, content="<tool>", special=True)),
