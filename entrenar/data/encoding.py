@@ -15,9 +15,10 @@ from entrenar.data.answers import Renderer
 from entrenar.data.formats import Example
 from entrenar.data.masking import Sample, encode_example
 from entrenar.data.messages import shown
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, EntrenarError
 from entrenar.io.tokenizer import Tokenizer
 
+PROMPTS_SEEN = 100  # examples whose answer's beginning is held against the template's prompt for one
 KEYS_SAID, KEYS_KEPT = 8, 1000  # of the keys that nothing reads: before training, and in summary.json
 UNMARKED = "every answer is marked as not trained (weight 0, or train, trainable or loss false)"
 
@@ -68,7 +69,8 @@ class SideReport:
     out of the loss beside others that are trained. `tokens` and `trained_tokens` are those of the samples, as rows hold
     them; `unused` counts the keys of records that nothing reads, `alpaca` the conversations that are written in that
     layout because the model has no chat template, `quoted_calls` those where the template quotes the arguments of a
-    call.
+    call, `other_prompts` (of the first ones) those whose answer does not stand behind the template's prompt for one,
+    which ends in `prompt_end`.
     """
 
     examples: int = 0
@@ -79,6 +81,8 @@ class SideReport:
     unmarked: int = 0
     alpaca: int = 0
     quoted_calls: int = 0
+    other_prompts: int = 0
+    prompt_end: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
     first_left_out: dict[str, str] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
@@ -88,6 +92,11 @@ class SideReport:
         self.examples += 1
         for key in example.unused:
             self.unused[key] = self.unused.get(key, 0) + 1
+
+    def count_prompt(self, end: str) -> None:
+        """Count a conversation whose prompt for an answer ends in `end`, where its answer stands without that."""
+        self.other_prompts += bool(end)
+        self.prompt_end = self.prompt_end or end
 
     def count_samples(self, samples: Sequence[Sample]) -> None:
         """Count what is used: the side's samples and their tokens."""
@@ -118,11 +127,27 @@ def encode_examples(
             continue
         check(example, sample)
         samples.append(sample)
+        if report.examples <= PROMPTS_SEEN:
+            report.count_prompt(_other_prompt(example, tokenizer))
         report.quoted_calls += _quotes_calls(example, tokenizer)
         report.alpaca += example.document is None and not tokenizer.has_template
         report.unmarked += bool(example.left_out & _answers(example)) and (example.marked or not train_on_prompt)
     report.count_samples(samples)
     return samples, report
+
+
+def _other_prompt(example: Example, tokenizer: Tokenizer) -> str:
+    """What the template writes at the end of a prompt for the last answer and not before that answer itself."""
+    index = len(example.messages) - 1
+    if index < 1 or index in example.left_out or not tokenizer.has_template:
+        return ""
+    renderer = Renderer(example, tokenizer)
+    try:
+        prompt = renderer.text(example.messages[:index], prompt=True)
+    except EntrenarError:  # it need not write a beginning alone
+        return ""
+    whole = renderer.text(example.messages)
+    return "" if whole.startswith(prompt) else prompt[renderer.shared(whole, prompt) :]
 
 
 def _quotes_calls(example: Example, tokenizer: Tokenizer) -> bool:
@@ -228,6 +253,13 @@ class DataReport:
                 f"The tokenizer has no chat template, so that {alpaca:,} conversations are written in the layout of "
                 "Stanford Alpaca (### Instruction:, ### Response:); where the model was trained on another, take a "
                 "Hugging Face directory with that template in chat_template.jinja."
+            )
+        if self.training.other_prompts:
+            yield (
+                f"In {self.training.other_prompts:,} of the first {min(self.training.examples, PROMPTS_SEEN):,} "
+                f"examples the answer stands without the {shown(self.training.prompt_end)} that the chat template puts "
+                "at the end of a prompt: the model is trained behind another beginning than it is asked with; use a "
+                "template that writes both alike."
             )
         quoted = self.training.quoted_calls + self.held_out.quoted_calls
         if quoted:

@@ -151,7 +151,8 @@ class LLaMAConfig:
         if scaling is None:
             raise ConfigError(
                 "rope_freqs: config.json has no place for the rotary frequency factors of this GGUF file, which "
-                "neither linear nor llama3 scaling gives; train an adapter over it instead of all weights."
+                "neither linear nor llama3 scaling gives; keep an adapter over that file instead of a merged or "
+                "wholly trained model."
             )
         return {"rope_scaling": scaling if scaling else None}
 

@@ -130,6 +130,22 @@ def test_arguments_that_a_template_quotes_are_said(written: str, quoted: int, to
     )
 
 
+@pytest.mark.unit
+def test_a_prompt_that_does_not_stand_before_the_answers_is_said(tokenizer: Tokenizer) -> None:
+    """As of models that think: the template begins the thought for them, and drops it from an answer. TRL warns too."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\nTHINK{% endif %}"
+    )
+    for begun, count in (("<think>\n", 2), ("", 0)):
+        thinking = Tokenizer(tokenizer.backend, eos_id=tokenizer.eos_id, chat_template=template.replace("THINK", begun))
+        records = [example("a", "b"), example("c", "<think>\nhm</think>d"), Example([], document=TEXT)]
+        _, report = encode_examples(records, thinking, 60)
+        notes = " ".join(DataReport("d.jsonl", 60, report, SideReport()).notes())
+        said = "In 2 of the first 3 examples the answer stands without the '<think>\\n' that the chat template puts at"
+        assert report.other_prompts == count and (said in notes) == (count > 0)
+
+
 @pytest.mark.chaos
 def test_many_keys_that_nothing_reads_are_said_in_a_few_lines() -> None:
     read = SideReport()
