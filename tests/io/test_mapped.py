@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,11 +69,17 @@ def test_signals_of_other_addresses_go_where_they_went_before(tmp_path: Path) ->
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize(("before", "status"), [("", -7), ("signal.signal(signal.SIGBUS, signal.SIG_IGN)", 0)])
-def test_a_signal_that_a_process_sends_does_what_it_did_before(before: str, status: int, tmp_path: Path) -> None:
-    code = f"import os, signal, sys\nfrom pathlib import Path\nfrom entrenar.io.lazy import FileBytes\n{before}\n"
-    code += "array = FileBytes(Path(sys.argv[1])).map(0, 10)\nfor _ in range(2): os.kill(os.getpid(), signal.SIGBUS)"
-    assert run(code, written(tmp_path / "x")).returncode == status
+def test_a_signal_that_a_process_sends_does_what_it_did_before(tmp_path: Path) -> None:
+    send = "import signal; os.kill(os.getpid(), signal.SIGBUS)"
+    paths = written(tmp_path / "one"), written(tmp_path / "two")
+    done = run(TOUCH.format(before="", after=send), *paths)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGBUS, "0\n", "")
+    paths = written(tmp_path / "one"), written(tmp_path / "two")
+    ignored = run(
+        TOUCH.format(before="import signal; signal.signal(signal.SIGBUS, signal.SIG_IGN)", after=send), *paths
+    )
+    assert (ignored.returncode, ignored.stdout) == (1, "0\n")
+    assert "two: was cut off while it was in use" in ignored.stderr
 
 
 @pytest.mark.unit
