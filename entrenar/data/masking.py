@@ -41,6 +41,8 @@ def encode_example(
     answer and of what is beside it is trained. Raises ConfigError or FormatError with `example.where` where the
     template refuses the messages, leaves some out, or does not show where an answer stands.
     """
+    if tokenizer.has_template:
+        tokenizer.template(example.tools)  # a template that is none is no fault of the record
     with rendering_date(today()):  # one for all renderings of the conversation
         try:
             text, spans, trained_else = _marked(example, tokenizer, train_on_prompt)

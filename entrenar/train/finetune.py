@@ -13,7 +13,7 @@ from rich.console import Console
 from entrenar.autograd import Tensor
 from entrenar.config import nearest
 from entrenar.data import Example, encode_document, encode_example
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.checkpoint import Checkpoint
 from entrenar.llama.config import LLaMAConfig
@@ -30,6 +30,7 @@ from entrenar.train.trainer import Trainer
 from entrenar.train.vocabulary import padding, vocabulary_note
 
 SAMPLE_TOKENS = 64
+TEMPLATE = "The chat template "  # how a sentence begins that is about the model's, whatever the record
 DOCUMENT_PROMPT_TOKENS = 32  # of a plain text, at most
 
 
@@ -123,7 +124,12 @@ def _assemble(
     checkpointing, needed = plan(checkpoint.config, config, dtype, quantize, kept)
     tokenizer = checkpoint.tokenizer()
     rows = checkpoint.config.vocab_size
-    data = dataset.encode(config, tokenizer, rows)
+    try:
+        data = dataset.encode(config, tokenizer, rows)
+    except FormatError as error:
+        if not str(error).startswith(TEMPLATE):
+            raise
+        raise FormatError(f"{model_path}: {error}") from error
     loader, batches = session.batches(config, data.training, data.held_out, padding(tokenizer, rows))
     double = qlora is None or qlora.double_quantization
     model = load(checkpoint, quantize=quantize, dtype=dtype, double_quantization=double)

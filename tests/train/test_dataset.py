@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from entrenar.data import Example
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama.checkpoint import Checkpoint
 from entrenar.train import dataset, report, train_from_scratch
@@ -183,6 +183,17 @@ def test_a_template_that_trains_no_end_is_said(template: str, learns: bool, data
     )
     assert (said is None) == learns
     assert said is None or said[1] == said[2]
+
+
+@pytest.mark.unit
+def test_a_template_that_is_none_is_the_models_fault(data: Path, tmp_path: Path) -> None:
+    model = without_places(tmp_path / "model", "{{ if .System }}<|system|>{{ .System }}{{ end }}")  # as Ollama has them
+    with pytest.raises(FormatError) as caught:
+        quiet(model, config_for(data, tmp_path / "run", replace(SMALL, steps=1)))
+    assert str(caught.value).startswith(f"{model}: The chat template is no valid Jinja template: ")
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(json.dumps({"text": f"{n} plus 1 is {n + 1}"}) for n in range(9)))
+    quiet(model, config_for(texts, tmp_path / "run", replace(SMALL, steps=1)))  # which needs none
 
 
 @pytest.mark.unit
