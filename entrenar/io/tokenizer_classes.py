@@ -28,6 +28,7 @@ class Rebuilt:
     special: dict[str, str] = field(default_factory=dict)
     extra: tuple[str, ...] = ()  # names in `special` of further special tokens
     without_prefix: bool = True  # whether add_prefix_space may be null
+    plain: bool = False  # whether its special tokens lose the flags that files give them
     pads: bool = True  # whether the pad_token of tokenizer.json's padding is one of its special tokens
     adds_bos: bool | None = None  # whatever the file's post-processor does
 
@@ -105,7 +106,7 @@ REBUILT: dict[str, Rebuilt] = {
     "GPT2Tokenizer": Rebuilt(
         _gpt2, {"unk_token": _END, "bos_token": _END, "eos_token": _END}, without_prefix=False, pads=False
     ),
-    "Qwen2Tokenizer": Rebuilt(_qwen2, {"unk_token": _END, "eos_token": _END, "pad_token": _END}),
+    "Qwen2Tokenizer": Rebuilt(_qwen2, {"unk_token": _END, "eos_token": _END, "pad_token": _END}, plain=True),
 }
 # Classes that transformers makes in yet other ways: refused, as what they give is not known here
 _NAMES = """

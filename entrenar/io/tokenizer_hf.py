@@ -206,8 +206,10 @@ class _Reader:
                 value = self.added(f"{key} of special_tokens_map.json", value, special=True)
             elif key == "extra_special_tokens" and isinstance(value, list):
                 more = [self.extra(each) if isinstance(each, Mapping) else each for each in value]
-                present = list(settings.get(key) or [])
-                value = present + [each for each in more if each not in present]
+                present = settings.get(key) or []
+                if isinstance(present, Mapping):
+                    settings["model_specific_special_tokens"], present = present, []
+                value = [*present] + [each for each in more if each not in present]
             settings[key] = value
         names = {str(settings[key]) for key in NAMED if settings.get(key)}
         extra = settings.get("extra_special_tokens") or []
@@ -311,6 +313,8 @@ class _Reader:
         with library.making(f"{self.path}: its special tokens cannot be added"):
             size = backend.get_vocab_size()
             _add(backend, decoder, named, nameless)
+            if rebuilt is not None and rebuilt.plain:
+                _add(backend, {}, {}, [str(token) for token in (*named.values(), *nameless)], again=True)
             more = [backend.id_to_token(index) for index in range(size, backend.get_vocab_size())]
         if more:
             self.notes.append(
@@ -398,14 +402,18 @@ def _add(
     decoder: Mapping[int, tokenizers.AddedToken],
     named: Mapping[str, Any],
     nameless: Iterable[Any],
+    again: bool = False,
 ) -> None:
-    """Add the tokens in transformers' order: by index, the named special ones, the nameless ones."""
+    """Add the tokens in transformers' order: by index, the named special ones, the nameless ones.
+
+    `again` adds those that there are as well, which sets their flags anew.
+    """
     import tokenizers
 
     tokens: list[Any] = [token for _, token in sorted(decoder.items())]
     texts = {token.content for token in backend.get_added_tokens_decoder().values()} | {str(t) for t in tokens}
     for token in [*named.values(), *nameless]:
-        if str(token) not in texts:
+        if again or str(token) not in texts:
             tokens.append(token)
     names = {str(token) for token in named.values()}
     made = []

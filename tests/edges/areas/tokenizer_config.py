@@ -202,6 +202,18 @@ def _companions() -> list[Variation]:
                 f"special tokens in no file of a {name}", base, two(_only_in("tokenizer_config.json", {}), named(name))
             )
         )
+        flags = decoder({"4": _added("<|im_end|>", lstrip=True, rstrip=True)})
+        variations.append(
+            variation(
+                f"added_tokens_decoder with other flags for the end of a {name}",
+                base,
+                two(two(flags, named(name)), config("eos_token", "<|im_end|>")),
+            )
+        )
+    object_and_list = two(
+        config("extra_special_tokens", {"tool_token": "<tool>"}), special_map("extra_special_tokens", ["<|im_end|>"])
+    )
+    variations.append(variation("extra_special_tokens an object, and a list in the map", byte_level, object_and_list))
     only_model = {"tokenizer.json": None, "tokenizer.model": "x"}
     variations.append(
         variation("tokenizer.model alone", byte_level, lambda files: files.update(only_model), "tokenizer.model")
