@@ -52,8 +52,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one head": {"num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 1},
     "odd sizes": {"vocab_size": 7, "hidden_size": 34, "intermediate_size": 5, "num_attention_heads": 17,
                   "num_key_value_heads": 17},
-    "a padding row": {"vocab_size": 9, "pad_token_id": 3},
-    "a padding row from the end, tied": {"vocab_size": 9, "pad_token_id": -1, "tie_word_embeddings": True},
     "coarse eps": {"rms_norm_eps": 0.1},
     "large theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
     "linear scaling": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
@@ -140,8 +138,10 @@ def test_positions_and_packing_agree_with_transformers(tmp_path: Path) -> None:
         {},
         {"tie_word_embeddings": True, "head_dim": 48},
         {"hidden_size": 60, "num_attention_heads": 6, "num_key_value_heads": 1, "rope_parameters": LLAMA3},
+        {"vocab_size": 9, "pad_token_id": 3},
+        {"vocab_size": 9, "pad_token_id": -1, "tie_word_embeddings": True},
     ],
-    ids=["grouped", "tied, head size 48", "odd sizes, llama3 scaling"],
+    ids=["grouped", "tied, head size 48", "odd sizes, llama3 scaling", "padding row", "padding row from the end, tied"],
 )
 def test_every_gradient_of_four_blocks_agrees_with_float64(changes: dict[str, Any], tier: str, tmp_path: Path) -> None:
     peer = peer_model(num_hidden_layers=4, attn_implementation="eager", **changes)
