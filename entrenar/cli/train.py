@@ -13,6 +13,6 @@ def main(config_file: str, description: str | None, arguments: Sequence[str] | N
     """Parse the flags and train; `config_file` is the default of --config."""
     path = config_path(arguments, config_file)
     assert path is not None
-    shape, defaults = LLaMAConfig.from_file(path), TrainConfig.from_file(path)
+    defaults, shape = TrainConfig.from_file(path), LLaMAConfig.from_file(path)
     parser = parser_for(description, defaults, config=path, adapter=defaults.adapter)
     return train_from_scratch(shape, config_from(parser.parse_args(arguments), defaults.adapter))

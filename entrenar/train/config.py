@@ -9,7 +9,7 @@ from typing import Any
 from entrenar._kernels.cpu import PRECISIONS
 from entrenar.config import check_dataclass, from_table, load_toml, nearest, option
 from entrenar.errors import ConfigError
-from entrenar.llama.config import SECTIONS
+from entrenar.llama.config import SECTIONS, LLaMAConfig
 from entrenar.lora.config import LoRAConfig
 from entrenar.optim import (
     SGD,
@@ -154,6 +154,8 @@ class TrainConfig:
         self._check_use("training", self.training.optimizer, OPTIMIZER_KEYS)
         self._check_use("lr_schedule", self.lr_schedule.name, SCHEDULE_KEYS)
         t, s = self.training, self.lr_schedule
+        if t.decay_norms and not t.weight_decay:
+            raise ConfigError("training.decay_norms: is true, which has no effect without training.weight_decay.")
         if s.name == "exponential" and s.gamma is None:
             raise ConfigError("lr_schedule.gamma: is missing; the exponential schedule needs the factor of each step.")
         if s.warmup_steps is not None and s.warmup_steps > t.steps:
@@ -190,7 +192,16 @@ class TrainConfig:
     def from_file(path: str | Path) -> TrainConfig:
         """The training sections of a TOML file ([model] is LLaMAConfig's); ConfigError naming file, section and key."""
         table = load_toml(path)
-        for name in table:
+        for name, content in table.items():
+            if name not in SECTIONS and not isinstance(content, dict):
+                known = {**SECTION_TYPES, "model": LLaMAConfig}
+                homes = [
+                    f"[{section}]"
+                    for section, kind in SECTION_TYPES.items()
+                    if name in [spec.name for spec in fields(kind)]
+                ]
+                where = f"put it under {' or '.join(homes)}" if homes else "every key stands under the name of one"
+                raise ConfigError(f"{path}: {name} stands under no [section]; {where}.")
             if name not in SECTIONS:
                 raise ConfigError(f"{path}: [{name}] is no known section; {nearest(name, SECTIONS)}")
         try:

@@ -124,6 +124,11 @@ def test_an_unset_warmup_follows_the_number_of_steps(steps: int, warmup: int) ->
     ("training", "schedule", "message"),
     [
         ({"steps": 3}, {"warmup_steps": 4}, r"lr_schedule\.warmup_steps: is 4, expected at most training\.steps = 3"),
+        (
+            {"decay_norms": True},
+            {},
+            r"training\.decay_norms: is true, which has no effect without training\.weight_decay",
+        ),
         ({}, {"name": "exponential"}, r"lr_schedule\.gamma: is missing; the exponential schedule needs"),
         (
             {"learning_rate": 1e-4},
@@ -182,6 +187,22 @@ def test_a_contradiction_in_a_file_names_the_file(tmp_path: Path) -> None:
     path.write_text('[training]\nmomentum = 0.5\n[qlora]\nquantize = "nf4"\n')
     with pytest.raises(ConfigError, match=r"run\.toml: training\.momentum: is 0\.5, which adamw does not use"):
         TrainConfig.from_file(path)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("steps", r"steps stands under no \[section\]; put it under \[training\]\."),
+        ("rank", r"rank stands under no \[section\]; put it under \[lora\] or \[qlora\]\."),
+        ("hidden_size", r"hidden_size stands under no \[section\]; put it under \[model\]\."),
+        ("epochs", r"epochs stands under no \[section\]; every key stands under the name of one\."),
+    ],
+)
+def test_a_key_outside_of_the_sections_is_told_where_it_belongs(key: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f"{key} = 3\n")
+    with pytest.raises(ConfigError, match=rf"run\.toml: {message}"):
+        TrainConfig.from_file(tmp_path / "run.toml")
 
 
 @pytest.mark.unit
