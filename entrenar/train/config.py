@@ -196,9 +196,7 @@ class TrainConfig:
             if name not in SECTIONS and not isinstance(content, dict):
                 known = {**SECTION_TYPES, "model": LLaMAConfig}
                 homes = [
-                    f"[{section}]"
-                    for section, kind in SECTION_TYPES.items()
-                    if name in [spec.name for spec in fields(kind)]
+                    f"[{section}]" for section, kind in known.items() if name in [spec.name for spec in fields(kind)]
                 ]
                 where = f"put it under {' or '.join(homes)}" if homes else "every key stands under the name of one"
                 raise ConfigError(f"{path}: {name} stands under no [section]; {where}.")
