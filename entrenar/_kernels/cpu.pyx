@@ -200,8 +200,11 @@ def set_waiting(name):
 
 
 def _waiting_from_environment():
-    text = os.environ.get("OMP_WAIT_POLICY", "").strip().lower()
-    return text if text in WAITING else "adaptive"
+    text = os.environ.get("OMP_WAIT_POLICY", "")
+    policy = text.strip().lower() or "adaptive"
+    if policy not in WAITING:
+        raise ConfigError(f"OMP_WAIT_POLICY={text!r} is no way to wait; choose one of {', '.join(WAITING)}.")
+    return policy
 
 
 _team = PyCapsule_New(<void*> &team, TEAM_CAPSULE, NULL)  # where the other extensions find it (team_calls.c)

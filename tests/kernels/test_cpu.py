@@ -253,12 +253,18 @@ def test_a_forked_child_makes_threads_of_its_own() -> None:
         ({}, "adaptive"),
         ({"OMP_WAIT_POLICY": "PASSIVE"}, "passive"),
         ({"OMP_WAIT_POLICY": " active"}, "active"),
-        ({"OMP_WAIT_POLICY": "sometimes"}, "adaptive"),
+        ({"OMP_WAIT_POLICY": ""}, "adaptive"),
     ],
     ids=str,
 )
 def test_which_variable_decides_how_threads_wait(environment: dict[str, str], expected: str) -> None:
     assert printed("print(cpu.get_waiting())", **environment) == expected
+
+
+@pytest.mark.unit
+def test_a_wrong_way_to_wait_in_the_environment_is_refused() -> None:
+    message = last_line(run("", OMP_WAIT_POLICY="sometimes"))
+    assert "ConfigError: OMP_WAIT_POLICY='sometimes' is no way to wait" in message
 
 
 @pytest.mark.unit
