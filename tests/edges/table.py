@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from .faults import FAULTS
 from .harness import Variation, Verdict
 
 VERDICTS = pytest.StashKey[list[tuple[Variation, Verdict]]]()
 HEAD = """# The edges
 
 What entrenar reads, changed in one place at a time, beside what the reference makes of it: *equal*, or *refused*
-with this sentence. `make edges` runs every variation and writes this page.
+with this sentence. The last table lists the faults that were found by use, with the variations and tests that hold
+them. `make edges` runs every variation and writes this page.
 """
+FAULTS_HEAD = "## Faults that were found by use"
 
 
 def _cell(text: str) -> str:
@@ -36,7 +39,17 @@ def write_table(path: Path, verdicts: list[tuple[Variation, Verdict]]) -> None:
             for v, verdict in rows
         ]
         lines.append("")
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    path.write_text("\n".join([*lines, *fault_lines()]) + "\n", encoding="utf-8")
+
+
+def fault_lines() -> list[str]:
+    """The last section: what was given, what is right, what holds it."""
+    lines = [FAULTS_HEAD, "", "| given | right | held by |", "|---|---|---|"]
+    rows = [
+        (_cell(fault.given), _cell(fault.right), "<br>".join(f"`{_cell(name)}`" for name in fault.tests))
+        for fault in FAULTS
+    ]
+    return lines + [f"| {given} | {right} | {held} |" for given, right, held in rows]
 
 
 @cache
@@ -44,6 +57,8 @@ def table_kinds(path: Path) -> dict[str, str]:
     """The verdict of each variation's id, as the page has them."""
     kinds, area = {}, ""
     for line in path.read_text(encoding="utf-8").splitlines():
+        if line == FAULTS_HEAD:
+            break
         if line.startswith("## "):
             area = line[3:]
         elif line.startswith("| ") and not line.startswith("| variation |"):

@@ -66,3 +66,11 @@ def test_more_entries_than_any_model_has_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", STRING, 10, struct.pack("<Q", 3) + b"a\xffb" + bytes(100))
     with pytest.raises(FormatError, match=r"'general\.tags' holds a text that is no UTF-8 \(entry 0\)"):
         GGUFFile(path)
+
+
+@pytest.mark.chaos
+def test_an_array_of_arrays_is_refused_by_its_key(tmp_path: Path) -> None:
+    pair = struct.pack("<IQ", STRING, 2) + (struct.pack("<Q", 1) + b"a") * 2
+    path = write(tmp_path / "x.gguf", ARRAY, 1, pair)
+    with pytest.raises(FormatError, match=r"'general\.tags' is an array of the type 9, expected numbers or texts"):
+        GGUFFile(path)

@@ -406,6 +406,7 @@ SPM: dict[str, Any] = {
         (BPE, {"tokens": ["a", 5]}, "tokenizer.ggml.tokens: entry 1 is 5, of a type that has no place there."),
         (BPE, {"merges": None}, "no tokenizer.ggml.merges;"),
         (BPE, {"merges": [7]}, "tokenizer.ggml.merges: entry 0 is 7, of a type"),
+        (BPE, {"merges": [["a", "b"]]}, "tokenizer.ggml.merges: entry 0 is ['a', 'b'], of a type"),
         (
             BPE,
             {"merges": ["a c"]},

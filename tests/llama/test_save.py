@@ -61,6 +61,15 @@ def test_a_merged_model_is_whole(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
+def test_end_tokens_of_config_json_alone_are_kept_in_both_files(source: Path, tmp_path: Path) -> None:
+    (source / "generation_config.json").unlink()
+    merged(source, tmp_path / "merged")
+    for file in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "merged" / file).read_text())["eos_token_id"] == [0, 5, 7], file
+    assert LLaMAModel.from_pretrained(tmp_path / "merged").generation.end_tokens == (0, 5, 7)
+
+
+@pytest.mark.unit
 def test_a_model_saved_over_the_directory_it_came_from_keeps_its_tokenizer(source: Path) -> None:
     files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     before = {file: (source / file).read_bytes() for file in files}

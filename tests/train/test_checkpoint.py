@@ -352,7 +352,10 @@ def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(written: Path
 @pytest.mark.unit
 @pytest.mark.parametrize(
     ("change", "name"),
-    [({"rope_theta": 20000.0}, r"model\.rope_theta: is 20000\.0 and was 10000\.0"), ({"rms_norm_eps": 1e-3}, "model")],
+    [
+        ({"rope_theta": 20000.0}, r"^model\.rope_theta: is 20000\.0 and was 10000\.0"),
+        ({"rms_norm_eps": 1e-3}, r"^model\.rms_norm_eps: is 0\.001 and was 1e-05"),
+    ],
 )
 def test_another_shape_of_the_model_is_refused_by_name(
     change: dict[str, Any], name: str, written: Path, monkeypatch: pytest.MonkeyPatch
@@ -365,17 +368,23 @@ def test_another_shape_of_the_model_is_refused_by_name(
 
 
 @pytest.mark.unit
-def test_one_bit_at_the_end_of_a_frozen_weight_is_seen(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_bit_at_the_end_of_a_frozen_weight_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.train import builders
+
+    monkeypatch.setattr(builders, "SHAPE", replace(builders.SHAPE, vocab_size=600))
+    stop_after(trainer_of(run_config(tmp_path, lora=DROPOUT, every=2)), 3)
 
     def changed(*arguments: Any, **options: Any) -> LLaMAModel:
         model = LLaMAModel(*arguments, **options)
-        dict(model.named_parameters())["lm_head.weight"].numpy().reshape(-1).view(np.uint32)[-1] ^= 1  # type: ignore[union-attr]
+        bits = dict(model.named_parameters())["lm_head.weight"].numpy().reshape(-1).view(np.uint32)  # type: ignore[union-attr]
+        assert bits.nbytes > 2 << 16
+        bits[-1] ^= 1
         return model
 
+    assert trainer_of(run_config(tmp_path, lora=DROPOUT, resume=True)).step == 2
     monkeypatch.setattr(builders, "LLaMAModel", changed)
-    with pytest.raises(ConfigError, match=r"step-4: was written with another base model"):
-        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+    with pytest.raises(ConfigError, match=r"step-2: was written with another base model"):
+        trainer_of(run_config(tmp_path, lora=DROPOUT, resume=True))
 
 
 @pytest.mark.unit

@@ -260,3 +260,9 @@ def test_a_norm_without_gradient_stays_and_a_matrix_decays() -> None:
     for name, tensor in model.named_parameters():
         factor = np.float32(0.75 if len(tensor.shape) == 2 else 1)
         np.testing.assert_array_equal(tensor.numpy(), before[name] * factor, err_msg=name)
+
+
+@pytest.mark.unit
+def test_checkpoints_are_on_unless_they_are_switched_off() -> None:
+    made = TrainConfig().checkpointing
+    assert (made.minutes, made.keep, made.every, made.overwrite) == (10.0, 2, 0, False)
