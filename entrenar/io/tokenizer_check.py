@@ -111,9 +111,11 @@ class _Check:
             data = base64.b64decode(value, validate=True)
         except (ValueError, TypeError):
             raise self.wrong(where, value, "text in base64") from None
+        if len(data) < 4:
+            raise self.wrong(where, value, "the size of a table in its first 4 bytes")
         size = int.from_bytes(data[:4], "little")
-        if len(data) < 4 or size > len(data) - 4:
-            raise self.wrong(where, value, f"a table of {size} bytes, and it has {max(len(data) - 4, 0)}")
+        if size > len(data) - 4:
+            raise self.wrong(where, value, f"a table of {size} bytes, and it has {len(data) - 4}")
 
 
 def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:

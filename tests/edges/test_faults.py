@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("transformers")  # of which the lists of variations are made
 
 from .areas import all_variations
-from .faults import FAULTS, Fault
+from .fault import Fault
+from .faults import FAULTS
 from .harness import Verdict
 from .table import fault_lines, table_kinds, write_table
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig, load_adapter, save_adapter
 from entrenar.train import report
 from entrenar.train.step import StepReport
-from tests.train.builders import ADDITIONS, ROOT, SHAPE
+from tests.train.builders import ADDITIONS, ROOT, SHAPE, config_for, quiet, write_examples, write_model
 
 MODEL_FILES = {"config.json", SINGLE_FILE}
 TEXTS = [f"What is {a} plus {b}?" for a, b in ADDITIONS]
@@ -151,6 +152,26 @@ def test_an_output_over_a_read_only_file_or_into_a_read_only_folder_is_refused(o
     with pytest.raises(FormatError, match=r"closed.*: (is a read-only folder|cannot be written)"):
         write(closed)
     assert not list(closed.iterdir())
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("result", ["adapter", "model"])
+def test_a_whole_run_touches_no_file_of_others(result: str, tmp_path: Path) -> None:
+    """Nor does a second one that replaces the first with its checkpoints."""
+    source, data = write_model(tmp_path / "source"), write_examples(tmp_path / "data.jsonl")
+    for number, folder in enumerate((tmp_path / "out", tmp_path / "out" / result, tmp_path / "out" / "checkpoint")):
+        folder.mkdir()
+        crowd(folder, tmp_path / f"elsewhere {number}")
+    before = picture(tmp_path)
+    for overwrite in (False, True):
+        config = config_for(data, tmp_path / "out", **({} if result == "adapter" else {"lora": None}))
+        config.checkpointing = replace(config.checkpointing, every=2, overwrite=overwrite)
+        quiet(source, config)
+        after = picture(tmp_path)
+        assert before.items() <= after.items()
+        new = {str(Path(path).relative_to(tmp_path / "out")) for path in after.keys() - before.keys()}
+        assert {"metrics.csv", "summary.json", "checkpoint/step-4/state.json"} <= new
+        assert any(name.startswith(f"{result}/") and name.endswith(".safetensors") for name in new)
 
 
 # ---------------------------------------------------------------------- one model after the other

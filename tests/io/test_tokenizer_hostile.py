@@ -96,7 +96,7 @@ HOSTILE: dict[str, tuple[Callable[[Files], Any], str]] = {
     ),
     "a bad charsmap": (
         part("normalizer", type="Precompiled", precompiled_charsmap="AAAA"),
-        "normalizer.precompiled_charsmap is 'AAAA', expected",
+        "normalizer.precompiled_charsmap is 'AAAA', expected the size of a table in its first 4 bytes; the file is dam",
     ),
     "a charsmap that is no base64": (
         part("normalizer", type="Precompiled", precompiled_charsmap="%"),
