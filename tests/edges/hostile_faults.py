@@ -130,6 +130,7 @@ HOSTILE_FILES = [
         "The old one is refused; no template shows anything of the process.",
         (
             _TEMPLATES + "test_a_jinja_that_lets_templates_out_is_refused",
+            _TEMPLATES + "test_the_package_asks_for_the_oldest_that_is_let_in",
             _TEMPLATES + "test_the_sandbox_shows_nothing_of_the_process",
         ),
     ),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import jinja2
 import pytest
 
 from entrenar.errors import ConfigError, FormatError
-from entrenar.io.chat_template import compile_template
+from entrenar.io.chat_template import SAFE_JINJA, compile_template
 from entrenar.io.template_bounds import SECONDS
 
+ROOT = Path(__file__).parents[2]
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 SECRET = "a-secret-of-this-process"
 
@@ -137,6 +140,12 @@ def test_a_jinja_that_lets_templates_out_is_refused(version: str, monkeypatch: p
     compile_template.cache_clear()
     with pytest.raises(ConfigError, match=rf"^jinja2 {version} is installed, .* expected 3\.1\.6 or newer"):
         compile_template("x")
+
+
+@pytest.mark.unit
+def test_the_package_asks_for_the_oldest_that_is_let_in() -> None:
+    asked = re.findall(r'"jinja2[^"]*"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert asked == [f'"jinja2>={".".join(map(str, SAFE_JINJA))}"']
 
 
 @pytest.mark.unit
