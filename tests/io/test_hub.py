@@ -419,7 +419,7 @@ def test_a_pip_in_the_working_directory_is_not_run(
     (folder / "pip3").write_text(f"#!{PYTHON}\nimport pip")
     (folder / "pip3").chmod(0o755)
     monkeypatch.setattr(hub.sys, "executable", PYTHON)
-    monkeypatch.setenv("PYTHONPATH", ".")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}.")
     monkeypatch.setenv("PATH", f".:{registry.bin}")
     offers(tmp_path, monkeypatch)
     monkeypatch.chdir(folder)
