@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import datetime
 import difflib
 import json
 import math
@@ -14,6 +16,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, field, fields, is_dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -27,12 +30,36 @@ else:
 T = TypeVar("T")
 HINTS: dict[Any, dict[str, Any]] = {}
 
-SHORT = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    """repr without the middle of what is long, with true, false, null and dates as JSON and TOML write them."""
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return str(value).lower()
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        return "null"
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:  # in the file's order
+        if level <= 0 or not value:
+            return "{...}" if value else "{}"
+        parts = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value[key], level - 1)}" for key in islice(value, self.maxdict)
+        ]
+        return "{" + ", ".join([*parts, *["..."] * (len(value) > self.maxdict)]) + "}"
+
+    def repr_date(self, value: datetime.date, level: int) -> str:
+        return value.isoformat()
+
+    repr_datetime = repr_time = repr_date
+
+
+SHORT = _Short()
 SHORT.maxstring, SHORT.maxother, SHORT.maxlong = 120, 120, 60
 
 
 def shown(value: Any) -> str:
-    """A value from outside as a message shows it: its repr, with the middle of what is long left out."""
+    """A value from outside as a message shows it, spelled as files spell it, the middle of what is long left out."""
     try:
         return SHORT.repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits
@@ -99,7 +126,16 @@ def load_toml(path: str | Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error.strerror}); expected a TOML configuration file, or one of "
             f"{', '.join(shipped)}."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ConfigError(
+            f"{path}: is not UTF-8 text (byte {byte:#04x} at {error.start}), as TOML must be; save it as UTF-8."
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        if found.read_bytes().startswith(codecs.BOM_UTF8):
+            raise ConfigError(
+                f"{path}: begins with a byte order mark, which TOML does not allow; save it as UTF-8 without the mark."
+            ) from error
         raise ConfigError(f"{path}: is not valid TOML: {str(error).rstrip('.')}.") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: is not TOML that can be read: its brackets are nested too deeply.") from error
@@ -111,17 +147,17 @@ def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """The dataclass from a table of its keys; ConfigError, naming `where` and the key, for whatever does not fit."""
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     if not isinstance(table, Mapping):
-        raise ConfigError(f"{where}: is {shown(table)}, expected a table of keys.")
+        raise ConfigError(f"{where} is {shown(table)}, expected a table of keys.")
     for key in table:
         if key not in known:
-            raise ConfigError(f"{where}.{key}: is no known key; {nearest(key, known)}")
+            raise ConfigError(f"{where}.{key} is no known key; {nearest(key, known)}")
     hints = type_hints(cls)
     values = {}
     for name, spec in known.items():
         if name in table:
             values[name] = _value(table[name], hints[name], spec, f"{where}.{name}")
         elif spec.default is MISSING and spec.default_factory is MISSING:
-            raise ConfigError(f"{where}.{name}: is missing; {spec.metadata.get('help', 'it has no default')}.")
+            raise ConfigError(f"{where}.{name} is missing; {spec.metadata.get('help', 'it has no default')}.")
     return cls(**values)
 
 
@@ -135,7 +171,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type that `hint` says; ConfigError where it is of another."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, int) and not -(2**63) < value < 2**63:  # such counts and sizes overflow later arithmetic
-        raise ConfigError(f"{where}: is an integer of {value.bit_length()} bits, expected a number below 2**63.")
+        raise ConfigError(f"{where} is an integer of {value.bit_length()} bits, expected a number below 2**63.")
     if origin in (typing.Union, types.UnionType):
         for argument in sorted(arguments, key=lambda a: a is float):  # an int stays one where both are allowed
             if argument is type(None) and value is None:
@@ -147,7 +183,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return origin(convert(item, arguments[0] if arguments else object, where) for item in value)
     elif _fits(value, hint):
         return float(value) if hint is float else value
-    raise ConfigError(f"{where}: is {shown(value)}, expected {type_name(hint)}.")
+    raise ConfigError(f"{where} is {shown(value)}, expected {type_name(hint)}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -181,12 +217,12 @@ def check_value(value: Any, spec: Field[Any], where: str) -> Any:
         hint = nearest(value, map(str, choices)) if isinstance(value, str) else f"expected one of {tuple(choices)}."
         if limits.get("minimum") is not None:
             hint = f"expected {type_name(int)} or one of {', '.join(map(repr, choices))}."
-        raise ConfigError(f"{where}: is {shown(value)}; {hint}")
+        raise ConfigError(f"{where} is {shown(value)}; {hint}")
     if value == "" and choices is None:
-        raise ConfigError(f"{where}: is empty; leave it out, or give it a value.")
+        raise ConfigError(f"{where} is empty; leave it out, or give it a value.")
     if number:
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{where}: is {shown(value)}, expected a finite number.")
+            raise ConfigError(f"{where} is {shown(value)}, expected a finite number.")
         tests: tuple[tuple[str, Callable[[float], bool], str], ...] = (
             ("minimum", lambda limit: value >= limit, "at least"),
             ("above", lambda limit: value > limit, "more than"),
@@ -195,7 +231,7 @@ def check_value(value: Any, spec: Field[Any], where: str) -> Any:
         )
         for key, holds, words in tests:
             if limits.get(key) is not None and not holds(limits[key]):
-                raise ConfigError(f"{where}: is {shown(value)}, expected {words} {limits[key]}.")
+                raise ConfigError(f"{where} is {shown(value)}, expected {words} {limits[key]}.")
     return value
 
 

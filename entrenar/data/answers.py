@@ -91,6 +91,7 @@ def answer_spans(example: Example, tokenizer: Tokenizer, wanted: Sequence[int]) 
         whole = renderer.render(example.messages)
     except FormatError as error:
         _check_content(renderer)
+        _check_parts(renderer)
         raise error
     _check_written(renderer, whole.text)
     if not wanted:
@@ -167,6 +168,26 @@ def _check_content(renderer: Renderer) -> None:
     )
 
 
+def _check_parts(renderer: Renderer) -> None:
+    """ConfigError where a template fails because a message's content is in parts, and it wants one text."""
+    messages = renderer.example.messages
+    parts = [index for index, message in enumerate(messages) if isinstance(message.get("content"), list)]
+    joined = [
+        {**message, "content": " ".join(_said(message))} if index in parts else message
+        for index, message in enumerate(messages)
+    ]
+    other = Renderer(replace(renderer.example, messages=joined), renderer.tokenizer)
+    try:
+        other.text(joined)
+    except EntrenarError:
+        return  # it fails for another reason
+    if parts:
+        raise ConfigError(
+            f"The chat template cannot write the content of {_number(renderer, parts[0])}, which is a list of parts; "
+            "write it as one text."
+        )
+
+
 def _check_written(renderer: Renderer, text: str) -> None:
     """ConfigError where the template drops what a conversation has: tools, calls, their results, reasoning."""
     example, names = renderer.example, renderer.tokenizer.template(renderer.example.tools).names
@@ -182,9 +203,14 @@ def _check_written(renderer: Renderer, text: str) -> None:
         said = _said(message)
         less = any(text.count(each) < contents.count(each) for each in said)
         if less and not _matters(renderer, text, index, "content"):
+            if not text:
+                raise ConfigError("The chat template is empty, or writes nothing for this record; use another one.")
+            advice = "leave it out of the record"
+            if isinstance(message.get("content"), list):
+                advice = "write its content, a list of parts, as one text"
             raise ConfigError(
                 f"The chat template leaves out what {where} says (role {message.get('role')}, {said[0]!r:.60}); use a "
-                "template that writes it, or leave it out of the record."
+                f"template that writes it, or {advice}."
             )
         reasoning = next((name for name in REASONING if message.get(name)), None)
         if reasoning and not names.intersection(REASONING):

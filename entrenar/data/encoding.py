@@ -11,10 +11,10 @@ from typing import Any, overload
 
 import numpy as np
 
+from entrenar.config import shown
 from entrenar.data.answers import Renderer
 from entrenar.data.formats import Example
 from entrenar.data.masking import Sample, encode_example
-from entrenar.data.messages import shown
 from entrenar.errors import ConfigError, EntrenarError
 from entrenar.io.tokenizer import Tokenizer
 

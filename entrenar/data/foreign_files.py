@@ -32,15 +32,15 @@ BINARY: tuple[tuple[bytes, str, str], ...] = (
         "an Arrow stream, as the datasets library saves it",
         f"{PYTHON} \"import datasets; datasets.Dataset.from_file('{{name}}').to_json('{{out}}')\"",
     ),
-    (b"version https://git-lfs", "a pointer of Git LFS, not the file that `git lfs pull` gives", ""),
-    (b"<!DOCTYPE", "an HTML page, as a download that failed leaves", ""),
-    (b"<!doctype", "an HTML page, as a download that failed leaves", ""),
-    (b"<html", "an HTML page, as a download that failed leaves", ""),
-    (b"SQLite format 3\x00", "an SQLite database", ""),
-    (b"GGUF", "a GGUF model file", ""),
-    (b"%PDF", "PDF", ""),
-    (b"\x80\x04", "a Python pickle", ""),
-    (b"\x80\x05", "a Python pickle", ""),
+    (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file that it stands for by `git lfs pull`"),
+    (b"<!DOCTYPE", "an HTML page, as a download that failed leaves", "download it again"),
+    (b"<!doctype", "an HTML page, as a download that failed leaves", "download it again"),
+    (b"<html", "an HTML page, as a download that failed leaves", "download it again"),
+    (b"SQLite format 3\x00", "an SQLite database", "give the examples as JSON Lines"),
+    (b"GGUF", "a GGUF model file", "give the examples as JSON Lines"),
+    (b"%PDF", "PDF", "give the examples as JSON Lines"),
+    (b"\x80\x04", "a Python pickle", "give the examples as JSON Lines"),
+    (b"\x80\x05", "a Python pickle", "give the examples as JSON Lines"),
 )
 HEADING = re.compile(r'"?[A-Za-z_][\w-]*"?')  # of a column
 ENCODINGS = (  # the longer marks first: UTF-32's begins as UTF-16's does
@@ -70,7 +70,7 @@ def check_text(path: Path, head: bytes) -> None:
     """FormatError, with a command that converts it, where `head` (the file's first bytes) is not that of UTF-8 JSON."""
     for mark, what, template in BINARY:
         if head.startswith(mark):
-            advice = f"convert it: {command(template, path)} " if template else "give the examples as JSON Lines"
+            advice = f"convert it: {command(template, path)} " if "{out" in template else template
             raise FormatError(f"{path}: is {what}, expected JSON or JSON Lines; {advice}.")
     encoding = _encoding(head)
     if encoding:

@@ -60,7 +60,7 @@ def foreign_layout(record: dict[str, Any]) -> tuple[str, str] | None:
     for prompt, answer in PAIRS:
         if {prompt, answer} <= there and isinstance(record[prompt], str) and isinstance(record[answer], str):
             return (
-                f"a {prompt} with its {answer}",
+                f"{'an' if prompt[0] in 'aeiou' else 'a'} {prompt} with its {answer}",
                 f"{{'prompt': r['{prompt}'], 'completion': r['{answer}']}}|",
             )
     return None

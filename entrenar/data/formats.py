@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
+from entrenar.config import shown
 from entrenar.data.foreign_files import command
 from entrenar.data.foreign_records import foreign_layout, wrapped
 from entrenar.data.json_records import RecordFile
-from entrenar.data.messages import check_encodable, check_text, is_empty, json_kind, read_messages, shown
+from entrenar.data.messages import check_encodable, check_text, is_empty, json_kind, read_messages
 from entrenar.errors import FormatError
 
 EXPECTED = (
@@ -165,8 +166,17 @@ def _layout(record: dict[str, Any], where: str) -> str:
         return pairs[0].split("/")[0]
     named = there or [key for key in LAYOUTS if key in record]
     if not named:
-        raise FormatError(f"{where}: has the keys {shown(sorted(record))}, expected {EXPECTED}.")
+        raise FormatError(f"{where}: {_unknown(record)}, expected {EXPECTED}.")
     return named[0]
+
+
+def _unknown(record: dict[str, Any]) -> str:
+    """What to say of a record whose keys no layout has."""
+    for key, missing in (("completion", "prompt"), ("output", "instruction")):
+        if key in record:
+            return f"has {key} and no {missing}"
+    keys = ", ".join(sorted(record))
+    return f"has the keys {keys:.200}" if record else "is an object without keys"
 
 
 def _example(record: Any, where: str) -> Example:
@@ -243,6 +253,8 @@ def _completion(record: dict[str, Any], where: str) -> tuple[list[dict[str, Any]
     if not isinstance(prompt, list):
         turns = _turns(_required(record, "prompt", where), _required(record, "completion", where))
         return turns, frozenset(), False
+    if completion is None:
+        raise FormatError(f"{where}: has no completion, expected a list of messages.")
     before, marked = read_messages(prompt, "prompt", where)
     answer, unmarked = read_messages(completion, "completion", where)
     if [message["role"] for message in answer] != ["assistant"]:

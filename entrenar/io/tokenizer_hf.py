@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from entrenar.config import shown
 from entrenar.errors import FormatError
 from entrenar.io import tokenizer_library as library
 from entrenar.io.json_file import read_json_object
@@ -67,6 +68,7 @@ class _Reader:
         self.config = self.read("tokenizer_config.json")
         self.model_config = self.read("config.json")
         self.notes: list[str] = []
+        self.elsewhere: dict[str, tuple[Path, str]] = {}  # the file and key of a setting that another file gives
         self.check_config()
 
     def read(self, name: str) -> dict[str, Any]:
@@ -78,11 +80,13 @@ class _Reader:
         try:
             json.dumps(table, ensure_ascii=False).encode()
         except (UnicodeEncodeError, RecursionError) as error:
-            raise FormatError(f"{path}: holds a text that is no Unicode ({error}); the file is damaged.") from error
+            what = "half a character" if isinstance(error, UnicodeEncodeError) else "brackets that are nested too deep"
+            raise FormatError(f"{path}: holds {what}; the file is damaged.") from error
         return table
 
     def wrong(self, key: str, found: Any, expected: str) -> FormatError:
-        return FormatError(f"{self.config_path}: {key} is {_shown(found)}, expected {expected}.")
+        path, key = self.elsewhere.get(key, (self.config_path, key))
+        return FormatError(f"{path}: {key} is {shown(found)}, expected {expected}.")
 
     def check_config(self) -> None:
         """FormatError for a setting that changes what transformers gives and is not followed here."""
@@ -94,7 +98,11 @@ class _Reader:
             if key in config and config[key] not in ("left", "right"):
                 raise self.wrong(key, config[key], "'left' or 'right'")
         if config.get("split_special_tokens"):
-            raise self.wrong("split_special_tokens", config["split_special_tokens"], "false: no end would be trained")
+            raise self.wrong(
+                "split_special_tokens",
+                config["split_special_tokens"],
+                "false, or the end token is cut into pieces and not trained",
+            )
         if config.get("fix_mistral_regex"):
             raise self.wrong("fix_mistral_regex", config["fix_mistral_regex"], "false; save the mended tokenizer.json")
         if config.get("init_inputs"):
@@ -142,7 +150,7 @@ class _Reader:
         name = str(self.config.get("tokenizer_class") or self.model_config.get("tokenizer_class"))
         if model.get("type") != "BPE" or not isinstance(model.get("merges"), list):
             raise FormatError(
-                f"{self.path}: model.type is {_shown(model.get('type'))}, and the {name} that "
+                f"{self.path}: model.type is {shown(model.get('type'))}, and the {name} that "
                 "tokenizer_config.json names needs 'BPE' with merges; set tokenizer_class to PreTrainedTokenizerFast."
             )
         if self.config.get("trust_remote_code"):
@@ -202,8 +210,10 @@ class _Reader:
     def legacy(self, settings: dict[str, Any], decoder: dict[int, tokenizers.AddedToken]) -> None:
         """special_tokens_map.json over the settings, then added_tokens.json, then tokenizer.json's added tokens."""
         for key, value in self.read("special_tokens_map.json").items():
+            final = "extra_special_tokens" if key == "additional_special_tokens" else key
+            self.elsewhere[final] = self.path.with_name("special_tokens_map.json"), key
             if isinstance(value, Mapping) and key != "extra_special_tokens":
-                value = self.added(f"{key} of special_tokens_map.json", value, special=True)
+                value = self.added(key, value, special=True)
             elif key == "extra_special_tokens" and isinstance(value, list):
                 more = [self.extra(each) if isinstance(each, Mapping) else each for each in value]
                 present = settings.get(key) or []
@@ -224,7 +234,7 @@ class _Reader:
     def extra(self, value: Mapping[str, Any]) -> tokenizers.AddedToken:
         """A nameless special token of special_tokens_map.json; it cannot say that it is special."""
         if "special" in value:
-            raise self.wrong("extra_special_tokens of special_tokens_map.json", value, "objects without `special`")
+            raise self.wrong("extra_special_tokens", value, "objects without the key `special`")
         return self.added("extra_special_tokens", value, special=True)
 
     def compare(self, decoder: Mapping[int, tokenizers.AddedToken]) -> None:
@@ -241,6 +251,8 @@ class _Reader:
     def index(self, where: str, value: Any) -> int:
         """The id that an added token is stated to have."""
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MOST_ID:
+            if where.endswith(".json"):
+                self.elsewhere[f"an id of {where}"] = self.path.with_name(where), "an id"
             raise self.wrong(f"an id of {where}", value, f"a number from 0 to {MOST_ID - 1}")
         return value
 
@@ -318,7 +330,7 @@ class _Reader:
             more = [backend.id_to_token(index) for index in range(size, backend.get_vocab_size())]
         if more:
             self.notes.append(
-                f"{self.path}: {len(more)} tokens of the files beside it are added at its end ({_shown(more)[1:-1]}), "
+                f"{self.path}: {len(more)} tokens of the files beside it are added at its end ({shown(more)[1:-1]}), "
                 "as in transformers; the model needs a row for each that is used."
             )
         ids = {name: backend.token_to_id(str(token)) for name, token in named.items()}
@@ -367,7 +379,7 @@ class _Reader:
     def note_around(self, key: str, does: bool) -> None:
         if key in self.config and bool(self.config[key]) != does:
             self.notes.append(
-                f"{self.config_path}: {key} {_shown(self.config[key])} is ignored, as in transformers: "
+                f"{self.config_path}: {key} {shown(self.config[key])} is ignored, as in transformers: "
                 f"{'what the class does' if self.rebuilt() else 'the post-processor of tokenizer.json'} decides."
             )
 
@@ -381,11 +393,9 @@ class _Reader:
         found = [] if eos is None else [eos]
         for index in [*(value if isinstance(value, list) else [] if value is None else [value]), *listed]:
             if isinstance(index, bool) or not isinstance(index, int):
-                raise FormatError(f"{source}: eos_token_id is {_shown(value)}, expected token ids.")
+                raise FormatError(f"{source}: eos_token_id is {shown(value)}, expected token ids.")
             if not 0 <= index < MOST_ID or backend.id_to_token(index) is None:
-                self.notes.append(
-                    f"{source}: eos_token_id {_shown(index)} is ignored: the tokenizer has no such token."
-                )
+                self.notes.append(f"{source}: eos_token_id {shown(index)} is ignored: the tokenizer has no such token.")
             else:
                 found.append(index)
         return tuple(dict.fromkeys(found))
@@ -435,8 +445,3 @@ def _without_model(backend: tokenizers.Tokenizer) -> str:
         if getattr(backend, part) is not None:
             setattr(small, part, getattr(backend, part))
     return small.to_str()
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

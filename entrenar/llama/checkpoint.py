@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from entrenar.io.tokenizer_gguf import end_ids
 from entrenar.llama.config import LLaMAConfig
 from entrenar.llama.generation import Generation
 from entrenar.llama.gguf_model import read_gguf
+from entrenar.llama.hf_config import shape_keys
 from entrenar.llama.hf_directory import read_hf
 from entrenar.llama.origin import Origin
 
@@ -76,14 +78,14 @@ class Checkpoint:
             if name not in self.tensors:
                 stray = next((f", and there is {other}" for other in self.tensors if other not in expected), "")
                 raise FormatError(
-                    f"{self.path}: the tensor {name} of shape {shape} is missing{stray}; the file is incomplete, or "
-                    "its tensors are named otherwise than those of a LLaMA."
+                    f"{self.path}: the tensor {name} of shape {shape} is missing{stray}; the file is incomplete, "
+                    f"{self._layers(name)}or its tensors have other names than those of a LLaMA."
                 )
             found = tuple(self.tensors[name].shape)
             if found != tuple(shape):
                 raise FormatError(
-                    f"{self.path}: the tensor {name} has shape {found}, expected {tuple(shape)} by the model's "
-                    "configuration."
+                    f"{self.path}: the tensor {name} has shape {found}, expected {tuple(shape)} by "
+                    f"{shape_keys(name)} of config.json; take both from one model."
                 )
             if self.tensors[name].type in INTEGERS:
                 raise FormatError(
@@ -92,7 +94,15 @@ class Checkpoint:
                 )
         unknown = [name for name in self.tensors if name not in expected]
         if unknown:
-            raise FormatError(
-                f"{self.path}: the tensor {unknown[0]} belongs to no LLaMA layer of this configuration, which has "
-                f"{self.config.num_hidden_layers} layers without biases."
-            )
+            raise FormatError(f"{self.path}: the tensor {unknown[0]} {self._foreign(unknown[0])}.")
+
+    def _layers(self, name: str) -> str:
+        return f"config.json's num_hidden_layers = {self.config.num_hidden_layers} is wrong, " * (".layers." in name)
+
+    def _foreign(self, name: str) -> str:
+        """What to say of a tensor that a LLaMA of this configuration has no place for."""
+        if re.sub(r"\.layers\.\d+\.", ".layers.0.", name) in self.config.parameter_shapes():
+            return f"belongs to a layer beyond config.json's num_hidden_layers = {self.config.num_hidden_layers}"
+        if name.endswith(".bias"):
+            return "is a bias; models with biases are not supported"
+        return "has no place in a LLaMA; expected the files of a causal language model of that architecture alone"

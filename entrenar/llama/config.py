@@ -14,7 +14,7 @@ from entrenar.config import check_dataclass, from_table, load_toml, nearest, opt
 from entrenar.errors import ConfigError
 from entrenar.io.json_file import read_json_object
 from entrenar.llama.gguf_keys import config_values
-from entrenar.llama.hf_config import table_of, values_of
+from entrenar.llama.hf_config import in_terms_of_hf, table_of, values_of
 from entrenar.llama.rotary import SCALING_KEYS, inverse_frequencies, scaling_of_factors
 
 SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "lora", "qlora")
@@ -53,27 +53,25 @@ class LLaMAConfig:
             self.num_key_value_heads = self.num_attention_heads
         if self.num_attention_heads % self.kv_heads:
             raise ConfigError(
-                f"model.num_attention_heads: is {self.num_attention_heads}, expected a multiple of "
+                f"model.num_attention_heads is {self.num_attention_heads}, expected a multiple of "
                 f"num_key_value_heads = {self.num_key_value_heads}."
             )
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ConfigError(
-                    f"model.hidden_size: is {self.hidden_size}, expected a multiple of num_attention_heads = "
+                    f"model.hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads = "
                     f"{self.num_attention_heads}, or set head_dim."
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.head_size % 2:
-            raise ConfigError(f"model.head_dim: is {self.head_size}, expected an even number (rotary halves).")
+            raise ConfigError(f"model.head_dim is {self.head_size}, expected an even number (rotary halves).")
         ids = self.eos_token_id
         if isinstance(ids, list) and not (ids and all(index >= 0 for index in ids)):
-            raise ConfigError(
-                f"model.eos_token_id: is {shown(ids)}, expected token ids, at least one and none below 0."
-            )
+            raise ConfigError(f"model.eos_token_id is {shown(ids)}, expected token ids, at least one and none below 0.")
         pad = self.pad_token_id
         if pad is not None and not -self.vocab_size <= pad < self.vocab_size:
             raise ConfigError(
-                f"model.pad_token_id: is {pad}, and the model has {self.vocab_size} tokens, so that transformers "
+                f"model.pad_token_id is {pad}, and the model has {self.vocab_size} tokens, so that transformers "
                 "refuses it too; set it to null, or add a row for the token to the model."
             )
         self._check_rope()
@@ -81,7 +79,9 @@ class LLaMAConfig:
     def _check_rope(self) -> None:
         factors = self.rope_frequency_factors
         if factors is not None and (len(factors) != self.head_size // 2 or not all(0 < f < math.inf for f in factors)):
-            raise ConfigError(f"model.rope_frequency_factors: expected {self.head_size // 2} positive numbers.")
+            raise ConfigError(
+                f"model.rope_frequency_factors is {shown(factors)}, expected {self.head_size // 2} positive numbers."
+            )
         if self.rope_scaling is None:
             return
         kind = self.rope_scaling.get("rope_type", self.rope_scaling.get("type"))
@@ -96,10 +96,10 @@ class LLaMAConfig:
         for key in needed:
             value = self.rope_scaling.get(key)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
-                raise ConfigError(f"model.rope_scaling.{key}: is {shown(value)}, expected a positive number.")
+                raise ConfigError(f"model.rope_scaling.{key} is {shown(value)}, expected a positive number.")
         if kind == "llama3" and not self.rope_scaling["high_freq_factor"] > self.rope_scaling["low_freq_factor"]:
             raise ConfigError(
-                f"model.rope_scaling.high_freq_factor: is {self.rope_scaling['high_freq_factor']}, expected more than "
+                f"model.rope_scaling.high_freq_factor is {self.rope_scaling['high_freq_factor']}, expected more than "
                 f"low_freq_factor = {self.rope_scaling['low_freq_factor']}."
             )
         self.rope_scaling = {"rope_type": kind, **{key: self.rope_scaling[key] for key in needed}}
@@ -132,7 +132,7 @@ class LLaMAConfig:
         try:
             return from_table(cls, values, "model")
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise ConfigError(f"{where}: {in_terms_of_hf(str(error), table)}") from error
 
     def to_hf(self, family: str = "llama") -> dict[str, Any]:
         """The content of a config.json that transformers 4 and 5 read.

@@ -108,8 +108,8 @@ class Generation:
         """ConfigError, naming the first, where the file asks for what would give another text and is not supported."""
         for name, value in self.unsupported.items():
             raise ConfigError(
-                f"generate: generation_config.json asks for {name} = {shown(value)}, which is not supported; pass "
-                "generation=Generation(end_tokens=...) to go without it."
+                f"generate: generation_config.json asks for {name} = {shown(value)}, which is not supported; take it "
+                "out of the file, or in Python pass generation=Generation(end_tokens=...), to go without it."
             )
 
     def plain(self) -> Generation:

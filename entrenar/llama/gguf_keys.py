@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from entrenar.config import shown
 from entrenar.errors import ConfigError
 
 ARCHITECTURE = "llama"
@@ -98,13 +99,13 @@ def _check_architecture(metadata: Mapping[str, Any]) -> None:
         raise ConfigError(f"general.architecture is 'clip', expected 'llama': the file is {NO_MODEL['mmproj']}.")
     if architecture != ARCHITECTURE:
         raise ConfigError(
-            f"general.architecture is {_short(architecture)}, expected {ARCHITECTURE!r}; use a LLaMA model."
+            f"general.architecture is {shown(architecture)}, expected {ARCHITECTURE!r}; use a LLaMA model."
         )
     for key, what in ZERO.items():
         if metadata.get(key, 0) != 0:
-            raise ConfigError(f"{key} is {_short(metadata[key])}, expected none or 0; {what} are not supported.")
+            raise ConfigError(f"{key} is {shown(metadata[key])}, expected none or 0; {what} are not supported.")
     if metadata.get(CAUSAL, True) is not True:
-        raise ConfigError(f"{CAUSAL} is {_short(metadata[CAUSAL])}, expected true; only causal attention is supported.")
+        raise ConfigError(f"{CAUSAL} is {shown(metadata[CAUSAL])}, expected true; only causal attention is supported.")
 
 
 def _ignored(metadata: Mapping[str, Any]) -> list[str]:
@@ -131,20 +132,15 @@ def _present(metadata: Mapping[str, Any], key: str) -> Any:
 def _integer(metadata: Mapping[str, Any], key: str, most: int = 2**31 - 1) -> int:
     value = _present(metadata, key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-        raise ConfigError(f"{key} is {_short(value)}, expected an integer from 1 to {most}.")
+        raise ConfigError(f"{key} is {shown(value)}, expected an integer from 1 to {most}.")
     return value
 
 
 def _number(metadata: Mapping[str, Any], key: str) -> float:
     value = _present(metadata, key)
     if not isinstance(value, float) or not 0 < value < float("inf"):
-        raise ConfigError(f"{key} is {_short(value)}, expected a positive number stored as a float.")
+        raise ConfigError(f"{key} is {shown(value)}, expected a positive number stored as a float.")
     return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _per_block(metadata: Mapping[str, Any], key: str, blocks: int) -> int:
@@ -154,7 +150,7 @@ def _per_block(metadata: Mapping[str, Any], key: str, blocks: int) -> int:
         return _integer(metadata, key)
     if len(value) != blocks or any(other != value[0] for other in value):
         raise ConfigError(
-            f"{key} is {_short(value)}, expected one number, or the same one for each of the {blocks} blocks."
+            f"{key} is {shown(value)}, expected one number, or the same one for each of the {blocks} blocks."
         )
     return _integer({key: value[0]}, key)
 
@@ -181,7 +177,7 @@ def _special_tokens(metadata: Mapping[str, Any], size: int, notes: list[str]) ->
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size:
             found[name] = value
         elif value is not None:
-            notes.append(f"{key} is {_short(value)} and ignored: the vocabulary has {size} tokens.")
+            notes.append(f"{key} is {shown(value)} and ignored: the vocabulary has {size} tokens.")
     return found
 
 
@@ -194,34 +190,41 @@ def _head_size(metadata: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
         )
     key_heads = values.get("num_key_value_heads", heads)
     if heads % key_heads:
-        raise ConfigError(f"{HEADS} is {heads}, expected a multiple of {KEY_HEADS} = {key_heads}.")
+        raise ConfigError(
+            f"{HEADS} is {heads} and {KEY_HEADS} is {key_heads}, expected the first to be a multiple of the second."
+        )
     size = _integer(metadata, KEY_LENGTH) if KEY_LENGTH in metadata else hidden // heads
     value_size = _integer(metadata, VALUE_LENGTH) if VALUE_LENGTH in metadata else hidden // heads
     if value_size != size:
         raise ConfigError(
-            f"{VALUE_LENGTH} is {value_size if VALUE_LENGTH in metadata else f'missing, which means {value_size}'}, "
-            f"expected {size}, the {KEY_LENGTH}; heads of two sizes are not supported."
+            f"{KEY_LENGTH} is {_or_missing(metadata, KEY_LENGTH, size)} and {VALUE_LENGTH} is "
+            f"{_or_missing(metadata, VALUE_LENGTH, value_size)}, expected the same for both; heads of two sizes are "
+            "not supported."
         )
     if size % 2:
         raise ConfigError(f"{KEY_LENGTH} makes heads of {size}, expected an even number (rotary halves).")
     rotated = metadata.get(ROTATED, size)
     if rotated != size:
         raise ConfigError(
-            f"{ROTATED} is {_short(rotated)}, expected the head size {size}; partial rotation is not supported."
+            f"{ROTATED} is {shown(rotated)}, expected the head size {size}; partial rotation is not supported."
         )
     return {"head_dim": size}
+
+
+def _or_missing(metadata: Mapping[str, Any], key: str, meant: int) -> str:
+    return str(meant) if key in metadata else f"missing (which means {meant})"
 
 
 def _rope_scaling(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Scaling is linear where the type is missing, and by the legacy key where the factor is; 0 is none."""
     if metadata.get(ATTENTION_FACTOR, 1.0) != 1:
         raise ConfigError(
-            f"{ATTENTION_FACTOR} is {_short(metadata[ATTENTION_FACTOR])}, expected none or 1; scaled rotations are not "
+            f"{ATTENTION_FACTOR} is {shown(metadata[ATTENTION_FACTOR])}, expected none or 1; scaled rotations are not "
             "supported."
         )
     kind = metadata.get(SCALING, "linear")
     if kind not in ("none", "linear"):
-        raise ConfigError(f"{SCALING} is {_short(kind)}, expected 'none' or 'linear'; use a model without it.")
+        raise ConfigError(f"{SCALING} is {shown(kind)}, expected 'none' or 'linear'; use a model without it.")
     key = FACTOR if FACTOR in metadata else OLD_FACTOR
     if kind == "none" or key not in metadata or metadata[key] == 0:
         return {}

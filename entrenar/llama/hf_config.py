@@ -56,6 +56,17 @@ ELSEWHERE = {  # keys by which transformers looks for the model in another place
     "transformers_weights": "another file than model.safetensors has the weights; rename that and remove the key.",
     "text_config": "the model is a part of a larger one; expected the folder of a language model alone.",
 }
+SHAPE_KEYS = {  # by the part of a tensor's name: the keys that give its shape
+    "q_proj": "num_attention_heads x head_dim and hidden_size",
+    "k_proj": "num_key_value_heads x head_dim and hidden_size",
+    "v_proj": "num_key_value_heads x head_dim and hidden_size",
+    "o_proj": "hidden_size and num_attention_heads x head_dim",
+    "gate_proj": "intermediate_size and hidden_size",
+    "up_proj": "intermediate_size and hidden_size",
+    "down_proj": "hidden_size and intermediate_size",
+    "embed_tokens": "vocab_size and hidden_size",
+    "lm_head": "vocab_size and hidden_size",
+}
 QUANTIZED_KEYS = {"quantization_config": "", "compression_config": "compressed-tensors", "quantization": "MLX"}
 
 
@@ -75,7 +86,7 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], n
     values = {name: table[name] for name in fields if name in table}
     for name, default in ABSENT[family].items():
         if default is REQUIRED and values.get(name) is None:
-            raise ConfigError(f"{where}: {name} is missing.")
+            raise ConfigError(f"{where}: {name} is {'null' if name in values else 'missing'}, expected an integer.")
         values.setdefault(name, default)
     if family == "mistral" and values["num_key_value_heads"] is None:
         raise ConfigError(f"{where}: num_key_value_heads is null, expected an integer; transformers refuses it too.")
@@ -88,6 +99,24 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], n
     unknown = sorted(asked - READ - HARMLESS - SETTINGS)
     notes += [f"{where}: the key {shown(key)} is unknown and not read." for key in unknown]
     return values
+
+
+def shape_keys(name: str) -> str:
+    """The keys of config.json that give the shape of this tensor."""
+    return SHAPE_KEYS.get(name.split(".")[-2], "hidden_size")
+
+
+def in_terms_of_hf(text: str, table: Mapping[str, Any]) -> str:
+    """A message about a field of LLaMAConfig with the key that this config.json has for it."""
+    text = text.removeprefix("model.")
+    key = "rope_scaling" if table.get("rope_scaling") else "rope_parameters"
+    if text.startswith("rope_theta ") and "rope_theta" in (table.get(key) or {}):
+        return f"{key}.{text}"
+    if text.startswith("rope_scaling"):
+        return key + text.removeprefix("rope_scaling")
+    if "num_key_value_heads =" in text and "num_key_value_heads" not in table:
+        return text.removesuffix(".") + ", which it has where config.json leaves it out."
+    return text
 
 
 def refuse_quantized(table: Mapping[str, Any], where: str) -> None:
@@ -117,10 +146,13 @@ def _refuse_other_layers(table: Mapping[str, Any], where: str) -> None:
         )
     for key in ("attention_bias", "mlp_bias"):
         if table.get(key, False) is not False:
-            said = "true" if table[key] is True else shown(table[key])
+            said = shown(table[key])
             raise ConfigError(f"{where}: {key} is {said}; linear layers with a bias are not supported, expected false.")
     if table.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise ConfigError(f"{where}: hidden_act is {shown(table['hidden_act'])}, expected 'silu'.")
+        raise ConfigError(
+            f"{where}: hidden_act is {shown(table['hidden_act'])}, expected 'silu', the "
+            "only activation that is supported."
+        )
     if table.get("per_layer_config") is not None:
         raise ConfigError(f"{where}: per_layer_config is given; layers that differ in shape are not supported.")
     if table.get("return_dict", True) is False:
@@ -157,6 +189,8 @@ def _check_window(table: Mapping[str, Any], context: Any, where: str) -> None:
     window = table.get("sliding_window", MISTRAL_WINDOW if table.get("model_type") == "mistral" else None)
     if window is None or (isinstance(window, int) and isinstance(context, int) and window >= context):
         return
+    if isinstance(window, bool) or not isinstance(window, int):
+        raise ConfigError(f"{where}: sliding_window is {shown(window)}, expected an integer or null.")
     raise ConfigError(
         f"{where}: sliding_window is {shown(window)}, less than the context of {context}; windowed attention is not "
         "supported."
@@ -175,10 +209,10 @@ def _rope(table: Mapping[str, Any], context: Any, where: str, notes: list[str]) 
         rope = {}
     for name, part in ((key, rope), ("rope_parameters", new)):
         if part is not None and not isinstance(part, Mapping):
-            raise ConfigError(f"{where}: {name} is {shown(part)}, expected a table.")
+            raise ConfigError(f"{where}: {name} is {shown(part)}, expected an object.")
     nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
     if nested:
-        raise ConfigError(f"{where}: {key}.{nested[0]} is a table; a rotation for each layer type is not supported.")
+        raise ConfigError(f"{where}: {key}.{nested[0]} is an object; a rotation for each layer type is not supported.")
     for part in (table, rope):
         if part.get("partial_rotary_factor") not in (None, 1):
             found = part["partial_rotary_factor"]
@@ -186,7 +220,7 @@ def _rope(table: Mapping[str, Any], context: Any, where: str, notes: list[str]) 
     named = f"{key}.rope_type" if "rope_type" in rope else f"{key}.type"
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in ROPE_KEYS:
-        raise ConfigError(f"{where}: {named}: {shown(kind)} is not supported; {nearest(str(kind), ROPE_KEYS)}")
+        raise ConfigError(f"{where}: {named} is {shown(kind)}, which is not supported; {nearest(str(kind), ROPE_KEYS)}")
     theta = rope.get("rope_theta", table.get("rope_theta", 10000.0))
     if old and isinstance(new, Mapping) and _without_theta(new) != _without_theta(old):
         notes.append(f"{where}: rope_scaling is read and rope_parameters is not, as transformers does where both are.")
@@ -213,8 +247,9 @@ def _scaling(table: Mapping[str, Any], rope: Mapping[str, Any], key: str, contex
     for name in ROPE_KEYS[kind]:
         value = scaling[name]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
+            found = "missing" if name not in rope else shown(value)
             raise ConfigError(
-                f"{where}: {key}.{name} is {shown(value)}, expected a positive number for {key}.{named} {shown(kind)}."
+                f"{where}: {key}.{name} is {found}, expected a positive number where {key}.{named} is {shown(kind)}."
             )
     if kind == "llama3" and "original_max_position_embeddings" in table:
         scaling["original_max_position_embeddings"] = table["original_max_position_embeddings"]

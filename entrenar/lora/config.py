@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from entrenar.config import check_dataclass, nearest, option
+from entrenar.config import check_dataclass, nearest, option, shown
 from entrenar.errors import ConfigError
 from entrenar.llama.config import LINEAR_LAYERS, LLaMAConfig
 from entrenar.lora.peft_table import in_terms_of_peft, settings_of
@@ -62,7 +62,7 @@ class LoRAConfig:
         if "all-linear" in targets:
             targets = list(LINEAR_LAYERS)
         if not targets:
-            raise ConfigError(f"{self.section}.target_modules: is empty, expected at least one linear layer.")
+            raise ConfigError(f"{self.section}.target_modules is empty, expected at least one linear layer.")
         for name in targets:
             if name.rsplit(".", 1)[-1] not in LINEAR_LAYERS:
                 raise ConfigError(
@@ -75,9 +75,9 @@ class LoRAConfig:
     def _check_layers(self) -> None:
         for index in self.layers_to_transform:
             if index < 0:
-                raise ConfigError(f"{self.section}.layers_to_transform: has {index}, expected numbers of blocks.")
+                raise ConfigError(f"{self.section}.layers_to_transform has {index}, expected numbers of blocks.")
         if self.layers_to_transform and isinstance(self.target_modules, str):
-            raise ConfigError(f"{self.section}.layers_to_transform: needs target_modules as a list, not as a pattern.")
+            raise ConfigError(f"{self.section}.layers_to_transform needs target_modules as a list, not as a pattern.")
         self.layers_to_transform = sorted(set(self.layers_to_transform))
 
     def _checked_patterns(self, key: str, table: Mapping[Any, Any], kind: type) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class LoRAConfig:
             number = isinstance(value, int | kind) and not isinstance(value, bool)
             if not number or not 0 < value < limit:
                 expected = "an integer of at least 1" if kind is int else "a number above 0"
-                raise ConfigError(f"{where}: {pattern!r} is {value!r}, expected {expected}.")
+                raise ConfigError(f"{where}: {pattern!r} is {shown(value)}, expected {expected}.")
         return {pattern: kind(value) for pattern, value in table.items()}
 
     @property
@@ -129,7 +129,7 @@ class LoRAConfig:
     def _check_blocks(self, count: int) -> None:
         if self.layers_to_transform[-1] >= count:
             raise ConfigError(
-                f"{self.section}.layers_to_transform: has {self.layers_to_transform[-1]}, expected less than the "
+                f"{self.section}.layers_to_transform has {self.layers_to_transform[-1]}, expected less than the "
                 f"model's {count} blocks."
             )
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from entrenar.config import nearest
+from entrenar.config import nearest, shown
 from entrenar.errors import ConfigError
 from entrenar.lora.targets import is_name
 
@@ -74,18 +74,19 @@ def settings_of(table: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key, off in UNSUPPORTED.items():
         if key in table and not any(table[key] == value and type(table[key]) is type(value) for value in off):
             raise ConfigError(
-                f"{where}: {key} is {_short(table[key])}, which is not supported; expected {json.dumps(off[0])}, or "
-                "merge the adapter in PEFT and take the merged model."
+                f"{where}: {key} is {shown(table[key])}, which is not supported (expected "
+                f"{' or '.join(map(json.dumps, off))}); merge the adapter in PEFT and use the merged model."
             )
     for key, value in table.items():
         if key not in KNOWN and value not in (None, False, "", [], {}):
+            hint = nearest(key, KNOWN)
+            advice = hint if hint.startswith("did you") else "remove it if it does not."
             raise ConfigError(
-                f"{where}: {key} is {_short(value)}, and whether that changes the result is not known; "
-                f"{nearest(key, KNOWN)}"
+                f"{where}: {key} is {shown(value)}, and it is not known whether that changes the result; {advice}"
             )
     for key in SUB_CONFIGURATIONS:
         if not isinstance(table.get(key, None), dict | None):
-            raise ConfigError(f"{where}: {key} is {_short(table[key])}, expected an object.")
+            raise ConfigError(f"{where}: {key} is {shown(table[key])}, expected an object.")
     _check_targets(table, where)
     optional = ("use_rslora", "exclude_modules", "layers_to_transform")
     found = {ours: table[key] for key, ours in SETTINGS.items() if key in table}
@@ -99,14 +100,10 @@ def settings_of(table: Mapping[str, Any], where: str) -> dict[str, Any]:
 def in_terms_of_peft(text: str, section: str) -> str:
     """A message about a setting of ours with the key that PEFT has for it."""
     for key, ours in SETTINGS.items():
-        if text.startswith(f"{section}.{ours}:"):
-            return f"{key}{text.removeprefix(f'{section}.{ours}')}"
+        rest = text.removeprefix(f"{section}.{ours}")
+        if rest != text and rest[0] in ": ":
+            return f"{key}{rest}".replace("expected a table", "expected an object")
     return text
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _check_kind(table: Mapping[str, Any], where: str) -> None:
@@ -116,12 +113,13 @@ def _check_kind(table: Mapping[str, Any], where: str) -> None:
     if "peft_type" not in table:
         raise ConfigError(f"{where}: peft_type is missing, expected 'LORA'; it is no configuration of a PEFT adapter.")
     if table["peft_type"] != "LORA":
-        raise ConfigError(f"{where}: peft_type is {_short(table['peft_type'])}, expected 'LORA'.")
+        raise ConfigError(f"{where}: peft_type is {shown(table['peft_type'])}, expected 'LORA'.")
 
 
 def _check_targets(table: Mapping[str, Any], where: str) -> None:
-    if table.get("target_modules") is None or "r" not in table:
-        raise ConfigError(f"{where}: r and target_modules are required.")
+    for key, expected in (("r", "the rank of the adapter"), ("target_modules", "the names of its layers")):
+        if key not in table or (key == "target_modules" and table[key] is None):
+            raise ConfigError(f"{where}: {key} is {'null' if key in table else 'missing'}, expected {expected}.")
     for key in ("target_modules", "exclude_modules"):
         names = table.get(key)
         if names is None:
@@ -130,14 +128,17 @@ def _check_targets(table: Mapping[str, Any], where: str) -> None:
             if is_name(names) and not (key == "target_modules" and names.lower() == "all-linear"):
                 raise ConfigError(
                     f"{where}: {key} is the text {names!r}, which PEFT takes for a pattern of whole names; expected a "
-                    f"list of layer names."
+                    f"list of layer names; write [{json.dumps(names)}] for the layers whose names end so."
                 )
         elif not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"{where}: {key} is {_short(names)}, expected a list of layer names.")
+            raise ConfigError(f"{where}: {key} is {shown(names)}, expected a list of layer names.")
         elif "all-linear" in names:
-            raise ConfigError(f"{where}: {key} has 'all-linear' in a list, where PEFT takes it for a layer's name.")
+            raise ConfigError(
+                f"{where}: {key} has 'all-linear' in a list, where PEFT takes it for a layer's name; "
+                'write "all-linear" without the list.'
+            )
     pattern, layers = isinstance(table["target_modules"], str), table.get("layers_to_transform")
     if layers is not None and pattern:
-        raise ConfigError(f"{where}: layers_to_transform is {_short(layers)}, and target_modules is no list.")
+        raise ConfigError(f"{where}: layers_to_transform is {shown(layers)}, and target_modules is no list.")
     if table.get("layers_pattern") and (layers is None or pattern):
         raise ConfigError(f"{where}: layers_pattern has no meaning without layers_to_transform and a list of targets.")

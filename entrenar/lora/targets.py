@@ -42,7 +42,7 @@ def is_quick(patterns: Sequence[str]) -> bool:
 def check_pattern(pattern: str, where: str, form: str = "{}") -> None:
     """ConfigError where the text, put into `form`, is no regular expression, or too long to be one."""
     if len(pattern) > LONGEST_PATTERN:
-        raise ConfigError(f"{where}: is a pattern of {len(pattern)} characters, expected {LONGEST_PATTERN} or fewer.")
+        raise ConfigError(f"{where} is a pattern of {len(pattern)} characters, expected {LONGEST_PATTERN} or fewer.")
     try:
         re.compile(pattern)
         re.compile(form.format(pattern))

@@ -46,9 +46,12 @@ def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[st
     if unknown:
         what = next((what for part, what in OTHERS.items() if part in unknown[0]), None)
         if what is not None:
-            raise FormatError(f"{path}: the tensor {unknown[0]} is {what}.")
+            raise FormatError(
+                f"{path}: the tensor {unknown[0]} is {what}; merge the adapter in PEFT and use the merged model."
+            )
         raise FormatError(
-            f"{path}: the tensor {unknown[0]} belongs to no layer that the adapter's configuration names."
+            f"{path}: the tensor {unknown[0]} belongs to no layer that adapter_config.json names and the "
+            "model has; take both files from one adapter, and give the model that it was trained over."
         )
     return {name: _finite(stored[name], path) for name in expected}
 
@@ -64,7 +67,8 @@ def open_weights(path: Path) -> dict[str, LazyTensor]:
         parts = sorted(file.name for file in path.parent.glob("*.safetensors*"))
         if parts:
             raise FormatError(
-                f"{path}: no such file; {parts[0]} beside it is not what PEFT calls an adapter's weights."
+                f"{path}: no such file; {parts[0]} beside it is not what PEFT calls an adapter's weights, which "
+                "are one file."
             )
     return open_safetensors(path)
 
@@ -76,17 +80,19 @@ def _by_name(tensors: Mapping[str, LazyTensor], path: Path) -> dict[str, LazyTen
         match = IN_MEMORY.fullmatch(name)
         saved = f"{match[1]}.weight" if match else name
         if saved in found:
-            raise FormatError(f"{path}: the tensors {found[saved].name} and {name} are the same weight.")
+            raise FormatError(
+                f"{path}: the tensors {found[saved].name} and {name} are the same weight; expected one of them."
+            )
         found[saved] = tensor
     return found
 
 
 def _missing(path: Path, name: str, shape: tuple[int, ...], stored: Mapping[str, LazyTensor], others: bool) -> str:
-    text = f"{path}: the tensor {name} of shape {shape} is missing; "
+    text = f"{path}: the tensor {name} of shape {shape} is missing"
     found = next((key for key in sorted(stored) if "lora" in key.lower()), None)
     if others or found is None:
-        return text + "the adapter does not fit the model."
-    return text + f"what is there is named otherwise ({found}), which PEFT does not load either."
+        return f"{text}; the file is incomplete, or its adapter is one over another model or for other layers."
+    return f"{text}; the file's tensors have other names (as {found}), under which PEFT does not load them either."
 
 
 def _finite(tensor: LazyTensor, path: Path) -> np.ndarray:
@@ -96,5 +102,8 @@ def _finite(tensor: LazyTensor, path: Path) -> np.ndarray:
         )
     values = tensor.load()
     if not np.isfinite(values).all():
-        raise FormatError(f"{path}: the tensor {tensor.name} holds values that are no finite numbers.")
+        raise FormatError(
+            f"{path}: the tensor {tensor.name} holds values that are NaN, infinite or too large for float32; "
+            "fetch it again."
+        )
     return values

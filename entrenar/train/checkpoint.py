@@ -243,7 +243,7 @@ def _restore(trainer: Trainer, directory: Path) -> None:
     wanted = trainer.config.training.steps
     if wanted < state["step"]:
         raise ConfigError(
-            f"training.steps: is {wanted}, and {directory} was written after step {state['step']}; resume with "
+            f"training.steps is {wanted}, and {directory} was written after step {state['step']}; resume with "
             "at least as many, or start anew."
         )
     reports = list(_reports(state["reports"]))

@@ -155,21 +155,21 @@ class TrainConfig:
         self._check_use("lr_schedule", self.lr_schedule.name, SCHEDULE_KEYS)
         t, s = self.training, self.lr_schedule
         if t.decay_norms and not t.weight_decay:
-            raise ConfigError("training.decay_norms: is true, which has no effect without training.weight_decay.")
+            raise ConfigError("training.decay_norms is true, which has no effect without training.weight_decay.")
         if s.name == "exponential" and s.gamma is None:
-            raise ConfigError("lr_schedule.gamma: is missing; the exponential schedule needs the factor of each step.")
+            raise ConfigError("lr_schedule.gamma is missing; the exponential schedule needs the factor of each step.")
         if s.warmup_steps is not None and s.warmup_steps > t.steps:
             raise ConfigError(
-                f"lr_schedule.warmup_steps: is {s.warmup_steps}, expected at most training.steps = {t.steps}."
+                f"lr_schedule.warmup_steps is {s.warmup_steps}, expected at most training.steps = {t.steps}."
             )
         if t.evaluate_every and not self.data.held_out_fraction:
             raise ConfigError(
-                f"training.evaluate_every: is {t.evaluate_every}, and data.held_out_fraction is 0: there is nothing to "
+                f"training.evaluate_every is {t.evaluate_every}, and data.held_out_fraction is 0: there is nothing to "
                 "evaluate on; set one of both."
             )
         if s.min_lr > t.learning_rate:
             raise ConfigError(
-                f"lr_schedule.min_lr: is {s.min_lr}, expected at most training.learning_rate = {t.learning_rate}."
+                f"lr_schedule.min_lr is {s.min_lr}, expected at most training.learning_rate = {t.learning_rate}."
             )
 
     def _check_use(self, section: str, chosen: str, users: dict[str, tuple[str, ...]]) -> None:
@@ -179,7 +179,7 @@ class TrainConfig:
             value, used_by = getattr(config, spec.name), users.get(spec.name, (chosen,))
             if chosen not in used_by and value != spec.default:
                 raise ConfigError(
-                    f"{section}.{spec.name}: is {value}, which {chosen} does not use; leave it out, or choose "
+                    f"{section}.{spec.name} is {value}, which {chosen} does not use; leave it out, or choose "
                     f"{' or '.join(used_by)}."
                 )
 
@@ -253,7 +253,7 @@ def _check_quantization(qlora: QLoRAConfig) -> None:
         ),
     ):
         if not used:
-            raise ConfigError(f"qlora.{key}: is {value}, which has no effect without {needs}; leave it out.")
+            raise ConfigError(f"qlora.{key} is {value}, which has no effect without {needs}; leave it out.")
 
 
 SECTION_TYPES: dict[str, type] = {

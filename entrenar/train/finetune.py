@@ -96,10 +96,10 @@ def _check_shape(actual: LLaMAConfig, wanted: Mapping[str, Any], model_path: str
     known = [spec.name for spec in fields(actual)]
     for key, value in wanted.items():
         if key not in known:
-            raise ConfigError(f"model.{key}: is no known key; {nearest(key, known)}")
+            raise ConfigError(f"model.{key} is no known key; {nearest(key, known)}")
         if getattr(actual, key) != value:
             raise ConfigError(
-                f"model.{key}: is {value}, and {model_path} has {getattr(actual, key)}; remove [model], whose shape is "
+                f"model.{key} is {value}, and {model_path} has {getattr(actual, key)}; remove [model], whose shape is "
                 "that of a model to train from scratch, or choose the checkpoint that has it."
             )
 
@@ -117,7 +117,7 @@ def _assemble(
         _check_can_be_saved(checkpoint)
     if t.sequence_length > checkpoint.config.max_position_embeddings:
         raise ConfigError(
-            f"training.sequence_length: is {t.sequence_length}, longer than the context of {model_path}: "
+            f"training.sequence_length is {t.sequence_length}, longer than the context of {model_path}: "
             f"{checkpoint.config.max_position_embeddings}."
         )
     kept = kept_matrices(checkpoint, quantize, dtype)

@@ -115,5 +115,5 @@ def check(directory: Path, found: Any, expected: Mapping[str, Any]) -> None:
             other = f"other {what}" if what.endswith("s") else f"another {what}"
             raise ConfigError(f"{directory}: was written with {other}; resume with the same, or start anew.")
         raise ConfigError(
-            f"{key}: is {ours!r} and was {theirs!r} when {directory} was written; resume with the same, or start anew."
+            f"{key} is {ours!r} and was {theirs!r} when {directory} was written; resume with the same, or start anew."
         )

@@ -31,7 +31,7 @@ def check(config: TrainConfig) -> None:
     directory = Path(settings.directory)
     if directory.parts[:1] and directory.parts[0].startswith("~"):
         raise ConfigError(
-            f"checkpointing.directory: is {directory}, whose ~ only a shell replaces, at the beginning of a word; "
+            f"checkpointing.directory is {directory}, whose ~ only a shell replaces, at the beginning of a word; "
             f"write the path in full, or ./{directory}."
         )
     places = [(name, real_folder) for name in ("adapter", "model", "checkpoint")]
@@ -54,7 +54,7 @@ def check(config: TrainConfig) -> None:
             f"checkpointing.directory: {directory} cannot be written ({existing}: {error.strerror}); choose another."
         ) from error
     if settings.resume and settings.overwrite:
-        raise ConfigError("checkpointing.overwrite: is set together with resume; choose one of the two.")
+        raise ConfigError("checkpointing.overwrite is set together with resume; choose one of the two.")
     left = earlier(directory)
     if left is not None and not settings.resume and not settings.overwrite:
         raise ConfigError(

@@ -37,7 +37,7 @@ def train_from_scratch(shape: LLaMAConfig, config: TrainConfig, console: Console
         raise ConfigError("[lora] and [qlora] need a pretrained base; remove the section to train from scratch.")
     if t.sequence_length > shape.max_position_embeddings:
         raise ConfigError(
-            f"training.sequence_length: is {t.sequence_length}, longer than model.max_position_embeddings = "
+            f"training.sequence_length is {t.sequence_length}, longer than model.max_position_embeddings = "
             f"{shape.max_position_embeddings}."
         )
     _check_used(config)
@@ -94,7 +94,7 @@ def _check_used(config: TrainConfig) -> None:
     for key, default in (("train_on_prompt", False), ("packing", True)):
         if getattr(config.data, key) != default:
             raise ConfigError(
-                f"data.{key}: is {str(not default).lower()}, which training from scratch does not use; leave it out."
+                f"data.{key} is {str(not default).lower()}, which training from scratch does not use; leave it out."
             )
 
 
@@ -102,7 +102,7 @@ def _check_special_tokens(shape: LLaMAConfig, tokenizer: Tokenizer) -> None:
     for key, actual in (("bos_token_id", tokenizer.bos_id), ("eos_token_id", tokenizer.eos_id)):
         if getattr(shape, key) not in (None, actual):
             raise ConfigError(
-                f"model.{key}: is {getattr(shape, key)}, and the tokenizer made of the text has {actual}; leave it out."
+                f"model.{key} is {getattr(shape, key)}, and the tokenizer made of the text has {actual}; leave it out."
             )
 
 

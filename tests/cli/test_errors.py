@@ -45,7 +45,7 @@ def sentence(text: str) -> str:
         (["--data", "a", "--data", "b"], {}, 2, r"error: --data is given twice; expected it once\.$"),
         (["--config", "a", "--config", "b"], {}, 2, r"error: --config is given twice; expected it once\.$"),
         (["--config", ""], {}, 2, r"error: argument --config: the value is empty; leave the flag out, or"),
-        (["--rank", "0"], {}, 1, r"^error: qlora\.rank: is 0, expected at least 1\.$"),
+        (["--rank", "0"], {}, 1, r"^error: qlora\.rank is 0, expected at least 1\.$"),
         (["--model", ""], {}, 2, r"error: argument --model: the value is empty; leave the flag out, or"),
         (["--model", "nowhere"], {}, 1, r"^error: nowhere: no such file or directory; expected a GGUF file or a Hugg"),
         ([], {"ENTRENAR_NUM_THREADS": "zero"}, 1, r"^error: ENTRENAR_NUM_THREADS='zero' must be an integer"),
@@ -130,16 +130,16 @@ def test_bad_examples_name_file_and_line(content: str | None, message: str, mode
     [
         (
             ["--sequence-length", "129"],
-            r"training\.sequence_length: is 129, longer than the context of .*: 128\.",
+            r"training\.sequence_length is 129, longer than the context of .*: 128\.",
         ),
         (["--target-modules", "q_prj"], r"qlora\.target_modules: 'q_prj' is no linear layer.*did you mean 'q_proj'\?"),
-        (["--alpha", "nan"], r"qlora\.alpha: is nan, expected a finite number"),
-        (["--learning-rate", "0"], r"training\.learning_rate: is 0\.0, expected more than 0"),
-        (["--seed", "-1"], r"training\.seed: is -1, expected at least 0"),
-        (["--seed", "9" * 30], r"training\.seed: is an integer of \d+ bits"),
+        (["--alpha", "nan"], r"qlora\.alpha is nan, expected a finite number"),
+        (["--learning-rate", "0"], r"training\.learning_rate is 0\.0, expected more than 0"),
+        (["--seed", "-1"], r"training\.seed is -1, expected at least 0"),
+        (["--seed", "9" * 30], r"training\.seed is an integer of \d+ bits"),
         (["--threads", "100000"], r"threads"),
-        (["--optimizer", "adamm"], r"training\.optimizer: is 'adamm'; did you mean 'adam"),
-        (["--warmup-steps", "9"], r"lr_schedule\.warmup_steps: is 9, expected at most training\.steps = 2"),
+        (["--optimizer", "adamm"], r"training\.optimizer is 'adamm'; did you mean 'adam"),
+        (["--warmup-steps", "9"], r"lr_schedule\.warmup_steps is 9, expected at most training\.steps = 2"),
         (["--resume"], r"checkpoint: there is no checkpoint to resume; start without resume first"),
         (["--config", "none.toml"], r"none\.toml: cannot be read \(No such file or directory\)"),
     ],
@@ -153,12 +153,12 @@ def test_a_bad_flag_names_its_key(arguments: list[str], message: str, model: Pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[training]\nstps = 3", r"run\.toml: training\.stps: is no known key; did you mean 'steps'\?"),
+        ("[training]\nstps = 3", r"run\.toml: training\.stps is no known key; did you mean 'steps'\?"),
         ("[trainin]\nsteps = 3", r"run\.toml: \[trainin\] is no known section; did you mean 'training'\?"),
-        ('[training]\nsteps = "3"', r"run\.toml: training\.steps: is '3', expected an integer"),
-        ("[model]\nhiden_size = 3", r"run\.toml: model\.hiden_size: is no known key; .*hidden_size"),
+        ('[training]\nsteps = "3"', r"run\.toml: training\.steps is '3', expected an integer"),
+        ("[model]\nhiden_size = 3", r"run\.toml: model\.hiden_size is no known key; .*hidden_size"),
         ("model = 3", r"run\.toml: .*model.*table"),
-        ("[model]\nvocab_size = 3", r"model\.vocab_size: is 3, and .*model\d? has 280; remove \[model\]"),
+        ("[model]\nvocab_size = 3", r"model\.vocab_size is 3, and .*model\d? has 280; remove \[model\]"),
         ("[lora]\nrank = 3", r"run\.toml: has a \[lora\] section, and this program reads \[qlora\]"),
         ("[training", r"run\.toml: is not valid TOML"),
     ],
@@ -200,7 +200,7 @@ NORM, QUERY = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
 MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (
         lambda path: os.truncate(path / "model.safetensors", 1000),
-        r"model\.safetensors: is truncated or no safetensors file",
+        r"model\.safetensors: is truncated, damaged or no safetensors file",
     ),
     "tensor missing": (
         edit_weights(lambda arrays: arrays.__delitem__(QUERY)),
@@ -220,7 +220,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no tokenizer": (lambda path: (path / "tokenizer.json").unlink(), r"tokenizer\.json: no such file"),
     "no config": (lambda path: (path / "config.json").unlink(), r"has no config\.json"),
-    "a short context": (without_context, r"training\.sequence_length: is 48, longer than the context of .*: 32"),
+    "a short context": (without_context, r"training\.sequence_length is 48, longer than the context of .*: 32"),
 }
 
 
@@ -243,4 +243,6 @@ def test_a_bad_gguf_file_is_named(kind: str, data: Path, tmp_path: Path) -> None
     content = file.read_bytes()
     file.write_bytes({"truncated": content[:-5000], "magic": b"GGML" + content[4:], "empty": b""}[kind])
     message = refused(file, data, tmp_path / "run", adapter=LoRAConfig(rank=2))
-    assert re.search(r"model\.gguf: (is truncated|starts with b'GGML', expected b'GGUF'|is empty)", message)
+    assert re.search(
+        r"model\.gguf: (is truncated|begins with the bytes 47 47 4d 4c, expected 47 47 55 46|is empty)", message
+    )

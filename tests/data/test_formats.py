@@ -174,8 +174,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "a number": (5, "is a number, expected an object"),
     "a list": ([1], "is a list, expected an object"),
     "null": (None, "is null, expected an object"),
-    "no known keys": ({"content": "a", "label": 1}, "has the keys ['content', 'label'], expected an object with"),
-    "no keys": ({}, "has the keys [], expected"),
+    "no known keys": ({"content": "a", "label": 1}, "has the keys content, label, expected an object with"),
+    "no keys": ({}, "is an object without keys, expected"),
     "no output": ({"instruction": "a"}, "has no output, expected an object with"),
     "an empty output": ({"instruction": "a", "output": ""}, "output is '', expected non-empty text."),
     "a blank output": ({"instruction": "a", "output": " \n"}, "output is ' \\n', expected non-empty text."),
@@ -198,9 +198,9 @@ BAD: dict[str, tuple[Any, str]] = {
         {"messages": [message("narrator", "a")]},
         "a message has the role 'narrator', expected system, user, assistant or tool (or developer,",
     ),
-    "no role": ({"messages": [{"content": "a"}]}, "a message has the role None, expected"),
+    "no role": ({"messages": [{"content": "a"}]}, "a message has no role, expected"),
     "a role that is a list": ({"messages": [{"role": ["user"], "content": "a"}]}, "a message has the role ['user']"),
-    "no content": ({"messages": [{"role": "user"}]}, "content is None, expected non-empty text."),
+    "no content": ({"messages": [{"role": "user"}]}, "a message of the user has no content, expected non-empty text."),
     "a part that is an image": (
         {"messages": [{"role": "user", "content": [{"type": "image", "url": "a"}]}]},
         "content holds the part {'type': 'image', 'url': 'a'}, expected parts of type text; the model reads no",
@@ -222,7 +222,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "a flag of text": ({"messages": [SUM[0], SUM[1] | {"train": "false"}]}, "train of a message is 'false', expected"),
     "flags that contradict": (
         {"messages": [SUM[0], SUM[1] | {"train": False, "weight": 1}]},
-        "a message has {'weight': True, 'train': False}, which contradict each other; keep one.",
+        "a message has weight true and train false, which contradict each other; keep one.",
     ),
     "a question that is trained": (
         {"messages": [SUM[0] | {"train": True}, SUM[1]]},
@@ -264,17 +264,20 @@ BAD: dict[str, tuple[Any, str]] = {
     "deep brackets": (Raw('{"prompt": ' + "[" * 3000 + "]" * 3000 + "}"), "brackets are nested too deep"),
     "half a character in a tool": (
         {"messages": SUM, "tools": [{"name": "\ud83d"}]},
-        "tools holds half a character (\\ud83d).",
+        "tools holds half a character (\\ud83d); write the whole one, or take it out.",
     ),
     "no answer": ({"messages": SUM[:1]}, "the last message is the user's, expected the assistant's answer."),
     "a question at the end": (
         {"conversations": SHAREGPT[:-1]},
         "the last message is the user's, expected the assistant's answer.",
     ),
-    "half a character": ({"prompt": "a\ud83d", "completion": "b"}, "prompt holds half a character (\\ud83d)."),
+    "half a character": (
+        {"prompt": "a\ud83d", "completion": "b"},
+        "prompt holds half a character (\\ud83d); write the whole one, or take it out.",
+    ),
     "half a character in an input": (
         {"instruction": "a", "input": "\udc00", "output": "b"},
-        "input holds half a character (\\udc00).",
+        "input holds half a character (\\udc00); write the whole one, or take it out.",
     ),
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -234,7 +233,9 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     for size in range(len(content)):
         path.write_bytes(content[:size])
-        with pytest.raises(FormatError, match=r"cut\.safetensors: is truncated or no safetensors file \(") as caught:
+        with pytest.raises(
+            FormatError, match=r"cut\.safetensors: is truncated, damaged or no safetensors file \("
+        ) as caught:
             open_safetensors(path)
         assert "\n" not in str(caught.value), size
 
@@ -274,15 +275,18 @@ LIES: dict[str, tuple[Any, bytes, int | None]] = {
 def test_a_header_that_lies_is_refused(lie: str, tmp_path: Path) -> None:
     header, data, length = LIES[lie]
     path = header_file(tmp_path / "lie.safetensors", header, data, length)
-    with pytest.raises(FormatError, match=r"lie\.safetensors: is truncated or no safetensors file \(.+\); fetch"):
+    with pytest.raises(
+        FormatError, match=r"lie\.safetensors: is truncated, damaged or no safetensors file \(.+\); fetch"
+    ):
         open_safetensors(path)
 
 
 @pytest.mark.chaos
 def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(FormatError, match=re.escape(f"{path}: no such file; expected safetensors weights.")):
-            open_safetensors(path)
+    with pytest.raises(FormatError, match=r"none\.safetensors: no such file; expected safetensors weights\."):
+        open_safetensors(tmp_path / "none.safetensors")
+    with pytest.raises(FormatError, match=r": is a directory, expected a file of safetensors weights\."):
+        open_safetensors(tmp_path)
 
 
 @pytest.mark.property
@@ -312,7 +316,7 @@ def shard(directory: Path, name: str = "a.safetensors") -> None:
 INDEX_LIES: dict[str, tuple[str, str]] = {
     "no JSON": ("{", r"index\.json: is not JSON"),
     "nested without end": ("[" * 100_000, r"index\.json: is not JSON"),
-    "a list": ("[]", r"index\.json: holds a JSON list, expected an object"),
+    "a list": ("[]", r"index\.json: holds a list, expected an object"),
     "no map": ("{}", r"index\.json: has no weight_map; expected the shard of every tensor"),
     "a map that is none": ('{"weight_map": [1]}', r"index\.json: has no weight_map"),
     "an empty map": ('{"weight_map": {}}', r"index\.json: has no weight_map"),
@@ -321,14 +325,17 @@ INDEX_LIES: dict[str, tuple[str, str]] = {
         r"index\.json: names the shard '\.\./a\.safetensors', expected a file in the same folder",
     ),
     "an absolute shard": ('{"weight_map": {"x": "/etc/passwd"}}', r"names the shard '/etc/passwd', expected a file"),
-    "the folder above": ('{"weight_map": {"x": ".."}}', r"no such file"),
-    "a shard that is a number": ('{"weight_map": {"x": 5}}', r"/5: no such file; expected safetensors weights"),
+    "the folder above": ('{"weight_map": {"x": ".."}}', r"is a directory, expected a file"),
+    "a shard that is a number": ('{"weight_map": {"x": 5}}', r"names the shard 5, expected a file in the same folder"),
     "a shard with a null byte": ('{"weight_map": {"x": "a\\u0000b"}}', r"no such file"),
     "a shard of a name that no file has": (
         json.dumps({"weight_map": {"x": "b" * 300}}),
         r"expected a file in the same",
     ),
-    "a shard that is missing": ('{"weight_map": {"x": "b.safetensors"}}', r"b\.safetensors: no such file; expected"),
+    "a shard that is missing": (
+        '{"weight_map": {"x": "b.safetensors"}}',
+        r"b\.safetensors: no such file; .*index\.json names it as a shard",
+    ),
     "a tensor that is missing": (
         '{"weight_map": {"x": "a.safetensors", "y": "a.safetensors"}}',
         r"index\.json: promises the tensor y, which none of its shards holds",

@@ -397,8 +397,16 @@ SPM: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("base", "change", "message"),
     [
-        (BPE, {"model": "bert"}, "tokenizer.ggml.model is 'bert', expected 'gpt2' or 'llama'."),
-        (BPE, {"model": None}, "tokenizer.ggml.model is None, expected 'gpt2' or 'llama'."),
+        (
+            BPE,
+            {"model": "bert"},
+            "tokenizer.ggml.model is 'bert', expected 'gpt2' or 'llama'; no other kind of tokenizer is read.",
+        ),
+        (
+            BPE,
+            {"model": None},
+            "tokenizer.ggml.model is null, expected 'gpt2' or 'llama'; no other kind of tokenizer is read.",
+        ),
         (BPE, {"model": ["gpt2"]}, "tokenizer.ggml.model is ['gpt2'], expected"),
         (BPE, {"tokens": None}, "no tokenizer.ggml.tokens; the file holds no complete tokenizer."),
         (BPE, {"tokens": []}, "no tokenizer.ggml.tokens;"),
@@ -416,7 +424,7 @@ SPM: dict[str, Any] = {
         (BPE, {"bos_token_id": 77}, "tokenizer.ggml.bos_token_id is 77, outside the 4 tokens; convert the model again"),
         (BPE, {"eos_token_id": "x"}, "tokenizer.ggml.eos_token_id is 'x', outside the 4 tokens;"),
         (BPE, {"tokens": ["a", "b", "ab", "a"]}, "tokenizer.ggml.tokens: entries 0 and 3 are both 'a', and llama.cpp"),
-        (BPE, {"token_type": [1, 1]}, "tokenizer.ggml.token_type has 2 entries, expected 4."),
+        (BPE, {"token_type": [1, 1]}, "tokenizer.ggml.token_type has 2 entries, expected 4, one for each token."),
         (BPE, {"add_bos_token": 1}, "tokenizer.ggml.add_bos_token is 1, expected true or false."),
         (
             BPE,
@@ -437,7 +445,7 @@ SPM: dict[str, Any] = {
         (BPE, {"pre": 5}, "tokenizer.ggml.pre is 5, a split that is not known"),
         (BPE, {"token_type": [1, "x", 1, 1]}, "tokenizer.ggml.token_type: entry 1 is 'x', of a type"),
         (SPM, {"scores": None}, "no tokenizer.ggml.scores;"),
-        (SPM, {"scores": [0.0]}, "tokenizer.ggml.scores has 1 entries, expected 4."),
+        (SPM, {"scores": [0.0]}, "tokenizer.ggml.scores has 1 entries, expected 4, one for each token."),
         (SPM, {"scores": [0.0, "x", 0.0, 0.0]}, "tokenizer.ggml.scores: entry 1 is 'x', of a type"),
         (SPM, {"unknown_token_id": 9}, "tokenizer.ggml.unknown_token_id is 9, outside the 4 tokens;"),
         (SPM, {"unknown_token_id": "0"}, "tokenizer.ggml.unknown_token_id is '0', outside the 4 tokens;"),
@@ -465,12 +473,12 @@ def test_a_tokenizer_json_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"tokenizer\.json: no such file; expected a tokenizer\.json\."):
         Tokenizer.from_directory(tmp_path)
     for content, message in (
-        ("", "is not JSON"),
+        ("", "is empty, expected JSON"),
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[]", "holds a JSON list, expected an object"),
-        ("{}", "model is None, expected an object"),
-        ('{"model": {"type": "Unheard"}}', r"model\.vocab is None, expected an object"),
+        ("[]", "holds a list, expected an object"),
+        ("{}", "model is null, expected an object"),
+        ('{"model": {"type": "Unheard"}}', r"model\.vocab is null, expected an object"),
         ('{"model": {"type": "Unheard", "vocab": {"a": 0}}}', r"its model \(Unheard\) does not work"),
     ):
         (tmp_path / "tokenizer.json").write_text(content)
@@ -480,7 +488,7 @@ def test_a_tokenizer_json_that_is_none_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "tokenizer_config.json"
     for content, message in (
         ("{", "is not JSON"),
-        ("[]", "holds a JSON list, expected an object"),
+        ("[]", "holds a list, expected an object"),
         ('{"chat_template": 5}', "chat_template is 5, expected text"),
         ('{"chat_template": [{"name": "default", "template": []}]}', r"chat_template is \[\], expected text"),
         ('{"bos_token": 7}', "bos_token is 7, expected a text"),
@@ -488,7 +496,7 @@ def test_a_tokenizer_json_that_is_none_is_refused(tmp_path: Path) -> None:
             '{"eos_token": {"content": "<|im_end|>"}}',
             r"eos_token is \{'content': '<|im_end|>'\}, expected a text, or an",
         ),
-        ('{"eos_token": "\\ud800"}', "holds a text that is no Unicode"),
+        ('{"eos_token": "\\ud800"}', "holds half a character"),
     ):
         config.write_text(content)
         with pytest.raises(FormatError, match=rf"tokenizer_config\.json: {message}"):

@@ -67,7 +67,9 @@ def test_logits_are_changed_as_the_settings_say() -> None:
 
 def test_what_is_not_supported_is_refused_where_it_is_asked_for_and_said_where_it_is_not(tmp_path: Path) -> None:
     folder = directory(tmp_path, {"eos_token_id": 2, "num_beams": 4, "repetition_penalty": 1.1, "temperature": 0.6})
-    with pytest.raises(ConfigError, match=r"asks for num_beams = 4, which is not supported; pass generation="):
+    with pytest.raises(
+        ConfigError, match=r"asks for num_beams = 4, which is not supported; take it out of the file, or"
+    ):
         greedy(folder)
     assert len(greedy(folder, generation=Generation())) == 10
     assert [note.split(": ", 1)[1] for note in Checkpoint.open(folder).notes] == [

@@ -136,7 +136,7 @@ def test_a_tensor_that_belongs_to_no_layer_is_named(tmp_path: Path) -> None:
     arrays = random_arrays(config)
     bias = {"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}
     write_hf(tmp_path / "hf", config, arrays | bias)
-    with pytest.raises(FormatError, match=r"self_attn\.q_proj\.bias belongs to no LLaMA layer"):
+    with pytest.raises(FormatError, match=r"self_attn\.q_proj\.bias is a bias; models with biases are not supported"):
         load(tmp_path / "hf")
     for name, message in {
         "blk.0.attn_q.bias": "is a bias; models with biases are not supported",
@@ -177,10 +177,10 @@ def test_integer_codes_are_never_taken_for_weights(dtype: Any, tmp_path: Path) -
         ),
         ({"model.norm.weight": "/etc/passwd"}, "names the shard '/etc/passwd', expected a file in the same folder"),
         ({"model.norm.weight": "sub/inside.safetensors"}, "names the shard 'sub/inside.safetensors'"),
-        ({"model.norm.weight": ".."}, "no such file"),
+        ({"model.norm.weight": ".."}, "is a directory"),
         ({"model.norm.weight": "gone.safetensors"}, r"gone\.safetensors: no such file"),
-        ({"model.norm.weight": 3}, "3.*: no such file|the shard 3"),
-        ({"model.norm.weight": ["a"]}, r"a.*: no such file|index\.json: "),
+        ({"model.norm.weight": 3}, "the shard 3"),
+        ({"model.norm.weight": ["a"]}, r"index\.json: names the shard \['a'\]"),
         ([1, 2], r"index\.json: "),
         (None, r"index\.json: "),
         ("text", r"index\.json: "),
@@ -261,10 +261,12 @@ def test_another_file_is_not_taken_for_gguf(tmp_path: Path) -> None:
     write_gguf(path, config, random_arrays(config))
     whole = path.read_bytes()
     path.write_bytes(b"GGML" + whole[4:])
-    with pytest.raises(FormatError, match="starts with b'GGML', expected b'GGUF'; it is not a GGUF file"):
+    with pytest.raises(
+        FormatError, match="begins with the bytes 47 47 4d 4c, expected 47 47 55 46 \\(GGUF\\); it is not a GGUF file"
+    ):
         load(path)
     path.write_bytes(whole[:4] + b"\x09\0\0\0" + whole[8:])
-    with pytest.raises(FormatError, match="is GGUF version 9, expected one of"):
+    with pytest.raises(FormatError, match="is GGUF version 9, expected 2 or 3"):
         load(path)
     write_gguf(path, config, random_arrays(config), architecture="gpt2")
     with pytest.raises(ConfigError, match=r"model\.gguf: general\.architecture is 'gpt2', expected 'llama'"):
@@ -290,7 +292,10 @@ def test_another_file_is_not_taken_for_gguf(tmp_path: Path) -> None:
         ({"llama.embedding_length": 2**63}, "llama.embedding_length is .*, expected an integer from 1 to"),
         ({"llama.attention.head_count": 0}, "llama.attention.head_count is 0, expected an integer from 1"),
         ({"llama.feed_forward_length": None}, "llama.feed_forward_length is missing"),
-        ({"llama.attention.head_count_kv": 3}, "llama.attention.head_count is 4, expected a multiple of"),
+        (
+            {"llama.attention.head_count_kv": 3},
+            "llama.attention.head_count is 4 and llama.attention.head_count_kv is 3",
+        ),
         ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, expected the head size 16"),
     ],
 )

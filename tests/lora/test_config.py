@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from entrenar.config import shown
 from entrenar.errors import ConfigError
 from entrenar.lora import LoRAConfig, targets
 from entrenar.lora.peft_table import UNSUPPORTED
@@ -22,19 +23,19 @@ PEFT_TABLE: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "tar
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rank": 0}, "lora.rank: is 0, expected at least 1."),
-        ({"rank": -3}, "lora.rank: is -3, expected at least 1."),
-        ({"rank": 2.5}, "lora.rank: is 2.5, expected an integer."),
-        ({"rank": True}, "lora.rank: is True, expected an integer."),
-        ({"rank": "16"}, "lora.rank: is '16', expected an integer."),
-        ({"alpha": 0.0}, "lora.alpha: is 0.0, expected more than 0."),
-        ({"alpha": float("nan")}, "lora.alpha: is nan, expected a finite number."),
-        ({"alpha": float("inf")}, "lora.alpha: is inf, expected a finite number."),
-        ({"dropout": 1.0}, "lora.dropout: is 1.0, expected less than 1."),
-        ({"dropout": -0.1}, "lora.dropout: is -0.1, expected at least 0."),
-        ({"use_rslora": "yes"}, "lora.use_rslora: is 'yes', expected true or false."),
-        ({"target_modules": []}, "lora.target_modules: is empty, expected at least one linear layer."),
-        ({"target_modules": [3]}, "lora.target_modules: is 3, expected text."),
+        ({"rank": 0}, "lora.rank is 0, expected at least 1."),
+        ({"rank": -3}, "lora.rank is -3, expected at least 1."),
+        ({"rank": 2.5}, "lora.rank is 2.5, expected an integer."),
+        ({"rank": True}, "lora.rank is true, expected an integer."),
+        ({"rank": "16"}, "lora.rank is '16', expected an integer."),
+        ({"alpha": 0.0}, "lora.alpha is 0.0, expected more than 0."),
+        ({"alpha": float("nan")}, "lora.alpha is nan, expected a finite number."),
+        ({"alpha": float("inf")}, "lora.alpha is inf, expected a finite number."),
+        ({"dropout": 1.0}, "lora.dropout is 1.0, expected less than 1."),
+        ({"dropout": -0.1}, "lora.dropout is -0.1, expected at least 0."),
+        ({"use_rslora": "yes"}, "lora.use_rslora is 'yes', expected true or false."),
+        ({"target_modules": []}, "lora.target_modules is empty, expected at least one linear layer."),
+        ({"target_modules": [3]}, "lora.target_modules is 3, expected text."),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_range(values: dict[str, Any], message: str) -> None:
@@ -128,7 +129,7 @@ def test_peft_reads_our_configuration() -> None:
     ],
 )
 def test_a_setting_that_changes_the_result_and_is_not_computed_is_refused(setting: str, value: Any) -> None:
-    message = f"a.json: {setting} is {value!r}, which is not supported; expected "
+    message = f"a.json: {setting} is {shown(value)}, which is not supported (expected "
     with pytest.raises(ConfigError, match=re.escape(message)):
         LoRAConfig.from_peft(PEFT_TABLE | {setting: value}, "a.json")
     for off in UNSUPPORTED[setting]:
@@ -140,30 +141,33 @@ def test_a_setting_that_changes_the_result_and_is_not_computed_is_refused(settin
     ("change", "message"),
     [
         ({"peft_type": "IA3"}, "a.json: peft_type is 'IA3', expected 'LORA'."),
-        ({"peft_type": None}, "a.json: peft_type is None, expected 'LORA'."),
+        ({"peft_type": None}, "a.json: peft_type is null, expected 'LORA'."),
         ({"target_modules": "q_proj"}, "a.json: target_modules is the text 'q_proj', which PEFT takes for a pattern"),
         ({"target_modules": "(q"}, "a.json: target_modules: '(q' is no regular expression"),
         ({"target_modules": ["all-linear"]}, "a.json: target_modules has 'all-linear' in a list"),
-        ({"target_modules": None}, "a.json: r and target_modules are required."),
+        ({"target_modules": None}, "a.json: target_modules is null, expected the names of its layers."),
         ({"target_modules": 5}, "a.json: target_modules is 5, expected a list of layer names."),
         ({"target_modules": [5]}, "a.json: target_modules is [5], expected a list of layer names."),
         ({"target_modules": {"q_proj": 1}}, "a.json: target_modules is {'q_proj': 1}, expected a list"),
         ({"target_modules": ["q_prj"]}, "a.json: target_modules: 'q_prj' is no linear layer of a block; did you"),
-        ({"r": 0}, "a.json: r: is 0, expected at least 1."),
-        ({"r": "4"}, "a.json: r: is '4', expected an integer."),
-        ({"r": None}, "a.json: r: is None, expected an integer."),
-        ({"lora_alpha": [1]}, "a.json: lora_alpha: is [1], expected a number."),
-        ({"lora_dropout": 1.5}, "a.json: lora_dropout: is 1.5, expected less than 1."),
-        ({"lora_dropout": None}, "a.json: lora_dropout: is None, expected a number."),
-        ({"lora_aplha": 8}, "a.json: lora_aplha is 8, and whether that changes the result is not known; did you mean"),
+        ({"r": 0}, "a.json: r is 0, expected at least 1."),
+        ({"r": "4"}, "a.json: r is '4', expected an integer."),
+        ({"r": None}, "a.json: r is null, expected an integer."),
+        ({"lora_alpha": [1]}, "a.json: lora_alpha is [1], expected a number."),
+        ({"lora_dropout": 1.5}, "a.json: lora_dropout is 1.5, expected less than 1."),
+        ({"lora_dropout": None}, "a.json: lora_dropout is null, expected a number."),
+        (
+            {"lora_aplha": 8},
+            "a.json: lora_aplha is 8, and it is not known whether that changes the result; did you mean",
+        ),
         ({"rank_pattern": {"q_proj": 0}}, "a.json: rank_pattern: 'q_proj' is 0, expected an integer of at least"),
         ({"rank_pattern": {"q_proj": 2.5}}, "a.json: rank_pattern: 'q_proj' is 2.5, expected an integer of at l"),
         ({"rank_pattern": {"(": 2}}, "a.json: rank_pattern: "),
-        ({"rank_pattern": [["q_proj", 2]]}, "a.json: rank_pattern: is [['q_proj', 2]], expected a table."),
+        ({"rank_pattern": [["q_proj", 2]]}, "a.json: rank_pattern is [['q_proj', 2]], expected an object."),
         ({"alpha_pattern": {"q_proj": "2"}}, "a.json: alpha_pattern: 'q_proj' is '2', expected a number above 0."),
-        ({"layers_to_transform": True}, "a.json: layers_to_transform: is True, expected an integer."),
-        ({"layers_to_transform": [-1]}, "a.json: layers_to_transform: has -1, expected numbers of blocks."),
-        ({"layers_to_transform": ["0"]}, "a.json: layers_to_transform: is '0', expected an integer."),
+        ({"layers_to_transform": True}, "a.json: layers_to_transform is true, expected an integer."),
+        ({"layers_to_transform": [-1]}, "a.json: layers_to_transform has -1, expected numbers of blocks."),
+        ({"layers_to_transform": ["0"]}, "a.json: layers_to_transform is '0', expected an integer."),
         ({"layers_pattern": "layers"}, "a.json: layers_pattern has no meaning without layers_to_transform"),
         ({"exclude_modules": "v_proj"}, "a.json: exclude_modules is the text 'v_proj', which PEFT takes for a pattern"),
         ({"eva_config": "x"}, "a.json: eva_config is 'x', expected an object."),
@@ -171,7 +175,7 @@ def test_a_setting_that_changes_the_result_and_is_not_computed_is_refused(settin
             {"target_modules": r".*\.q_proj", "layers_to_transform": 0},
             "a.json: layers_to_transform is 0, and target_modules is no list.",
         ),
-        ({"use_rslora": "false"}, "a.json: use_rslora: is 'false', expected true or false."),
+        ({"use_rslora": "false"}, "a.json: use_rslora is 'false', expected true or false."),
     ],
 )
 def test_a_damaged_adapter_config_is_refused(change: dict[str, Any], message: str) -> None:
@@ -192,7 +196,7 @@ def test_peft_defaults_and_spellings_are_understood() -> None:
     assert dotted.target_modules == ["mlp.up_proj", "self_attn.q_proj"]
     pattern = LoRAConfig.from_peft(PEFT_TABLE | {"target_modules": r".*\.layers\.1\..*q_proj"})
     assert pattern.target_modules == r".*\.layers\.1\..*q_proj"
-    with pytest.raises(ConfigError, match="r and target_modules are required"):
+    with pytest.raises(ConfigError, match=r"adapter_config\.json: r is missing, expected the rank of the adapter"):
         LoRAConfig.from_peft({"peft_type": "LORA", "target_modules": ["q_proj"]})
 
 
@@ -268,7 +272,7 @@ def test_the_first_pattern_that_matches_decides_rank_and_alpha() -> None:
             {"exclude_modules": ["q_proj", "v_proj"]},
             "No layer of the model matches target_modules ['q_proj', 'v_proj'].",
         ),
-        ({"layers_to_transform": [0, 2]}, "lora.layers_to_transform: has 2, expected less than the model's 2 blocks."),
+        ({"layers_to_transform": [0, 2]}, "lora.layers_to_transform has 2, expected less than the model's 2 blocks."),
         ({"rank_pattern": {"k_proj": 2}}, "lora.rank_pattern: 'k_proj' matches none of the layers that get adapters."),
         (
             {"alpha_pattern": {"k_proj": 2}},

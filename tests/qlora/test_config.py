@@ -35,18 +35,18 @@ def test_the_adapters_alone_are_a_lora_config() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rank": 0}, "qlora.rank: is 0, expected at least 1."),
-        ({"alpha": -1.0}, "qlora.alpha: is -1.0, expected more than 0."),
+        ({"rank": 0}, "qlora.rank is 0, expected at least 1."),
+        ({"alpha": -1.0}, "qlora.alpha is -1.0, expected more than 0."),
         (
             {"target_modules": ["v_prj"]},
             "qlora.target_modules: 'v_prj' is no linear layer of a block; did you mean 'v_",
         ),
-        ({"target_modules": []}, "qlora.target_modules: is empty"),
-        ({"quantize": "nf5"}, "qlora.quantize: is 'nf5'; did you mean 'nf4'?"),
-        ({"quantize": "fp4"}, "qlora.quantize: is 'fp4'; did you mean 'nf4'?"),
-        ({"quantize": 4}, "qlora.quantize: is 4, expected text."),
-        ({"quantize_4bit": 1}, "qlora.quantize_4bit: is 1, expected true or false."),
-        ({"double_quantization": "no"}, "qlora.double_quantization: is 'no', expected true or false."),
+        ({"target_modules": []}, "qlora.target_modules is empty"),
+        ({"quantize": "nf5"}, "qlora.quantize is 'nf5'; did you mean 'nf4'?"),
+        ({"quantize": "fp4"}, "qlora.quantize is 'fp4'; did you mean 'nf4'?"),
+        ({"quantize": 4}, "qlora.quantize is 4, expected text."),
+        ({"quantize_4bit": 1}, "qlora.quantize_4bit is 1, expected true or false."),
+        ({"double_quantization": "no"}, "qlora.double_quantization is 'no', expected true or false."),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_range(values: dict[str, Any], message: str) -> None:

@@ -106,7 +106,7 @@ def test_more_steps_may_be_asked_for_and_what_changes_no_bit_may_change(written:
 @pytest.mark.unit
 def test_fewer_steps_than_there_are_is_refused(written: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"training\.steps: is 3, and .*step-4 was written after step 4; resume with at"
+        ConfigError, match=r"training\.steps is 3, and .*step-4 was written after step 4; resume with at"
     ):
         trainer_of(run_config(written, lora=DROPOUT, resume=True, steps=3))
 
@@ -127,15 +127,15 @@ def test_held_out_losses_of_earlier_steps_are_kept(tmp_path: Path) -> None:
     [
         (
             {"learning_rate": 2e-2},
-            r"training\.learning_rate: is 0\.02 and was 0\.01 when .*checkpoint/step-4 was written",
+            r"training\.learning_rate is 0\.02 and was 0\.01 when .*checkpoint/step-4 was written",
         ),
-        ({"seed": 4}, r"training\.seed: is 4 and was 3"),
-        ({"batch_size": 1}, r"training\.batch_size: is 1 and was 2"),
-        ({"optimizer": "adam"}, r"training\.optimizer: is 'adam' and was 'adamw'"),
-        ({"max_grad_norm": 2.0}, r"training\.max_grad_norm: is 2\.0 and was 1\.0"),
-        ({"lr_schedule": LRSchedule(name="cosine")}, r"lr_schedule\.name: is 'cosine' and was 'constant'"),
-        ({"lora": replace(DROPOUT, rank=8)}, r"lora\.rank: is 8 and was 4"),
-        ({"lora": replace(DROPOUT, target_modules=["q_proj"])}, r"lora\.target_modules: is \['q_proj'\] and was"),
+        ({"seed": 4}, r"training\.seed is 4 and was 3"),
+        ({"batch_size": 1}, r"training\.batch_size is 1 and was 2"),
+        ({"optimizer": "adam"}, r"training\.optimizer is 'adam' and was 'adamw'"),
+        ({"max_grad_norm": 2.0}, r"training\.max_grad_norm is 2\.0 and was 1\.0"),
+        ({"lr_schedule": LRSchedule(name="cosine")}, r"lr_schedule\.name is 'cosine' and was 'constant'"),
+        ({"lora": replace(DROPOUT, rank=8)}, r"lora\.rank is 8 and was 4"),
+        ({"lora": replace(DROPOUT, target_modules=["q_proj"])}, r"lora\.target_modules is \['q_proj'\] and was"),
         ({"lora": None}, r"another base model"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -353,8 +353,8 @@ def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(written: Path
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"rope_theta": 20000.0}, r"^model\.rope_theta: is 20000\.0 and was 10000\.0"),
-        ({"rms_norm_eps": 1e-3}, r"^model\.rms_norm_eps: is 0\.001 and was 1e-05"),
+        ({"rope_theta": 20000.0}, r"^model\.rope_theta is 20000\.0 and was 10000\.0"),
+        ({"rms_norm_eps": 1e-3}, r"^model\.rms_norm_eps is 0\.001 and was 1e-05"),
     ],
 )
 def test_another_shape_of_the_model_is_refused_by_name(
@@ -393,15 +393,15 @@ def test_the_engine_and_the_version_are_part_of_the_fingerprint(
 ) -> None:
     cpu.set_num_threads(2)
     trainer_of(run_config(written, lora=DROPOUT, resume=True))  # threads change no bit
-    with matmul_precision("high"), pytest.raises(ConfigError, match=r"matmul precision: is 'high' and was 'highest'"):
+    with matmul_precision("high"), pytest.raises(ConfigError, match=r"matmul precision is 'high' and was 'highest'"):
         trainer_of(run_config(written, lora=DROPOUT, resume=True))
     with monkeypatch.context() as patch:
         patch.setattr("entrenar.train.fingerprint.version", lambda name: "0.0.7")
-        with pytest.raises(ConfigError, match=r"entrenar's version: is '0\.0\.7' and was"):
+        with pytest.raises(ConfigError, match=r"entrenar's version is '0\.0\.7' and was"):
             trainer_of(run_config(written, lora=DROPOUT, resume=True))
     with monkeypatch.context() as patch:
         patch.setattr(cpu, "tier", lambda: "v9")
-        with pytest.raises(ConfigError, match=r"SIMD tier: is 'v9' and was"):
+        with pytest.raises(ConfigError, match=r"SIMD tier is 'v9' and was"):
             trainer_of(run_config(written, lora=DROPOUT, resume=True))
 
 

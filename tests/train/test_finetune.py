@@ -296,7 +296,7 @@ def test_a_text_that_yields_fewer_tokens_than_the_shape_has_leaves_rows_unused(d
     ("vocab", "length", "sections", "message"),
     [
         (100, 32, {}, r"vocab_size is 100, expected at least 260"),
-        (270, 65, {}, r"training\.sequence_length: is 65, longer than model\.max_position_embeddings = 64"),
+        (270, 65, {}, r"training\.sequence_length is 65, longer than model\.max_position_embeddings = 64"),
         (270, 32, {"lora": LoRAConfig()}, r"\[lora\] and \[qlora\] need a pretrained base"),
     ],
 )
@@ -313,10 +313,10 @@ def test_a_shape_that_does_not_fit_the_text_is_refused(
 @pytest.mark.parametrize(
     ("keys", "shape", "message"),
     [
-        ({"train_on_prompt": True}, {}, r"data\.train_on_prompt: is true, which training from scratch does not use"),
-        ({"packing": False}, {}, r"data\.packing: is false, which training from scratch does not use"),
-        ({}, {"eos_token_id": 7}, r"model\.eos_token_id: is 7, and the tokenizer made of the text has 2; leave it out"),
-        ({}, {"bos_token_id": 0}, r"model\.bos_token_id: is 0, and the tokenizer made of the text has 1; leave it out"),
+        ({"train_on_prompt": True}, {}, r"data\.train_on_prompt is true, which training from scratch does not use"),
+        ({"packing": False}, {}, r"data\.packing is false, which training from scratch does not use"),
+        ({}, {"eos_token_id": 7}, r"model\.eos_token_id is 7, and the tokenizer made of the text has 2; leave it out"),
+        ({}, {"bos_token_id": 0}, r"model\.bos_token_id is 0, and the tokenizer made of the text has 1; leave it out"),
     ],
 )
 def test_a_key_that_training_from_scratch_does_not_use_is_refused(
@@ -335,7 +335,7 @@ def test_the_shape_of_a_configuration_must_be_the_checkpoints(model: Path, data:
     shape = {"vocab_size": 280, "intermediate_size": 128}
     assert finetune(model, config, shape=shape, console=Console(file=io.StringIO())).output.exists()
     config = config_for(data, tmp_path / "other", replace(SMALL, steps=1))
-    with pytest.raises(ConfigError, match=r"model\.intermediate_size: is 129, and .* has 128; remove \[model\]"):
+    with pytest.raises(ConfigError, match=r"model\.intermediate_size is 129, and .* has 128; remove \[model\]"):
         finetune(model, config, shape=shape | {"intermediate_size": 129}, console=Console(file=io.StringIO()))
 
 

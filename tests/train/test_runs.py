@@ -67,7 +67,7 @@ def test_what_is_in_the_way_is_found_before_training(blocked: str, model: Path, 
 
 @pytest.mark.unit
 def test_an_output_that_no_run_can_mean_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"directory: is ~/runs, whose ~ only a shell replaces, .*\./~/runs\."):
+    with pytest.raises(ConfigError, match=r"directory is ~/runs, whose ~ only a shell replaces, .*\./~/runs\."):
         quiet("nowhere", config_for(data, Path("~/runs")))
     os.mkfifo(tmp_path / ".entrenar.lock")
     with pytest.raises(ConfigError, match=r"\.entrenar\.lock is no regular file; remove it"):
@@ -128,7 +128,7 @@ def test_a_second_run_replaces_the_first_only_where_it_is_asked_to(model: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "checkpoint", "metrics.csv", "summary.json"]
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-2"]
     config.checkpointing = replace(config.checkpointing, resume=True)
-    with pytest.raises(ConfigError, match=r"overwrite: is set together with resume"):
+    with pytest.raises(ConfigError, match=r"overwrite is set together with resume"):
         quiet(model, config)
 
 

@@ -163,11 +163,10 @@ def message_fields() -> Iterator[Variation]:
     for key, turns in (("messages", CHAT), ("conversations", SHAREGPT)):
         for name in turns[0]:
             without = {k: v for k, v in turns[0].items() if k != name}
-            word = {"from": "role", "value": "content"}.get(name, name)
+            word = {"from": "role"}.get(name, name)
             yield refused(f"{key}: {name} absent", {key: [without, turns[1]]}, word)
             for kind, value in (SAYS_NOTHING | OTHER_TYPES).items():
-                shown = name if name == "value" else word
-                yield refused(f"{key}: {name} is {kind}", {key: [turns[0] | {name: value}, turns[1]]}, shown)
+                yield refused(f"{key}: {name} is {kind}", {key: [turns[0] | {name: value}, turns[1]]}, word)
 
 
 def keys_of(function: Callable[..., Any]) -> list[str]:

@@ -420,7 +420,7 @@ FOREIGN = {  # what people give for a GGUF file: how it begins, and what the sen
     "a GGUF file in gzip": (b"\x1f\x8b\x08\0", "unpack it"),
     "config.json": (b'{"architectures": ["LlamaForCausalLM"]}', "directory of a Hugging Face model"),
     "a download that has its length alone": (bytes(64), "unfinished download"),
-    "a file of nothing that is known": (b"model", "starts with b'mode'"),
+    "a file of nothing that is known": (b"model", "begins with the bytes 6d 6f 64 65"),
 }
 COUNT = len(arrays())
 VARIATIONS = [

@@ -94,7 +94,7 @@ CASES: dict[str, tuple[Change, list[str], list[Any] | None]] = {
     "in tokenizer_config.json": (_config(MARKED), [], None),
     "in chat_template.jinja": (_file("chat_template.jinja", MARKED), [], None),
     "in both": (_all(_config(MARKED), _file("chat_template.jinja", OTHER)), [], None),
-    "an empty chat_template.jinja": (_file("chat_template.jinja", ""), ["leaves out"], None),
+    "an empty chat_template.jinja": (_file("chat_template.jinja", ""), ["is empty"], None),
     "chat_template.jinja with line ends of Windows": (
         _file("chat_template.jinja", MARKED.replace("%}{{", "%}\r\n{{") + "\r\n"),
         [],
