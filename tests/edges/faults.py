@@ -354,7 +354,10 @@ NOTHING_LOST = [
     Fault(
         "QLoRA over GGUF codes that become NF4.",
         "It is said, with how much it changes the weights.",
-        ("tests/llama/test_requantized.py::test_what_requantizing_costs_is_measured_and_said",),
+        (
+            "tests/llama/test_requantized.py::test_what_requantizing_costs_is_measured_and_said",
+            "tests/train/test_requantized.py::test_what_requantizing_costs_is_said_before_training_and_in_the_summary",
+        ),
     ),
     Fault(
         "Parquet, gzip, UTF-16 or CSV as data.",
