@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entrenar.errors import FormatError
+from entrenar.errors import ConfigError, FormatError
 from entrenar.io.lazy import LazyTensor
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.io.tokenizer_gguf import end_ids
@@ -69,7 +69,12 @@ class Checkpoint:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that comes with the weights."""
-        return Tokenizer.from_directory(self.path) if self.metadata is None else Tokenizer.from_gguf(self.metadata)
+        if self.metadata is None:
+            return Tokenizer.from_directory(self.path)
+        try:
+            return Tokenizer.from_gguf(self.metadata)
+        except (ConfigError, FormatError) as error:  # the metadata do not know whose they are
+            raise type(error)(f"{self.path}: {error}") from error
 
     def check(self) -> None:
         """Every weight the configuration names is there with its shape, and nothing is left over."""

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from entrenar.errors import ConfigError, EntrenarError, FormatError, MemoryBudgetError
 from entrenar.llama import LLaMAModel, budget, weights
+from entrenar.llama.checkpoint import Checkpoint
 
 from .builders import (
     Arrays,
@@ -350,3 +351,13 @@ def test_flipped_bytes_in_a_header_never_crash_the_loader(kind: str, tmp_path: P
             refused += 1
             assert str(tmp_path) in str(error)
     assert refused > 75
+
+
+@pytest.mark.unit
+def test_a_gguf_files_tokenizer_is_refused_with_the_file(tmp_path: Path) -> None:
+    config = small_config()
+    tokens = [f"t{index}" for index in range(config.vocab_size)]
+    metadata = {"tokenizer.ggml.model": "rwkv", "tokenizer.ggml.tokens": tokens}
+    write_gguf(tmp_path / "model.gguf", config, random_arrays(config), metadata=metadata)
+    with pytest.raises(EntrenarError, match=rf"^{re.escape(str(tmp_path))}/model\.gguf: .*'rwkv'"):
+        Checkpoint.open(tmp_path / "model.gguf").tokenizer()
