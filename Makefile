@@ -26,7 +26,7 @@ test-peers:  ## also install PyTorch, transformers, PEFT and bitsandbytes, and r
 edges:  ## compare every variation of what is read with transformers, llama.cpp and PEFT; writes docs/edges.md
 	$(PYTHON) -m pip install -q torch==2.13.0
 	$(PYTHON) -m pip install -q '.[test,peers]'
-	$(PYTEST) tests/edges/test_edges.py -q --edges-table docs/edges.md
+	$(PYTEST) tests/edges/test_edges.py -q -k test_variation --edges-table docs/edges.md
 
 mutate-files:  ## load thousands of mutated files of each kind and print what became of them (MUTATIONS=5000)
 	MUTATIONS=$(or $(MUTATIONS),5000) $(PYTEST) tests/mutations -q -k mutated_file
