@@ -21,7 +21,7 @@ FAMILIES = sorted(path.stem for path in (PACKAGE / "autograd" / "ops").glob("*.p
 
 # ---------------------------------------------------------------------- files
 def test_no_file_is_longer_than_six_hundred_lines() -> None:
-    checked = [path for path in files() if path.name != "uv.lock"]
+    checked = [path for path in files() if path.name not in ("uv.lock", "edges.md")]  # both are generated
     assert len(checked) > 150
     assert [f"{name(path)}: {n}" for path in checked if (n := text(path).count("\n")) > MOST_LINES] == []
 

@@ -61,8 +61,8 @@ MUTANTS = [
     ),
     Mutant(
         "io/safetensors.py",
-        "if Path(file).name != file or len(file) > LONGEST_NAME:",
-        "if not file:",
+        "if not isinstance(file, str) or Path(file).name != file or len(file) > LONGEST_NAME:",
+        "if not isinstance(file, str):",
         "tests/io/test_safetensors.py",
         "index",
     ),
