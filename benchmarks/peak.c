@@ -29,7 +29,7 @@ static double now(void) {
 
 #define EACH(m) m(0) m(1) m(2) m(3) m(4) m(5) m(6) m(7) m(8) m(9) m(10) m(11)  // CHAINS of them
 #define SUM(i) s##i = start,
-#define HOLD(i) __asm__ volatile("" : "+" REGISTER (s##i));  // in a register, and never optimised away
+#define HOLD(i) __asm__ volatile("" : "+" REGISTER(s##i));  // in a register, and never optimised away
 #ifdef __SSE2__
 #define REGISTER "x"
 #else
@@ -37,28 +37,40 @@ static double now(void) {
 #endif
 
 // `rounds` times CHAINS steps, each of which waits for nothing but its own sum
-#define SPIN(name, type, STEP)                                \
-    static void name(ptrdiff_t rounds, type start, type a) {  \
-        type EACH(SUM) b = a;                                 \
-        for (ptrdiff_t r = 0; r < rounds; r++) { EACH(STEP) } \
-        (void)b;                                              \
+#define SPIN(name, type, STEP)                                                                                         \
+    static void name(ptrdiff_t rounds, type start, type a) {                                                           \
+        type EACH(SUM) b = a;                                                                                          \
+        for (ptrdiff_t r = 0; r < rounds; r++) { EACH(STEP) }                                                          \
+        (void)b;                                                                                                       \
     }
-#define FMA(i) s##i = s##i * a + b; HOLD(i)
+#define FMA(i)                                                                                                         \
+    s##i = s##i * a + b;                                                                                               \
+    HOLD(i)
 SPIN(spin_fp32, vector, FMA)
 
 #if defined(__AVX512VNNI__)
-#define DOT16(i) s##i = _mm512_dpwssd_epi32(s##i, a, b); HOLD(i)
-#define DOT8(i) s##i = _mm512_dpbusd_epi32(s##i, a, b); HOLD(i)
+#define DOT16(i)                                                                                                       \
+    s##i = _mm512_dpwssd_epi32(s##i, a, b);                                                                            \
+    HOLD(i)
+#define DOT8(i)                                                                                                        \
+    s##i = _mm512_dpbusd_epi32(s##i, a, b);                                                                            \
+    HOLD(i)
 typedef __m512i integers;
 SPIN(spin_int16, integers, DOT16)
 SPIN(spin_int8, integers, DOT8)
 #elif defined(__AVX512BW__)
 // without VNNI a product and an addition; the product's operand is opaque, so no step can share another's product
-#define DOT16(i) __asm__ volatile("" : "+x"(b)); s##i = _mm512_add_epi32(s##i, _mm512_madd_epi16(a, b)); HOLD(i)
+#define DOT16(i)                                                                                                       \
+    __asm__ volatile("" : "+x"(b));                                                                                    \
+    s##i = _mm512_add_epi32(s##i, _mm512_madd_epi16(a, b));                                                            \
+    HOLD(i)
 typedef __m512i integers;
 SPIN(spin_int16, integers, DOT16)
 #elif defined(__AVX2__)
-#define DOT16(i) __asm__ volatile("" : "+x"(b)); s##i = _mm256_add_epi32(s##i, _mm256_madd_epi16(a, b)); HOLD(i)
+#define DOT16(i)                                                                                                       \
+    __asm__ volatile("" : "+x"(b));                                                                                    \
+    s##i = _mm256_add_epi32(s##i, _mm256_madd_epi16(a, b));                                                            \
+    HOLD(i)
 typedef __m256i integers;
 SPIN(spin_int16, integers, DOT16)
 #endif

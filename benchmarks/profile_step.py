@@ -29,7 +29,7 @@ from timing import clock
 from entrenar import matmul_precision
 from entrenar.autograd import Tensor, no_grad, ops
 from entrenar.autograd.precision import auto_precision
-from entrenar.llama import modules as modules_of_llama
+from entrenar.nn import layers as modules_of_llama
 from entrenar.optim import AdamW, clip_grad_norm
 
 FROZEN, AGAIN = "frozen product of lora_linear", "again"

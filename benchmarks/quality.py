@@ -48,8 +48,8 @@ class Ours:
 
         from entrenar.data import encode_example, evaluation_batches, read_examples, split_held_out
         from entrenar.llama import LLaMAModel
-        from entrenar.llama.checkpoint import Checkpoint
         from entrenar.lora import load_adapter
+        from entrenar.models.checkpoint import Checkpoint
         from entrenar.qlora import QLoRAConfig
         from entrenar.train import TrainConfig, evaluate, finetune
         from entrenar.train.config import Checkpointing, Data, Training

@@ -15,13 +15,13 @@ with atheris.instrument_imports(include=["entrenar"]):
     import harness
     import numpy as np
 
+    from entrenar.adapters.lora import LoRAConfig
+    from entrenar.adapters.peft_table import UNSUPPORTED
+    from entrenar.adapters.qlora import QLoRAConfig
     from entrenar.autograd import QuantizedTensor, Tensor, lora_linear
     from entrenar.errors import ConfigError
     from entrenar.llama import LLaMAConfig, LLaMAModel
-    from entrenar.llama.config import LINEAR_LAYERS
-    from entrenar.lora.config import LoRAConfig
-    from entrenar.lora.peft_table import UNSUPPORTED
-    from entrenar.qlora.config import QLoRAConfig
+    from entrenar.models.config import LINEAR_LAYERS
 
 Choose = Callable[[int], int]
 

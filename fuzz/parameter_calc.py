@@ -17,12 +17,12 @@ with atheris.instrument_imports(include=["entrenar"]):
     import harness
     import numpy as np
 
+    from entrenar.adapters.lora import LoRAConfig
     from entrenar.config import dump_toml, from_table, tomllib
     from entrenar.errors import ConfigError
-    from entrenar.llama import budget
-    from entrenar.llama.config import LINEAR_LAYERS, LLaMAConfig
-    from entrenar.llama.model import LLaMAModel
-    from entrenar.lora.config import LoRAConfig
+    from entrenar.models import budget
+    from entrenar.models.config import LINEAR_LAYERS, LLaMAConfig
+    from entrenar.models.decoder import LLaMAModel
 
 Choose = Callable[[int], int]
 

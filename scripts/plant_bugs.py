@@ -36,13 +36,13 @@ class Plant:
 PLANTS = (
     Plant(
         "parameter_calc",
-        "entrenar/llama/config.py",
+        "entrenar/models/config.py",
         "if self.num_attention_heads % self.kv_heads:",
         "if self.num_attention_heads < self.kv_heads:",
     ),
-    Plant("parameter_calc", "entrenar/llama/config.py", 'v_proj.weight": (kv_size,', 'v_proj.weight": (q_size,'),
+    Plant("parameter_calc", "entrenar/models/config.py", 'v_proj.weight": (kv_size,', 'v_proj.weight": (q_size,'),
     Plant("parameter_calc", "entrenar/_kernels/simd/softmax.c", "return vsum(sum);", "return 2 * vsum(sum);"),
-    Plant("lora_config", "entrenar/lora/config.py", "[-1] not in LINEAR_LAYERS:", "[-1] == '':"),
+    Plant("lora_config", "entrenar/adapters/lora.py", "[-1] not in LINEAR_LAYERS:", "[-1] == '':"),
     Plant(
         "lora_config",
         "entrenar/_kernels/simd/gemm_few.c",

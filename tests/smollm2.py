@@ -6,7 +6,7 @@ import functools
 
 from entrenar.io.hub import fetch_default_model
 from entrenar.io.tokenizer import Tokenizer
-from entrenar.llama.checkpoint import Checkpoint
+from entrenar.models.checkpoint import Checkpoint
 
 
 @functools.cache

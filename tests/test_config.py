@@ -32,7 +32,7 @@ from entrenar.config import (
 )
 from entrenar.errors import ConfigError
 from entrenar.llama import LLaMAConfig
-from entrenar.llama.config import SECTIONS
+from entrenar.models.config import SECTIONS
 from entrenar.train.config import SECTION_TYPES, TrainConfig
 
 if sys.version_info >= (3, 11):

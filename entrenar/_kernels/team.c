@@ -32,8 +32,8 @@ const team_calls team;
 static const int64_t SPIN = 5 * MILLISECOND;  // of a thread that gets its CPU, before it sleeps
 static const int64_t SPIN_ACTIVE = 300000 * MILLISECOND;
 static const int64_t SPIN_CROWDED = MILLISECOND / 50;  // where this process has more threads in teams than CPUs
-static const int64_t WINDOW = 10 * MILLISECOND;  // over which time and CPU time are compared
-static const double LOST = 0.15;                 // share of a window that went to others: they are there
+static const int64_t WINDOW = 10 * MILLISECOND;        // over which time and CPU time are compared
+static const double LOST = 0.15;                       // share of a window that went to others: they are there
 // After the last such window the team sleeps at once for HOLD, and twice as long where spinning shows one within QUIET.
 static const int64_t HOLD = 100 * MILLISECOND;
 static const int64_t LONGEST_HOLD = 1000 * MILLISECOND;
@@ -59,8 +59,8 @@ typedef struct {
 struct team_state {
     team_body *body;
     void *data;
-    int size;      // of this region, the caller included
-    int workers;   // threads there are beside the caller
+    int size;     // of this region, the caller included
+    int workers;  // threads there are beside the caller
     int capacity;
     worker **list;
     int64_t ended;  // when the last region did
@@ -75,7 +75,7 @@ struct team_state {
 static _Thread_local member me = {.size = 1};
 static _Thread_local team_state *mine;
 static _Thread_local int depth;  // regions that the thread is in
-static int crowd;  // threads in all teams
+static int crowd;                // threads in all teams
 static int cpus = 1;
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;

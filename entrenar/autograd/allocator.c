@@ -6,10 +6,12 @@
 #include <sys/mman.h>
 
 enum { SMALLEST_BITS = 6, STEPS = 8, CLASSES = (48 - SMALLEST_BITS) * STEPS };
-static const size_t MAPPED = (size_t)1 << 20;      // from here on blocks are mapped, and unmapped when trimmed
+static const size_t MAPPED = (size_t)1 << 20;  // from here on blocks are mapped, and unmapped when trimmed
 static const size_t HUGE_PAGE = (size_t)2 << 20;
 
-typedef struct block { struct block *next; } block;
+typedef struct block {
+    struct block *next;
+} block;
 static block *free_blocks[CLASSES];
 static size_t in_use, cached, peak;
 

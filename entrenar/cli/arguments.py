@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from entrenar.adapters.lora import LoRAConfig
 from entrenar.cli import synonyms
 from entrenar.config import ArgumentParser, add_arguments, from_arguments, text_argument
-from entrenar.lora.config import LoRAConfig
 from entrenar.train.config import TrainConfig
 
 # Flags that are called otherwise than their key.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from entrenar.adapters.lora import LoRAConfig
 from entrenar.cli.arguments import config_from, config_path, parser_for
 from entrenar.config import load_toml, text_argument
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
 from entrenar.llama import LLaMAConfig
-from entrenar.llama.weights import DTYPES
-from entrenar.lora.config import LoRAConfig
+from entrenar.models.weights import DTYPES
 from entrenar.train import Result, TrainConfig, finetune
 from entrenar.train.config import Checkpointing
 

@@ -38,14 +38,12 @@ static void on_sigbus(int number, siginfo_t *information, void *context) {
     for (int i = 0; information->si_code > 0 && i < RANGES; i++)
         if (address >= atomic_load(&ranges[i].start) && address < atomic_load(&ranges[i].end))
             end_with_sentence(&ranges[i]);
-    if (former.sa_flags & SA_SIGINFO)
-        former.sa_sigaction(number, information, context);
+    if (former.sa_flags & SA_SIGINFO) former.sa_sigaction(number, information, context);
     else if (former.sa_handler == SIG_DFL || former.sa_handler == SIG_IGN) {
         if (information->si_code <= 0 && former.sa_handler == SIG_IGN) return;  // sent by a process
         sigaction(SIGBUS, &former, NULL);  // the access is tried again, and ends the process as it would have
         if (information->si_code <= 0) raise(SIGBUS);  // no access: what was sent comes again after this handler
-    } else
-        former.sa_handler(number);
+    } else former.sa_handler(number);
 }
 
 static void install(void) {

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from entrenar._kernels.cpu import PRECISIONS
+from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.qlora import QLoRAConfig
 from entrenar.config import check_dataclass, from_table, load_toml, nearest, option
 from entrenar.errors import ConfigError
-from entrenar.llama.config import SECTIONS, LLaMAConfig
-from entrenar.lora.config import LoRAConfig
+from entrenar.models.config import SECTIONS, LLaMAConfig
 from entrenar.optim import (
     SGD,
     Adam,
@@ -23,7 +24,6 @@ from entrenar.optim import (
     StepLR,
     WarmupCosineLR,
 )
-from entrenar.qlora.config import QLoRAConfig
 
 # Keys that only some optimizers and schedules look at.
 ADAM = ("adamw", "adam")

@@ -6,7 +6,7 @@ import numpy as np
 
 from entrenar.autograd import Tensor, no_grad
 from entrenar.data import Batch
-from entrenar.llama.model import LLaMAModel
+from entrenar.models.decoder import LLaMAModel
 
 
 def _finite(tensor: Tensor) -> bool:

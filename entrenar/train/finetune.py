@@ -10,16 +10,16 @@ from typing import Any
 
 from rich.console import Console
 
+from entrenar.adapters.adapter import save_adapter
 from entrenar.autograd import Tensor
 from entrenar.config import nearest
 from entrenar.data import Example, encode_document, encode_example
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
-from entrenar.llama.checkpoint import Checkpoint
-from entrenar.llama.config import LLaMAConfig
-from entrenar.llama.model import LLaMAModel
-from entrenar.llama.weights import kept_matrices, load
-from entrenar.lora.adapter import save_adapter
+from entrenar.models.checkpoint import Checkpoint
+from entrenar.models.config import LLaMAConfig
+from entrenar.models.decoder import LLaMAModel
+from entrenar.models.weights import kept_matrices, load
 from entrenar.train import dataset, report, session
 from entrenar.train.config import TrainConfig
 from entrenar.train.fingerprint import of_tokenizer

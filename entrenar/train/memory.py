@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from entrenar.adapters.lora import LoRAConfig
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.errors import MemoryBudgetError
-from entrenar.llama.budget import available_memory, weight_bytes
-from entrenar.llama.config import LLaMAConfig
-from entrenar.llama.model import recomputed_blocks
-from entrenar.lora.config import LoRAConfig
+from entrenar.models.budget import available_memory, weight_bytes
+from entrenar.models.config import LLaMAConfig
+from entrenar.models.decoder import recomputed_blocks
 from entrenar.train.config import TrainConfig
 
 RUNTIME_BYTES = 112 << 20  # Python, the libraries, the documentation's examples

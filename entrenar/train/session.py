@@ -17,7 +17,7 @@ from entrenar.autograd.precision import auto_precision, matmul_precision
 from entrenar.data import Batch, DataLoader, Sample, evaluation_batches
 from entrenar.errors import EntrenarError, FormatError
 from entrenar.io.rendering import rendering_date
-from entrenar.llama.budget import available_memory
+from entrenar.models.budget import available_memory
 from entrenar.train import checkpoint, folder, interrupt, report
 from entrenar.train.config import TrainConfig
 from entrenar.train.evaluate import Evaluation, evaluate

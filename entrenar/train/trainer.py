@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from entrenar.adapters.adapter import set_training
 from entrenar.autograd import manual_seed, random
 from entrenar.data import Batch, DataLoader
 from entrenar.errors import ConfigError, NumericsError
 from entrenar.io.rendering import today
-from entrenar.llama.model import LLaMAModel
-from entrenar.lora.adapter import set_training
+from entrenar.models.decoder import LLaMAModel
 from entrenar.optim import clip_factor, grad_norm
 from entrenar.train import checkpoint, interrupt
 from entrenar.train.config import TrainConfig

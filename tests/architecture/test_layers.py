@@ -21,6 +21,9 @@ FLOORS = (
     "io",
     "optim",
     "data",
+    "nn",
+    "models",
+    "adapters",
     "llama",
     "lora",
     "qlora",
@@ -144,8 +147,8 @@ def code(source: str) -> str:
 @pytest.mark.parametrize(
     ("importer", "source"),
     [
-        ("entrenar.llama.model", "from entrenar.lora import LoRAConfig"),
-        ("entrenar.io.gguf", "def f():\n    from entrenar.llama.config import LLaMAConfig"),
+        ("entrenar.models.decoder", "from entrenar.lora import LoRAConfig"),
+        ("entrenar.io.gguf", "def f():\n    from entrenar.models.config import LLaMAConfig"),
         ("entrenar.io.gguf", "import entrenar.data.loader as loader"),
         ("entrenar.optim.adam", "from entrenar import train"),
         ("entrenar.optim.adam", "from ..train import trainer"),
@@ -172,4 +175,4 @@ def test_an_upward_import_in_cython_is_seen(source: str) -> None:
 
 def test_an_import_for_type_checkers_is_no_import() -> None:
     source = "if TYPE_CHECKING:\n    from entrenar.lora import LoRAConfig\n"
-    assert python_imports(source, "entrenar.llama.model", is_package=False) == set()
+    assert python_imports(source, "entrenar.models.decoder", is_package=False) == set()

@@ -67,16 +67,16 @@ MUTANTS = [
         "index",
     ),
     Mutant(
-        "lora/config.py",
+        "adapters/lora.py",
         "return alpha / (math.sqrt(rank) if self.use_rslora else rank)",
         "return alpha / (math.sqrt(rank) if not self.use_rslora else rank)",
-        "tests/lora/test_layer.py",
+        "tests/adapters/test_layer.py",
     ),
     Mutant(
-        "llama/config.py",
+        "models/config.py",
         'v_proj.weight": (kv_size, hidden)',
         'v_proj.weight": (q_size, hidden)',
-        "tests/llama/test_config.py",
+        "tests/models/test_config.py",
         "parameters",
     ),
     Mutant(

@@ -19,7 +19,7 @@ from entrenar.cli.finetune import main
 from entrenar.errors import EntrenarError
 from entrenar.lora import LoRAConfig
 from entrenar.qlora import QLoRAConfig
-from tests.llama.builders import random_arrays, small_config, write_gguf
+from tests.models.builders import random_arrays, small_config, write_gguf
 from tests.train.builders import ROOT, run_example
 
 SETTINGS = ["--steps", "2", "--sequence-length", "48", "--held-out-fraction", "0.2"]

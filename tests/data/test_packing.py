@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from entrenar.data import IGNORE, Batch, Sample, collate, evaluation_batches, pack
 
-from ..llama.builders import random_model, relative_error
+from ..models.builders import random_model, relative_error
 
 PAD = 66
 

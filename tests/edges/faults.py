@@ -44,7 +44,7 @@ FOUND_BY_USE = [
         (
             "safetensors directory: tied, and another head stored",
             "safetensors directory: saved from a stored head that was to be tied",
-            "tests/llama/test_hf_directory.py::test_a_stored_head_is_kept_where_config_json_says_it_is_the_embedding",
+            "tests/models/test_hf_directory.py::test_a_stored_head_is_kept_where_config_json_says_it_is_the_embedding",
         ),
     ),
     Fault(
@@ -52,7 +52,7 @@ FOUND_BY_USE = [
         "The one in rope_parameters is used, and said.",
         (
             "config.json: rope_theta at top level and another in rope_parameters",
-            "tests/llama/test_hf_directory.py::test_the_inner_rope_theta_counts_and_the_outer_is_said_to_be_ignored",
+            "tests/models/test_hf_directory.py::test_the_inner_rope_theta_counts_and_the_outer_is_said_to_be_ignored",
         ),
     ),
     Fault(
@@ -104,8 +104,8 @@ FOUND_BY_USE = [
         "All of them are kept, in config.json and in generation_config.json.",
         (
             "config.json: llama: eos_token_id [5, 7, 9]",
-            "tests/llama/test_save.py::test_end_tokens_of_config_json_alone_are_kept_in_both_files",
-            "tests/llama/test_save.py::test_a_merged_model_is_whole",
+            "tests/models/test_save.py::test_end_tokens_of_config_json_alone_are_kept_in_both_files",
+            "tests/models/test_save.py::test_a_merged_model_is_whole",
             _HOSTILE + "test_every_end_token_is_kept_by_saving",
         ),
     ),
@@ -167,7 +167,7 @@ FOUND_BY_USE = [
             "safetensors directory: bitsandbytes 4-bit tensors",
             "safetensors directory: quantization_config of gptq",
             "safetensors directory: GPTQ tensors",
-            "tests/llama/test_hf_directory.py::test_a_quantized_directory_says_by_what",
+            "tests/models/test_hf_directory.py::test_a_quantized_directory_says_by_what",
         ),
     ),
     Fault(
@@ -176,7 +176,7 @@ FOUND_BY_USE = [
         (
             "safetensors directory: a bare decoder, tied",
             "safetensors directory: a bare decoder with lm_head.weight",
-            "tests/llama/test_hf_directory.py::test_a_bare_decoder_is_read_with_a_tied_head_and_refused_without_one",
+            "tests/models/test_hf_directory.py::test_a_bare_decoder_is_read_with_a_tied_head_and_refused_without_one",
         ),
     ),
     Fault("A big-endian GGUF file.", "Refused: it is big-endian.", ("GGUF files: big-endian",)),
@@ -217,7 +217,7 @@ NOTHING_LOST = [
             _FOREIGN + "test_an_output_touches_no_file_of_others",
             _FOREIGN + "test_a_whole_run_touches_no_file_of_others",
             _FOREIGN + "test_a_process_killed_while_it_saves_leaves_the_old_the_new_or_one_sentence",
-            "tests/lora/test_adapter.py::test_an_existing_adapter_is_replaced_and_other_files_stay",
+            "tests/adapters/test_adapter.py::test_an_existing_adapter_is_replaced_and_other_files_stay",
         ),
     ),
     Fault(
@@ -328,9 +328,9 @@ NOTHING_LOST = [
         "A merge, then save_pretrained.",
         "The directory is whole: transformers reads the model, its tokenizer and its template.",
         (
-            "tests/llama/test_save.py::test_a_merged_model_is_whole",
-            "tests/llama/test_save.py::test_transformers_loads_a_merged_model_its_tokenizer_and_its_template",
-            "tests/llama/test_save.py::test_a_model_from_a_gguf_file_brings_the_tokenizer_of_the_file",
+            "tests/models/test_save.py::test_a_merged_model_is_whole",
+            "tests/models/test_save.py::test_transformers_loads_a_merged_model_its_tokenizer_and_its_template",
+            "tests/models/test_save.py::test_a_model_from_a_gguf_file_brings_the_tokenizer_of_the_file",
         ),
     ),
     Fault(
@@ -355,7 +355,7 @@ NOTHING_LOST = [
         "QLoRA over GGUF codes that become NF4.",
         "It is said, with how much it changes the weights.",
         (
-            "tests/llama/test_requantized.py::test_what_requantizing_costs_is_measured_and_said",
+            "tests/models/test_requantized.py::test_what_requantizing_costs_is_measured_and_said",
             "tests/train/test_requantized.py::test_what_requantizing_costs_is_said_before_training_and_in_the_summary",
         ),
     ),

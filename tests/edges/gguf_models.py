@@ -11,9 +11,9 @@ import numpy as np
 
 from entrenar.autograd import no_grad
 from entrenar.llama import LLaMAModel
-from entrenar.llama.weights import Checkpoint
+from entrenar.models.weights import Checkpoint
 
-from ..llama.builders import Arrays, random_arrays, small_config, write_gguf
+from ..models.builders import Arrays, random_arrays, small_config, write_gguf
 from .harness import Verdict, judge
 from .llama_cpp import LlamaCpp, log_softmax
 

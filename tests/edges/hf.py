@@ -14,7 +14,7 @@ import transformers
 from safetensors.numpy import save_file
 
 from entrenar.llama import LLaMAModel
-from tests.llama.builders import Arrays, hf_table, random_arrays, random_tokens, small_config
+from tests.models.builders import Arrays, hf_table, random_arrays, random_tokens, small_config
 
 from .harness import Variation, Verdict, Wrong, close, judge
 

@@ -96,7 +96,7 @@ HOSTILE_FILES = [
         "Refused in one sentence with tensor, type and what is expected.",
         (
             "GGUF files: embedding in I32",
-            "tests/llama/test_requantized.py::test_weights_that_are_no_numbers_are_named_with_their_type",
+            "tests/models/test_requantized.py::test_weights_that_are_no_numbers_are_named_with_their_type",
         ),
     ),
     Fault(
@@ -151,7 +151,7 @@ HOSTILE_FILES = [
         "A model file that is cut off while a run has it mapped.",
         "The run ends with a sentence that names the file.",
         (
-            "tests/llama/test_truncated.py::test_a_model_that_is_cut_off_under_a_run_ends_it_with_a_sentence",
+            "tests/models/test_truncated.py::test_a_model_that_is_cut_off_under_a_run_ends_it_with_a_sentence",
             _MAPPED + "test_a_mapped_file_that_is_cut_off_ends_the_process_with_its_name",
         ),
     ),
@@ -209,7 +209,7 @@ HOSTILE_FILES = [
             "GGUF files: a pipe",
             "data files: a pipe",
             _MAPPED + "test_a_pipe_or_a_folder_is_refused_without_waiting",
-            "tests/llama/test_hf_directory.py::test_a_pipe_in_the_place_of_a_file_does_not_hang",
+            "tests/models/test_hf_directory.py::test_a_pipe_in_the_place_of_a_file_does_not_hang",
             _HUB + "test_a_pipe_in_the_cache_hangs_nothing",
         ),
     ),

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import load_adapter, merge
-from tests.llama.builders import hf_table, model_of, random_arrays, random_tokens, weights_of
+from tests.models.builders import hf_table, model_of, random_arrays, random_tokens, weights_of
 
 from .harness import Verdict, close, judge
 

@@ -15,7 +15,7 @@ from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig, save_adapter
 from entrenar.train import TrainConfig, finetune
 from entrenar.train.config import Checkpointing, Data, Training
-from tests.llama.builders import random_arrays, write_gguf, write_hf
+from tests.models.builders import random_arrays, write_gguf, write_hf
 
 SUMS = [(a, b) for a in range(4) for b in range(4)]
 ROPE = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

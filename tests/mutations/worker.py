@@ -29,8 +29,8 @@ from entrenar.data import encode_example, read_examples
 from entrenar.errors import EntrenarError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
-from entrenar.llama.checkpoint import Checkpoint
 from entrenar.lora import LoRAConfig, load_adapter, merge
+from entrenar.models.checkpoint import Checkpoint
 from entrenar.optim import AdamW
 from entrenar.train import TrainConfig, finetune
 from entrenar.train.config import Checkpointing, Data, Training

@@ -14,7 +14,7 @@ from rich.console import Console
 from entrenar.data import Example
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
-from entrenar.llama.checkpoint import Checkpoint
+from entrenar.models.checkpoint import Checkpoint
 from entrenar.train import dataset, report, train_from_scratch
 from entrenar.train.finetune import encode_prompt
 from tests.train.builders import SHAPE, SMALL, config_for, quiet, write_examples, write_model

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from entrenar.qlora import QLoRAConfig
-from tests.llama.builders import random_arrays, small_config, write_gguf
+from tests.models.builders import random_arrays, small_config, write_gguf
 from tests.train.builders import SMALL, config_for, quiet, write_examples, write_model
 
 

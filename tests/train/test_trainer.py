@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from entrenar._kernels import cpu
+from entrenar.adapters.adapter import lora_layers
 from entrenar.autograd import Tensor
 from entrenar.data import Batch, DataLoader, collate
 from entrenar.errors import ConfigError, NumericsError
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig
-from entrenar.lora.adapter import lora_layers
 from entrenar.train import Trainer, evaluate
 from entrenar.train.config import LRSchedule
 from tests.train.builders import (

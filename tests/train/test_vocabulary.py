@@ -17,7 +17,7 @@ from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig
 from entrenar.train import TrainConfig, finetune
 from entrenar.train.config import Checkpointing, Data, Training
-from tests.llama.builders import random_arrays, write_gguf
+from tests.models.builders import random_arrays, write_gguf
 from tests.train.builders import SHAPE, write_examples, write_model
 
 pytestmark = pytest.mark.unit

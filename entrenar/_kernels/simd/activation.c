@@ -10,12 +10,8 @@
 INLINE vf relu_(vf x) { return vselect(x > 0.0f, x, vselect(x == x, vset(0.0f), x)); }
 INLINE vf relu_slope(vf x) { return vselect(x > 0.0f, vset(1.0f), vset(0.0f)); }
 INLINE vf gelu_(vf x) { return 0.5f * x * (1.0f + verf(x * SQRT_HALF)); }
-INLINE vf gelu_slope(vf x) {
-    return 0.5f * (1.0f + verf(x * SQRT_HALF)) + x * INV_SQRT_2PI * vexp(x * x * -0.5f);
-}
-INLINE vf gelu_tanh_(vf x) {
-    return 0.5f * x * (1.0f + vtanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x)));
-}
+INLINE vf gelu_slope(vf x) { return 0.5f * (1.0f + verf(x * SQRT_HALF)) + x * INV_SQRT_2PI * vexp(x * x * -0.5f); }
+INLINE vf gelu_tanh_(vf x) { return 0.5f * x * (1.0f + vtanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x))); }
 INLINE vf gelu_tanh_slope(vf x) {
     x = vmin(vset(16.0f), vmax(vset(-16.0f), x));  // constant beyond; x^2 may not overflow. Operand order keeps NaN
     vf t = vtanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x));
@@ -33,23 +29,23 @@ INLINE vf exp_slope(vf y) { return y; }
 INLINE vf sqrt_slope(vf y) { return 0.5f / y; }
 
 // The tail is one vector whose missing lanes hold 1, a point where every function is finite.
-#define FORWARD(name, function)                                             \
-    static void name(float *y, const float *x, ptrdiff_t n) {               \
-        ptrdiff_t i = 0;                                                    \
-        for (; i + VLEN <= n; i += VLEN) vstore(y + i, function(vload(x + i))); \
-        if (i < n) vstore_n(y + i, function(vload_n(x + i, n - i, 1.0f)), n - i); \
+#define FORWARD(name, function)                                                                                        \
+    static void name(float *y, const float *x, ptrdiff_t n) {                                                          \
+        ptrdiff_t i = 0;                                                                                               \
+        for (; i + VLEN <= n; i += VLEN) vstore(y + i, function(vload(x + i)));                                        \
+        if (i < n) vstore_n(y + i, function(vload_n(x + i, n - i, 1.0f)), n - i);                                      \
     }
-#define BACKWARD(name, slope)                                               \
-    static void name(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) { \
-        ptrdiff_t i = 0;                                                    \
-        for (; i + VLEN <= n; i += VLEN) {                                  \
-            vf d = vload(dy + i) * slope(vload(saved + i));                 \
-            vstore(dx + i, accumulate ? vload(dx + i) + d : d);             \
-        }                                                                   \
-        if (i < n) {                                                        \
-            vf d = vload_n(dy + i, n - i, 0.0f) * slope(vload_n(saved + i, n - i, 1.0f)); \
-            vstore_n(dx + i, accumulate ? vload_n(dx + i, n - i, 0.0f) + d : d, n - i); \
-        }                                                                   \
+#define BACKWARD(name, slope)                                                                                          \
+    static void name(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) {                    \
+        ptrdiff_t i = 0;                                                                                               \
+        for (; i + VLEN <= n; i += VLEN) {                                                                             \
+            vf d = vload(dy + i) * slope(vload(saved + i));                                                            \
+            vstore(dx + i, accumulate ? vload(dx + i) + d : d);                                                        \
+        }                                                                                                              \
+        if (i < n) {                                                                                                   \
+            vf d = vload_n(dy + i, n - i, 0.0f) * slope(vload_n(saved + i, n - i, 1.0f));                              \
+            vstore_n(dx + i, accumulate ? vload_n(dx + i, n - i, 0.0f) + d : d, n - i);                                \
+        }                                                                                                              \
     }
 FORWARD(relu, relu_)
 FORWARD(gelu, gelu_)
@@ -95,7 +91,8 @@ INLINE void swiglu_vector(vf dy, vf g, vf u, vf *dg, vf *du) {
     *du = dy * silu_of_g;
     *dg = dy * u * (s + silu_of_g * (1.0f - s));
 }
-static void swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, ptrdiff_t n, int accumulate_gate, int accumulate_up) {
+static void swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, ptrdiff_t n,
+                            int accumulate_gate, int accumulate_up) {
     ptrdiff_t i = 0;
     vf dg, du;
     for (; i + VLEN <= n; i += VLEN) {
@@ -111,10 +108,26 @@ static void swiglu_backward(float *dgate, float *dup, const float *dy, const flo
 }
 
 const activation_ops TIERED(activation_table) = {
-    .relu = relu, .gelu = gelu, .gelu_tanh = gelu_tanh, .silu = silu, .sigmoid = sigmoid, .tanh = tanh_forward,
-    .exp = exp_forward, .log = log_forward, .sqrt = sqrt_forward,
-    .relu_backward = relu_backward, .gelu_backward = gelu_backward, .gelu_tanh_backward = gelu_tanh_backward,
-    .silu_backward = silu_backward, .log_backward = log_backward, .sigmoid_backward = sigmoid_backward,
-    .tanh_backward = tanh_backward, .exp_backward = exp_backward, .sqrt_backward = sqrt_backward,
-    .pow = power, .pow_backward = power_backward, .swiglu = swiglu, .swiglu_backward = swiglu_backward,
+    .relu = relu,
+    .gelu = gelu,
+    .gelu_tanh = gelu_tanh,
+    .silu = silu,
+    .sigmoid = sigmoid,
+    .tanh = tanh_forward,
+    .exp = exp_forward,
+    .log = log_forward,
+    .sqrt = sqrt_forward,
+    .relu_backward = relu_backward,
+    .gelu_backward = gelu_backward,
+    .gelu_tanh_backward = gelu_tanh_backward,
+    .silu_backward = silu_backward,
+    .log_backward = log_backward,
+    .sigmoid_backward = sigmoid_backward,
+    .tanh_backward = tanh_backward,
+    .exp_backward = exp_backward,
+    .sqrt_backward = sqrt_backward,
+    .pow = power,
+    .pow_backward = power_backward,
+    .swiglu = swiglu,
+    .swiglu_backward = swiglu_backward,
 };

@@ -14,5 +14,6 @@ typedef struct activation_ops {
     void (*pow_backward)(float *dx, const float *dy, const float *x, float exponent, ptrdiff_t n, int accumulate);
     void (*swiglu)(float *y, const float *gate, const float *up, ptrdiff_t n);
     // either gradient may be NULL
-    void (*swiglu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, ptrdiff_t n, int accumulate_gate, int accumulate_up);
+    void (*swiglu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, ptrdiff_t n,
+                            int accumulate_gate, int accumulate_up);
 } activation_ops;

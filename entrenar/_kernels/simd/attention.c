@@ -7,7 +7,8 @@
 
 #define ROWS ATTENTION_ROWS
 enum { AHEAD = 8 };  // rows that `gather` asks for before it reads them
-_Static_assert((int)GEMM_ONES >= (int)ATTENTION_ROWS && (int)GEMM_ONES >= (int)ATTENTION_KEYS, "products that add read gemm_ones");
+_Static_assert((int)GEMM_ONES >= (int)ATTENTION_ROWS && (int)GEMM_ONES >= (int)ATTENTION_KEYS,
+               "products that add read gemm_ones");
 
 static const float *row_of(const float *x, const attention_rows *view, ptrdiff_t i) {
     ptrdiff_t r = view->first + i;
@@ -79,10 +80,8 @@ INLINE void step(float *scores, float *maximum, float *sum, float *keep, const i
 
 static void softmax_step(float *scores, float *maximum, float *sum, float *keep, const int32_t *limit,
                          int32_t first_key, ptrdiff_t keys, ptrdiff_t rows, int masked) {
-    if (masked)
-        step(scores, maximum, sum, keep, limit, first_key, keys, rows, 1);
-    else
-        step(scores, maximum, sum, keep, limit, first_key, keys, rows, 0);
+    if (masked) step(scores, maximum, sum, keep, limit, first_key, keys, rows, 1);
+    else step(scores, maximum, sum, keep, limit, first_key, keys, rows, 0);
 }
 
 INLINE void backward(float *scores, float *dp, const float *maximum, const float *inverse_sum, const float *delta,
@@ -107,10 +106,8 @@ INLINE void backward(float *scores, float *dp, const float *maximum, const float
 static void softmax_backward(float *scores, float *dp, const float *maximum, const float *inverse_sum,
                              const float *delta, float scale, const int32_t *limit, int32_t first_key, ptrdiff_t keys,
                              ptrdiff_t rows, int masked) {
-    if (masked)
-        backward(scores, dp, maximum, inverse_sum, delta, scale, limit, first_key, keys, rows, 1);
-    else
-        backward(scores, dp, maximum, inverse_sum, delta, scale, limit, first_key, keys, rows, 0);
+    if (masked) backward(scores, dp, maximum, inverse_sum, delta, scale, limit, first_key, keys, rows, 1);
+    else backward(scores, dp, maximum, inverse_sum, delta, scale, limit, first_key, keys, rows, 0);
 }
 
 static void row_dots(float *dot, const float *a, const float *b, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t dim) {
@@ -122,6 +119,10 @@ static void row_dots(float *dot, const float *a, const float *b, ptrdiff_t ld, p
 }
 
 const attention_ops TIERED(attention_table) = {
-    .gather = gather, .gather_transposed = gather_transposed, .scatter = scatter, .softmax_step = softmax_step,
-    .softmax_backward = softmax_backward, .row_dots = row_dots,
+    .gather = gather,
+    .gather_transposed = gather_transposed,
+    .scatter = scatter,
+    .softmax_step = softmax_step,
+    .softmax_backward = softmax_backward,
+    .row_dots = row_dots,
 };

@@ -6,7 +6,9 @@
 static const uint32_t M0 = 0xD2511F53, M1 = 0xCD9E8D57, W0 = 0x9E3779B9, W1 = 0xBB67AE85;
 static const uint32_t IOTA[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-typedef struct { vu high, low; } product;
+typedef struct {
+    vu high, low;
+} product;
 
 // the 64-bit products of every lane with m
 INLINE product multiply(vu x, uint32_t m) {

@@ -3,15 +3,23 @@
 #include "simd/vec.h"
 
 // `vector` is the expression over vectors, `scalar` the same over the floats of the tail
-#define LOOP(vector, scalar)                        \
-    ptrdiff_t i = 0;                                \
-    for (; i + VLEN <= n; i += VLEN) vstore(y + i, vector); \
+#define LOOP(vector, scalar)                                                                                           \
+    ptrdiff_t i = 0;                                                                                                   \
+    for (; i + VLEN <= n; i += VLEN) vstore(y + i, vector);                                                            \
     for (; i < n; i++) y[i] = scalar;
 
-static void add(float *y, const float *a, const float *b, ptrdiff_t n) { LOOP(vload(a + i) + vload(b + i), a[i] + b[i]) }
-static void sub(float *y, const float *a, const float *b, ptrdiff_t n) { LOOP(vload(a + i) - vload(b + i), a[i] - b[i]) }
-static void mul(float *y, const float *a, const float *b, ptrdiff_t n) { LOOP(vload(a + i) * vload(b + i), a[i] * b[i]) }
-static void div_(float *y, const float *a, const float *b, ptrdiff_t n) { LOOP(vload(a + i) / vload(b + i), a[i] / b[i]) }
+static void add(float *y, const float *a, const float *b, ptrdiff_t n) {
+    LOOP(vload(a + i) + vload(b + i), a[i] + b[i])
+}
+static void sub(float *y, const float *a, const float *b, ptrdiff_t n) {
+    LOOP(vload(a + i) - vload(b + i), a[i] - b[i])
+}
+static void mul(float *y, const float *a, const float *b, ptrdiff_t n) {
+    LOOP(vload(a + i) * vload(b + i), a[i] * b[i])
+}
+static void div_(float *y, const float *a, const float *b, ptrdiff_t n) {
+    LOOP(vload(a + i) / vload(b + i), a[i] / b[i])
+}
 static void equal(float *y, const float *a, const float *b, ptrdiff_t n) {
     LOOP(vselect(vload(a + i) == vload(b + i), vset(1), vset(0)), a[i] == b[i])
 }
@@ -32,7 +40,18 @@ static void mul_add(float *y, const float *a, const float *b, ptrdiff_t n) {
 static void fill(float *y, float a, ptrdiff_t n) { LOOP(vset(a), a) }
 
 const elementwise_ops TIERED(elementwise_table) = {
-    .add = add, .sub = sub, .mul = mul, .div = div_, .equal = equal, .add_scalar = add_scalar, .scale = scale,
-    .div_scalar = div_scalar, .equal_scalar = equal_scalar, .scalar_sub = scalar_sub, .scalar_div = scalar_div,
-    .scale_add = scale_add, .mul_add = mul_add, .fill = fill,
+    .add = add,
+    .sub = sub,
+    .mul = mul,
+    .div = div_,
+    .equal = equal,
+    .add_scalar = add_scalar,
+    .scale = scale,
+    .div_scalar = div_scalar,
+    .equal_scalar = equal_scalar,
+    .scalar_sub = scalar_sub,
+    .scalar_div = scalar_div,
+    .scale_add = scale_add,
+    .mul_add = mul_add,
+    .fill = fill,
 };

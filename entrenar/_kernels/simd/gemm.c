@@ -14,7 +14,9 @@ enum { NV = 2, NR = NV * VLEN, CHUNK = 64 };
 // ---------------------------------------------------------------- transposing VLEN x VLEN in registers
 // Eklundh's exchange: at step s the blocks of s lanes off the diagonal change places between rows i and i + s.
 #if VLEN == 16
-#define LANES(f, s) {f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s), f(8, s), f(9, s), f(10, s), f(11, s), f(12, s), f(13, s), f(14, s), f(15, s)}
+#define LANES(f, s)                                                                                                    \
+    {f(0, s), f(1, s), f(2, s),  f(3, s),  f(4, s),  f(5, s),  f(6, s),  f(7, s),                                      \
+     f(8, s), f(9, s), f(10, s), f(11, s), f(12, s), f(13, s), f(14, s), f(15, s)}
 #elif VLEN == 8
 #define LANES(f, s) {f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s)}
 #else
@@ -22,20 +24,20 @@ enum { NV = 2, NR = NV * VLEN, CHUNK = 64 };
 #endif
 #define FROM_LOW(l, s) (((l) & (s)) ? VLEN + (l) - (s) : (l))
 #define FROM_HIGH(l, s) (((l) & (s)) ? VLEN + (l) : (l) + (s))
-#define EXCHANGE(s)                                              \
-    _Pragma("GCC unroll 16") for (int i = 0; i < VLEN; i++) if (!(i & (s))) { \
-        vf low = r[i], high = r[i + (s)];                        \
-        r[i] = __builtin_shuffle(low, high, (vi)LANES(FROM_LOW, s));   \
-        r[i + (s)] = __builtin_shuffle(low, high, (vi)LANES(FROM_HIGH, s)); \
+#define EXCHANGE(s)                                                                                                    \
+    _Pragma("GCC unroll 16") for (int i = 0; i < VLEN; i++) if (!(i & (s))) {                                          \
+        vf low = r[i], high = r[i + (s)];                                                                              \
+        r[i] = __builtin_shuffle(low, high, (vi)LANES(FROM_LOW, s));                                                   \
+        r[i + (s)] = __builtin_shuffle(low, high, (vi)LANES(FROM_HIGH, s));                                            \
     }
 INLINE void transpose(vf r[VLEN]) {
-    EXCHANGE(1)
-    EXCHANGE(2)
+    EXCHANGE(1);
+    EXCHANGE(2);
 #if VLEN >= 8
-    EXCHANGE(4)
+    EXCHANGE(4);
 #endif
 #if VLEN >= 16
-    EXCHANGE(8)
+    EXCHANGE(8);
 #endif
 }
 
@@ -65,7 +67,8 @@ INLINE void transpose_lanes(float *out, int lanes, int lane0, const float *const
     }
 }
 
-void TIERED(gemm_pack_rows)(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) {
+void TIERED(gemm_pack_rows)(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start,
+                            ptrdiff_t depth) {
     float decoded[VLEN][CHUNK];
     const float *rows[VLEN];
     for (ptrdiff_t p = 0; p < depth; p += CHUNK) {
@@ -90,15 +93,16 @@ void TIERED(gemm_pack_rows)(float *out, int lanes, const weight_source *s, ptrdi
 // Whole panels of every format have constant sizes, for which memcpy is no call
 INLINE void copy_lanes(float *out, const float *x, int count) {
     switch (count) {
-        case 6: memcpy(out, x, 6 * sizeof(float)); break;
-        case 12: memcpy(out, x, 12 * sizeof(float)); break;
-        case 14: memcpy(out, x, 14 * sizeof(float)); break;
-        case NR: memcpy(out, x, NR * sizeof(float)); break;
-        default: memcpy(out, x, (size_t)count * sizeof(float));
+    case 6: memcpy(out, x, 6 * sizeof(float)); break;
+    case 12: memcpy(out, x, 12 * sizeof(float)); break;
+    case 14: memcpy(out, x, 14 * sizeof(float)); break;
+    case NR: memcpy(out, x, NR * sizeof(float)); break;
+    default: memcpy(out, x, (size_t)count * sizeof(float));
     }
 }
 
-void TIERED(gemm_pack_columns)(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) {
+void TIERED(gemm_pack_columns)(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count,
+                               ptrdiff_t start, ptrdiff_t depth) {
     for (ptrdiff_t p = 0; p < depth; p++, out += lanes) {
         if (s->kind == SOURCE_F32) copy_lanes(out, (const float *)s->data + (start + p) * s->row_stride + first, count);
         else source_decode(s, start + p, first, count, out);
@@ -107,7 +111,8 @@ void TIERED(gemm_pack_columns)(float *out, int lanes, const weight_source *s, pt
 }
 
 // ---------------------------------------------------------------- the register tile
-static void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t depth, int rows, int columns, int accumulate) {
+static void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t depth, int rows, int columns,
+                 int accumulate) {
     vf sum[MR][NV];
 #pragma GCC unroll 14
     for (int i = 0; i < MR; i++)
@@ -139,18 +144,29 @@ static void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdif
 #pragma GCC unroll 2
         for (int j = 0; j < NV; j++) vstore(edge + i * NR + j * VLEN, sum[i][j]);
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) c[i * ldc + j] = accumulate ? c[i * ldc + j] + edge[i * NR + j] : edge[i * NR + j];
+        for (int j = 0; j < columns; j++)
+            c[i * ldc + j] = accumulate ? c[i * ldc + j] + edge[i * NR + j] : edge[i * NR + j];
 }
 
 static const gemm_format fp32 = {
-    .rows = MR, .left_lanes = MR, .right_lanes = NR, .block = 1, .block_words = 1,
-    .pack_left_rows = TIERED(gemm_pack_rows), .pack_left_columns = TIERED(gemm_pack_columns),
-    .pack_right_rows = TIERED(gemm_pack_rows), .pack_right_columns = TIERED(gemm_pack_columns), .tile = tile,
+    .rows = MR,
+    .left_lanes = MR,
+    .right_lanes = NR,
+    .block = 1,
+    .block_words = 1,
+    .pack_left_rows = TIERED(gemm_pack_rows),
+    .pack_left_columns = TIERED(gemm_pack_columns),
+    .pack_right_rows = TIERED(gemm_pack_rows),
+    .pack_right_columns = TIERED(gemm_pack_columns),
+    .tile = tile,
 };
 const gemm_ops TIERED(gemm_table) = {
     .format = {[GEMM_FP32] = &fp32, [GEMM_INT16] = &TIERED(gemm_int16), [GEMM_INT8] = &TIERED(gemm_int8)},
-    .pack_columns = TIERED(gemm_pack_columns), .few_rows = TIERED(gemm_few_rows), .strided = TIERED(gemm_strided),
+    .pack_columns = TIERED(gemm_pack_columns),
+    .few_rows = TIERED(gemm_few_rows),
+    .strided = TIERED(gemm_strided),
 #if VLEN >= 8
-    .few_rows_codes = TIERED(gemm_few_rows_codes), .few_rows_integer = TIERED(gemm_few_rows_integer),
+    .few_rows_codes = TIERED(gemm_few_rows_codes),
+    .few_rows_integer = TIERED(gemm_few_rows_integer),
 #endif
 };

@@ -4,7 +4,8 @@
 enum { VECTORS = STEP / VLEN };
 
 // The columns [p, p + STEP) of a row, whose step starts at `bytes`: the bits of source_decode
-INLINE void step_values(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes, vf values[VECTORS]) {
+INLINE void step_values(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes,
+                        vf values[VECTORS]) {
     vf scale, minimum = vset(-0.0f);  // adding -0 changes nothing
     if (kind == SOURCE_NF4) {
         scale = vset(nf4_absmax(s, row * (s->columns / NF4_BLOCK) + p / NF4_BLOCK));
@@ -35,7 +36,8 @@ INLINE void step_values(int kind, const weight_source *s, ptrdiff_t row, ptrdiff
 }
 
 // y[r][first + i] (+)= x[r] . source[first + i] for r < rows, i < weights, both constants at every call
-INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, const weight_source *s, ptrdiff_t first, ptrdiff_t k, int accumulate) {
+INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx,
+                  const weight_source *s, ptrdiff_t first, ptrdiff_t k, int accumulate) {
     const ptrdiff_t unit = kind == SOURCE_F32 ? 4 : kind == SOURCE_BF16 ? 2 : 1, stride = s->row_stride * unit;
     const uint8_t *bytes = (const uint8_t *)s->data + first * stride, *ahead = bytes + weights * stride;
     vf total[4] = {{0}, {0}, {0}, {0}};
@@ -81,18 +83,20 @@ INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, cons
         }
 }
 
-INLINE void few_rows(int kind, float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
+INLINE void few_rows(int kind, float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s,
+                     ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
 #define BLOCK(rows, weights) block(kind, rows, weights, y, ldy, x, ldx, s, first, k, accumulate)
     EVERY_BLOCK(BLOCK)
 }
 
-void TIERED(gemm_few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
-#define KIND(kind) \
+void TIERED(gemm_few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s,
+                           ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
+#define KIND(kind)                                                                                                     \
     case kind: few_rows(kind, y, ldy, x, ldx, rows, s, first, count, k, accumulate); break;
     switch (s->kind) {
         KIND(SOURCE_F32)
         KIND(SOURCE_BF16)
         EVERY_CODED_KIND(KIND)
-        default: __builtin_unreachable();
+    default: __builtin_unreachable();
     }
 }

@@ -4,27 +4,28 @@
 #include "simd/vec.h"
 
 enum { STEP = GEMM_FEW_STEP };
-_Static_assert((int)GGML_BLOCK == STEP && NF4_BLOCK % STEP == 0 && INT16_BLOCK % STEP == 0, "a step would cross blocks");
+_Static_assert((int)GGML_BLOCK == STEP && NF4_BLOCK % STEP == 0 && INT16_BLOCK % STEP == 0,
+               "a step would cross blocks");
 
 // Bytes of a step of a row; `kind` is a constant at every call, here and below
 INLINE ptrdiff_t step_bytes(int kind) {
-    static const int bytes[] = {
-        [SOURCE_F32] = 4 * STEP, [SOURCE_BF16] = 2 * STEP, [SOURCE_NF4] = STEP / 2, [SOURCE_Q4_0] = Q4_0_BYTES,
-        [SOURCE_Q4_1] = Q4_1_BYTES, [SOURCE_INT16] = 2 * STEP, [SOURCE_Q8_0] = Q8_0_BYTES};
+    static const int bytes[] = {[SOURCE_F32] = 4 * STEP,    [SOURCE_BF16] = 2 * STEP,   [SOURCE_NF4] = STEP / 2,
+                                [SOURCE_Q4_0] = Q4_0_BYTES, [SOURCE_Q4_1] = Q4_1_BYTES, [SOURCE_INT16] = 2 * STEP,
+                                [SOURCE_Q8_0] = Q8_0_BYTES};
     return bytes[kind];
 }
 
 // The weights [first, first + count), four at a time for one row of x: BLOCK(rows, weights) with constants
 _Static_assert(GEMM_FEW_ROWS == 4, "sums and cases are written out for 4 rows");
-#define EVERY_BLOCK(BLOCK)                          \
-    const ptrdiff_t end = first + count;            \
-    if (rows == 1)                                  \
-        for (; first + 4 <= end; first += 4) BLOCK(1, 4); \
-    for (; first < end; first++) {                  \
-        if (rows == 1) BLOCK(1, 1);                 \
-        else if (rows == 2) BLOCK(2, 1);            \
-        else if (rows == 3) BLOCK(3, 1);            \
-        else if (rows == 4) BLOCK(4, 1);            \
+#define EVERY_BLOCK(BLOCK)                                                                                             \
+    const ptrdiff_t end = first + count;                                                                               \
+    if (rows == 1)                                                                                                     \
+        for (; first + 4 <= end; first += 4) BLOCK(1, 4);                                                              \
+    for (; first < end; first++) {                                                                                     \
+        if (rows == 1) BLOCK(1, 1);                                                                                    \
+        else if (rows == 2) BLOCK(2, 1);                                                                               \
+        else if (rows == 3) BLOCK(3, 1);                                                                               \
+        else if (rows == 4) BLOCK(4, 1);                                                                               \
     }
 
 #define EVERY_CODED_KIND(KIND) KIND(SOURCE_NF4) KIND(SOURCE_Q4_0) KIND(SOURCE_Q4_1) KIND(SOURCE_INT16) KIND(SOURCE_Q8_0)

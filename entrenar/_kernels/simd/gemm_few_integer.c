@@ -12,7 +12,9 @@ typedef __m512i vh;  // 2 VLEN int16
 INLINE vh vhload(const void *p) { return _mm512_loadu_si512(p); }
 INLINE vh vhbytes(const uint8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)p)); }
 INLINE vi multiply_add(vh a, vh b) { return (vi)_mm512_madd_epi16(a, b); }
-INLINE void join(__m256i low, __m256i high, vh *out) { out[0] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1); }
+INLINE void join(__m256i low, __m256i high, vh *out) {
+    out[0] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
 #else
 typedef __m256i vh;
 INLINE vh vhload(const void *p) { return _mm256_loadu_si256(p); }
@@ -59,17 +61,22 @@ void TIERED(gemm_few_rows_codes)(float *words, const float *x, ptrdiff_t k) {
 // ---------------------------------------------------------------- weights
 // 16 bytes of ggml's: the low nibbles are columns 0..15, the high ones 16..31
 INLINE void q4_codes(const uint8_t *bytes, int zero, vh codes[VECTORS]) {
-    const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)bytes)), minus = _mm256_set1_epi16((short)zero);
+    const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)bytes)),
+                  minus = _mm256_set1_epi16((short)zero);
     const __m256i low = _mm256_and_si256(wide, _mm256_set1_epi16(15)), high = _mm256_srli_epi16(wide, 4);
     join(_mm256_sub_epi16(low, minus), _mm256_sub_epi16(high, minus), codes);
 }
 
 // Two columns a byte, the first in the high nibble, as INT16_LIMIT times their values
 INLINE void nf4_codes(const uint8_t *bytes, vh codes[VECTORS]) {
-    static const int16_t table[16] = {-4095, -2851, -2150, -1617, -1165, -757, -373, 0, 326, 659, 1008, 1384, 1805, 2304, 2961, 4095};
-    const __m128i front = _mm_loadu_si128((const void *)table), back = _mm_loadu_si128((const void *)(table + 8)), low = _mm_set1_epi16(255), mask = _mm_set1_epi8(15);
-    const __m256i lows = _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_and_si128(front, low), _mm_and_si128(back, low)));
-    const __m256i highs = _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_srli_epi16(front, 8), _mm_srli_epi16(back, 8)));
+    static const int16_t table[16] = {-4095, -2851, -2150, -1617, -1165, -757, -373, 0,
+                                      326,   659,   1008,  1384,  1805,  2304, 2961, 4095};
+    const __m128i front = _mm_loadu_si128((const void *)table), back = _mm_loadu_si128((const void *)(table + 8)),
+                  low = _mm_set1_epi16(255), mask = _mm_set1_epi8(15);
+    const __m256i lows =
+        _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_and_si128(front, low), _mm_and_si128(back, low)));
+    const __m256i highs =
+        _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_srli_epi16(front, 8), _mm_srli_epi16(back, 8)));
     const __m128i pairs = _mm_loadu_si128((const void *)bytes);
     const __m128i even = _mm_and_si128(_mm_srli_epi16(pairs, 4), mask), odd = _mm_and_si128(pairs, mask);
     const __m128i first = _mm_unpacklo_epi8(even, odd), second = _mm_unpackhi_epi8(even, odd);
@@ -80,7 +87,8 @@ INLINE void nf4_codes(const uint8_t *bytes, vh codes[VECTORS]) {
 }
 
 // The columns [p, p + STEP) of a row, whose step starts at `bytes`: weight = code * scale, for Q4_1 + minimum
-INLINE void step_codes(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes, vh codes[VECTORS], vf *scale, vf *minimum) {
+INLINE void step_codes(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes,
+                       vh codes[VECTORS], vf *scale, vf *minimum) {
     if (kind == SOURCE_NF4) {
         *scale = vset(nf4_absmax(s, row * (s->columns / NF4_BLOCK) + p / NF4_BLOCK) * (1.0f / INT16_LIMIT));
         nf4_codes(bytes, codes);
@@ -100,7 +108,8 @@ INLINE void step_codes(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_
 }
 
 // y[r][first + i] (+)= x[r] . source[first + i] for r < rows, i < weights, both constants at every call
-INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, const float *words, const weight_source *s, ptrdiff_t first, ptrdiff_t k) {
+INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, const float *words, const weight_source *s,
+                  ptrdiff_t first, ptrdiff_t k) {
     const uint8_t *bytes = (const uint8_t *)s->data + first * s->row_stride, *ahead = bytes + weights * s->row_stride;
     vf total[4] = {{0}, {0}, {0}, {0}};
     for (ptrdiff_t p = 0; p < k; p += STEP, bytes += step_bytes(kind), ahead += step_bytes(kind)) {
@@ -128,17 +137,19 @@ INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, cons
         for (int i = 0; i < weights; i++) y[r * ldy + first + i] = vsum(total[r * weights + i]);
 }
 
-INLINE void few_rows(int kind, float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
+INLINE void few_rows(int kind, float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s,
+                     ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
 #define BLOCK(rows, weights) block(kind, rows, weights, y, ldy, words, s, first, k)
     EVERY_BLOCK(BLOCK)
 }
 
-void TIERED(gemm_few_rows_integer)(float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s, ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
-#define KIND(kind) \
+void TIERED(gemm_few_rows_integer)(float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s,
+                                   ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
+#define KIND(kind)                                                                                                     \
     case kind: few_rows(kind, y, ldy, words, rows, s, first, count, k); break;
     switch (s->kind) {
         EVERY_CODED_KIND(KIND)
-        default: __builtin_unreachable();
+    default: __builtin_unreachable();
     }
 }
 #endif

@@ -60,7 +60,8 @@ INLINE void quantize_block(float *out, const float *panel, int lanes, int depth,
     }
 }
 
-INLINE void pack(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth, gemm_packer pack_fp32, int codes, float limit, int right) {
+INLINE void pack(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start,
+                 ptrdiff_t depth, gemm_packer pack_fp32, int codes, float limit, int right) {
     float panel[BLOCK * NR] __attribute__((aligned(64)));
     for (ptrdiff_t p = 0; p < depth; p += BLOCK, out += (HEADER + BLOCK / codes) * lanes) {
         const int n = depth - p < BLOCK ? (int)(depth - p) : BLOCK;
@@ -69,7 +70,8 @@ INLINE void pack(float *out, int lanes, const weight_source *s, ptrdiff_t first,
     }
 }
 // Rows that are INT16 already: their pairs of codes are moved as if they were floats, their scales as they are
-INLINE void pack_codes(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) {
+INLINE void pack_codes(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start,
+                       ptrdiff_t depth) {
     weight_source pairs = *s;
     pairs.kind = SOURCE_F32;
     pairs.row_stride = s->row_stride / 4;
@@ -79,14 +81,24 @@ INLINE void pack_codes(float *out, int lanes, const weight_source *s, ptrdiff_t 
         TIERED(gemm_pack_rows)(out + HEADER * lanes, lanes, &pairs, first, count, p / 2, BLOCK / 2);
     }
 }
-#define PACKERS(name, codes, left_limit, right_limit)                                                                        \
-    static void name##_left_rows(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) { pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_rows), codes, left_limit, 0); } \
-    static void name##_left_columns(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) { pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_columns), codes, left_limit, 0); } \
-    static void name##_right_rows(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) { \
-        if (codes == 2 && s->kind == SOURCE_INT16) pack_codes(out, lanes, s, first, count, start, depth); \
-        else pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_rows), codes, right_limit, 1); \
-    } \
-    static void name##_right_columns(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start, ptrdiff_t depth) { pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_columns), codes, right_limit, 1); }
+#define PACKERS(name, codes, left_limit, right_limit)                                                                  \
+    static void name##_left_rows(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count,            \
+                                 ptrdiff_t start, ptrdiff_t depth) {                                                   \
+        pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_rows), codes, left_limit, 0);                 \
+    }                                                                                                                  \
+    static void name##_left_columns(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count,         \
+                                    ptrdiff_t start, ptrdiff_t depth) {                                                \
+        pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_columns), codes, left_limit, 0);              \
+    }                                                                                                                  \
+    static void name##_right_rows(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count,           \
+                                  ptrdiff_t start, ptrdiff_t depth) {                                                  \
+        if (codes == 2 && s->kind == SOURCE_INT16) pack_codes(out, lanes, s, first, count, start, depth);              \
+        else pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_rows), codes, right_limit, 1);           \
+    }                                                                                                                  \
+    static void name##_right_columns(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count,        \
+                                     ptrdiff_t start, ptrdiff_t depth) {                                               \
+        pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_columns), codes, right_limit, 1);             \
+    }
 
 // ---------------------------------------------------------------- the register tile
 INLINE vi multiply_add16(vi sum, vi left, vi right) {
@@ -116,7 +128,8 @@ enum { MR = 6 };
 #endif
 enum { LEFT_LANES = (MR + VLEN - 1) / VLEN * VLEN };
 
-INLINE void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t depth, int rows, int columns, int accumulate, int codes) {
+INLINE void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t depth, int rows, int columns,
+                 int accumulate, int codes) {
     float total[MR * NR] __attribute__((aligned(64)));
     for (int i = 0; i < MR * NR; i += VLEN) vstore(total + i, vset(0.0f));
     for (ptrdiff_t p = 0; p < depth; p += BLOCK) {
@@ -137,7 +150,8 @@ INLINE void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdif
                 const vi left = viset(((const int32_t *)a)[i]);
 #pragma GCC unroll 2
                 for (int j = 0; j < NV; j++)
-                    sum[i][j] = codes == 2 ? multiply_add16(sum[i][j], left, right[j]) : multiply_add8(sum[i][j], left, right[j]);
+                    sum[i][j] = codes == 2 ? multiply_add16(sum[i][j], left, right[j])
+                                           : multiply_add8(sum[i][j], left, right[j]);
             }
         }
         __asm__ volatile("" ::: "memory");  // keeps the loads below out of the loop: gcc would spill the sums for them
@@ -155,31 +169,48 @@ INLINE void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdif
         float *to = c + i * ldc, *from = total + i * NR;
         if (columns == NR) {
 #pragma GCC unroll 2
-            for (int j = 0; j < NR; j += VLEN) vstore(to + j, accumulate ? vload(to + j) + vload(from + j) : vload(from + j));
+            for (int j = 0; j < NR; j += VLEN)
+                vstore(to + j, accumulate ? vload(to + j) + vload(from + j) : vload(from + j));
         } else {
             for (int j = 0; j < columns; j++) to[j] = accumulate ? to[j] + from[j] : from[j];
         }
     }
 }
-static void tile16(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t depth, int rows, int columns, int accumulate) {
+static void tile16(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t depth, int rows, int columns,
+                   int accumulate) {
     tile(c, ldc, a, b, depth, rows, columns, accumulate, 2);
 }
 PACKERS(int16, 2, LEFT_LIMIT16, RIGHT_LIMIT16)
 const gemm_format TIERED(gemm_int16) = {
-    .rows = MR, .left_lanes = LEFT_LANES, .right_lanes = NR, .block = BLOCK, .block_words = HEADER + BLOCK / 2,
-    .pack_left_rows = int16_left_rows, .pack_left_columns = int16_left_columns,
-    .pack_right_rows = int16_right_rows, .pack_right_columns = int16_right_columns, .tile = tile16,
+    .rows = MR,
+    .left_lanes = LEFT_LANES,
+    .right_lanes = NR,
+    .block = BLOCK,
+    .block_words = HEADER + BLOCK / 2,
+    .pack_left_rows = int16_left_rows,
+    .pack_left_columns = int16_left_columns,
+    .pack_right_rows = int16_right_rows,
+    .pack_right_columns = int16_right_columns,
+    .tile = tile16,
 };
 
 #if defined(__AVX512VNNI__)
-static void tile8(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t depth, int rows, int columns, int accumulate) {
+static void tile8(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t depth, int rows, int columns,
+                  int accumulate) {
     tile(c, ldc, a, b, depth, rows, columns, accumulate, 4);
 }
 PACKERS(int8, 4, LIMIT8, LIMIT8)
 const gemm_format TIERED(gemm_int8) = {
-    .rows = MR, .left_lanes = LEFT_LANES, .right_lanes = NR, .block = BLOCK, .block_words = HEADER + BLOCK / 4,
-    .pack_left_rows = int8_left_rows, .pack_left_columns = int8_left_columns,
-    .pack_right_rows = int8_right_rows, .pack_right_columns = int8_right_columns, .tile = tile8,
+    .rows = MR,
+    .left_lanes = LEFT_LANES,
+    .right_lanes = NR,
+    .block = BLOCK,
+    .block_words = HEADER + BLOCK / 4,
+    .pack_left_rows = int8_left_rows,
+    .pack_left_columns = int8_left_columns,
+    .pack_right_rows = int8_right_rows,
+    .pack_right_columns = int8_right_columns,
+    .tile = tile8,
 };
 #else
 const gemm_format TIERED(gemm_int8) = {0};

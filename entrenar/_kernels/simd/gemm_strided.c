@@ -36,10 +36,8 @@ INLINE void block(int rows, int vectors, float *c, ptrdiff_t ldc, const float *a
         for (int j = 0; j < vectors; j++) {
             float *out = c + i * ldc + j * VLEN;
             ptrdiff_t left = n - j * VLEN;
-            if (left >= VLEN)
-                vstore(out, keep ? vload(out) * keep[i] + sum[i][j] : sum[i][j]);
-            else
-                vstore_n(out, keep ? vload_n(out, left, 0) * keep[i] + sum[i][j] : sum[i][j], left);
+            if (left >= VLEN) vstore(out, keep ? vload(out) * keep[i] + sum[i][j] : sum[i][j]);
+            else vstore_n(out, keep ? vload_n(out, left, 0) * keep[i] + sum[i][j] : sum[i][j], left);
         }
 }
 
@@ -47,14 +45,14 @@ void TIERED(gemm_strided)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_r
                           ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep) {
     for (ptrdiff_t j = 0; j < n; j += NR * VLEN) {
         ptrdiff_t i = 0;
-#define BLOCKS(rows)                                                                                             \
-    for (; i + rows <= m; i += rows) {                                                                           \
-        if (n - j > VLEN)                                                                                        \
-            block(rows, NR, c + i * ldc + j, ldc, a + i * a_row, a_row, a_column, b + j, ldb, n - j, k,          \
-                  keep ? keep + i : NULL);                                                                       \
-        else                                                                                                     \
-            block(rows, 1, c + i * ldc + j, ldc, a + i * a_row, a_row, a_column, b + j, ldb, n - j, k,           \
-                  keep ? keep + i : NULL);                                                                       \
+#define BLOCKS(rows)                                                                                                   \
+    for (; i + rows <= m; i += rows) {                                                                                 \
+        if (n - j > VLEN)                                                                                              \
+            block(rows, NR, c + i * ldc + j, ldc, a + i * a_row, a_row, a_column, b + j, ldb, n - j, k,                \
+                  keep ? keep + i : NULL);                                                                             \
+        else                                                                                                           \
+            block(rows, 1, c + i * ldc + j, ldc, a + i * a_row, a_row, a_column, b + j, ldb, n - j, k,                 \
+                  keep ? keep + i : NULL);                                                                             \
     }
         BLOCKS(MR)
         BLOCKS(4)

@@ -3,15 +3,15 @@
 #include "simd/vec.h"
 
 // Four sums keep the additions independent and the rounding error that of a sum four (times VLEN) times shorter.
-#define REDUCE(total, vector, scalar)                                   \
-    do {                                                                \
-        vf part[4] = {{0}, {0}, {0}, {0}};                              \
-        ptrdiff_t i = 0;                                                \
-        for (; i + 4 * VLEN <= dim; i += 4 * VLEN)                      \
-            _Pragma("GCC unroll 4") for (int q = 0; q < 4; q++) part[q] += vector(i + q * VLEN); \
-        for (; i + VLEN <= dim; i += VLEN) part[0] += vector(i);        \
-        total = vsum((part[0] + part[1]) + (part[2] + part[3]));        \
-        for (; i < dim; i++) total += scalar(i);                        \
+#define REDUCE(total, vector, scalar)                                                                                  \
+    do {                                                                                                               \
+        vf part[4] = {{0}, {0}, {0}, {0}};                                                                             \
+        ptrdiff_t i = 0;                                                                                               \
+        for (; i + 4 * VLEN <= dim; i += 4 * VLEN)                                                                     \
+            _Pragma("GCC unroll 4") for (int q = 0; q < 4; q++) part[q] += vector(i + q * VLEN);                       \
+        for (; i + VLEN <= dim; i += VLEN) part[0] += vector(i);                                                       \
+        total = vsum((part[0] + part[1]) + (part[2] + part[3]));                                                       \
+        for (; i < dim; i++) total += scalar(i);                                                                       \
     } while (0)
 #define V(p, i) vload((p) + (i))
 
@@ -37,7 +37,8 @@ static float rms_forward(float *y, const float *x, const float *w, ptrdiff_t dim
     return rstd;
 }
 
-static void rms_backward(float *dx, float *dw, const float *dy, const float *x, const float *w, float rstd, ptrdiff_t dim, int accumulate) {
+static void rms_backward(float *dx, float *dw, const float *dy, const float *x, const float *w, float rstd,
+                         ptrdiff_t dim, int accumulate) {
     if (dx) {
         float dot;
 #define VECTOR(i) (V(dy, i) * V(w, i) * V(x, i))
@@ -63,7 +64,8 @@ static void rms_backward(float *dx, float *dw, const float *dy, const float *x, 
     }
 }
 
-static void layer_forward(float *y, float *mean_out, float *rstd_out, const float *x, const float *w, const float *b, ptrdiff_t dim, float eps) {
+static void layer_forward(float *y, float *mean_out, float *rstd_out, const float *x, const float *w, const float *b,
+                          ptrdiff_t dim, float eps) {
     float sum, squares;
 #define VECTOR(i) V(x, i)
 #define SCALAR(i) x[i]
@@ -100,7 +102,8 @@ static void layer_forward(float *y, float *mean_out, float *rstd_out, const floa
     *rstd_out = rstd;
 }
 
-static void layer_backward(float *dx, float *dw, float *db, const float *dy, const float *x, const float *w, float mean, float rstd, ptrdiff_t dim, int accumulate) {
+static void layer_backward(float *dx, float *dw, float *db, const float *dy, const float *x, const float *w, float mean,
+                           float rstd, ptrdiff_t dim, int accumulate) {
     if (dx) {
         float sum, dot;
 #define VECTOR(i) (w ? V(dy, i) * V(w, i) : V(dy, i))
@@ -130,5 +133,8 @@ static void layer_backward(float *dx, float *dw, float *db, const float *dy, con
 }
 
 const norm_ops TIERED(norm_table) = {
-    .rms_forward = rms_forward, .rms_backward = rms_backward, .layer_forward = layer_forward, .layer_backward = layer_backward,
+    .rms_forward = rms_forward,
+    .rms_backward = rms_backward,
+    .layer_forward = layer_forward,
+    .layer_backward = layer_backward,
 };

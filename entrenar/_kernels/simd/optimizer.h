@@ -12,7 +12,7 @@ typedef struct sgd_options {
 typedef struct adam_options {
     float scale;  // of the gradient
     float beta1, beta2, one_minus_beta1, one_minus_beta2;
-    float step_size;         // lr / (1 - beta1^t)
+    float step_size;          // lr / (1 - beta1^t)
     float denominator_scale;  // 1 / sqrt(1 - beta2^t)
     float eps;
     float decay;  // AdamW: 1 - lr * weight_decay multiplies the parameter; 1 for Adam
@@ -20,7 +20,8 @@ typedef struct adam_options {
 } adam_options;
 
 typedef struct optimizer_ops {
-    void (*sgd)(float *p, float *buffer, const float *g, ptrdiff_t n, const sgd_options *o);  // buffer NULL: no momentum
+    void (*sgd)(float *p, float *buffer, const float *g, ptrdiff_t n,
+                const sgd_options *o);  // buffer NULL: no momentum
     void (*adam)(float *p, float *m, float *v, const float *g, ptrdiff_t n, const adam_options *o);
     double (*sum_squares)(const float *x, ptrdiff_t n);
     void (*clamp)(float *x, float limit, ptrdiff_t n);  // into [-limit, limit]; NaN stays

@@ -206,5 +206,12 @@ static void decode(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_
 }
 
 const quant_ops TIERED(quant_table) = {
-    .nf4 = nf4, .q4_0 = q4_0, .q4_1 = q4_1, .q8_0 = q8_0, .int16 = int16, .absmax = absmax_codes, .ggml_scales = ggml_scales, .decode = decode,
+    .nf4 = nf4,
+    .q4_0 = q4_0,
+    .q4_1 = q4_1,
+    .q8_0 = q8_0,
+    .int16 = int16,
+    .absmax = absmax_codes,
+    .ggml_scales = ggml_scales,
+    .decode = decode,
 };

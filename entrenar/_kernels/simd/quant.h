@@ -11,7 +11,8 @@ typedef struct quant_ops {
     int (*q4_0)(uint8_t *blocks, const float *x, ptrdiff_t columns);               // columns/32 * 18 bytes
     int (*q4_1)(uint8_t *blocks, const float *x, ptrdiff_t columns);               // columns/32 * 20 bytes
     int (*q8_0)(uint8_t *blocks, const float *x, ptrdiff_t columns);               // columns/32 * 34 bytes
-    int (*int16)(int16_t *codes, float *scales, const float *x, ptrdiff_t columns);  // `columns` codes, columns/64 scales
+    int (*int16)(int16_t *codes, float *scales, const float *x,
+                 ptrdiff_t columns);  // `columns` codes, columns/64 scales
     // count <= 256 absmax values to 8 bits: second = max |absmax - offset|; codes: nearest of the 256 sorted map values
     void (*absmax)(uint8_t *codes, float *second, const float *absmax, float offset, const float *map, ptrdiff_t count);
     // QUANT_NOT_FINITE where one of ggml's blocks, `size` bytes each, has a scale or (where it has one) minimum that is not

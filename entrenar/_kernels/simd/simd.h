@@ -14,18 +14,18 @@
 #include "softmax.h"
 
 // Every family of micro-kernels: X(norm) needs simd/norm.{c,h}, which define `norm_ops` and `norm_table_<tier>`.
-#define SIMD_FAMILIES(X) \
-    X(elementwise) \
-    X(gemm) \
-    X(reduce) \
-    X(dropout) \
-    X(optimizer) \
-    X(attention) \
-    X(rope) \
-    X(quant) \
-    X(norm) \
-    X(activation) \
-    X(softmax) \
+#define SIMD_FAMILIES(X)                                                                                               \
+    X(elementwise)                                                                                                     \
+    X(gemm)                                                                                                            \
+    X(reduce)                                                                                                          \
+    X(dropout)                                                                                                         \
+    X(optimizer)                                                                                                       \
+    X(attention)                                                                                                       \
+    X(rope)                                                                                                            \
+    X(quant)                                                                                                           \
+    X(norm)                                                                                                            \
+    X(activation)                                                                                                      \
+    X(softmax)                                                                                                         \
     X(shape)
 
 #define SIMD_MEMBER(family) const family##_ops *family;

@@ -68,7 +68,8 @@ static void log_softmax_backward(float *dx, const float *dy, const float *y, ptr
     }
 }
 
-static void cross_entropy_backward(float *dx, const float *x, float lse, ptrdiff_t target, float scale, ptrdiff_t n, int accumulate) {
+static void cross_entropy_backward(float *dx, const float *x, float lse, ptrdiff_t target, float scale, ptrdiff_t n,
+                                   int accumulate) {
     ptrdiff_t i = 0;
     for (; i + VLEN <= n; i += VLEN) {
         vf d = vexp(vload(x + i) - lse) * scale;
@@ -82,6 +83,10 @@ static void cross_entropy_backward(float *dx, const float *x, float lse, ptrdiff
 }
 
 const softmax_ops TIERED(softmax_table) = {
-    .log_sum_exp = log_sum_exp, .softmax = softmax, .softmax_backward = softmax_backward, .log_softmax = log_softmax,
-    .log_softmax_backward = log_softmax_backward, .cross_entropy_backward = cross_entropy_backward,
+    .log_sum_exp = log_sum_exp,
+    .softmax = softmax,
+    .softmax_backward = softmax_backward,
+    .log_softmax = log_softmax,
+    .log_softmax_backward = log_softmax_backward,
+    .cross_entropy_backward = cross_entropy_backward,
 };

@@ -10,30 +10,49 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SOURCE_F32 = 0, SOURCE_BF16 = 1, SOURCE_NF4 = 2, SOURCE_Q4_0 = 3, SOURCE_Q4_1 = 4, SOURCE_INT16 = 5, SOURCE_Q8_0 = 6 };
+enum {
+    SOURCE_F32 = 0,
+    SOURCE_BF16 = 1,
+    SOURCE_NF4 = 2,
+    SOURCE_Q4_0 = 3,
+    SOURCE_Q4_1 = 4,
+    SOURCE_INT16 = 5,
+    SOURCE_Q8_0 = 6
+};
 enum { INT16_BLOCK = 64, INT16_LIMIT = 4095 };
 enum { NF4_BLOCK = 64, NF4_SECOND_BLOCK = 256, GGML_BLOCK = 32, Q4_0_BYTES = 18, Q4_1_BYTES = 20, Q8_0_BYTES = 34 };
 
 typedef struct weight_source {
-    int kind;                     // SOURCE_*
-    const void *data;             // first row
-    ptrdiff_t row_stride;         // between rows: elements for fp32 and bf16, bytes for codes
-    const float *absmax;          // NF4: of each block; where absmax_codes is set, of each 256 blocks. INT16: the scales
+    int kind;              // SOURCE_*
+    const void *data;      // first row
+    ptrdiff_t row_stride;  // between rows: elements for fp32 and bf16, bytes for codes
+    const float *absmax;   // NF4: of each block; where absmax_codes is set, of each 256 blocks. INT16: the scales
     const uint8_t *absmax_codes;  // NF4 with double quantization: 8-bit code of each block's absmax, else NULL
     const float *absmax_map;      // the 256 values of absmax_codes
     float absmax_offset;
-    ptrdiff_t columns;            // of the whole matrix; a multiple of the block size
+    ptrdiff_t columns;  // of the whole matrix; a multiple of the block size
 } weight_source;
 
 #ifdef TIER  // the rest is for micro-kernels, compiled once per tier
 #include "simd/vec.h"
 
 // The 16 values of NormalFloat4 as bitsandbytes rounds them.
-static const float NF4_VALUES[16] = {
-    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
-    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
-    0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
-    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+static const float NF4_VALUES[16] = {-1.0f,
+                                     -0.6961928009986877f,
+                                     -0.5250730514526367f,
+                                     -0.39491748809814453f,
+                                     -0.28444138169288635f,
+                                     -0.18477343022823334f,
+                                     -0.09105003625154495f,
+                                     0.0f,
+                                     0.07958029955625534f,
+                                     0.16093020141124725f,
+                                     0.24611230194568634f,
+                                     0.33791524171829224f,
+                                     0.44070982933044434f,
+                                     0.5626170039176941f,
+                                     0.7229568362236023f,
+                                     1.0f};
 
 // Exact for every fp16, subnormals, infinities and NaN included.
 INLINE float half_to_float(const uint8_t *bytes) {
@@ -74,7 +93,8 @@ INLINE float nf4_absmax(const weight_source *s, ptrdiff_t block) {
 // out = NF4_VALUES of `count` (16 or 32) codes in count / 2 bytes, in whole vectors
 INLINE void nf4_values(const uint8_t *bytes, int count, vf *out) {
 #if VLEN == 16
-    const __m128i mask = _mm_set1_epi8(15), pairs = count == 16 ? _mm_loadl_epi64((const void *)bytes) : _mm_loadu_si128((const void *)bytes);
+    const __m128i mask = _mm_set1_epi8(15),
+                  pairs = count == 16 ? _mm_loadl_epi64((const void *)bytes) : _mm_loadu_si128((const void *)bytes);
     const __m128i first = _mm_and_si128(_mm_srli_epi16(pairs, 4), mask), second = _mm_and_si128(pairs, mask);
     const __m512 table = _mm512_loadu_ps(NF4_VALUES);
     out[0] = (vf)_mm512_permutexvar_ps(_mm512_cvtepu8_epi32(_mm_unpacklo_epi8(first, second)), table);
@@ -87,13 +107,16 @@ INLINE void nf4_values(const uint8_t *bytes, int count, vf *out) {
         {0x80, 0x32, 0x06, 0xca, 0x91, 0x3d, 0xba, 0x00, 0xa2, 0x24, 0x7c, 0xad, 0xe1, 0x10, 0x39, 0x80},
         {0xbf, 0xbf, 0xbf, 0xbe, 0xbe, 0xbe, 0xbd, 0x00, 0x3d, 0x3e, 0x3e, 0x3e, 0x3e, 0x3f, 0x3f, 0x3f}};
     // each byte twice: in the low half of the register columns 0-3, 8-11, ... of the 32, in the high half 4-7, 12-15, ...
-    const __m256i twice = _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15);
+    const __m256i twice = _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 2, 2, 3, 3, 6, 6, 7, 7,
+                                           10, 10, 11, 11, 14, 14, 15, 15);
     const __m128i pairs = count == 16 ? _mm_loadl_epi64((const void *)bytes) : _mm_loadu_si128((const void *)bytes);
     const __m256i wide = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(pairs), twice);
-    const __m256i codes = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(wide, 4), _mm256_set1_epi16(0x000f)), _mm256_and_si256(wide, _mm256_set1_epi16(0x0f00)));
+    const __m256i codes = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(wide, 4), _mm256_set1_epi16(0x000f)),
+                                          _mm256_and_si256(wide, _mm256_set1_epi16(0x0f00)));
     __m256i byte[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) byte[i] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table[i])), codes);
+    for (int i = 0; i < 4; i++)
+        byte[i] = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table[i])), codes);
     const __m256i low = _mm256_unpacklo_epi8(byte[0], byte[1]), high = _mm256_unpacklo_epi8(byte[2], byte[3]);
     out[0] = (vf)_mm256_unpacklo_epi16(low, high);
     out[1] = (vf)_mm256_unpackhi_epi16(low, high);
@@ -123,7 +146,8 @@ INLINE void q4_values(const uint8_t *bytes, int shift, int32_t zero, vf *out) {
     const __m256i codes = _mm256_and_si256(shift ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
 #define SPREAD(i) i, -1, -1, -1, i + 1, -1, -1, -1, i + 2, -1, -1, -1, i + 3, -1, -1, -1
     out[0] = __builtin_convertvector((vi)_mm256_shuffle_epi8(codes, _mm256_setr_epi8(SPREAD(0), SPREAD(4))) - zero, vf);
-    out[1] = __builtin_convertvector((vi)_mm256_shuffle_epi8(codes, _mm256_setr_epi8(SPREAD(8), SPREAD(12))) - zero, vf);
+    out[1] =
+        __builtin_convertvector((vi)_mm256_shuffle_epi8(codes, _mm256_setr_epi8(SPREAD(8), SPREAD(12))) - zero, vf);
 #undef SPREAD
 #else
     float values[16];

@@ -47,9 +47,7 @@ INLINE void vstore_n(float *p, vf v, ptrdiff_t n) {
 }
 
 // mask lanes are all ones or all zeros, as comparisons of vectors give
-INLINE vf vselect(vi mask, vf yes, vf no) {
-    return (vf)((mask & (vi)yes) | (~mask & (vi)no));
-}
+INLINE vf vselect(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 INLINE vf vabs(vf x) { return (vf)((vi)x & 0x7fffffff); }
 
 // max and min return the second operand when the first is NaN, as the x86 instructions do

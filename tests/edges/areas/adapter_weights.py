@@ -15,10 +15,10 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from entrenar.adapters.adapter import lora_layers
 from entrenar.lora import LoRAConfig, save_adapter, set_training
-from entrenar.lora.adapter import lora_layers
 from entrenar.qlora import QLoRAConfig
-from tests.llama.builders import weights_of
+from tests.models.builders import weights_of
 
 from ..harness import Variation, Verdict, judge
 from ..peft_side import (

@@ -15,7 +15,7 @@ import numpy as np
 from entrenar.io.gguf import dequantizable
 from entrenar.llama import LLaMAConfig
 
-from ...llama.builders import gguf_name, permute_rows, random_arrays, small_config, stored
+from ...models.builders import gguf_name, permute_rows, random_arrays, small_config, stored
 from ..gguf_models import (
     CONFIG,
     FLOAT32,

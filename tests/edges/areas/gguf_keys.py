@@ -9,7 +9,7 @@ from typing import Any
 
 import gguf
 
-from entrenar.llama.gguf_keys import DESCRIPTIVE, NO_MODEL, UNUSED, USED
+from entrenar.models.gguf_keys import DESCRIPTIVE, NO_MODEL, UNUSED, USED
 
 from ..gguf_models import (
     BOS,

@@ -15,7 +15,7 @@ from safetensors.torch import save_file as save_torch
 from transformers.utils.quantization_config import QuantizationMethod
 
 from entrenar.llama import LLaMAModel
-from tests.llama.builders import Arrays, write_gguf
+from tests.models.builders import Arrays, write_gguf
 
 from ..harness import Variation, Verdict, close, judge
 from ..hf import (

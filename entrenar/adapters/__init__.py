@@ -1,0 +1,1 @@
+"""Adapters: trained parts on frozen linears, and their files."""

@@ -1,0 +1,39 @@
+"""QLoRAConfig: LoRA adapters over a base in 4 bits."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar
+
+from entrenar.adapters.lora import LoRAConfig
+from entrenar.config import option
+
+if TYPE_CHECKING:
+    from entrenar.models.decoder import LLaMAModel
+
+
+@dataclass
+class QLoRAConfig(LoRAConfig):
+    """QLoRA (Dettmers et al., 2023): the block linears in 4 bits, frozen, under LoRA adapters."""
+
+    section: ClassVar[str] = "qlora"
+
+    quantize_4bit: bool = option(True, help="quantize the block linears that are not 4-bit yet")
+    quantize: str = option(
+        "auto",
+        help="4-bit format: auto keeps the 4-bit codes that a file has and makes NF4 of the other block linears",
+        choices=("auto", "nf4", "int4"),
+    )
+    double_quantization: bool = option(True, help="keep the scales of NF4 in 8 bits")
+
+    @property
+    def lora(self) -> LoRAConfig:
+        """The adapters alone."""
+        return LoRAConfig(**{spec.name: copy(getattr(self, spec.name)) for spec in fields(LoRAConfig)})
+
+    def apply(self, model: LLaMAModel, seed: int = 0) -> None:
+        """Quantize what is not yet 4-bit and put adapters on the target modules, in place."""
+        from entrenar.adapters.quantized_base import convert
+
+        convert(model, self, seed)

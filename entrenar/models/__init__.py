@@ -1,0 +1,1 @@
+"""Decoder models: families, configuration, module tree, weights in and out, generation."""

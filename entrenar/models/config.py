@@ -1,0 +1,225 @@
+"""LLaMAConfig: the shape of a model, from TOML, config.json or GGUF metadata; exact counts, no allocation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from entrenar.config import check_dataclass, from_table, load_toml, nearest, option, shown
+from entrenar.errors import ConfigError
+from entrenar.io.json_file import read_json_object
+from entrenar.models.gguf_keys import config_values
+from entrenar.models.hf_config import in_terms_of_hf, table_of, values_of
+from entrenar.models.rotary import SCALING_KEYS, inverse_frequencies, scaling_of_factors
+
+SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "lora", "qlora")
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class LLaMAConfig:
+    """The architecture of a LLaMA-family model, with Hugging Face's names. Raises ConfigError for impossible shapes."""
+
+    vocab_size: int = option(32000, help="entries of the vocabulary", unit="tokens", minimum=1)
+    hidden_size: int = option(4096, help="width of the residual stream", minimum=1)
+    intermediate_size: int = option(11008, help="width inside the feed-forward layers", minimum=1)
+    num_hidden_layers: int = option(32, help="transformer blocks", minimum=1, maximum=10_000)
+    num_attention_heads: int = option(32, help="query heads", minimum=1)
+    num_key_value_heads: int | None = option(None, help="key and value heads; unset is one per query head", minimum=1)
+    head_dim: int | None = option(None, help="width of a head; unset is hidden_size / num_attention_heads", minimum=2)
+    max_position_embeddings: int = option(4096, help="longest sequence", unit="tokens", minimum=1)
+    rms_norm_eps: float = option(1e-5, help="added to the mean square under the root of RMSNorm", above=0)
+    rope_theta: float = option(10000.0, help="base of the rotary frequencies", above=0)
+    rope_scaling: dict[str, Any] | None = option(None, help="rotary scaling as config.json spells it (linear, llama3)")
+    rope_frequency_factors: list[float] | None = option(
+        None, help="divisors of the rotary frequencies (GGUF rope_freqs)"
+    )
+    tie_word_embeddings: bool = option(False, help="whether the head is the embedding matrix")
+    initializer_range: float = option(0.02, help="standard deviation of random initial weights", above=0)
+    bos_token_id: int | None = option(None, help="token that begins a text", minimum=0)
+    eos_token_id: int | list[int] | None = option(None, help="token that ends a text", minimum=0)
+    pad_token_id: int | None = option(
+        None, help="token whose embedding takes no gradient; below 0 it is counted from the end"
+    )
+
+    def __post_init__(self) -> None:
+        check_dataclass(self, "model")
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.num_attention_heads % self.kv_heads:
+            raise ConfigError(
+                f"model.num_attention_heads is {self.num_attention_heads}, expected a multiple of "
+                f"num_key_value_heads = {self.num_key_value_heads}."
+            )
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ConfigError(
+                    f"model.hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads = "
+                    f"{self.num_attention_heads}, or set head_dim."
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.head_size % 2:
+            raise ConfigError(f"model.head_dim is {self.head_size}, expected an even number (rotary halves).")
+        ids = self.eos_token_id
+        if isinstance(ids, list) and not (ids and all(index >= 0 for index in ids)):
+            raise ConfigError(f"model.eos_token_id is {shown(ids)}, expected token ids, at least one and none below 0.")
+        pad = self.pad_token_id
+        if pad is not None and not -self.vocab_size <= pad < self.vocab_size:
+            raise ConfigError(
+                f"model.pad_token_id is {pad}, and the model has {self.vocab_size} tokens, so that transformers "
+                "refuses it too; set it to null, or add a row for the token to the model."
+            )
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        factors = self.rope_frequency_factors
+        if factors is not None and (len(factors) != self.head_size // 2 or not all(0 < f < math.inf for f in factors)):
+            raise ConfigError(
+                f"model.rope_frequency_factors is {shown(factors)}, expected {self.head_size // 2} positive numbers."
+            )
+        if self.rope_scaling is None:
+            return
+        kind = self.rope_scaling.get("rope_type", self.rope_scaling.get("type"))
+        if kind in (None, "default"):
+            self.rope_scaling = None
+            return
+        if not isinstance(kind, str) or kind not in SCALING_KEYS:
+            raise ConfigError(
+                f"model.rope_scaling: type {shown(kind)} is not supported; {nearest(str(kind), SCALING_KEYS)}"
+            )
+        needed = SCALING_KEYS[kind]
+        for key in needed:
+            value = self.rope_scaling.get(key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
+                raise ConfigError(f"model.rope_scaling.{key} is {shown(value)}, expected a positive number.")
+        if kind == "llama3" and not self.rope_scaling["high_freq_factor"] > self.rope_scaling["low_freq_factor"]:
+            raise ConfigError(
+                f"model.rope_scaling.high_freq_factor is {self.rope_scaling['high_freq_factor']}, expected more than "
+                f"low_freq_factor = {self.rope_scaling['low_freq_factor']}."
+            )
+        self.rope_scaling = {"rope_type": kind, **{key: self.rope_scaling[key] for key in needed}}
+
+    # ------------------------------------------------------------------ files
+    @classmethod
+    def from_file(cls, path: str | Path) -> LLaMAConfig:
+        """The `[model]` section of a TOML file; ConfigError for an unknown key or section, a wrong type or range."""
+        table = load_toml(path)
+        for section in table:
+            if section not in SECTIONS:
+                raise ConfigError(f"{path}: [{section}] is no known section; {nearest(section, SECTIONS)}")
+        if "model" not in table:
+            raise ConfigError(f"{path}: has no [model] section.")
+        try:
+            return from_table(cls, table["model"], "model")
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_hf(cls, source: str | Path | Mapping[str, Any], notes: list[str] | None = None) -> LLaMAConfig:
+        """From a Hugging Face config.json (path or its content), as transformers 5 reads it.
+
+        `notes` receives a sentence for each key that has an effect elsewhere and none here. Raises ConfigError for
+        another architecture and for keys that would change the result.
+        """
+        where = "config.json" if isinstance(source, Mapping) else str(source)
+        table = source if isinstance(source, Mapping) else read_json_object(Path(source), "a Hugging Face config.json")
+        values = values_of(table, where, cls.__dataclass_fields__, notes if notes is not None else [])
+        try:
+            return from_table(cls, values, "model")
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {in_terms_of_hf(str(error), table)}") from error
+
+    def to_hf(self, family: str = "llama") -> dict[str, Any]:
+        """The content of a config.json that transformers 4 and 5 read.
+
+        Raises ConfigError where the rotary frequency factors of a GGUF file are none that it can express.
+        """
+        return table_of(
+            {name: getattr(self, name) for name in self.__dataclass_fields__} | self._scaling_of_factors(), family
+        )
+
+    def _scaling_of_factors(self) -> dict[str, Any]:
+        """The rope_scaling with the frequencies of `rope_frequency_factors`; nothing where there are none."""
+        if self.rope_frequency_factors is None:
+            return {}
+        scaling = None if self.rope_scaling else scaling_of_factors(self.rope_frequency_factors, self.rope_theta)
+        if scaling is None:
+            raise ConfigError(
+                "rope_freqs: config.json has no place for the rotary frequency factors of this GGUF file, which "
+                "neither linear nor llama3 scaling gives; keep an adapter over that file instead of a merged or "
+                "wholly trained model."
+            )
+        return {"rope_scaling": scaling if scaling else None}
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], *, tie_word_embeddings: bool) -> LLaMAConfig:
+        """From GGUF metadata; raises as `config_values`, which reads them."""
+        values, _ = config_values(metadata)
+        return from_table(cls, values | {"tie_word_embeddings": tie_word_embeddings}, "model")
+
+    # ------------------------------------------------------------------ what follows from the shape
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight by Hugging Face name; `lm_head.weight` is absent where it is the embedding."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        q_size, kv_size = self.num_attention_heads * self.head_size, self.kv_heads * self.head_size
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        for i in range(self.num_hidden_layers):
+            prefix = f"model.layers.{i}"
+            shapes |= {
+                f"{prefix}.input_layernorm.weight": (hidden,),
+                f"{prefix}.self_attn.q_proj.weight": (q_size, hidden),
+                f"{prefix}.self_attn.k_proj.weight": (kv_size, hidden),
+                f"{prefix}.self_attn.v_proj.weight": (kv_size, hidden),
+                f"{prefix}.self_attn.o_proj.weight": (hidden, q_size),
+                f"{prefix}.post_attention_layernorm.weight": (hidden,),
+                f"{prefix}.mlp.gate_proj.weight": (inner, hidden),
+                f"{prefix}.mlp.up_proj.weight": (inner, hidden),
+                f"{prefix}.mlp.down_proj.weight": (hidden, inner),
+            }
+        shapes["model.norm.weight"] = (hidden,)
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes
+
+    @property
+    def head_size(self) -> int:
+        """`head_dim`, which __post_init__ has filled in."""
+        assert self.head_dim is not None
+        return self.head_dim
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """`eos_token_id` as a tuple, empty where it is unset."""
+        ids = self.eos_token_id
+        return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
+
+    @property
+    def padding(self) -> int | None:
+        """The row of the embedding that takes no gradient, as in transformers; None where every row takes one."""
+        pad = self.pad_token_id
+        return pad if pad is None or pad >= 0 else pad + self.vocab_size
+
+    @property
+    def kv_heads(self) -> int:
+        """`num_key_value_heads`, which __post_init__ has filled in."""
+        assert self.num_key_value_heads is not None
+        return self.num_key_value_heads
+
+    def num_parameters(self) -> int:
+        """The exact number of weights; a tied head counts once."""
+        return sum(math.prod(shape) for shape in self.parameter_shapes().values())
+
+    def num_block_linear_parameters(self) -> int:
+        """The weights of the block linears: those that QLoRA keeps in 4 bits."""
+        shapes = self.parameter_shapes()
+        return sum(math.prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2)
+
+    def inverse_frequencies(self) -> np.ndarray:
+        """Rotary frequencies (head_dim / 2,), float64, scaled as the configuration says."""
+        factors = self.rope_frequency_factors
+        return inverse_frequencies(self.head_size, self.rope_theta, self.rope_scaling, factors)

@@ -1,0 +1,297 @@
+"""LLaMA: embedding, blocks of grouped-query attention and SwiGLU around a residual stream, RMSNorm, head.
+
+Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models", 2023 (arXiv 2307.09288); parameter names and
+the half-split rotary embedding are those of Hugging Face transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from entrenar.autograd import (
+    Tensor,
+    attention,
+    cached_attention,
+    checkpoint,
+    linear,
+    linear_cross_entropy,
+    rope,
+    rope_table,
+    swiglu,
+)
+from entrenar.autograd.ops.matmul import unread_product
+from entrenar.errors import ConfigError, ShapeError
+from entrenar.models.budget import check_weights_fit
+from entrenar.models.config import LLaMAConfig
+from entrenar.models.generation import Generation
+from entrenar.nn.init import random_weights
+from entrenar.nn.layers import Embedding, Linear, RMSNorm, together
+from entrenar.nn.module import Module, Weight
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from entrenar.lora import LoRAConfig
+    from entrenar.models.checkpoint import Checkpoint
+    from entrenar.models.generate import LayerCache
+    from entrenar.models.origin import Origin
+    from entrenar.qlora import QLoRAConfig
+
+WeightSource = Callable[[str, tuple[int, ...]], Weight]
+
+
+def recomputed_blocks(config: LLaMAConfig, checkpointing: bool | int) -> int:
+    """The number of blocks, from the input on, that backward computes again: a number, or True for all."""
+    if not isinstance(checkpointing, int) or checkpointing < 0:
+        raise ConfigError(f"gradient_checkpointing is {checkpointing!r}, expected True, False or a number of blocks.")
+    return config.num_hidden_layers if checkpointing is True else min(checkpointing, config.num_hidden_layers)
+
+
+class Rotation:
+    """The rotary angles of a batch: cos/sin tables (positions, head_dim / 2) and the position of every token."""
+
+    def __init__(self, cos: Tensor, sin: Tensor, positions: np.ndarray | None) -> None:
+        self.cos, self.sin, self.positions = cos, sin, positions
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return rope(x, self.cos, self.sin, self.positions)
+
+
+class Attention(Module):
+    """Causal grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
+        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.kv_heads, config.head_size
+        hidden, q_size, kv_size = config.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = Linear(weights(f"{prefix}.q_proj.weight", (q_size, hidden)))
+        self.k_proj = Linear(weights(f"{prefix}.k_proj.weight", (kv_size, hidden)))
+        self.v_proj = Linear(weights(f"{prefix}.v_proj.weight", (kv_size, hidden)))
+        self.o_proj = Linear(weights(f"{prefix}.o_proj.weight", (hidden, q_size)))
+
+    def __call__(
+        self, x: Tensor, rotation: Rotation, cu_seqlens: np.ndarray | None, cache: LayerCache | None
+    ) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = together(x, self.q_proj, self.k_proj, self.v_proj)
+        q = rotation(q.reshape(batch, length, self.heads, self.head_dim))
+        k = rotation(k.reshape(batch, length, self.kv_heads, self.head_dim))
+        v = v.reshape(batch, length, self.kv_heads, self.head_dim)
+        if cache is None:
+            out = attention(q, k, v, cu_seqlens)
+        else:
+            out = cached_attention(q, *cache.append(k, v))
+        return self.o_proj(out.reshape(batch, length, self.heads * self.head_dim))
+
+
+class MLP(Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(weights(f"{prefix}.gate_proj.weight", (inner, hidden)))
+        self.up_proj = Linear(weights(f"{prefix}.up_proj.weight", (inner, hidden)))
+        self.down_proj = Linear(weights(f"{prefix}.down_proj.weight", (hidden, inner)))
+
+    def __call__(self, x: Tensor, read: bool = True) -> Tensor:
+        inner = swiglu(*together(x, self.gate_proj, self.up_proj))
+        return self.down_proj(inner, None if read else unread_product(inner, self.down_proj.weight))
+
+
+def _norm(config: LLaMAConfig, name: str, weights: WeightSource) -> RMSNorm:
+    weight = weights(name, (config.hidden_size,))
+    assert isinstance(weight, Tensor)  # norms are never quantized
+    return RMSNorm(weight, config.rms_norm_eps)
+
+
+class Block(Module):
+    """One transformer layer: x + attention(norm(x)), then + mlp(norm(.))."""
+
+    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
+        self.input_layernorm = _norm(config, f"{prefix}.input_layernorm.weight", weights)
+        self.self_attn = Attention(config, f"{prefix}.self_attn", weights)
+        self.post_attention_layernorm = _norm(config, f"{prefix}.post_attention_layernorm.weight", weights)
+        self.mlp = MLP(config, f"{prefix}.mlp", weights)
+
+    def __call__(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        cu_seqlens: np.ndarray | None = None,
+        cache: LayerCache | None = None,
+        read: bool = True,
+    ) -> Tensor:
+        """The residual stream after this layer; where it is not `read`, the last product is left out of it."""
+        x = x + self.self_attn(self.input_layernorm(x), rotation, cu_seqlens, cache)
+        return x + self.mlp(self.post_attention_layernorm(x), read)
+
+
+class Trunk(Module):
+    """Everything below the head; the part that Hugging Face calls `model`."""
+
+    def __init__(self, config: LLaMAConfig, weights: WeightSource) -> None:
+        table = weights("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+        self.embed_tokens = Embedding(table, config.padding)
+        self.layers = [Block(config, f"model.layers.{i}", weights) for i in range(config.num_hidden_layers)]
+        self.norm = _norm(config, "model.norm.weight", weights)
+
+
+class LLaMAModel(Module):
+    """A LLaMA-family causal language model.
+
+    ``LLaMAModel(config)`` draws random weights; ``LLaMAModel.from_pretrained(path)`` loads a checkpoint. Raises
+    MemoryBudgetError before anything is allocated where the weights cannot fit into the available memory.
+    """
+
+    def __init__(self, config: LLaMAConfig, *, seed: int = 0, weights: WeightSource | None = None) -> None:
+        if weights is None:
+            check_weights_fit(config)
+            weights = random_weights(seed, config.initializer_range)
+        self.config = config
+        self.gradient_checkpointing: bool | int = False  # True, or how many blocks, nearest the input first
+        self.unquantized: dict[str, str] = {}  # matrices that stayed in full precision, and why
+        self.notes: list[str] = []  # what of the loaded files is not followed, and what their conversion cost
+        self.lora_config: LoRAConfig | None = None
+        self.origin: Origin | None = None  # what the weights were loaded from
+        self.model = Trunk(config, weights)
+        self.lm_head: Linear | None = None
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(weights("lm_head.weight", (config.vocab_size, config.hidden_size)))
+        self._inv_freq = config.inverse_frequencies()
+        self._tables = rope_table(1, self._inv_freq)
+
+    @staticmethod
+    def from_pretrained(
+        path: str | Path | Checkpoint,
+        *,
+        quantize: str | None = None,
+        dtype: str = "float32",
+        double_quantization: bool = True,
+    ) -> LLaMAModel:
+        """Load a Hugging Face directory or a GGUF file, one tensor at a time; see `entrenar.models.weights.load`."""
+        from entrenar.models.weights import load
+
+        return load(path, quantize=quantize, dtype=dtype, double_quantization=double_quantization)
+
+    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
+        """Write a Hugging Face directory; see `entrenar.models.export.save`."""
+        from entrenar.models.export import save
+
+        save(self, directory, **options)
+
+    @property
+    def generation(self) -> Generation:
+        """How the model generates: as its generation_config.json says, else with its configuration's end tokens."""
+        return Generation(self.config.eos_ids) if self.origin is None else self.origin.generation
+
+    @property
+    def head_weight(self) -> Weight:
+        """The matrix (vocabulary, hidden) that turns hidden states into logits."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def __call__(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray | None = None,
+        cu_seqlens: np.ndarray | None = None,
+    ) -> Tensor:
+        """Logits (batch, seq, vocab) of integer tokens (batch, seq).
+
+        `positions` (batch, seq) defaults to 0, 1, ...; `cu_seqlens` bounds packed samples in the flattened tokens, none
+        of which sees another. Raises ShapeError for a token id outside the vocabulary or a sequence beyond the context.
+        """
+        return linear(self.hidden_states(tokens, positions, cu_seqlens), self.head_weight)
+
+    def loss(
+        self,
+        tokens: np.ndarray,
+        targets: np.ndarray,
+        positions: np.ndarray | None = None,
+        cu_seqlens: np.ndarray | None = None,
+        *,
+        reduction: str = "mean",
+        divisor: float | None = None,
+    ) -> Tensor:
+        """Cross-entropy of `targets` (batch, seq), already shifted, -100 ignored; logits exist a chunk at a time.
+
+        `divisor` replaces the number of targets under reduction "mean" (gradient accumulation divides each part by the
+        tokens of the whole step).
+        """
+        hidden = self.hidden_states(tokens, positions, cu_seqlens)
+        targets = np.asarray(targets)
+        if targets.shape != hidden.shape[:2]:
+            raise ShapeError(f"loss: targets have shape {targets.shape}, expected {hidden.shape[:2]} as the tokens.")
+        return linear_cross_entropy(hidden, self.head_weight, targets, reduction=reduction, divisor=divisor)
+
+    def hidden_states(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray | None = None,
+        cu_seqlens: np.ndarray | None = None,
+        caches: list[LayerCache] | None = None,
+    ) -> Tensor:
+        """Final normalised hidden states (batch, seq, hidden) of integer tokens (batch, seq)."""
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError as error:
+            raise ShapeError("tokens must be integers of shape (batch, seq): the rows differ in length.") from error
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise ShapeError(
+                f"tokens must be integers of shape (batch, seq), not {tokens.dtype} of shape {tokens.shape}."
+            )
+        if not tokens.size:
+            raise ShapeError(f"tokens have shape {tokens.shape}, expected at least one token.")
+        rotation = self._rotation(tokens, positions)
+        x = self.model.embed_tokens(tokens)
+        recomputed = recomputed_blocks(self.config, self.gradient_checkpointing)
+        for index, block in enumerate(self.model.layers):
+            if caches is not None:
+                x = block(x, rotation, None, caches[index])
+            elif index < recomputed:  # the first: by the time backward comes to them the others' activations are free
+                x = checkpoint(block, x, rotation, cu_seqlens, again=partial(block, read=False))
+            else:
+                x = block(x, rotation, cu_seqlens)
+        return self.model.norm(x)
+
+    def _rotation(self, tokens: np.ndarray, positions: np.ndarray | None) -> Rotation:
+        if positions is not None:
+            positions = np.asarray(positions)
+            if positions.shape != tokens.shape:
+                raise ShapeError(f"positions have shape {positions.shape}, expected {tokens.shape} as the tokens.")
+        length = tokens.shape[1] if positions is None else int(positions.max(initial=-1)) + 1
+        if length > self.config.max_position_embeddings:
+            raise ShapeError(
+                f"A sequence of {length} positions is longer than the model's context of "
+                f"{self.config.max_position_embeddings}; use a shorter sequence."
+            )
+        if length > self._tables[0].shape[0]:
+            size = min(self.config.max_position_embeddings, max(512, 1 << (length - 1).bit_length()))
+            self._tables = rope_table(size, self._inv_freq)
+        return Rotation(*self._tables, positions)
+
+    def generate(self, tokens: np.ndarray | list[int], **options: Any) -> list[int]:
+        """Continue one sequence; see `entrenar.models.generate.generate`."""
+        from entrenar.models.generate import generate
+
+        return generate(self, tokens, **options)
+
+    def to_lora(self, config: LoRAConfig, *, seed: int = 0) -> LLaMAModel:
+        """Freeze the model and put LoRA adapters on its target modules, in place; `seed` draws their initial A."""
+        if config.section != "lora":
+            raise ConfigError(
+                f"to_lora: got a {type(config).__name__}, expected a LoRAConfig; to_qlora takes the other."
+            )
+        config.apply(self, seed)
+        return self
+
+    def to_qlora(self, config: QLoRAConfig, *, seed: int = 0) -> LLaMAModel:
+        """Quantize the block linears that are not 4-bit yet and put LoRA adapters on them; `seed` as in to_lora."""
+        if config.section != "qlora":
+            raise ConfigError(
+                f"to_qlora: got a {type(config).__name__}, expected a QLoRAConfig; to_lora takes the other."
+            )
+        config.apply(self, seed)
+        return self

@@ -1,0 +1,133 @@
+"""Greedy and sampled generation with a key/value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from entrenar.autograd import Tensor, linear, no_grad
+from entrenar.errors import ConfigError, NumericsError, ShapeError
+from entrenar.models.generation import Generation
+
+if TYPE_CHECKING:
+    from entrenar.models.decoder import LLaMAModel
+
+PREFILL_CHUNK = 512  # prompt tokens that run through the model at once: bounds the activations of a long prompt
+NOT_FINITE = "generate: the model's logits are not finite; its weights are damaged or training diverged."
+
+
+class LayerCache:
+    """Keys and values of one layer, (batch, capacity, kv_heads, head_dim), filled from the front."""
+
+    def __init__(self, batch: int, capacity: int, kv_heads: int, head_dim: int) -> None:
+        self.keys = Tensor.empty(batch, capacity, kv_heads, head_dim)
+        self.values = Tensor.empty(batch, capacity, kv_heads, head_dim)
+        self._arrays = self.keys.numpy(), self.values.numpy()
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Add the keys and values of new tokens; returns what cached_attention takes."""
+        end = self.length + k.shape[1]
+        for array, new in zip(self._arrays, (k, v), strict=True):
+            array[:, self.length : end] = new.numpy()
+        self.length = end
+        return self.keys, self.values, end
+
+
+def sample(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k: int, top_p: float) -> int:
+    """One token id from logits (vocab,): temperature, then the top_k most likely, then the top_p nucleus.
+
+    Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020, for the nucleus.
+    """
+    if np.isnan(logits).any() or not np.isfinite(logits.max()):  # -inf alone: a token that is not to come
+        raise NumericsError(NOT_FINITE)
+    if temperature == 0.0:
+        return int(np.argmax(logits))
+    with np.errstate(over="ignore"):  # a tiny temperature sends every logit but the largest to minus infinity
+        scaled = (logits.astype(np.float64) - logits.max()) / temperature
+    order = np.argsort(-scaled, kind="stable")[: top_k or None]
+    probabilities = np.exp(scaled[order])
+    probabilities /= probabilities.sum()
+    kept = int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1  # the smallest set that reaches top_p
+    probabilities = probabilities[:kept] / probabilities[:kept].sum()
+    return int(rng.choice(order[:kept], p=probabilities))
+
+
+def _check(model: LLaMAModel, prompt: np.ndarray, temperature: float, top_k: int, top_p: float, new: int) -> None:
+    if prompt.ndim != 1 or prompt.size == 0 or prompt.dtype.kind not in "iu":
+        raise ShapeError(f"generate: the prompt must be a non-empty list of token ids, not shape {prompt.shape}.")
+    if not temperature >= 0.0 or top_k < 0 or not 0.0 < top_p <= 1.0 or new < 0:
+        raise ConfigError(
+            f"generate: temperature {temperature}, top_k {top_k}, top_p {top_p}, max_new_tokens {new}: expected "
+            "temperature >= 0, top_k >= 0, 0 < top_p <= 1 and max_new_tokens >= 0."
+        )
+    if prompt.size + new > model.config.max_position_embeddings:
+        raise ShapeError(
+            f"generate: {prompt.size} prompt tokens and {new} new ones exceed the model's context of "
+            f"{model.config.max_position_embeddings}; shorten the prompt or ask for fewer."
+        )
+
+
+@no_grad()
+def generate(
+    model: LLaMAModel,
+    tokens: np.ndarray | list[int],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop: Sequence[int] | None = None,
+    generation: Generation | None = None,
+    on_token: Callable[[int], None] | None = None,
+) -> list[int]:
+    """The token ids that continue `tokens`, up to `max_new_tokens` or the first of `stop` (which is not returned).
+
+    `stop` is by default what ends a text of the model: the tokens of generation_config.json, else of config.json.
+    `generation` is by default the model's, with what its generation_config.json asks to be done to the logits.
+    Adapters take part without their dropout. Temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Raises
+    ShapeError where prompt and new tokens exceed the context, ConfigError for sampling options out of range and for
+    settings of generation_config.json that are not supported.
+    """
+    generation = model.generation if generation is None else generation
+    generation.check()
+    ends = generation.end_tokens if stop is None else stop
+    prompt = np.asarray(tokens)
+    _check(model, prompt, temperature, top_k, top_p, max_new_tokens)
+    config = model.config
+    capacity = prompt.size + max_new_tokens
+    caches = [LayerCache(1, capacity, config.kv_heads, config.head_size) for _ in range(config.num_hidden_layers)]
+    rng = np.random.Generator(np.random.Philox(seed))
+    produced: list[int] = []
+    pending = prompt.astype(np.int64)[None, :]
+    with model.evaluating():
+        while len(produced) < max_new_tokens:
+            logits = _next_logits(model, pending, caches)
+            logits = generation.process(logits, [*prompt.tolist(), *produced], prompt.size)
+            token = sample(logits, rng, temperature, top_k, top_p)
+            if token in ends:
+                break
+            produced.append(token)
+            if on_token is not None:
+                on_token(token)
+            pending = np.array([[token]], np.int64)
+    return produced
+
+
+def _next_logits(model: LLaMAModel, tokens: np.ndarray, caches: list[LayerCache]) -> np.ndarray:
+    """Logits (vocab,) after `tokens` (1, n), which join the caches."""
+    hidden = None
+    for start in range(0, tokens.shape[1], PREFILL_CHUNK):
+        chunk = tokens[:, start : start + PREFILL_CHUNK]
+        first = caches[0].length
+        positions = np.arange(first, first + chunk.shape[1], dtype=np.int64)[None, :]
+        hidden = model.hidden_states(chunk, positions, caches=caches)
+    assert hidden is not None
+    last = Tensor.from_numpy(np.ascontiguousarray(hidden.numpy()[0, -1:]))
+    logits = linear(last, model.head_weight).numpy()[0]
+    if not np.isfinite(logits).all():
+        raise NumericsError(NOT_FINITE)
+    return logits

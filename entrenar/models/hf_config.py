@@ -1,0 +1,278 @@
+"""config.json <-> the fields of LLaMAConfig: what is read, refused, said and ignored.
+
+The rules are those of transformers 5 (`PreTrainedConfig`, `RotaryEmbeddingConfigMixin`, LlamaConfig, MistralConfig):
+a null is not an absent key, and what is absent has the default of its model_type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from entrenar.config import nearest, shown
+from entrenar.errors import ConfigError
+from entrenar.models.generation import SETTINGS, words
+from entrenar.models.rotary import SCALING_KEYS
+
+# What a config.json that leaves a key out means by it, where that is not our own default; REQUIRED: it must be there.
+REQUIRED = object()
+COMMON: dict[str, Any] = {
+    "vocab_size": REQUIRED,
+    "hidden_size": REQUIRED,
+    "intermediate_size": REQUIRED,
+    "num_hidden_layers": REQUIRED,
+    "num_attention_heads": REQUIRED,
+    "rms_norm_eps": 1e-6,
+}
+ABSENT: dict[str, dict[str, Any]] = {
+    "llama": COMMON | {"max_position_embeddings": 2048},
+    "mistral": COMMON | {"max_position_embeddings": 131072, "num_key_value_heads": 8},
+}
+MISTRAL_WINDOW = 4096  # the sliding_window of a Mistral config.json that has none
+ROPE_KEYS = {"default": (), **SCALING_KEYS}
+# Read here, or without an effect on logits and training; any other key is said to be ignored.
+READ = words(
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
+    "max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters tie_word_embeddings "
+    "initializer_range bos_token_id eos_token_id model_type attention_bias mlp_bias hidden_act sliding_window "
+    "layer_types partial_rotary_factor original_max_position_embeddings attention_dropout per_layer_config "
+    "quantization_config compression_config quantization pad_token_id is_causal "
+    "transformers_weights text_config"
+)
+HARMLESS = words(
+    "architectures dtype torch_dtype transformers_version name_or_path _name_or_path _commit_hash use_cache "
+    "pretraining_tp output_hidden_states output_attentions return_dict use_return_dict "
+    "chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention id2label label2id num_labels "
+    "problem_type attn_implementation _attn_implementation_autoset use_sliding_window max_window_layers "
+    "tokenizer_class task_specific_params finetuning_task prefix tie_encoder_decoder torchscript use_bfloat16 "
+    "pruned_heads tf_legacy_loss cross_attention_hidden_size decoder_start_token_id sep_token_id auto_map "
+    "unsloth_version unsloth_fixed is_llama_config transformers.js_config"
+)
+# A model that was read and is saved writes these itself; every other key of its config.json is kept.
+WRITTEN = (READ - {"attention_dropout"}) | words(
+    "architectures dtype torch_dtype transformers_version _name_or_path auto_map"
+)
+ELSEWHERE = {  # keys by which transformers looks for the model in another place
+    "transformers_weights": "another file than model.safetensors has the weights; rename that and remove the key.",
+    "text_config": "the model is a part of a larger one; expected the folder of a language model alone.",
+}
+SHAPE_KEYS = {  # by the part of a tensor's name: the keys that give its shape
+    "q_proj": "num_attention_heads x head_dim and hidden_size",
+    "k_proj": "num_key_value_heads x head_dim and hidden_size",
+    "v_proj": "num_key_value_heads x head_dim and hidden_size",
+    "o_proj": "hidden_size and num_attention_heads x head_dim",
+    "gate_proj": "intermediate_size and hidden_size",
+    "up_proj": "intermediate_size and hidden_size",
+    "down_proj": "hidden_size and intermediate_size",
+    "embed_tokens": "vocab_size and hidden_size",
+    "lm_head": "vocab_size and hidden_size",
+}
+QUANTIZED_KEYS = {"quantization_config": "", "compression_config": "compressed-tensors", "quantization": "MLX"}
+
+
+def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """The fields of LLaMAConfig that a config.json gives; appends to `notes` what it says and we do not follow.
+
+    Raises ConfigError, naming the key, for another architecture and for whatever would change the result unread.
+    """
+    family = table.get("model_type", "llama")
+    if not isinstance(family, str) or family not in ABSENT:
+        raise ConfigError(f"{where}: model_type is {shown(family)}, expected 'llama' or 'mistral'.")
+    refuse_quantized(table, where)
+    for key, what in ELSEWHERE.items():
+        if table.get(key) is not None:
+            raise ConfigError(f"{where}: {key} is {shown(table[key])}: {what}")
+    _refuse_other_layers(table, where)
+    values = {name: table[name] for name in fields if name in table}
+    for name, default in ABSENT[family].items():
+        if default is REQUIRED and values.get(name) is None:
+            raise ConfigError(f"{where}: {name} is {'null' if name in values else 'missing'}, expected an integer.")
+        values.setdefault(name, default)
+    if family == "mistral" and values["num_key_value_heads"] is None:
+        raise ConfigError(f"{where}: num_key_value_heads is null, expected an integer; transformers refuses it too.")
+    _check_divides(values, family, where)
+    _check_window(table, values["max_position_embeddings"], where)
+    values |= _rope(table, values["max_position_embeddings"], where, notes)
+    if table.get("attention_dropout"):
+        notes.append(f"{where}: attention_dropout is {shown(table['attention_dropout'])}; training goes without it.")
+    asked = {key for key, value in table.items() if value not in (None, False)}  # the others ask for nothing
+    unknown = sorted(asked - READ - HARMLESS - SETTINGS)
+    notes += [f"{where}: the key {shown(key)} is unknown and not read." for key in unknown]
+    return values
+
+
+def shape_keys(name: str) -> str:
+    """The keys of config.json that give the shape of this tensor."""
+    return SHAPE_KEYS.get(name.split(".")[-2], "hidden_size")
+
+
+def in_terms_of_hf(text: str, table: Mapping[str, Any]) -> str:
+    """A message about a field of LLaMAConfig with the key that this config.json has for it."""
+    text = text.removeprefix("model.")
+    key = "rope_scaling" if table.get("rope_scaling") else "rope_parameters"
+    if text.startswith("rope_theta ") and "rope_theta" in (table.get(key) or {}):
+        return f"{key}.{text}"
+    if text.startswith("rope_scaling"):
+        return key + text.removeprefix("rope_scaling")
+    if "num_key_value_heads =" in text and "num_key_value_heads" not in table:
+        return text.removesuffix(".") + ", which it has where config.json leaves it out."
+    return text
+
+
+def refuse_quantized(table: Mapping[str, Any], where: str) -> None:
+    """ConfigError where config.json says that the weights are codes, and by which method."""
+    for key, method in QUANTIZED_KEYS.items():
+        found = table.get(key)
+        if found is None:
+            continue
+        if isinstance(found, Mapping):
+            bitsandbytes = "bitsandbytes" if "load_in_4bit" in found or "load_in_8bit" in found else ""
+            method = str(found.get("quant_method") or method or bitsandbytes or "an unnamed method")
+            if found.get("load_in_4bit"):
+                method += f" ({found.get('bnb_4bit_quant_type', 'fp4')})"
+            elif found.get("load_in_8bit"):
+                method += " (int8)"
+        raise ConfigError(
+            f"{where}: {key} says that the weights are quantized by {method or shown(found)}, which is not read; give "
+            "the model in F32, F16 or BF16, or a GGUF file of it."
+        )
+
+
+def _refuse_other_layers(table: Mapping[str, Any], where: str) -> None:
+    if not table.get("is_causal", True):
+        raise ConfigError(
+            f"{where}: is_causal is {shown(table['is_causal'])}, with which every token sees those that follow it; "
+            "expected true, a model that can write text."
+        )
+    for key in ("attention_bias", "mlp_bias"):
+        if table.get(key, False) is not False:
+            said = shown(table[key])
+            raise ConfigError(f"{where}: {key} is {said}; linear layers with a bias are not supported, expected false.")
+    if table.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise ConfigError(
+            f"{where}: hidden_act is {shown(table['hidden_act'])}, expected 'silu', the "
+            "only activation that is supported."
+        )
+    if table.get("per_layer_config") is not None:
+        raise ConfigError(f"{where}: per_layer_config is given; layers that differ in shape are not supported.")
+    if table.get("return_dict", True) is False:
+        raise ConfigError(f"{where}: return_dict is false, with which transformers cannot run the model; remove it.")
+    types = table.get("layer_types")
+    if types is None:
+        return
+    if not isinstance(types, list) or set(map(str, types)) - {"full_attention", "attention"}:
+        raise ConfigError(f"{where}: layer_types is {shown(types)}; only 'full_attention' in every layer is supported.")
+    if table.get("model_type") == "mistral" and table.get("sliding_window", MISTRAL_WINDOW) is None:
+        raise ConfigError(
+            f"{where}: layer_types is given and sliding_window is null, with which transformers cannot run a Mistral; "
+            "remove layer_types."
+        )
+    if len(types) != table.get("num_hidden_layers"):
+        raise ConfigError(
+            f"{where}: layer_types has {len(types)} entries, expected num_hidden_layers = "
+            f"{table.get('num_hidden_layers')}."
+        )
+
+
+def _check_divides(values: Mapping[str, Any], family: str, where: str) -> None:
+    """LlamaConfig refuses a hidden_size that its heads do not divide, even where head_dim is given."""
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
+    if family == "llama" and isinstance(hidden, int) and isinstance(heads, int) and heads > 0 and hidden % heads:
+        raise ConfigError(
+            f"{where}: hidden_size is {hidden}, expected a multiple of num_attention_heads = {heads} where model_type "
+            "is 'llama'."
+        )
+
+
+def _check_window(table: Mapping[str, Any], context: Any, where: str) -> None:
+    """A window as wide as the context hides nothing; transformers heeds no use_sliding_window here."""
+    window = table.get("sliding_window", MISTRAL_WINDOW if table.get("model_type") == "mistral" else None)
+    if window is None or (isinstance(window, int) and isinstance(context, int) and window >= context):
+        return
+    if isinstance(window, bool) or not isinstance(window, int):
+        raise ConfigError(f"{where}: sliding_window is {shown(window)}, expected an integer or null.")
+    raise ConfigError(
+        f"{where}: sliding_window is {shown(window)}, less than the context of {context}; windowed attention is not "
+        "supported."
+    )
+
+
+def _rope(table: Mapping[str, Any], context: Any, where: str, notes: list[str]) -> dict[str, Any]:
+    """rope_theta and rope_scaling as transformers 5 finds them.
+
+    A rope_scaling that is not empty replaces rope_parameters as a whole. A rope_theta inside wins over the top level's;
+    an original_max_position_embeddings at the top level wins over the inside's, and the context is used for neither.
+    """
+    old, new = table.get("rope_scaling"), table.get("rope_parameters")
+    key, rope = ("rope_scaling", old) if old else ("rope_parameters", new)
+    if rope is None:
+        rope = {}
+    for name, part in ((key, rope), ("rope_parameters", new)):
+        if part is not None and not isinstance(part, Mapping):
+            raise ConfigError(f"{where}: {name} is {shown(part)}, expected an object.")
+    nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ConfigError(f"{where}: {key}.{nested[0]} is an object; a rotation for each layer type is not supported.")
+    for part in (table, rope):
+        if part.get("partial_rotary_factor") not in (None, 1):
+            found = part["partial_rotary_factor"]
+            raise ConfigError(f"{where}: partial_rotary_factor is {shown(found)}; partial rotation is not supported.")
+    named = f"{key}.rope_type" if "rope_type" in rope else f"{key}.type"
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if not isinstance(kind, str) or kind not in ROPE_KEYS:
+        raise ConfigError(f"{where}: {named} is {shown(kind)}, which is not supported; {nearest(str(kind), ROPE_KEYS)}")
+    theta = rope.get("rope_theta", table.get("rope_theta", 10000.0))
+    if old and isinstance(new, Mapping) and _without_theta(new) != _without_theta(old):
+        notes.append(f"{where}: rope_scaling is read and rope_parameters is not, as transformers does where both are.")
+    if "rope_theta" in table and table["rope_theta"] != theta:
+        notes.append(
+            f"{where}: rope_theta is {shown(table['rope_theta'])} at the top level and {shown(theta)} in {key}, which "
+            "is used as transformers does."
+        )
+    known = {*ROPE_KEYS[kind], "rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    notes += [
+        f"{where}: {key}.{name} is not read by type {shown(kind)}." for name in sorted(set(map(str, rope)) - known)
+    ]
+    if kind == "default":
+        return {"rope_theta": theta, "rope_scaling": None}
+    return {"rope_theta": theta, "rope_scaling": _scaling(table, rope, key, context, where)}
+
+
+def _scaling(table: Mapping[str, Any], rope: Mapping[str, Any], key: str, context: Any, where: str) -> dict[str, Any]:
+    """rope_scaling with the numbers of its type, from the table called `key`."""
+    named = "rope_type" if "rope_type" in rope else "type"
+    kind = rope[named]
+    given = {"original_max_position_embeddings": context, **rope}
+    scaling = {"rope_type": kind, **{name: given.get(name) for name in ROPE_KEYS[kind]}}
+    for name in ROPE_KEYS[kind]:
+        value = scaling[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
+            found = "missing" if name not in rope else shown(value)
+            raise ConfigError(
+                f"{where}: {key}.{name} is {found}, expected a positive number where {key}.{named} is {shown(kind)}."
+            )
+    if kind == "llama3" and "original_max_position_embeddings" in table:
+        scaling["original_max_position_embeddings"] = table["original_max_position_embeddings"]
+    return scaling
+
+
+def _without_theta(rope: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in rope.items() if key != "rope_theta"}
+
+
+def table_of(fields: Mapping[str, Any], family: str = "llama") -> dict[str, Any]:
+    """A config.json from the fields of LLaMAConfig, rotation in the spelling of transformers 4 and of 5.
+
+    `family` is the model_type that it is to have: by it transformers chooses the tokenizer's class, too.
+    """
+    rope = {"rope_type": "default", **(fields["rope_scaling"] or {})} | {"rope_theta": fields["rope_theta"]}
+    # LlamaConfig refuses such a shape; a Mistral without a window is the same model
+    mistral = family == "mistral" or fields["hidden_size"] % fields["num_attention_heads"] != 0
+    return {
+        "architectures": ["MistralForCausalLM" if mistral else "LlamaForCausalLM"],
+        "model_type": "mistral" if mistral else "llama",
+        **({"sliding_window": None} if mistral else {"attention_bias": False, "mlp_bias": False}),
+        "hidden_act": "silu",
+        **{name: value for name, value in fields.items() if name != "rope_frequency_factors"},
+        "rope_parameters": rope,
+    }

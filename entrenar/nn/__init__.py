@@ -1,0 +1,1 @@
+"""Modules: the tree, the layers, initial weights."""

@@ -1,0 +1,68 @@
+"""Codes that are replaced by others: how many, and by how much that changes the values, is said."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from entrenar.autograd import QuantizedTensor
+from entrenar.errors import FormatError
+from entrenar.llama import LLaMAModel
+from entrenar.models.weights import Checkpoint
+
+from .builders import random_arrays, relative_error, small_config, write_gguf
+
+CONFIG = small_config(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+
+
+@pytest.mark.unit
+def test_what_requantizing_costs_is_measured_and_said(tmp_path: Path) -> None:
+    def kind(name: str) -> str:
+        return "Q5_0" if "mlp" in name else "Q4_0" if "self_attn" in name else "F16"
+
+    meant = write_gguf(tmp_path / "m.gguf", CONFIG, random_arrays(CONFIG), kind)
+    checkpoint = Checkpoint.open(tmp_path / "m.gguf")
+    model = LLaMAModel.from_pretrained(checkpoint, quantize="auto")
+    (note,) = checkpoint.notes
+    found = re.search(r"^3 matrices of type Q5_0 are requantized to NF4, .* by ([\d.]+) % .*--no-quantize-4bit", note)
+    assert found
+    parameters = dict(model.named_parameters())
+    changed, kept = [], []
+    for name in meant:
+        if "mlp" in name:
+            weight = parameters[name]
+            assert isinstance(weight, QuantizedTensor)
+            changed.append(weight.dequantize())
+            kept.append(meant[name])
+    assert float(found[1]) == pytest.approx(100 * relative_error(np.stack(changed), np.stack(kept)), rel=0.05)
+    again = Checkpoint.open(tmp_path / "m.gguf")
+    LLaMAModel.from_pretrained(again)
+    assert again.notes == []
+
+
+@pytest.mark.unit
+def test_full_precision_that_becomes_4_bit_is_what_was_asked_for(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", CONFIG, random_arrays(CONFIG), "F16")
+    checkpoint = Checkpoint.open(tmp_path / "m.gguf")
+    LLaMAModel.from_pretrained(checkpoint, quantize="nf4")
+    assert checkpoint.notes == []
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("kind", "value"), [("F32", np.nan), ("F16", np.inf), ("BF16", np.nan), ("Q8_0", np.nan)])
+def test_weights_that_are_no_numbers_are_named_with_their_type(kind: str, value: float, tmp_path: Path) -> None:
+    arrays = random_arrays(CONFIG)
+    arrays["model.layers.0.mlp.up_proj.weight"][3, 32] = value
+    with np.errstate(all="ignore"):
+        write_gguf(tmp_path / "m.gguf", CONFIG, arrays, lambda name: kind if "up_proj" in name else "F32")
+    at = rf"m\.gguf: the tensor blk\.0\.ffn_up\.weight of type {kind}"
+    with pytest.raises(FormatError, match=rf"{at} is -?(nan|inf) at \[3, \d+\], expected finite weights"):
+        LLaMAModel.from_pretrained(tmp_path / "m.gguf")
+    if kind == "BF16":  # mapped as it is stored
+        with pytest.raises(FormatError, match=rf"{at} is nan at \[3, 32\], expected finite weights"):
+            LLaMAModel.from_pretrained(tmp_path / "m.gguf", dtype="auto")
+    with pytest.raises(FormatError, match=rf"{at} cannot become nf4: .*(nan|inf)"):
+        LLaMAModel.from_pretrained(tmp_path / "m.gguf", quantize="nf4")
