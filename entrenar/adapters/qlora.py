@@ -1,4 +1,7 @@
-"""QLoRAConfig: LoRA adapters over a base in 4 bits."""
+"""QLoRAConfig: LoRA adapters over a base in 4 bits.
+
+Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023 (arXiv 2305.14314).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ from copy import copy
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
+from entrenar.adapters.adapter import check_no_adapters
 from entrenar.adapters.lora import LoRAConfig
 from entrenar.config import option
+from entrenar.nn.quantize import quantize_linears
 
 if TYPE_CHECKING:
     from entrenar.models.decoder import LLaMAModel
@@ -34,6 +39,8 @@ class QLoRAConfig(LoRAConfig):
 
     def apply(self, model: LLaMAModel, seed: int = 0) -> None:
         """Quantize what is not yet 4-bit and put adapters on the target modules, in place."""
-        from entrenar.adapters.quantized_base import convert
-
-        convert(model, self, seed)
+        check_no_adapters(model)
+        if self.quantize_4bit:
+            kind = "nf4" if self.quantize == "auto" else self.quantize
+            model.unquantized |= quantize_linears(model, kind, self.double_quantization)
+        self.lora.apply(model, seed)

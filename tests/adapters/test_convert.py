@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from entrenar.adapters.adapter import lora_layers
-from entrenar.adapters.quantized_base import quantize_linears
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.errors import QuantizationError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import load_adapter, merge, save_adapter
 from entrenar.models.budget import weight_bytes
+from entrenar.nn.quantize import quantize_linears
 from entrenar.qlora import QLoRAConfig
 
 from ..adapters.reference import base_model, batch, fill_adapters, gqa_config, logits_of

@@ -1,0 +1,58 @@
+"""Quantize the linears of a module tree, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from entrenar.autograd import Tensor
+from entrenar.autograd.quantized import BLOCK_SIZE, FOUR_BIT, QuantizedTensor
+from entrenar.errors import QuantizationError
+from entrenar.nn.layers import Linear
+from entrenar.nn.module import Module, Weight
+
+
+def is_4bit(weight: Weight) -> bool:
+    """Whether the weight has a weight type of 4 bits."""
+    return isinstance(weight, QuantizedTensor) and weight.kind in FOUR_BIT
+
+
+def in_decoder_layer(name: str) -> bool:
+    """Whether a weight or module of this name belongs to a decoder layer."""
+    return ".layers." in name
+
+
+def misfit(columns: int, kind: str) -> str | None:
+    """Why rows of so many columns cannot be quantized to `kind`; None where they can."""
+    block = BLOCK_SIZE[kind]
+    return f"its {columns} columns are no multiple of {block}" if columns % block else None
+
+
+def _rows_of(weight: Tensor) -> Callable[[int, int], np.ndarray]:
+    array = weight.numpy()
+    return lambda start, stop: array[start:stop]
+
+
+def quantize_linears(tree: Module, kind: str, double_quantization: bool) -> dict[str, str]:
+    """Make every linear of the tree's decoder layers 4-bit, one at a time, in place; those that are 4-bit stay.
+
+    Returns the names of the weights that stay in full precision, and why. Raises QuantizationError for a weight that
+    `kind` cannot represent.
+    """
+    unquantized = {}
+    for name, module in tree.named_modules():
+        if not isinstance(module, Linear) or not in_decoder_layer(name) or is_4bit(module.weight):
+            continue
+        if reason := misfit(module.in_features, kind):
+            unquantized[f"{name}.weight"] = reason
+            continue
+        weight = module.weight
+        rows = weight.dequantize_rows if isinstance(weight, QuantizedTensor) else _rows_of(weight)
+        try:
+            module.weight = QuantizedTensor.quantize_streaming(
+                rows, weight.shape, kind, double_quantization=double_quantization
+            )
+        except QuantizationError as error:
+            raise QuantizationError(f"{name}.weight cannot become {kind}: {error}") from error
+    return unquantized
