@@ -1,21 +1,66 @@
-"""LoRAConfig: which linears get adapters, of which rank and strength; to and from PEFT's adapter_config.json."""
+"""LoRA: a trained low-rank update on a frozen linear, and which linears get one, of which rank and strength.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021 (arXiv 2106.09685).
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from entrenar.adapters.peft_table import in_terms_of_peft, settings_of
 from entrenar.adapters.targets import END, check_pattern, first_matches, is_name, module_names, named
+from entrenar.autograd import Tensor, lora_linear
+from entrenar.autograd.ops.matmul import Product
+from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.config import check_dataclass, nearest, option, shown
 from entrenar.errors import ConfigError
 from entrenar.models.config import LINEAR_LAYERS, LLaMAConfig
+from entrenar.nn.layers import Linear
+from entrenar.nn.module import Weight
 
 if TYPE_CHECKING:
     from entrenar.models.decoder import LLaMAModel
+
+
+class LoRALinear(Linear):
+    """y = x W^T + scaling (dropout(x) A^T) B^T with W frozen, A (rank, in_features) and B (out_features, rank).
+
+    A starts as kaiming-uniform noise and B as zeros (as PEFT does), so a new adapter changes nothing.
+    """
+
+    def __init__(self, base: Linear, rank: int, scaling: float, dropout: float, rng: np.random.Generator) -> None:
+        super().__init__(base.weight)
+        if isinstance(base.weight, Tensor):
+            base.weight.requires_grad = False
+        self.rank, self.scaling, self.dropout = rank, scaling, dropout
+        self.training = True
+        bound = 1.0 / math.sqrt(self.in_features)
+        a = rng.uniform(-bound, bound, (rank, self.in_features)).astype(np.float32)
+        self.lora_A = Tensor.from_numpy(a, requires_grad=True)
+        self.lora_B = Tensor.from_numpy(np.zeros((self.out_features, rank), np.float32), requires_grad=True)
+
+    def own_weights(self) -> Iterator[tuple[str, Weight]]:
+        """The base weight under its own name, and the adapter's under PEFT's."""
+        yield "weight", self.weight
+        yield "lora_A.weight", self.lora_A
+        yield "lora_B.weight", self.lora_B
+
+    def __call__(self, x: Tensor, product: Product | None = None) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        return lora_linear(x, self.weight, self.lora_A, self.lora_B, self.scaling, dropout, product)
+
+    def merged(self) -> Linear:
+        """A float32 linear with W + scaling B A; a W in codes or bfloat16 is dequantized for it."""
+        base = self.weight.dequantize() if isinstance(self.weight, QuantizedTensor) else self.weight.numpy()
+        weight = base.astype(np.float32)
+        weight += np.float32(self.scaling) * (self.lora_B.numpy() @ self.lora_A.numpy())
+        return Linear(Tensor.from_numpy(weight))
 
 
 @dataclass
@@ -158,7 +203,7 @@ class LoRAConfig:
 
     def apply(self, model: LLaMAModel, seed: int = 0) -> None:
         """Freeze `model` and put adapters on its target modules, in place; `seed` draws the initial A."""
-        from entrenar.adapters.adapter import attach
+        from entrenar.adapters.peft import attach
 
         attach(model, self, seed)
 

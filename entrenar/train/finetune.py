@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from entrenar.adapters.adapter import save_adapter
+from entrenar.adapters.peft import save_adapter
 from entrenar.autograd import Tensor
 from entrenar.config import nearest
 from entrenar.data import Example, encode_document, encode_example

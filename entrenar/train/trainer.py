@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entrenar.adapters.adapter import set_training
+from entrenar.adapters.peft import set_training
 from entrenar.autograd import manual_seed, random
 from entrenar.data import Batch, DataLoader
 from entrenar.errors import ConfigError, NumericsError

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from entrenar.adapters.adapter import lora_layers
+from entrenar.adapters.peft import lora_layers
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.llama import LLaMAConfig, LLaMAModel

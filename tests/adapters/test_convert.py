@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from entrenar.adapters.adapter import lora_layers
+from entrenar.adapters.peft import lora_layers
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.errors import QuantizationError

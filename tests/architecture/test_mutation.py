@@ -70,7 +70,7 @@ MUTANTS = [
         "adapters/lora.py",
         "return alpha / (math.sqrt(rank) if self.use_rslora else rank)",
         "return alpha / (math.sqrt(rank) if not self.use_rslora else rank)",
-        "tests/adapters/test_layer.py",
+        "tests/adapters/test_lora.py",
     ),
     Mutant(
         "models/config.py",

@@ -217,7 +217,7 @@ NOTHING_LOST = [
             _FOREIGN + "test_an_output_touches_no_file_of_others",
             _FOREIGN + "test_a_whole_run_touches_no_file_of_others",
             _FOREIGN + "test_a_process_killed_while_it_saves_leaves_the_old_the_new_or_one_sentence",
-            "tests/adapters/test_adapter.py::test_an_existing_adapter_is_replaced_and_other_files_stay",
+            "tests/adapters/test_files.py::test_an_existing_adapter_is_replaced_and_other_files_stay",
         ),
     ),
     Fault(

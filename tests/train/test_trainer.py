@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from entrenar._kernels import cpu
-from entrenar.adapters.adapter import lora_layers
+from entrenar.adapters.peft import lora_layers
 from entrenar.autograd import Tensor
 from entrenar.data import Batch, DataLoader, collate
 from entrenar.errors import ConfigError, NumericsError

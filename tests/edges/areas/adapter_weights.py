@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from entrenar.adapters.adapter import lora_layers
+from entrenar.adapters.peft import lora_layers
 from entrenar.lora import LoRAConfig, save_adapter, set_training
 from entrenar.qlora import QLoRAConfig
 from tests.models.builders import weights_of

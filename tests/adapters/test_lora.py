@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from entrenar.adapters.adapter import lora_layers
-from entrenar.adapters.lora_layer import LoRALinear
+from entrenar.adapters.lora import LoRALinear
+from entrenar.adapters.peft import lora_layers
 from entrenar.autograd import Tensor, manual_seed
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.llama import LLaMAModel

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from entrenar.adapters import adapter
-from entrenar.adapters.adapter import CONFIG_FILE, WEIGHTS_FILE, lora_layers
+from entrenar.adapters import peft
+from entrenar.adapters.peft import CONFIG_FILE, WEIGHTS_FILE, lora_layers
 from entrenar.data import Batch
 from entrenar.errors import ConfigError, FormatError, MemoryBudgetError
 from entrenar.llama import LLaMAModel
@@ -214,7 +214,7 @@ def test_an_interrupted_save_keeps_the_old_adapter(
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(adapter, "save_safetensors", half_written)
+    monkeypatch.setattr(peft, "save_safetensors", half_written)
     for directory in (saved, saved.parent / "new"):
         with pytest.raises(type(error)):
             save_adapter(small_lora(rank=2), directory)

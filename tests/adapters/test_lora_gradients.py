@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from entrenar.adapters.adapter import lora_layers
+from entrenar.adapters.peft import lora_layers
 from entrenar.autograd import Tensor, lora_linear, manual_seed, sum
 from entrenar.lora import LoRAConfig
 

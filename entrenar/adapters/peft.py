@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from entrenar.adapters.lora import LoRAConfig
-from entrenar.adapters.lora_layer import LoRALinear
+from entrenar.adapters.lora import LoRAConfig, LoRALinear
 from entrenar.adapters.peft_table import in_terms_of_peft
 from entrenar.adapters.peft_weights import PREFIX, WEIGHTS_FILE, read_weights
 from entrenar.errors import ConfigError, FormatError, MemoryBudgetError
