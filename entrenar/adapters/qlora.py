@@ -9,8 +9,8 @@ from copy import copy
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
-from entrenar.adapters.peft import check_no_adapters
 from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.peft import check_no_adapters
 from entrenar.config import option
 from entrenar.nn.quantize import quantize_linears
 

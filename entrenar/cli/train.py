@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from entrenar.cli.arguments import config_from, config_path, parser_for
 from entrenar.llama import LLaMAConfig
-from entrenar.train import Result, TrainConfig, train_from_scratch
+from entrenar.train import Result, TrainConfig, pretrain
 
 
 def main(config_file: str, description: str | None, arguments: Sequence[str] | None = None) -> Result:
@@ -15,4 +15,4 @@ def main(config_file: str, description: str | None, arguments: Sequence[str] | N
     assert path is not None
     defaults, shape = TrainConfig.from_file(path), LLaMAConfig.from_file(path)
     parser = parser_for(description, defaults, config=path, adapter=defaults.adapter)
-    return train_from_scratch(shape, config_from(parser.parse_args(arguments), defaults.adapter))
+    return pretrain(shape, config_from(parser.parse_args(arguments), defaults.adapter))

@@ -233,7 +233,7 @@ class DataReport:
         both = Counter(self.training.unused) + Counter(self.held_out.unused)
         return sorted(both.items(), key=lambda item: (-item[1], item[0]))
 
-    def notes(self) -> Iterator[str]:
+    def remarks(self) -> Iterator[str]:
         """A sentence for each thing that a user may not expect."""
         for side, kind in ((self.training, ""), (self.held_out, "held-out ")):
             for reason, count in side.left_out.items():

@@ -67,7 +67,7 @@ class Tokenizer:
         adds_bos: bool = False,
         adds_eos: bool = False,
         cleans_up: bool = False,
-        notes: Sequence[str] = (),
+        remarks: Sequence[str] = (),
     ) -> None:
         self.backend = backend
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = bos_id, eos_id, pad_id, unk_id
@@ -80,7 +80,7 @@ class Tokenizer:
         self.adds_bos = adds_bos  # whether the model was trained with a beginning-of-text token
         self.adds_eos = adds_eos  # whether the reference puts `eos_id` after a text
         self.cleans_up = cleans_up  # whether decoding takes spaces before punctuation out
-        self.notes = list(notes)  # what a person must know before training, a sentence each
+        self.remarks = list(remarks)  # what a person must know before training, a sentence each
 
     @property
     def vocab_size(self) -> int:

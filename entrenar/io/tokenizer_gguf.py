@@ -73,7 +73,7 @@ class _Reader:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
-        self.notes: list[str] = []
+        self.remarks: list[str] = []
         self.kind = self.get("model")
         if self.kind not in ("gpt2", "llama"):
             raise FormatError(
@@ -128,7 +128,7 @@ class _Reader:
     def named_split(self) -> Split:
         pre = self.get("pre")
         if pre is None or pre == "":
-            self.notes.append(
+            self.remarks.append(
                 "tokenizer.ggml.pre is missing: the text is split as llama.cpp's default, which may not be how the "
                 "model was trained; a newer conversion names the split."
             )
@@ -161,7 +161,7 @@ class _Reader:
         for index in forced:
             types[index] = CONTROL
         if changed:
-            self.notes.append(
+            self.remarks.append(
                 f"tokenizer.ggml.token_type says of {len(changed)} special tokens ({changed[0]!r} is one) that they "
                 "are none: they are read as control tokens, as in llama.cpp."
             )
@@ -215,7 +215,7 @@ class _Reader:
                     f"there is no tokenizer.ggml.{name}_token_id to put; set one of the two."
                 )
         if eos is None:
-            self.notes.append("tokenizer.ggml.eos_token_id is missing: no end-of-text token closes an answer.")
+            self.remarks.append("tokenizer.ggml.eos_token_id is missing: no end-of-text token closes an answer.")
         return Vocabulary(
             backend,
             bos_id=bos,
@@ -227,7 +227,7 @@ class _Reader:
             templates=named_templates(self.metadata),
             adds_bos=adds_bos,
             adds_eos=adds_eos,
-            notes=self.notes,
+            remarks=self.remarks,
         )
 
     def merges(self) -> list[tuple[str, str]]:

@@ -67,7 +67,7 @@ class _Reader:
         self.table = read_tokenizer_json(path)
         self.config = self.read("tokenizer_config.json")
         self.model_config = self.read("config.json")
-        self.notes: list[str] = []
+        self.remarks: list[str] = []
         self.elsewhere: dict[str, tuple[Path, str]] = {}  # the file and key of a setting that another file gives
         self.check_config()
 
@@ -138,14 +138,14 @@ class _Reader:
         model = dict(table["model"])
         if model.get("dropout"):
             rate = model["dropout"]
-            self.notes.append(f"{self.path}: model.dropout {rate} is switched off, so that runs see the same tokens.")
+            self.remarks.append(f"{self.path}: model.dropout {rate} is switched off, so that runs see the same tokens.")
             model["dropout"] = None
         table["model"] = model
         backend = library.load(json.dumps(table, ensure_ascii=False), str(self.path), table)
         return backend if rebuilt is None else self.make(rebuilt, backend)
 
     def make(self, rebuilt: Rebuilt, original: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-        """The class's own tokenizer over the vocabulary and merges of the file; a note where they part."""
+        """The class's own tokenizer over the vocabulary and merges of the file; a remark where they part."""
         model = self.table["model"]
         name = str(self.config.get("tokenizer_class") or self.model_config.get("tokenizer_class"))
         if model.get("type") != "BPE" or not isinstance(model.get("merges"), list):
@@ -171,7 +171,7 @@ class _Reader:
         ours, theirs = (json.loads(_without_model(each)) for each in (backend, original))
         other = [part for part in parts if ours[part] != theirs[part]]
         if other:
-            self.notes.append(
+            self.remarks.append(
                 f"{self.config_path}: tokenizer_class {name} makes its own {', '.join(other)}, as in transformers 5, "
                 "and leaves aside tokenizer.json's; PreTrainedTokenizerFast would take those."
             )
@@ -238,12 +238,12 @@ class _Reader:
         return self.added("extra_special_tokens", value, special=True)
 
     def compare(self, decoder: Mapping[int, tokenizers.AddedToken]) -> None:
-        """A note for each token that is added under another id than the configuration says."""
+        """A remark for each token that is added under another id than the configuration says."""
         ids = dict(self.table["model"]["vocab"]) if isinstance(self.table["model"].get("vocab"), Mapping) else {}
         ids |= {entry["content"]: entry["id"] for entry in self.table.get("added_tokens") or []}
         for index, token in decoder.items():
             if token.content in ids and ids[token.content] != index:
-                self.notes.append(
+                self.remarks.append(
                     f"{self.config_path}: the token {token.content!r} has the id {index}, and {ids[token.content]} in "
                     "tokenizer.json, which decides, as in transformers."
                 )
@@ -329,7 +329,7 @@ class _Reader:
                 _add(backend, {}, {}, [str(token) for token in (*named.values(), *nameless)], again=True)
             more = [backend.id_to_token(index) for index in range(size, backend.get_vocab_size())]
         if more:
-            self.notes.append(
+            self.remarks.append(
                 f"{self.path}: {len(more)} tokens of the files beside it are added at its end ({shown(more)[1:-1]}), "
                 "as in transformers; the model needs a row for each that is used."
             )
@@ -355,7 +355,7 @@ class _Reader:
             adds_bos=adds_bos,
             adds_eos=adds_eos,
             cleans_up=self.cleans_up(),
-            notes=self.notes,
+            remarks=self.remarks,
         )
 
     # ------------------------------------------------------------------ what is put around a text, and after it
@@ -378,7 +378,7 @@ class _Reader:
 
     def note_around(self, key: str, does: bool) -> None:
         if key in self.config and bool(self.config[key]) != does:
-            self.notes.append(
+            self.remarks.append(
                 f"{self.config_path}: {key} {shown(self.config[key])} is ignored, as in transformers: "
                 f"{'what the class does' if self.rebuilt() else 'the post-processor of tokenizer.json'} decides."
             )
@@ -395,7 +395,9 @@ class _Reader:
             if isinstance(index, bool) or not isinstance(index, int):
                 raise FormatError(f"{source}: eos_token_id is {shown(value)}, expected token ids.")
             if not 0 <= index < MOST_ID or backend.id_to_token(index) is None:
-                self.notes.append(f"{source}: eos_token_id {shown(index)} is ignored: the tokenizer has no such token.")
+                self.remarks.append(
+                    f"{source}: eos_token_id {shown(index)} is ignored: the tokenizer has no such token."
+                )
             else:
                 found.append(index)
         return tuple(dict.fromkeys(found))

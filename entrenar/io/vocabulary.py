@@ -28,7 +28,7 @@ class Vocabulary:
     adds_bos: bool = False  # whether the reference puts a beginning-of-text token
     adds_eos: bool = False  # whether it puts an end token after a text
     cleans_up: bool = False  # whether decoding takes spaces before punctuation out
-    notes: list[str] = field(default_factory=list)  # what a person must know before training, a sentence each
+    remarks: list[str] = field(default_factory=list)  # what a person must know before training, a sentence each
 
 
 def template_text(template: Any, where: str) -> str | None:

@@ -32,13 +32,13 @@ class Checkpoint:
         config: LLaMAConfig,
         tensors: Mapping[str, LazyTensor],
         metadata: Mapping[str, Any] | None = None,
-        notes: Sequence[str] = (),
+        remarks: Sequence[str] = (),
         origin: Origin | None = None,
     ) -> None:
         self.path, self.config, self.tensors = path, config, tensors
         self.metadata = metadata  # of a GGUF file
         self.origin = origin or Origin(path, Generation(config.eos_ids), metadata is not None)
-        self.notes = list(notes)  # a sentence for each thing that is ignored or converted
+        self.remarks = list(remarks)  # a sentence for each thing that is ignored or converted
 
     def interleaved(self, name: str) -> bool:
         """Whether the rows of this matrix are stored for an interleaved rotary embedding."""
@@ -51,8 +51,8 @@ class Checkpoint:
             raise FormatError("The model's path is empty; expected a GGUF file or a Hugging Face directory.")
         path = Path(path)
         if path.is_dir():
-            config, tensors, origin, notes = read_hf(path)
-            return Checkpoint(path, config, tensors, notes=notes, origin=origin)
+            config, tensors, origin, remarks = read_hf(path)
+            return Checkpoint(path, config, tensors, remarks=remarks, origin=origin)
         if not path.exists():
             raise FormatError(
                 f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory on this machine "
@@ -63,9 +63,9 @@ class Checkpoint:
                 f"{path}: is one file of a Hugging Face directory, expected a GGUF file or the directory itself; give "
                 f"{path.parent}."
             )
-        config, tensors, metadata, notes = read_gguf(path)
+        config, tensors, metadata, remarks = read_gguf(path)
         ends = tuple(dict.fromkeys((*config.eos_ids, *end_ids(metadata))))
-        return Checkpoint(path, config, tensors, metadata, notes, Origin(path, Generation(ends), is_gguf=True))
+        return Checkpoint(path, config, tensors, metadata, remarks, Origin(path, Generation(ends), is_gguf=True))
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that comes with the weights."""

@@ -120,15 +120,15 @@ class LLaMAConfig:
             raise ConfigError(f"{path}: {error}") from error
 
     @classmethod
-    def from_hf(cls, source: str | Path | Mapping[str, Any], notes: list[str] | None = None) -> LLaMAConfig:
+    def from_hf(cls, source: str | Path | Mapping[str, Any], remarks: list[str] | None = None) -> LLaMAConfig:
         """From a Hugging Face config.json (path or its content), as transformers 5 reads it.
 
-        `notes` receives a sentence for each key that has an effect elsewhere and none here. Raises ConfigError for
+        `remarks` receives a sentence for each key that has an effect elsewhere and none here. Raises ConfigError for
         another architecture and for keys that would change the result.
         """
         where = "config.json" if isinstance(source, Mapping) else str(source)
         table = source if isinstance(source, Mapping) else read_json_object(Path(source), "a Hugging Face config.json")
-        values = values_of(table, where, cls.__dataclass_fields__, notes if notes is not None else [])
+        values = values_of(table, where, cls.__dataclass_fields__, remarks if remarks is not None else [])
         try:
             return from_table(cls, values, "model")
         except ConfigError as error:

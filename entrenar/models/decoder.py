@@ -153,7 +153,7 @@ class LLaMAModel(Module):
         self.config = config
         self.gradient_checkpointing: bool | int = False  # True, or how many blocks, nearest the input first
         self.unquantized: dict[str, str] = {}  # matrices that stayed in full precision, and why
-        self.notes: list[str] = []  # what of the loaded files is not followed, and what their conversion cost
+        self.remarks: list[str] = []  # what of the loaded files is not followed, and what their conversion cost
         self.lora_config: LoRAConfig | None = None
         self.origin: Origin | None = None  # what the weights were loaded from
         self.model = Trunk(config, weights)

@@ -116,7 +116,7 @@ class Generation:
         """The same end tokens and nothing else."""
         return Generation(self.end_tokens)
 
-    def notes(self, where: str) -> list[str]:
+    def remarks(self, where: str) -> list[str]:
         """A sentence for each setting that the samples of a run go without."""
         return [
             f"{where}: samples during training are greedy and go without {name} = {shown(value)}."

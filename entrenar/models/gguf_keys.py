@@ -71,7 +71,7 @@ def config_values(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     Raises ConfigError where the file is no model, of another architecture, lacks a key, or asks for what we lack.
     """
     _check_architecture(metadata)
-    notes = _ignored(metadata)
+    remarks = _ignored(metadata)
     blocks = _integer(metadata, BLOCKS, most=MOST_BLOCKS)
     values: dict[str, Any] = {
         "hidden_size": _integer(metadata, EMBEDDING),
@@ -80,14 +80,14 @@ def config_values(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
         "num_attention_heads": _per_block(metadata, HEADS, blocks),
         "max_position_embeddings": _integer(metadata, CONTEXT),
         "rms_norm_eps": _number(metadata, EPSILON),
-        "vocab_size": _vocabulary(metadata, notes),
+        "vocab_size": _vocabulary(metadata, remarks),
     }
     if KEY_HEADS in metadata:
         values["num_key_value_heads"] = _per_block(metadata, KEY_HEADS, blocks)
     if ROPE_BASE in metadata:
         values["rope_theta"] = _number(metadata, ROPE_BASE)
     values |= _head_size(metadata, values) | _rope_scaling(metadata)
-    return values | _special_tokens(metadata, values["vocab_size"], notes), notes
+    return values | _special_tokens(metadata, values["vocab_size"], remarks), remarks
 
 
 def _check_architecture(metadata: Mapping[str, Any]) -> None:
@@ -109,8 +109,8 @@ def _check_architecture(metadata: Mapping[str, Any]) -> None:
 
 
 def _ignored(metadata: Mapping[str, Any]) -> list[str]:
-    """A note for each key without a meaning; ConfigError for one that may have one that we do not know."""
-    notes = []
+    """A remark for each key without a meaning; ConfigError for one that may have one that we do not know."""
+    remarks = []
     for key in metadata:
         if not key.startswith("llama.") or key in USED or key in DESCRIPTIVE:
             continue
@@ -119,8 +119,8 @@ def _ignored(metadata: Mapping[str, Any]) -> list[str]:
                 f"{key} is no known key of the architecture 'llama' and may change what the model computes; use a "
                 "file that llama.cpp's converter wrote, or a newer version of this program."
             )
-        notes.append(f"{key} is ignored, as llama.cpp ignores it for this architecture.")
-    return notes
+        remarks.append(f"{key} is ignored, as llama.cpp ignores it for this architecture.")
+    return remarks
 
 
 def _present(metadata: Mapping[str, Any], key: str) -> Any:
@@ -155,20 +155,20 @@ def _per_block(metadata: Mapping[str, Any], key: str, blocks: int) -> int:
     return _integer({key: value[0]}, key)
 
 
-def _vocabulary(metadata: Mapping[str, Any], notes: list[str]) -> int:
+def _vocabulary(metadata: Mapping[str, Any], remarks: list[str]) -> int:
     """The tokenizer's tokens count; the key counts where there are none."""
     tokens = metadata.get(TOKENS)
     if not isinstance(tokens, list) or not tokens:
         return _integer(metadata, VOCABULARY)
     if VOCABULARY in metadata and _integer(metadata, VOCABULARY) != len(tokens):
-        notes.append(
+        remarks.append(
             f"{VOCABULARY} is {metadata[VOCABULARY]} and ignored: {TOKENS} has {len(tokens)} entries, and llama.cpp "
             "goes by those."
         )
     return len(tokens)
 
 
-def _special_tokens(metadata: Mapping[str, Any], size: int, notes: list[str]) -> dict[str, int]:
+def _special_tokens(metadata: Mapping[str, Any], size: int, remarks: list[str]) -> dict[str, int]:
     """The ids that begin and end a text; llama.cpp too does without those that no token has."""
     found = {}
     for name in ("bos_token_id", "eos_token_id"):
@@ -177,7 +177,7 @@ def _special_tokens(metadata: Mapping[str, Any], size: int, notes: list[str]) ->
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size:
             found[name] = value
         elif value is not None:
-            notes.append(f"{key} is {shown(value)} and ignored: the vocabulary has {size} tokens.")
+            remarks.append(f"{key} is {shown(value)} and ignored: the vocabulary has {size} tokens.")
     return found
 
 

@@ -93,14 +93,14 @@ def gguf_name(name: str) -> str:
 
 
 def read_gguf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], dict[str, Any], list[str]]:
-    """Configuration, tensors by Hugging Face name, metadata, and notes on what is ignored.
+    """Configuration, tensors by Hugging Face name, metadata, and remarks on what is ignored.
 
     Raises FormatError for a file that is damaged, contradicts itself or is no LLaMA, ConfigError for metadata that we
     do not support.
     """
     file = GGUFFile(path)
     try:
-        values, notes = config_values(file.metadata)
+        values, remarks = config_values(file.metadata)
         tied = "output.weight" not in file.tensors
         config = from_table(LLaMAConfig, values | {"tie_word_embeddings": tied}, "model")
         _check_tensors(path, config, file.tensors)
@@ -110,7 +110,7 @@ def read_gguf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], dict[str,
         raise ConfigError(f"{path}: {error}") from error
     names = {hugging_face_name(name): tensor for name, tensor in file.tensors.items()}
     tensors: dict[str, LazyTensor] = {name: tensor for name, tensor in names.items() if name is not None}
-    return config, tensors, file.metadata, [f"{path.name}: {note}" for note in notes]
+    return config, tensors, file.metadata, [f"{path.name}: {remark}" for remark in remarks]
 
 
 def _check_tensors(path: Path, config: LLaMAConfig, tensors: Mapping[str, GGUFTensor]) -> None:

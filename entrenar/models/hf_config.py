@@ -70,8 +70,8 @@ SHAPE_KEYS = {  # by the part of a tensor's name: the keys that give its shape
 QUANTIZED_KEYS = {"quantization_config": "", "compression_config": "compressed-tensors", "quantization": "MLX"}
 
 
-def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The fields of LLaMAConfig that a config.json gives; appends to `notes` what it says and we do not follow.
+def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
+    """The fields of LLaMAConfig that a config.json gives; appends to `remarks` what it says and we do not follow.
 
     Raises ConfigError, naming the key, for another architecture and for whatever would change the result unread.
     """
@@ -92,12 +92,12 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], n
         raise ConfigError(f"{where}: num_key_value_heads is null, expected an integer; transformers refuses it too.")
     _check_divides(values, family, where)
     _check_window(table, values["max_position_embeddings"], where)
-    values |= _rope(table, values["max_position_embeddings"], where, notes)
+    values |= _rope(table, values["max_position_embeddings"], where, remarks)
     if table.get("attention_dropout"):
-        notes.append(f"{where}: attention_dropout is {shown(table['attention_dropout'])}; training goes without it.")
+        remarks.append(f"{where}: attention_dropout is {shown(table['attention_dropout'])}; training goes without it.")
     asked = {key for key, value in table.items() if value not in (None, False)}  # the others ask for nothing
     unknown = sorted(asked - READ - HARMLESS - SETTINGS)
-    notes += [f"{where}: the key {shown(key)} is unknown and not read." for key in unknown]
+    remarks += [f"{where}: the key {shown(key)} is unknown and not read." for key in unknown]
     return values
 
 
@@ -197,7 +197,7 @@ def _check_window(table: Mapping[str, Any], context: Any, where: str) -> None:
     )
 
 
-def _rope(table: Mapping[str, Any], context: Any, where: str, notes: list[str]) -> dict[str, Any]:
+def _rope(table: Mapping[str, Any], context: Any, where: str, remarks: list[str]) -> dict[str, Any]:
     """rope_theta and rope_scaling as transformers 5 finds them.
 
     A rope_scaling that is not empty replaces rope_parameters as a whole. A rope_theta inside wins over the top level's;
@@ -223,14 +223,16 @@ def _rope(table: Mapping[str, Any], context: Any, where: str, notes: list[str]) 
         raise ConfigError(f"{where}: {named} is {shown(kind)}, which is not supported; {nearest(str(kind), ROPE_KEYS)}")
     theta = rope.get("rope_theta", table.get("rope_theta", 10000.0))
     if old and isinstance(new, Mapping) and _without_theta(new) != _without_theta(old):
-        notes.append(f"{where}: rope_scaling is read and rope_parameters is not, as transformers does where both are.")
+        remarks.append(
+            f"{where}: rope_scaling is read and rope_parameters is not, as transformers does where both are."
+        )
     if "rope_theta" in table and table["rope_theta"] != theta:
-        notes.append(
+        remarks.append(
             f"{where}: rope_theta is {shown(table['rope_theta'])} at the top level and {shown(theta)} in {key}, which "
             "is used as transformers does."
         )
     known = {*ROPE_KEYS[kind], "rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    notes += [
+    remarks += [
         f"{where}: {key}.{name} is not read by type {shown(kind)}." for name in sorted(set(map(str, rope)) - known)
     ]
     if kind == "default":

@@ -38,21 +38,21 @@ QUANTIZED_PARTS = {  # the end of a tensor's name, and what writes such tensors
 
 
 def read_hf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], Origin, list[str]]:
-    """Configuration, tensors by name, origin, and notes on what is not followed.
+    """Configuration, tensors by name, origin, and remarks on what is not followed.
 
     Raises FormatError or ConfigError for a directory that is damaged, quantized, an adapter, or of another model.
     """
-    notes: list[str] = []
+    remarks: list[str] = []
     file = path / "config.json"
     _check_kind(path, file)
     table = read_json_object(file, "a Hugging Face config.json")
-    config = LLaMAConfig.from_hf(file, notes)
+    config = LLaMAConfig.from_hf(file, remarks)
     written, generation = read_generation(path, table)
-    notes += generation.notes(str(path / (GENERATION_FILE if written is not None else "config.json")))
+    remarks += generation.remarks(str(path / (GENERATION_FILE if written is not None else "config.json")))
     tensors = _named(path, open_safetensors_directory(path), config)
-    config = _with_head(path, config, tensors, notes)
+    config = _with_head(path, config, tensors, remarks)
     _check_types(path, config, tensors)
-    return config, tensors, Origin(path, generation, False, table, written), notes
+    return config, tensors, Origin(path, generation, False, table, written), remarks
 
 
 def _check_kind(path: Path, config_file: Path) -> None:
@@ -102,7 +102,7 @@ def _refuse_quantized(path: Path, names: Iterable[str]) -> None:
                 )
 
 
-def _with_head(path: Path, config: LLaMAConfig, tensors: dict[str, LazyTensor], notes: list[str]) -> LLaMAConfig:
+def _with_head(path: Path, config: LLaMAConfig, tensors: dict[str, LazyTensor], remarks: list[str]) -> LLaMAConfig:
     """The configuration with the head that the file has: tied where it is the embedding or one of both is absent."""
     if not config.tie_word_embeddings:
         if HEAD not in tensors and EMBEDDING in tensors:  # without either `check` says how the tensors are named
@@ -119,7 +119,7 @@ def _with_head(path: Path, config: LLaMAConfig, tensors: dict[str, LazyTensor], 
     if _equal(tensors[EMBEDDING], tensors[HEAD]):
         del tensors[HEAD]  # some writers store the tied head again
         return config
-    notes.append(
+    remarks.append(
         f"{path / 'config.json'}: tie_word_embeddings is true, and the file's {HEAD} is not its embedding: the stored "
         "head is used, as transformers does."
     )

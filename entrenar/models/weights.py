@@ -99,7 +99,7 @@ class _Loader:
     def _coded(
         self, kind: str, name: str, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None
     ) -> QuantizedTensor | None:
-        """The tensor in the codes of `kind`, or None (and a note in `unquantized`) where its rows do not fit them."""
+        """The tensor in the codes of `kind`, or None (and a remark in `unquantized`) where its rows do not fit them."""
         if shape[1] % BLOCK_SIZE[kind]:
             self.unquantized[name] = f"its {shape[1]} columns are no multiple of {BLOCK_SIZE[kind]}"
             return None
@@ -186,7 +186,7 @@ def load(
     frozen, and makes float32 of the others. Stored bfloat16 is mapped: the file must not be written to meanwhile. Under
     "int16" an embedding that is no head stays in stored bfloat16. A matrix whose rows are no multiple of the block size
     stays in full precision and is listed in the model's `unquantized`. What it costs to make 4-bit codes of a file's
-    other codes is measured and said in the checkpoint's `notes`. Raises FormatError for a file that is missing,
+    other codes is measured and said in the checkpoint's `remarks`. Raises FormatError for a file that is missing,
     truncated or no LLaMA, or has weights that are not finite, ConfigError for an unknown option, MemoryBudgetError
     before anything is allocated.
     """
@@ -202,6 +202,6 @@ def load(
     model = LLaMAModel(checkpoint.config, weights=loader)
     model.unquantized, model.origin = loader.unquantized, checkpoint.origin
     costs = [cost.sentence(*types) for types, cost in loader.requantized.items()]
-    checkpoint.notes += [cost for cost in costs if cost not in checkpoint.notes]
-    model.notes = list(checkpoint.notes)
+    checkpoint.remarks += [cost for cost in costs if cost not in checkpoint.remarks]
+    model.remarks = list(checkpoint.remarks)
     return model

@@ -3,8 +3,8 @@
 from entrenar.train.config import TrainConfig
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.finetune import finetune
-from entrenar.train.scratch import train_from_scratch
-from entrenar.train.session import Result
+from entrenar.train.pretrain import pretrain
+from entrenar.train.run import Result
 from entrenar.train.step import StepReport
 from entrenar.train.trainer import Trainer
 
@@ -16,5 +16,5 @@ __all__ = [
     "Trainer",
     "evaluate",
     "finetune",
-    "train_from_scratch",
+    "pretrain",
 ]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from entrenar.train.trainer import Trainer
 
 VALUES, ARRAYS, SUMS = "state.json", "state.safetensors", "SHA256SUMS"
-FORMAT = 2
+FORMAT = 3
 READ = 1 << 20
 
 
@@ -175,7 +175,7 @@ def save(trainer: Trainer, folder: Path, keep: int) -> Path:
         "random": random.get_state(),
         "weights": {name: tensor.numpy() for name, tensor in trainer.parameters},
         "reports": [asdict(report) for report in trainer.reports],
-        "notes": trainer.notes,
+        "baseline": trainer.baseline,
     }
     arrays: dict[str, np.ndarray] = {}
     values = _split(state, "state", arrays)
@@ -253,7 +253,7 @@ def _restore(trainer: Trainer, directory: Path) -> None:
     random.set_state(state["random"])
     for name, tensor in trainer.parameters:
         tensor.numpy()[...] = weights[name]
-    trainer.step, trainer.reports, trainer.notes = state["step"], reports, dict(state["notes"])
+    trainer.step, trainer.reports, trainer.baseline = state["step"], reports, dict(state["baseline"])
     trainer.run_id, trainer.date = str(state["run"]), datetime.fromisoformat(state["date"])
 
 

@@ -85,7 +85,7 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Datase
         if len(side.examples) and not side.samples:
             raise ConfigError(
                 f"{report.source}: none of its {len(side.examples)} {kind}examples has a token that is trained: "
-                f"{' '.join(report.notes())} Give a longer training.sequence_length, other examples or another "
+                f"{' '.join(report.remarks())} Give a longer training.sequence_length, other examples or another "
                 "data.held_out_fraction."
             )
     shown = held_out.first or training.first

@@ -20,14 +20,14 @@ from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.decoder import LLaMAModel
 from entrenar.models.weights import kept_matrices, load
-from entrenar.train import dataset, report, session
+from entrenar.train import dataset, report, run
 from entrenar.train.config import TrainConfig
 from entrenar.train.fingerprint import of_tokenizer
 from entrenar.train.memory import MemoryEstimate, plan
-from entrenar.train.stopping import stop_note
+from entrenar.train.stopping import stop_remarks
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
-from entrenar.train.vocabulary import padding, vocabulary_note
+from entrenar.train.vocabulary import padding, vocabulary_remarks
 
 SAMPLE_TOKENS = 64
 TEMPLATE = "The chat template "  # how a sentence begins that is about the model's, whatever the record
@@ -41,7 +41,7 @@ def finetune(
     dtype: str = "auto",
     shape: Mapping[str, Any] | None = None,
     console: Console | None = None,
-) -> session.Result:
+) -> run.Result:
     """Fine-tune the checkpoint at `model_path` as `config` says and write the adapter (or model) and metrics.csv.
 
     `dtype` is that of the weights which [qlora] does not make 4-bit, as in `LLaMAModel.from_pretrained`; where all
@@ -54,7 +54,7 @@ def finetune(
         if dtype not in ("auto", "float32"):
             raise ConfigError(f"dtype is {dtype}, which is storage of frozen weights; train all weights in float32.")
         dtype = "float32"
-    with session.prepared(config):
+    with run.prepared(config):
         with console.status("reading model and examples"):
             trainer, tokenizer, example, needed, summary = _assemble(model_path, config, dtype, shape or {})
         return _run(trainer, tokenizer, example, needed, summary, console, str(model_path))
@@ -68,9 +68,9 @@ def _run(
     summary: Summary,
     console: Console,
     base: str,
-) -> session.Result:
+) -> run.Result:
     config = trainer.config
-    _show_facts(console, trainer, needed, summary)
+    _show_summary(console, trainer, needed, summary)
 
     def save(output: Path) -> None:
         if config.adapter is not None:
@@ -80,7 +80,7 @@ def _run(
         as_it_came = origin is not None and origin.tokenizer_files()
         trainer.model.save_pretrained(output, tokenizer=None if as_it_came else tokenizer)
 
-    return session.run(
+    return run.execute(
         trainer,
         output=Path(config.checkpointing.directory) / ("model" if config.adapter is None else "adapter"),
         save=save,
@@ -130,15 +130,15 @@ def _assemble(
         if not str(error).startswith(TEMPLATE):
             raise
         raise FormatError(f"{model_path}: {error}") from error
-    loader, batches = session.batches(config, data.training, data.held_out, padding(tokenizer, rows))
+    loader, batches = run.batches(config, data.training, data.held_out, padding(tokenizer, rows))
     double = qlora is None or qlora.double_quantization
     model = load(checkpoint, quantize=quantize, dtype=dtype, double_quantization=double)
     if config.adapter is not None:
         config.adapter.apply(model, t.seed)
     model.gradient_checkpointing = checkpointing
-    notes = [*checkpoint.notes, *tokenizer.notes, *vocabulary_note(tokenizer, rows), *data.report.notes()]
-    notes += stop_note(data.training, _end_tokens(model, tokenizer), tokenizer)
-    summary = Summary(notes, data.report.table())
+    remarks = [*checkpoint.remarks, *tokenizer.remarks, *vocabulary_remarks(tokenizer, rows), *data.report.remarks()]
+    remarks += stop_remarks(data.training, _end_tokens(model, tokenizer), tokenizer)
+    summary = Summary(remarks, data.report.table())
     fixed = {"the tokenizer": of_tokenizer(tokenizer)}
     return Trainer(model, config, loader, batches, fixed=fixed), tokenizer, data.shown, needed, summary
 
@@ -151,7 +151,7 @@ def _check_can_be_saved(checkpoint: Checkpoint) -> None:
         raise ConfigError(f"{checkpoint.path}: {error}") from error
 
 
-def _show_facts(console: Console, trainer: Trainer, needed: MemoryEstimate, summary: Summary) -> None:
+def _show_summary(console: Console, trainer: Trainer, needed: MemoryEstimate, summary: Summary) -> None:
     model = trainer.model
     total = sum(weight.size for _, weight in model.named_parameters())
     trainable = sum(tensor.size for _, tensor in trainer.parameters)
@@ -160,17 +160,17 @@ def _show_facts(console: Console, trainer: Trainer, needed: MemoryEstimate, summ
         kind = weight.dtype if isinstance(weight, Tensor) else weight.kind
         kinds[kind] = kinds.get(kind, 0) + weight.size
     share = f"{trainable:,} of {total:,} ({100 * trainable / total:.2f} %)"
-    rows = session.facts(trainer, share, needed)
+    rows = run.summary_rows(trainer, share, needed)
     rows["weights"] = ", ".join(f"{count / 1e6:.1f} M {kind}" for kind, count in kinds.items())
     recomputed, blocks = model.gradient_checkpointing, model.config.num_hidden_layers
     rows["gradient checkpointing"] = f"{recomputed} of {blocks} blocks" if recomputed else "off"
-    report.facts(console, "Fine-tuning", rows)
+    report.summary(console, "Fine-tuning", rows)
     kept = Counter((name.split(".")[-2], reason) for name, reason in model.unquantized.items())
     for (layer, reason), count in kept.items():
-        summary.notes.append(f"{layer} of {count} blocks stays in full precision: {reason}.")
+        summary.remarks.append(f"{layer} of {count} blocks stays in full precision: {reason}.")
     few = report.uncertainty(sum(batch.trained_tokens for batch in trainer.held_out)) if trainer.held_out else None
-    summary.notes += [few] if few else []
-    report.notes(console, summary.notes)
+    summary.remarks += [few] if few else []
+    report.remarks(console, summary.remarks)
 
 
 def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example, train_on_prompt: bool) -> str:

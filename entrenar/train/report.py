@@ -43,7 +43,7 @@ def lost(error: OSError) -> str:
     return f"{STDOUT} cannot be written ({error.strerror or error})"
 
 
-def facts(console: Console, title: str, rows: dict[str, str]) -> None:
+def summary(console: Console, title: str, rows: dict[str, str]) -> None:
     """A two-column table."""
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")
@@ -53,7 +53,7 @@ def facts(console: Console, title: str, rows: dict[str, str]) -> None:
     console.print(table)
 
 
-def notes(console: Console, sentences: Iterable[str]) -> None:
+def remarks(console: Console, sentences: Iterable[str]) -> None:
     """Plain lines: what a user must know of the input."""
     for sentence in sentences:
         console.print(escape(printable(sentence)), soft_wrap=True)
@@ -168,4 +168,4 @@ def comparison(console: Console, before: Evaluation | None, after: Evaluation | 
     table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}", f"{change:+.1f} %")
     console.print(table)
     sentence = uncertainty(before.tokens)
-    notes(console, [sentence] if sentence else [])
+    remarks(console, [sentence] if sentence else [])

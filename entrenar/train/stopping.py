@@ -14,7 +14,7 @@ LOOKED_AT = 1000  # samples
 NAMED = 4  # tokens in a sentence
 
 
-def stop_note(samples: Sequence[Sample], ends: Collection[int], tokenizer: Tokenizer) -> list[str]:
+def stop_remarks(samples: Sequence[Sample], ends: Collection[int], tokenizer: Tokenizer) -> list[str]:
     """What is to be said where whole samples train none of the tokens `ends`; nothing where all do.
 
     As TRL warns of templates whose generation blocks leave the end of the turn out.

@@ -17,9 +17,9 @@ SUMMARY = "summary.json"
 
 @dataclass
 class Summary:
-    """`notes` are sentences for the user, shown before training too; `data` counts the examples; `run` is an id."""
+    """`remarks` are sentences for the user, shown before training too; `data` counts the examples; `run` is an id."""
 
-    notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     run: str = ""
 
@@ -34,7 +34,7 @@ class Summary:
             "trained_tokens": sum(report.trained_tokens for report in reports),
             "data": self.data,
             "held_out": {name: value and asdict(value) for name, value in (("before", before), ("after", after))},
-            "notes": self.notes,
+            "remarks": self.remarks,
         }
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -31,7 +31,7 @@ class Trainer:
 
     `on_step` is called after every optimizer step, `on_checkpoint` after every checkpoint. A loss or gradient that is
     not finite raises NumericsError before the weights change; the last checkpoint stays. `reports` (one for each step
-    of the run), `notes` (values that JSON can hold), `run_id` and `date` are kept across a resume. `fixed` names what
+    of the run), `baseline` (values that JSON can hold), `run_id` and `date` survive a resume. `fixed` names what
     else must be the same where the run resumes. The first SIGINT, SIGTERM or SIGHUP, where
     `interrupt.heeded`, ends the step, writes a checkpoint and raises Interrupted. ConfigError where the folder has
     another run's checkpoints.
@@ -44,7 +44,7 @@ class Trainer:
     on_step: Callable[[StepReport], None] = lambda report: None
     on_checkpoint: Callable[[], None] = lambda: None
     reports: list[StepReport] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

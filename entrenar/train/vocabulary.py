@@ -11,7 +11,7 @@ from entrenar.io.tokenizer import Tokenizer
 NAMED = 3  # tokens in a sentence
 
 
-def vocabulary_note(tokenizer: Tokenizer, rows: int) -> list[str]:
+def vocabulary_remarks(tokenizer: Tokenizer, rows: int) -> list[str]:
     """What is to be said where the tokenizer has entries beyond the model's `rows`; nothing where it has none."""
     extra = tokenizer.vocab_size - rows
     if extra <= 0:

@@ -74,13 +74,13 @@ def test_what_is_left_out_is_counted_by_reason_with_the_first_place(tokenizer: T
     samples, report = encode_examples(examples, tokenizer, 40)
     assert len(samples) == 1
     assert sorted(report.left_out.values()) == [1, 2] and list(report.first_left_out.values()) == ["line 2", "line 3"]
-    notes = list(DataReport("data.jsonl", 40, report, SideReport()).notes())
-    assert notes[0] == (
+    remarks = list(DataReport("data.jsonl", 40, report, SideReport()).remarks())
+    assert remarks[0] == (
         "2 of 4 examples are left out: the prompt alone fills a row of 40 tokens, so that no answer would be trained "
         "(the first is line 2)."
     )
-    assert notes[1].startswith("1 of 4 examples is left out: every answer is marked as not trained (weight 0, or ")
-    assert len(notes) == 2
+    assert remarks[1].startswith("1 of 4 examples is left out: every answer is marked as not trained (weight 0, or ")
+    assert len(remarks) == 2
 
 
 @pytest.mark.unit
@@ -97,7 +97,7 @@ def test_what_is_cut_unmarked_or_not_used_is_said(tokenizer: Tokenizer, tmp_path
     _, report = encode_examples(read_examples(path), tokenizer, 60)
     both = DataReport(str(path), 60, report, report)
     cut = "cut to 60 tokens; what comes after is not learned (a longer training.sequence_length keeps it)."
-    assert list(both.notes()) == [
+    assert list(both.remarks()) == [
         f"1 of 3 examples is {cut}",
         f"1 of 3 held-out examples is {cut}",
         "In 2 examples some answers are left out of the loss, as their records say (weight, train, trainable or loss; "
@@ -124,8 +124,8 @@ def test_arguments_that_a_template_quotes_are_said(written: str, quoted: int, to
     turns = [[*example("?", "!").messages[:1], {**example("?", "!").messages[1], "tool_calls": [c]}] for c in calls]
     _, report = encode_examples([Example(messages) for messages in turns], heeding, 60)
     assert report.quoted_calls == quoted
-    notes = " ".join(DataReport("d.jsonl", 60, report, SideReport()).notes())
-    assert ("In 2 examples the arguments of tool calls are JSON text, which the chat template writes" in notes) == (
+    remarks = " ".join(DataReport("d.jsonl", 60, report, SideReport()).remarks())
+    assert ("In 2 examples the arguments of tool calls are JSON text, which the chat template writes" in remarks) == (
         quoted > 0
     )
 
@@ -141,9 +141,9 @@ def test_a_prompt_that_does_not_stand_before_the_answers_is_said(tokenizer: Toke
         thinking = Tokenizer(tokenizer.backend, eos_id=tokenizer.eos_id, chat_template=template.replace("THINK", begun))
         records = [example("a", "b"), example("c", "<think>\nhm</think>d"), Example([], document=TEXT)]
         _, report = encode_examples(records, thinking, 60)
-        notes = " ".join(DataReport("d.jsonl", 60, report, SideReport()).notes())
+        remarks = " ".join(DataReport("d.jsonl", 60, report, SideReport()).remarks())
         said = "In 2 of the first 3 examples the answer stands without the '<think>\\n' that the chat template puts at"
-        assert report.other_prompts == count and (said in notes) == (count > 0)
+        assert report.other_prompts == count and (said in remarks) == (count > 0)
 
 
 @pytest.mark.chaos
@@ -152,10 +152,10 @@ def test_many_keys_that_nothing_reads_are_said_in_a_few_lines() -> None:
     for number in range(5000):
         read.count(Example([], document="a", unused=(f"{number:04d}" + "x" * 300, "id")))
     report = DataReport("data.jsonl", 60, read, SideReport())
-    notes = list(report.notes())
-    assert notes[0] == "data.jsonl: the key 'id' of 5,000 records is not used." and len(notes) == 9
-    assert notes[-1] == "data.jsonl: 4,993 more keys of records are not used."
-    assert max(map(len, notes)) < 200 and len(report.table()["unused_keys"]) == 1000
+    remarks = list(report.remarks())
+    assert remarks[0] == "data.jsonl: the key 'id' of 5,000 records is not used." and len(remarks) == 9
+    assert remarks[-1] == "data.jsonl: 4,993 more keys of records are not used."
+    assert max(map(len, remarks)) < 200 and len(report.table()["unused_keys"]) == 1000
 
 
 @pytest.mark.unit

@@ -19,7 +19,7 @@ from entrenar.io.hub import fetch_default_model
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import load_adapter
-from entrenar.train import TrainConfig, memory, train_from_scratch
+from entrenar.train import TrainConfig, memory, pretrain
 from tests.train.builders import ROOT, metrics, run_example
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -88,7 +88,7 @@ def test_a_shipped_configuration_beyond_the_machine_is_refused_before_anything_i
     monkeypatch.setattr(memory, "available_memory", lambda: 16 << 30)
     least = 16 * shape.num_parameters() / 2**30  # weights, gradients and Adam's two states, in float32
     with pytest.raises(MemoryBudgetError) as refused:
-        train_from_scratch(shape, config)
+        pretrain(shape, config)
     found = re.search(r"needs about ([\d.]+) GiB \(.*\) and 16\.0 GiB is available", str(refused.value))
     assert found is not None, str(refused.value)
     assert least < float(found[1]) < 2 * least

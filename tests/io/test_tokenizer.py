@@ -461,7 +461,7 @@ def test_metadata_that_lie_are_refused(base: dict[str, Any], change: dict[str, A
 def test_odd_but_readable_metadata_are_read() -> None:
     made = Tokenizer.from_gguf(BPE)
     assert (made.bos_id, made.eos_id) == (None, None)
-    assert made.notes == ["tokenizer.ggml.eos_token_id is missing: no end-of-text token closes an answer."]
+    assert made.remarks == ["tokenizer.ggml.eos_token_id is missing: no end-of-text token closes an answer."]
     assert made.encode("ab") == [2]
     with pytest.raises(FormatError, match=r"tokenizer\.chat_template is 5, expected text"):
         Tokenizer.from_gguf(BPE | {"tokenizer.chat_template": 5})

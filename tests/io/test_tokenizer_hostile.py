@@ -199,7 +199,7 @@ def test_a_hostile_file_is_refused_in_one_sentence(
 def test_the_sound_directory_is_read(tmp_path: Path) -> None:
     made = Tokenizer.from_directory(write(tmp_path, lambda files: None))
     assert made.encode("the</s>") == [261, 2]
-    assert made.notes == []
+    assert made.remarks == []
 
 
 # ---------------------------------------------------------------------- what is right
@@ -207,7 +207,7 @@ def test_the_sound_directory_is_read(tmp_path: Path) -> None:
 def test_dropout_is_switched_off_and_said(tmp_path: Path) -> None:
     made = Tokenizer.from_directory(write(tmp_path, model(dropout=0.9)))
     assert {tuple(made.encode("the the the")) for _ in range(20)} == {tuple(made.encode("the the the"))}
-    assert made.notes == [
+    assert made.remarks == [
         f"{tmp_path}/tokenizer.json: model.dropout 0.9 is switched off, so that runs see the same tokens."
     ]
 
@@ -238,7 +238,7 @@ def test_every_end_token_is_kept_by_saving(tmp_path: Path) -> None:
     write(tmp_path, text("generation_config.json", '{"eos_token_id": [3, 2, 99999]}'))
     made = Tokenizer.from_directory(tmp_path)
     assert made.eos_ids == (2, 3)
-    assert any("eos_token_id 99999 is ignored" in note for note in made.notes)
+    assert any("eos_token_id 99999 is ignored" in remark for remark in made.remarks)
     made.save(tmp_path / "again")
     again = Tokenizer.from_directory(tmp_path / "again")
     assert (again.eos_id, again.eos_ids) == (2, (2, 3))
@@ -259,7 +259,7 @@ def test_the_end_token_of_a_gguf_file_is_one_token_whatever_its_type(types: str,
     made = Tokenizer.from_gguf(metadata)
     assert made.encode("the<|im_end|>") == [261, 3]
     assert made.eos_ids == (3, 2)  # llama.cpp ends at </s> too
-    assert any("are read as control tokens, as in llama.cpp" in note for note in made.notes)
+    assert any("are read as control tokens, as in llama.cpp" in remark for remark in made.remarks)
     made.save(tmp_path)
     again = Tokenizer.from_directory(tmp_path)
     assert (again.encode("the<|im_end|>"), again.eos_ids) == ([261, 3], (3, 2))

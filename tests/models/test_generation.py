@@ -72,7 +72,7 @@ def test_what_is_not_supported_is_refused_where_it_is_asked_for_and_said_where_i
     ):
         greedy(folder)
     assert len(greedy(folder, generation=Generation())) == 10
-    assert [note.split(": ", 1)[1] for note in Checkpoint.open(folder).notes] == [
+    assert [remark.split(": ", 1)[1] for remark in Checkpoint.open(folder).remarks] == [
         "samples during training are greedy and go without num_beams = 4.",
         "samples during training are greedy and go without repetition_penalty = 1.1.",
     ]

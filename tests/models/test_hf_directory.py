@@ -46,7 +46,7 @@ def test_a_stored_head_is_kept_where_config_json_says_it_is_the_embedding(tmp_pa
     np.testing.assert_array_equal(logits(both), expected)
     checkpoint = Checkpoint.open(both)
     assert not checkpoint.config.tie_word_embeddings
-    assert checkpoint.notes == [
+    assert checkpoint.remarks == [
         f"{both}/config.json: tie_word_embeddings is true, and the file's lm_head.weight is not its embedding: the "
         "stored head is used, as transformers does."
     ]
@@ -66,7 +66,7 @@ def test_a_head_that_is_the_embedding_again_is_tied(tmp_path: Path) -> None:
         model = LLaMAModel.from_pretrained(folder)
         assert model.lm_head is None, name
         np.testing.assert_array_equal(logits(folder), expected)
-        assert Checkpoint.open(folder).notes == []
+        assert Checkpoint.open(folder).remarks == []
 
 
 @pytest.mark.unit
@@ -87,8 +87,8 @@ def test_the_inner_rope_theta_counts_and_the_outer_is_said_to_be_ignored(tmp_pat
     expected = logits(directory(tmp_path / "plain", {"rope_theta": 500.0}))
     both = directory(tmp_path / "both", inner | {"rope_theta": 10000.0})
     np.testing.assert_array_equal(logits(both), expected)
-    (note,) = Checkpoint.open(both).notes
-    assert "rope_theta is 10000.0 at the top level and 500.0 in rope_parameters, which is used" in note
+    (remark,) = Checkpoint.open(both).remarks
+    assert "rope_theta is 10000.0 at the top level and 500.0 in rope_parameters, which is used" in remark
 
 
 @pytest.mark.unit
@@ -139,7 +139,7 @@ def test_what_is_not_followed_is_said_and_what_changes_nothing_is_not(
     change: dict[str, Any], said: str | None, tmp_path: Path
 ) -> None:
     folder = directory(tmp_path / "m", change)
-    assert LLaMAModel.from_pretrained(folder).notes == ([f"{folder}/config.json: {said}"] if said else [])
+    assert LLaMAModel.from_pretrained(folder).remarks == ([f"{folder}/config.json: {said}"] if said else [])
 
 
 @pytest.mark.chaos

@@ -26,8 +26,8 @@ def test_what_requantizing_costs_is_measured_and_said(tmp_path: Path) -> None:
     meant = write_gguf(tmp_path / "m.gguf", CONFIG, random_arrays(CONFIG), kind)
     checkpoint = Checkpoint.open(tmp_path / "m.gguf")
     model = LLaMAModel.from_pretrained(checkpoint, quantize="auto")
-    (note,) = checkpoint.notes
-    found = re.search(r"^3 matrices of type Q5_0 are requantized to NF4, .* by ([\d.]+) % .*--no-quantize-4bit", note)
+    (remark,) = checkpoint.remarks
+    found = re.search(r"^3 matrices of type Q5_0 are requantized to NF4, .* by ([\d.]+) % .*--no-quantize-4bit", remark)
     assert found
     parameters = dict(model.named_parameters())
     changed, kept = [], []
@@ -40,7 +40,7 @@ def test_what_requantizing_costs_is_measured_and_said(tmp_path: Path) -> None:
     assert float(found[1]) == pytest.approx(100 * relative_error(np.stack(changed), np.stack(kept)), rel=0.05)
     again = Checkpoint.open(tmp_path / "m.gguf")
     LLaMAModel.from_pretrained(again)
-    assert again.notes == []
+    assert again.remarks == []
 
 
 @pytest.mark.unit
@@ -48,7 +48,7 @@ def test_full_precision_that_becomes_4_bit_is_what_was_asked_for(tmp_path: Path)
     write_gguf(tmp_path / "m.gguf", CONFIG, random_arrays(CONFIG), "F16")
     checkpoint = Checkpoint.open(tmp_path / "m.gguf")
     LLaMAModel.from_pretrained(checkpoint, quantize="nf4")
-    assert checkpoint.notes == []
+    assert checkpoint.remarks == []
 
 
 @pytest.mark.chaos

@@ -88,11 +88,11 @@ def test_a_run_that_broke_off_continues_to_the_bits_of_one_that_did_not(
 @pytest.mark.unit
 def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
     done = trainer_of(run_config(tmp_path, lora=DROPOUT, every=4))
-    done.notes["sample"] = "héllo\n"
+    done.baseline["sample"] = "héllo\n"
     done.run()
     again = trainer_of(run_config(tmp_path, lora=DROPOUT, every=4, resume=True))
     assert again.run() == done.reports and weights_hash(again) == weights_hash(done)
-    assert again.notes == {"sample": "héllo\n"}
+    assert again.baseline == {"sample": "héllo\n"}
 
 
 @pytest.mark.unit

@@ -15,7 +15,7 @@ from entrenar.data import Example
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.checkpoint import Checkpoint
-from entrenar.train import dataset, report, train_from_scratch
+from entrenar.train import dataset, pretrain, report
 from entrenar.train.finetune import encode_prompt
 from tests.train.builders import SHAPE, SMALL, config_for, quiet, write_examples, write_model
 
@@ -79,7 +79,9 @@ def test_what_is_left_out_cut_or_not_used_is_said_before_training_and_in_the_sum
         sides[0]["trained_tokens"],
         sides[0]["tokens"],
     ]
-    assert all(note in " ".join(out.split()) for note in (" ".join(note.split()) for note in summary["notes"]))
+    assert all(
+        remark in " ".join(out.split()) for remark in (" ".join(remark.split()) for remark in summary["remarks"])
+    )
 
 
 @pytest.mark.unit
@@ -205,8 +207,8 @@ def test_the_layout_of_a_model_without_a_template_is_said(tmp_path: Path) -> Non
     _, out = quiet(model, config_for(path, tmp_path / "run", replace(SMALL, steps=1, sequence_length=120)))
     said = "The tokenizer has no chat template, so that 9 conversations are written in the layout of Stanford Alpaca"
     assert out.index(said) < out.index("step 1/1")
-    notes = json.loads((tmp_path / "run" / "summary.json").read_text())["notes"]
-    assert any(note.startswith(said) for note in notes)
+    remarks = json.loads((tmp_path / "run" / "summary.json").read_text())["remarks"]
+    assert any(remark.startswith(said) for remark in remarks)
 
 
 @pytest.mark.unit
@@ -217,13 +219,13 @@ def test_what_is_to_be_said_is_shown_before_training_and_kept(
 
     def noted(path: str | Path) -> Checkpoint:
         checkpoint = opened(path)
-        checkpoint.notes.append("config.json: [field] x is not used.")
+        checkpoint.remarks.append("config.json: [field] x is not used.")
         return checkpoint
 
     monkeypatch.setattr(Checkpoint, "open", noted)
     result, out = quiet(model, config_for(data, tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["notes"][0] == "config.json: [field] x is not used."
+    assert summary["remarks"][0] == "config.json: [field] x is not used."
     assert out.index("config.json: [field] x is not used.") < out.index("step 1/4")
     assert summary["steps"] == 4
     assert summary["trained_tokens"] == sum(step.trained_tokens for step in result.reports)
@@ -241,7 +243,7 @@ def test_what_a_plain_text_has_no_place_for_is_refused(more: dict[str, object], 
     config = config_for(tmp_path / "data.jsonl", tmp_path / "run", lora=None)
     config.data = replace(config.data, held_out_fraction=0.0)
     with pytest.raises(ConfigError, match=rf"data\.jsonl, line 2: has {name}, which training from scratch on plain"):
-        train_from_scratch(replace(SHAPE, vocab_size=270), config, Console(file=io.StringIO()))
+        pretrain(replace(SHAPE, vocab_size=270), config, Console(file=io.StringIO()))
 
 
 @pytest.mark.unit

@@ -25,7 +25,7 @@ from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig, load_adapter
 from entrenar.qlora import QLoRAConfig
-from entrenar.train import evaluate, finetune, report, train_from_scratch
+from entrenar.train import evaluate, finetune, pretrain, report
 from entrenar.train.report import COLUMNS
 from tests.train.builders import (
     ROOT,
@@ -265,7 +265,7 @@ def test_training_from_scratch_writes_a_model_that_generates(data: Path, tmp_pat
     shape = replace(SHAPE, vocab_size=270, tie_word_embeddings=True)
     config = config_for(data, tmp_path, replace(SMALL, steps=8, sequence_length=32), lora=None)
     out = io.StringIO()
-    result = train_from_scratch(shape, config, Console(file=out, width=200))
+    result = pretrain(shape, config, Console(file=out, width=200))
     summary = json.loads((tmp_path / "summary.json").read_text())
     sides = [summary["data"][side] for side in ("training", "held_out")]
     assert sum(side["examples"] for side in sides) == 64 and sides[0]["tokens"] == 32 * sides[0]["samples"]
@@ -282,7 +282,7 @@ def test_training_from_scratch_writes_a_model_that_generates(data: Path, tmp_pat
 def test_a_text_that_yields_fewer_tokens_than_the_shape_has_leaves_rows_unused(data: Path, tmp_path: Path) -> None:
     shown = io.StringIO()
     config = config_for(data, tmp_path, replace(SMALL, steps=2, sequence_length=32), lora=None)
-    result = train_from_scratch(replace(SHAPE, vocab_size=5000), config, Console(file=shown, width=200))
+    result = pretrain(replace(SHAPE, vocab_size=5000), config, Console(file=shown, width=200))
     model, tokenizer = LLaMAModel.from_pretrained(result.output), Tokenizer.from_directory(result.output)
     assert model.config.vocab_size == 5000
     assert 260 < tokenizer.vocab_size < 1000
@@ -305,7 +305,7 @@ def test_a_shape_that_does_not_fit_the_text_is_refused(
 ) -> None:
     config = config_for(data, tmp_path / "run", replace(SMALL, sequence_length=length), **({"lora": None} | sections))
     with pytest.raises(ConfigError, match=message):
-        train_from_scratch(replace(SHAPE, vocab_size=vocab), config, Console(file=io.StringIO()))
+        pretrain(replace(SHAPE, vocab_size=vocab), config, Console(file=io.StringIO()))
     assert not (tmp_path / "run").exists()
 
 
@@ -325,7 +325,7 @@ def test_a_key_that_training_from_scratch_does_not_use_is_refused(
     config = config_for(data, tmp_path / "run", lora=None)
     config.data = replace(config.data, **keys)
     with pytest.raises(ConfigError, match=message):
-        train_from_scratch(replace(SHAPE, vocab_size=270, **shape), config, Console(file=io.StringIO()))
+        pretrain(replace(SHAPE, vocab_size=270, **shape), config, Console(file=io.StringIO()))
     assert not (tmp_path / "run").exists()
 
 
@@ -354,4 +354,4 @@ def test_too_little_text_for_a_row_is_refused(tmp_path: Path) -> None:
     short.write_text("\n".join(json.dumps({"prompt": f"{i}", "completion": f"{i}"}) for i in range(30)))
     config = config_for(short, tmp_path / "run", replace(SMALL, sequence_length=64), lora=None)
     with pytest.raises(ConfigError, match="is too short for a row of 64 tokens to train on and one to hold out"):
-        train_from_scratch(replace(SHAPE, vocab_size=260), config, Console(file=io.StringIO()))
+        pretrain(replace(SHAPE, vocab_size=260), config, Console(file=io.StringIO()))

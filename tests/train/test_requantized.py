@@ -40,5 +40,5 @@ def test_what_requantizing_costs_is_said_before_training_and_in_the_summary(tmp_
     _, printed = quiet(model, config)
     said = "3 matrices of type Q5_0 are requantized to NF4, which changes their values by "
     assert printed.index(said) < printed.index("step 1/1")
-    notes = json.loads((tmp_path / "run" / "summary.json").read_text())["notes"]
-    assert any(note.startswith(said) and "--no-quantize-4bit" in note for note in notes)
+    remarks = json.loads((tmp_path / "run" / "summary.json").read_text())["remarks"]
+    assert any(remark.startswith(said) and "--no-quantize-4bit" in remark for remark in remarks)

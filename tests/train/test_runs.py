@@ -24,7 +24,7 @@ from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsErr
 from entrenar.io.safetensors import save_safetensors
 from entrenar.llama import LLaMAModel
 from entrenar.lora import load_adapter
-from entrenar.train import Trainer, evaluate, finetune, interrupt, report, session
+from entrenar.train import Trainer, evaluate, finetune, interrupt, report, run
 from entrenar.train.config import LRSchedule, Training
 from entrenar.train.step import StepReport
 from tests.conftest import heed_interrupts
@@ -89,8 +89,8 @@ def test_other_learning_rates_before_a_resume_are_said(model: Path, data: Path, 
             config.lr_schedule = LRSchedule(name=name)
             config.checkpointing = replace(config.checkpointing, resume=resume, minutes=10)
             quiet(model, config)
-            notes = json.loads((tmp_path / name / "summary.json").read_text())["notes"]
-            assert any("The learning rates of cosine follow" in note for note in notes) == (said and resume)
+            remarks = json.loads((tmp_path / name / "summary.json").read_text())["remarks"]
+            assert any("The learning rates of cosine follow" in remark for remark in remarks) == (said and resume)
 
 
 @pytest.mark.unit
@@ -161,14 +161,14 @@ def test_one_run_at_a_time_has_a_folder(model: Path, data: Path, tmp_path: Path)
     (tmp_path / "run").mkdir()
     lock = tmp_path / "run" / ".entrenar.lock"
     lock.write_text("99999999\n")  # of a process that was killed: the system let go of it
-    with session.prepared(config):
+    with run.prepared(config):
         assert lock.read_text() == f"{os.getpid()}\n"
         with pytest.raises(ConfigError, match=rf"run is in use by another run \(process {os.getpid()}\); wait for its"):
             quiet(model, config)
-        run = run_example("llama2_finetune_lora.py", "--model", model, "--data", data, "--output", tmp_path / "run")
-        assert run.returncode == 1 and f"in use by another run (process {os.getpid()})" in run.stderr
+        refused = run_example("llama2_finetune_lora.py", "--model", model, "--data", data, "--output", tmp_path / "run")
+        assert refused.returncode == 1 and f"in use by another run (process {os.getpid()})" in refused.stderr
     assert not list((tmp_path / "run").iterdir())
-    with session.prepared(config):
+    with run.prepared(config):
         pass
 
 
@@ -265,8 +265,8 @@ def test_a_stopped_run_writes_where_it_stands_and_resumes_to_the_same_bits(
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint", "metrics.csv", "summary.json"]
     assert len(metrics(tmp_path / "run")) == int(found[1])
     for output, resume in (("run", ("--resume",)), ("whole", ())):
-        run = run_example("llama2_finetune_qlora.py", *files, *settings, "--output", tmp_path / output, *resume)
-        assert (run.returncode, run.stderr) == (0, "")
+        done = run_example("llama2_finetune_qlora.py", *files, *settings, "--output", tmp_path / output, *resume)
+        assert (done.returncode, done.stderr) == (0, "")
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -338,7 +338,7 @@ def test_an_interrupt_around_training_says_what_is_written(
             os.kill(os.getpid(), signal.SIGINT)
         return evaluate(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(session, "evaluate", interrupted)
+    monkeypatch.setattr(run, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt, match=message):
         quiet(model, config_for(data, tmp_path / "run"))
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists() == (call == 2)
@@ -478,7 +478,7 @@ def test_a_checkpoint_whose_first_evaluation_is_damaged_is_refused(model: Path, 
     state = tmp_path / "checkpoint" / "step-4" / "state.json"
     table = json.loads(state.read_text())
     entries = dict(table["dict"])
-    entries["notes"] = {"dict": [["loss", {"value": None}]]}
+    entries["baseline"] = {"dict": [["loss", {"value": None}]]}
     state.write_text(json.dumps({"dict": list(entries.items())}))
     seal(state.parent)
     config.checkpointing = replace(config.checkpointing, resume=True)
@@ -495,7 +495,7 @@ def test_the_folder_is_tried_before_anything_is_read(tmp_path: Path, monkeypatch
     config = config_for(tmp_path / "nothing.jsonl", tmp_path / "run")
     with (
         pytest.raises(ConfigError, match=r"run cannot be written \(.*: No space left on device\); choose another"),
-        session.prepared(config),
+        run.prepared(config),
     ):
         pass
 
@@ -508,7 +508,7 @@ def test_precision_and_threads_are_those_of_the_run_while_it_runs(precision: str
     training = Training(precision=precision, threads=1)
     config = config_for(tmp_path / "nothing.jsonl", tmp_path / "run", training)
     inside = None
-    with contextlib.suppress(FormatError), session.prepared(config):
+    with contextlib.suppress(FormatError), run.prepared(config):
         inside = get_matmul_precision(), cpu.get_num_threads()
         raise FormatError("the run fails")
     assert inside == (used, 1)

@@ -1,4 +1,4 @@
-"""What every run does around its trainer: facts first, held-out loss and a sample before and after, files."""
+"""What every run does around its trainer: summary first, held-out loss and a sample before and after, files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def batches(
     return loader, list(evaluation_batches(held_out, t.batch_size, t.sequence_length, packing, pad))
 
 
-def facts(trainer: Trainer, trainable: str, needed: MemoryEstimate) -> dict[str, str]:
+def summary_rows(trainer: Trainer, trainable: str, needed: MemoryEstimate) -> dict[str, str]:
     """What is known before the first step."""
     t, loader, held_out = trainer.config.training, trainer.loader, trainer.held_out
     return {
@@ -96,7 +96,7 @@ def facts(trainer: Trainer, trainable: str, needed: MemoryEstimate) -> dict[str,
     }
 
 
-def run(
+def execute(
     trainer: Trainer,
     *,
     output: Path,
@@ -122,7 +122,7 @@ def run(
     written = False
     try:
         before, sample_before = _before(trainer, sample, console)
-        summary.notes += _other_rates(trainer, console)
+        summary.remarks += _other_rates(trainer, console)
         if not trainer.saved and trainer.config.checkpointing.overwrite:
             folder.clear(directory)
         failed = _train(trainer, console)
@@ -176,15 +176,15 @@ def _evaluated(trainer: Trainer, console: Console) -> Evaluation | None:
 
 def _before(trainer: Trainer, sample: Callable[[], str], console: Console) -> tuple[Evaluation | None, str]:
     """Held-out loss and sample of the untrained model; a resumed run has them in its checkpoint."""
-    if not trainer.notes:
+    if not trainer.baseline:
         checkpoint.tidy(trainer.checkpoint_directory)
         held_out = _evaluated(trainer, console)
         values = {"loss": held_out.loss, "tokens": held_out.tokens} if held_out else {}
-        trainer.notes = {**values, "sample": sample()}
+        trainer.baseline = {**values, "sample": sample()}
     try:
-        notes = trainer.notes
-        before = Evaluation(float(notes["loss"]), int(notes["tokens"])) if trainer.held_out else None
-        answer = str(notes["sample"])
+        baseline = trainer.baseline
+        before = Evaluation(float(baseline["loss"]), int(baseline["tokens"])) if trainer.held_out else None
+        answer = str(baseline["sample"])
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{trainer.checkpoint_directory}: has no held-out loss of before ({error!r}).") from error
     if before is not None:
@@ -203,7 +203,7 @@ def _other_rates(trainer: Trainer, console: Console) -> list[str]:
         f"The learning rates of {schedule} follow from the number of steps, which was another than {steps} up to step "
         f"{trainer.step}: the result is not that of {steps} steps from the beginning."
     ]
-    report.notes(console, said)
+    report.remarks(console, said)
     return said
 
 

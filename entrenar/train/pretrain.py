@@ -13,7 +13,7 @@ from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.decoder import LLaMAModel
-from entrenar.train import report, session
+from entrenar.train import report, run
 from entrenar.train.config import TrainConfig
 from entrenar.train.dataset import DOCUMENTATION, split_examples
 from entrenar.train.memory import plan
@@ -24,7 +24,7 @@ PROMPT = "The value of"
 SAMPLE_TOKENS = 48
 
 
-def train_from_scratch(shape: LLaMAConfig, config: TrainConfig, console: Console | None = None) -> session.Result:
+def pretrain(shape: LLaMAConfig, config: TrainConfig, console: Console | None = None) -> run.Result:
     """Train a tokenizer and a model of `shape` on the text of [data]; write both.
 
     The tokenizer has `shape.vocab_size` entries, or as many as the text yields: the model keeps the rows of its shape.
@@ -41,11 +41,11 @@ def train_from_scratch(shape: LLaMAConfig, config: TrainConfig, console: Console
             f"{shape.max_position_embeddings}."
         )
     _check_used(config)
-    with session.prepared(config):
+    with run.prepared(config):
         return _train(shape, config, console)
 
 
-def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session.Result:
+def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> run.Result:
     t = config.training
     checkpointing, needed = plan(shape, config)
     with console.status("reading the text and making a tokenizer of it"):
@@ -63,22 +63,22 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> session
             "data.held_out_fraction."
         )
     summary = _summary(config, reports, (samples, held_out), rest + held_out_rest)
-    loader, batches = session.batches(config, samples, held_out, tokenizer.pad_id)
+    loader, batches = run.batches(config, samples, held_out, tokenizer.pad_id)
     _check_special_tokens(shape, tokenizer)
     model = LLaMAModel(replace(shape, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id), seed=t.seed)
     model.gradient_checkpointing = checkpointing
     trainer = Trainer(model, config, loader, batches)
-    rows = session.facts(trainer, f"{shape.num_parameters():,} (100 %)", needed)
-    report.facts(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
-    summary.notes += _unused_rows(tokenizer, shape)
+    rows = run.summary_rows(trainer, f"{shape.num_parameters():,} (100 %)", needed)
+    report.summary(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
+    summary.remarks += _unused_rows(tokenizer, shape)
     few = report.uncertainty(sum(batch.trained_tokens for batch in batches)) if batches else None
-    summary.notes += [few] if few else []
-    report.notes(console, summary.notes)
+    summary.remarks += [few] if few else []
+    report.remarks(console, summary.remarks)
 
     def save(output: Path) -> None:
         model.save_pretrained(output, tokenizer=tokenizer)
 
-    return session.run(
+    return run.execute(
         trainer,
         output=Path(config.checkpointing.directory) / "model",
         save=save,
@@ -128,7 +128,7 @@ def _summary(
         read.count_samples(samples)
     data = DataReport(config.data.path or DOCUMENTATION, config.training.sequence_length, *reports)
     left = [f"{rest} tokens at the end of the text are left out: they fill no row."] if rest else []
-    return Summary([*data.notes(), *left], data.table())
+    return Summary([*data.remarks(), *left], data.table())
 
 
 def _unused_rows(tokenizer: Tokenizer, shape: LLaMAConfig) -> list[str]:
