@@ -45,7 +45,7 @@ PLANTS = (
     Plant("lora_config", "entrenar/adapters/lora.py", "[-1] not in LINEAR_LAYERS:", "[-1] == '':"),
     Plant(
         "lora_config",
-        "entrenar/_kernels/simd/gemm_few.c",
+        "entrenar/_kernels/simd/gemv.c",
         "for (; j < k - p; j++) rest",
         "for (; j < k - p - 1; j++) rest",
     ),

@@ -170,11 +170,11 @@ cdef void copy_tile(Block* b, const float* k, const float* v, Heads heads, Py_ss
 
 cdef void forward_tile(Block* b, Heads heads, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
     """One block of query rows against the copied keys [first, first + keys)."""
-    simd.gemm.strided(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
+    simd.gemm.skinny(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
                       keys, b.padded_rows, heads.dim, NULL)
     simd.attention.softmax_step(b.scores, b.maximum, b.sum, b.keep, b.limit, <int32_t> first, keys, b.padded_rows,
                                 first + keys > b.unmasked_keys)
-    simd.gemm.strided(b.out, b.ld, b.scores, 1, ATTENTION_ROWS, b.value, b.ld,
+    simd.gemm.skinny(b.out, b.ld, b.scores, 1, ATTENTION_ROWS, b.value, b.ld,
                       b.rows.rows, round_up(heads.dim, simd.vector_floats), keys, b.keep if first else NULL)
 
 
@@ -291,20 +291,20 @@ cdef void backward_tile(Block* b, const BackwardData* g, Py_ssize_t first, Py_ss
     """One block of query rows against the copied keys [first, first + keys): adds to dq, and to dk and dv of the tile,
     which are overwritten where `fresh`."""
     cdef Py_ssize_t dim = g.heads.dim, whole = round_up(dim, simd.vector_floats)
-    simd.gemm.strided(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
+    simd.gemm.skinny(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
                       keys, b.padded_rows, dim, NULL)
-    simd.gemm.strided(b.dp, ATTENTION_ROWS, b.value, b.ld, 1, b.grad_t, ATTENTION_ROWS,
+    simd.gemm.skinny(b.dp, ATTENTION_ROWS, b.value, b.ld, 1, b.grad_t, ATTENTION_ROWS,
                       keys, b.padded_rows, dim, NULL)
     simd.attention.softmax_backward(b.scores, b.dp, b.maximum, b.sum, b.keep, g.scale, b.limit, <int32_t> first,
                                     keys, b.padded_rows, first + keys > b.unmasked_keys)
     if g.dv != NULL:
-        simd.gemm.strided(b.dv, b.ld, b.scores, ATTENTION_ROWS, 1, b.grad, b.ld,
+        simd.gemm.skinny(b.dv, b.ld, b.scores, ATTENTION_ROWS, 1, b.grad, b.ld,
                           keys, whole, b.rows.rows, gemm_ones if not fresh else NULL)
     if g.dk != NULL:
-        simd.gemm.strided(b.dk, b.ld, b.dp, ATTENTION_ROWS, 1, b.query, b.ld,
+        simd.gemm.skinny(b.dk, b.ld, b.dp, ATTENTION_ROWS, 1, b.query, b.ld,
                           keys, whole, b.rows.rows, gemm_ones if not fresh else NULL)
     if g.dq != NULL:
-        simd.gemm.strided(b.out, b.ld, b.dp, 1, ATTENTION_ROWS, b.key, b.ld,
+        simd.gemm.skinny(b.out, b.ld, b.dp, 1, ATTENTION_ROWS, b.key, b.ld,
                           b.rows.rows, whole, keys, gemm_ones if first else NULL)
 
 

@@ -131,7 +131,7 @@ def set_matmul_precision(name):
 def effective_precision(name):
     """What the tier in use computes where `name` is asked for."""
     cdef int format = PRECISIONS.index(name)
-    while simd.gemm.format[format].rows == 0:
+    while simd.gemm.format[format].mr == 0:
         format -= 1
     return PRECISIONS[format]
 

@@ -19,7 +19,7 @@ RUNTIME_BYTES = 112 << 20  # Python, the libraries, the documentation's examples
 DATA_SHARE = 1.6
 DATA_TOKEN_BYTES, DATA_EXAMPLE_BYTES = 5, 200
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
-PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/matmul.pyx)
+PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/gemm.pyx)
 MARGIN = 1.1  # what an estimate may be off by, once blocks are chosen to fit it
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}
 

@@ -149,24 +149,24 @@ static void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdif
 }
 
 static const gemm_format fp32 = {
-    .rows = MR,
-    .left_lanes = MR,
-    .right_lanes = NR,
+    .mr = MR,
+    .packmr = MR,
+    .nr = NR,
     .block = 1,
     .block_words = 1,
-    .pack_left_rows = TIERED(gemm_pack_rows),
-    .pack_left_columns = TIERED(gemm_pack_columns),
-    .pack_right_rows = TIERED(gemm_pack_rows),
-    .pack_right_columns = TIERED(gemm_pack_columns),
-    .tile = tile,
+    .pack_a = TIERED(gemm_pack_rows),
+    .pack_a_transposed = TIERED(gemm_pack_columns),
+    .pack_b_transposed = TIERED(gemm_pack_rows),
+    .pack_b = TIERED(gemm_pack_columns),
+    .micro_kernel = tile,
 };
 const gemm_ops TIERED(gemm_table) = {
     .format = {[GEMM_FP32] = &fp32, [GEMM_INT16] = &TIERED(gemm_int16), [GEMM_INT8] = &TIERED(gemm_int8)},
     .pack_columns = TIERED(gemm_pack_columns),
-    .few_rows = TIERED(gemm_few_rows),
-    .strided = TIERED(gemm_strided),
+    .gemv = TIERED(gemv),
+    .skinny = TIERED(gemm_skinny),
 #if VLEN >= 8
-    .few_rows_codes = TIERED(gemm_few_rows_codes),
-    .few_rows_integer = TIERED(gemm_few_rows_integer),
+    .gemv_quantize = TIERED(gemv_quantize),
+    .gemv_integer = TIERED(gemv_integer),
 #endif
 };

@@ -1,18 +1,18 @@
 // Packed matrix multiplication: panels, the register tile, and the dot products of a few rows.
 //
 // A panel holds lanes of one operand (rows of the left, columns of the right), the contraction running down it; a tile is
-// C[rows][right_lanes] (+)= left panel^T right panel. A format says what a panel is made of: fp32, or integers whose
+// C[rows][nr] (+)= left panel^T right panel. A format says what a panel is made of: fp32, or integers whose
 // blocks of GEMM_BLOCK steps share a scale (gemm_integer.c). Any source can be packed to any format.
 #pragma once
 #include <stddef.h>
 #include "simd/source.h"
 
-enum { GEMM_FEW_ROWS = 4 };   // up to here few_rows beats packing
-enum { GEMM_FEW_STEP = 32 };  // columns that share a scale in every source of codes
-enum { GEMM_BLOCK = 64 };     // steps of the contraction that share a scale
+enum { GEMV_ROWS = 4 };    // up to here gemv beats packing
+enum { GEMV_STEP = 32 };   // columns that share a scale in every source of codes
+enum { GEMM_BLOCK = 64 };  // steps of the contraction that share a scale
 enum { GEMM_FP32 = 0, GEMM_INT16 = 1, GEMM_INT8 = 2, GEMM_FORMATS = 3 };
 
-enum { GEMM_ONES = 64 };  // rows whose old values `strided` can keep by gemm_ones
+enum { GEMM_ONES = 64 };  // rows whose old values `skinny` can keep by gemm_ones
 static const float gemm_ones[GEMM_ONES] = {[0 ... GEMM_ONES - 1] = 1.0f};
 
 typedef void gemm_packer_function(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count,
@@ -20,49 +20,49 @@ typedef void gemm_packer_function(float *out, int lanes, const weight_source *s,
 typedef gemm_packer_function *gemm_packer;
 
 typedef struct gemm_format {
-    int rows;                     // of a tile; 0 where the tier lacks the format
-    int left_lanes, right_lanes;  // of a panel
-    int block, block_words;       // `block` steps of the contraction take block_words 32-bit words a lane
+    int mr;                  // of a tile; 0 where the tier lacks the format
+    int packmr, nr;          // of a panel
+    int block, block_words;  // `block` steps of the contraction take block_words 32-bit words a lane
     // left panel: lane l, step p = source[first + l][start + p] (rows) or source[start + p][first + l] (columns)
-    gemm_packer pack_left_rows;
-    gemm_packer pack_left_columns;
-    gemm_packer pack_right_rows;
-    gemm_packer pack_right_columns;
-    // c[rows][columns] (+)= sum_p left[p][row] right[p][column], rows <= .rows, columns <= right_lanes
-    void (*tile)(float *c, ptrdiff_t ldc, const float *left, const float *right, ptrdiff_t depth, int rows, int columns,
-                 int accumulate);
+    gemm_packer pack_a;
+    gemm_packer pack_a_transposed;
+    gemm_packer pack_b_transposed;
+    gemm_packer pack_b;
+    // c[rows][columns] (+)= sum_p left[p][row] right[p][column], rows <= .rows, columns <= nr
+    void (*micro_kernel)(float *c, ptrdiff_t ldc, const float *left, const float *right, ptrdiff_t depth, int rows,
+                         int columns, int accumulate);
 } gemm_format;
 
 // 32-bit words of a row of k codes, two a word, and of a scale and a sum for each step; whole cache lines
-static inline ptrdiff_t gemm_few_words(ptrdiff_t k) { return (k / 2 + 2 * (k / GEMM_FEW_STEP) + 15) / 16 * 16; }
+static inline ptrdiff_t gemv_words(ptrdiff_t k) { return (k / 2 + 2 * (k / GEMV_STEP) + 15) / 16 * 16; }
 
 typedef struct gemm_ops {
     const gemm_format *format[GEMM_FORMATS];
     // out[p][lane] = source[start + p][first + lane], p < depth; lanes from count on are zero
     gemm_packer pack_columns;
-    // y[r][first + i] (+)= x[r] . source[first + i], i < count, r < rows <= GEMM_FEW_ROWS
-    void (*few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s,
-                     ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
+    // y[r][first + i] (+)= x[r] . source[first + i], i < count, r < rows <= GEMV_ROWS
+    void (*gemv)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s,
+                 ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
     // The same with x in 16-bit integers and s of codes; both NULL where the tier lacks them. `codes` holds rows of
-    // gemm_few_words(k) words, each what few_rows_codes makes of a row of x.
-    void (*few_rows_codes)(float *codes, const float *x, ptrdiff_t k);
-    void (*few_rows_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const weight_source *s,
-                             ptrdiff_t first, ptrdiff_t count, ptrdiff_t k);
+    // gemv_words(k) words, each what gemv_quantize makes of a row of x.
+    void (*gemv_quantize)(float *codes, const float *x, ptrdiff_t k);
+    void (*gemv_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const weight_source *s, ptrdiff_t first,
+                         ptrdiff_t count, ptrdiff_t k);
     // c (m, n) = a (m, k) b (k, n), plus keep[i] times row i of the old c unless keep is NULL. Element (i, p) of a is at
     // a + i * a_row + p * a_column; rows of b are padded to whole vectors.
-    void (*strided)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
-                    ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
+    void (*skinny)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
+                   ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
 } gemm_ops;
 
 #ifdef TIER
-void TIERED(gemm_strided)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
-                          ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
-void TIERED(gemm_few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s,
-                           ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
+void TIERED(gemm_skinny)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
+                         ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
+void TIERED(gemv)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s,
+                  ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
 #if VLEN >= 8
-void TIERED(gemm_few_rows_codes)(float *codes, const float *x, ptrdiff_t k);
-void TIERED(gemm_few_rows_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const weight_source *s,
-                                   ptrdiff_t first, ptrdiff_t count, ptrdiff_t k);
+void TIERED(gemv_quantize)(float *codes, const float *x, ptrdiff_t k);
+void TIERED(gemv_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const weight_source *s,
+                          ptrdiff_t first, ptrdiff_t count, ptrdiff_t k);
 #endif
 extern const gemm_format TIERED(gemm_int16), TIERED(gemm_int8);
 // fp32 panels, out[p][lane]; lanes from count on are zero

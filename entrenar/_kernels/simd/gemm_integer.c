@@ -126,7 +126,7 @@ enum { MR = 12 };
 #else
 enum { MR = 6 };
 #endif
-enum { LEFT_LANES = (MR + VLEN - 1) / VLEN * VLEN };
+enum { PACKMR = (MR + VLEN - 1) / VLEN * VLEN };
 
 INLINE void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t depth, int rows, int columns,
                  int accumulate, int codes) {
@@ -138,10 +138,10 @@ INLINE void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdif
 #pragma GCC unroll 14
         for (int i = 0; i < MR; i++)
 #pragma GCC unroll 2
-            for (int j = 0; j < NV; j++) sum[i][j] = codes == 4 ? viset(((const int32_t *)a)[LEFT_LANES + i]) : (vi){0};
-        a += HEADER * LEFT_LANES;
+            for (int j = 0; j < NV; j++) sum[i][j] = codes == 4 ? viset(((const int32_t *)a)[PACKMR + i]) : (vi){0};
+        a += HEADER * PACKMR;
         b += HEADER * NR;
-        for (int g = 0; g < BLOCK / codes; g++, a += LEFT_LANES, b += NR) {
+        for (int g = 0; g < BLOCK / codes; g++, a += PACKMR, b += NR) {
             vi right[NV];
 #pragma GCC unroll 2
             for (int j = 0; j < NV; j++) right[j] = viload((const int32_t *)b + j * VLEN);
@@ -182,16 +182,16 @@ static void tile16(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrd
 }
 PACKERS(int16, 2, LEFT_LIMIT16, RIGHT_LIMIT16)
 const gemm_format TIERED(gemm_int16) = {
-    .rows = MR,
-    .left_lanes = LEFT_LANES,
-    .right_lanes = NR,
+    .mr = MR,
+    .packmr = PACKMR,
+    .nr = NR,
     .block = BLOCK,
     .block_words = HEADER + BLOCK / 2,
-    .pack_left_rows = int16_left_rows,
-    .pack_left_columns = int16_left_columns,
-    .pack_right_rows = int16_right_rows,
-    .pack_right_columns = int16_right_columns,
-    .tile = tile16,
+    .pack_a = int16_left_rows,
+    .pack_a_transposed = int16_left_columns,
+    .pack_b_transposed = int16_right_rows,
+    .pack_b = int16_right_columns,
+    .micro_kernel = tile16,
 };
 
 #if defined(__AVX512VNNI__)
@@ -201,16 +201,16 @@ static void tile8(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdi
 }
 PACKERS(int8, 4, LIMIT8, LIMIT8)
 const gemm_format TIERED(gemm_int8) = {
-    .rows = MR,
-    .left_lanes = LEFT_LANES,
-    .right_lanes = NR,
+    .mr = MR,
+    .packmr = PACKMR,
+    .nr = NR,
     .block = BLOCK,
     .block_words = HEADER + BLOCK / 4,
-    .pack_left_rows = int8_left_rows,
-    .pack_left_columns = int8_left_columns,
-    .pack_right_rows = int8_right_rows,
-    .pack_right_columns = int8_right_columns,
-    .tile = tile8,
+    .pack_a = int8_left_rows,
+    .pack_a_transposed = int8_left_columns,
+    .pack_b_transposed = int8_right_rows,
+    .pack_b = int8_right_columns,
+    .micro_kernel = tile8,
 };
 #else
 const gemm_format TIERED(gemm_int8) = {0};

@@ -6,7 +6,7 @@ import numpy as np
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.cross_entropy cimport cross_entropy_backward, cross_entropy_forward
-from entrenar._kernels.matmul cimport linear_backward_input, linear_backward_weight, linear_forward
+from entrenar._kernels.gemm cimport linear_backward_input, linear_backward_weight, linear_forward
 from entrenar._kernels.simd.source cimport weight_source
 from entrenar.autograd.ops.embedding cimport checked_indices
 from entrenar.autograd.ops.matmul cimport check_scratch, checked_input, weight_source_of

@@ -3,18 +3,18 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from entrenar._kernels.dropout cimport dropout_forward
-from entrenar._kernels.matmul cimport (
+from entrenar._kernels.gemm cimport (
     f32_source,
     gemm,
-    gemm_right,
+    gemm_operand_b,
     linear_backward_input,
     linear_backward_weight,
     linear_forward,
-    linear_forward_group,
-    low_rank_backward,
-    low_rank_backward_down,
-    low_rank_backward_input,
-    low_rank_forward,
+    grouped_linear_forward,
+    skinny_backward,
+    skinny_backward_a,
+    skinny_backward_input,
+    skinny_forward,
 )
 from entrenar._kernels.simd.source cimport SOURCE_BF16, weight_source
 from entrenar.autograd.quantized cimport QuantizedTensor
@@ -103,7 +103,7 @@ def linear_products(Tensor x not None, weights):
     Raises ShapeError where the shapes do not fit, ConfigError for another kind of weight.
     """
     cdef weight_source[MAX_GROUP] sources
-    cdef gemm_right[MAX_GROUP] rights
+    cdef gemm_operand_b[MAX_GROUP] bs
     cdef Py_ssize_t n, k = 0
     cdef list products = [], kept_weights = list(weights)
     cdef int count = len(kept_weights), i, status
@@ -122,12 +122,12 @@ def linear_products(Tensor x not None, weights):
         product.weight = kept_weights[i]
         product.out = output_of(a, n)
         products.append(product)
-        rights[i].c = product.out.data
-        rights[i].b = &sources[i]
-        rights[i].n = n
+        bs[i].c = product.out.data
+        bs[i].b = &sources[i]
+        bs[i].n = n
     cdef Py_ssize_t m = rows_of(a)
     with nogil:
-        status = linear_forward_group(rights, count, a.data, m, k)
+        status = grouped_linear_forward(bs, count, a.data, m, k)
     check_scratch(status, "linear_products")
     return products
 
@@ -243,7 +243,7 @@ cdef class LoRALinearNode(Node):
         g = new_matrix(m, r)
         db = grad_pointer(b, &accumulate)
         with nogil:
-            status |= low_rank_backward(g.data, db, grad.data, h.data, b.data, self.scaling, m, n, r, accumulate)
+            status |= skinny_backward(g.data, db, grad.data, h.data, b.data, self.scaling, m, n, r, accumulate)
         if a.needs_grad and data is not None:
             target = grad_buffer(a, &accumulate)
             dropped = data
@@ -251,7 +251,7 @@ cdef class LoRALinearNode(Node):
                 dropped = new_like(x)
                 dropout_forward(dropped.data, data.data, x.size, self.dropout, self.key, self.stream, False)
             with nogil:
-                status |= low_rank_backward_down(target.data, g.data, dropped.data, m, k, r, accumulate)
+                status |= skinny_backward_a(target.data, g.data, dropped.data, m, k, r, accumulate)
         if x.needs_grad:
             target = grad_buffer(x, &accumulate)
             with nogil:
@@ -259,11 +259,11 @@ cdef class LoRALinearNode(Node):
             if self.dropout > 0:
                 dropped = new_like(x)
                 with nogil:
-                    status |= low_rank_backward_input(dropped.data, g.data, a.data, m, k, r, False)
+                    status |= skinny_backward_input(dropped.data, g.data, a.data, m, k, r, False)
                 dropout_forward(target.data, dropped.data, x.size, self.dropout, self.key, self.stream, True)
             else:
                 with nogil:
-                    status |= low_rank_backward_input(target.data, g.data, a.data, m, k, r, True)
+                    status |= skinny_backward_input(target.data, g.data, a.data, m, k, r, True)
         if data is not None and isinstance(self.saved[1], Tensor) and (<Tensor> self.saved[1]).needs_grad:
             target = grad_buffer(<Tensor> self.saved[1], &accumulate)
             with nogil:
@@ -306,7 +306,7 @@ def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0, P
         dropped = new_like(t)
         dropout_forward(dropped.data, t.data, t.size, dropout, key, stream, False)
     with nogil:
-        status = low_rank_forward(out.data, h.data, dropped.data, a.data, b.data, factor, m, n, k, r)
+        status = skinny_forward(out.data, h.data, dropped.data, a.data, b.data, factor, m, n, k, r)
     check_scratch(status, "lora_linear")
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
     if wants_grad(t) or wants_grad(a) or wants_grad(b) or wants_grad(w):

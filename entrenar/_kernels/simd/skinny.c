@@ -41,8 +41,8 @@ INLINE void block(int rows, int vectors, float *c, ptrdiff_t ldc, const float *a
         }
 }
 
-void TIERED(gemm_strided)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
-                          ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep) {
+void TIERED(gemm_skinny)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
+                         ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep) {
     for (ptrdiff_t j = 0; j < n; j += NR * VLEN) {
         ptrdiff_t i = 0;
 #define BLOCKS(rows)                                                                                                   \

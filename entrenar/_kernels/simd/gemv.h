@@ -3,7 +3,7 @@
 #include "simd/gemm.h"
 #include "simd/vec.h"
 
-enum { STEP = GEMM_FEW_STEP };
+enum { STEP = GEMV_STEP };
 _Static_assert((int)GGML_BLOCK == STEP && NF4_BLOCK % STEP == 0 && INT16_BLOCK % STEP == 0,
                "a step would cross blocks");
 
@@ -16,7 +16,7 @@ INLINE ptrdiff_t step_bytes(int kind) {
 }
 
 // The weights [first, first + count), four at a time for one row of x: BLOCK(rows, weights) with constants
-_Static_assert(GEMM_FEW_ROWS == 4, "sums and cases are written out for 4 rows");
+_Static_assert(GEMV_ROWS == 4, "sums and cases are written out for 4 rows");
 #define EVERY_BLOCK(BLOCK)                                                                                             \
     const ptrdiff_t end = first + count;                                                                               \
     if (rows == 1)                                                                                                     \

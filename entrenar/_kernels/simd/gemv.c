@@ -1,5 +1,5 @@
 // Products of a few rows in fp32: the weights stream through once, decoded in registers.
-#include "simd/gemm_few.h"
+#include "simd/gemv.h"
 
 enum { VECTORS = STEP / VLEN };
 
@@ -83,16 +83,16 @@ INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, cons
         }
 }
 
-INLINE void few_rows(int kind, float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s,
-                     ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
+INLINE void gemv(int kind, float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s,
+                 ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
 #define BLOCK(rows, weights) block(kind, rows, weights, y, ldy, x, ldx, s, first, k, accumulate)
     EVERY_BLOCK(BLOCK)
 }
 
-void TIERED(gemm_few_rows)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s,
-                           ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
+void TIERED(gemv)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const weight_source *s,
+                  ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate) {
 #define KIND(kind)                                                                                                     \
-    case kind: few_rows(kind, y, ldy, x, ldx, rows, s, first, count, k, accumulate); break;
+    case kind: gemv(kind, y, ldy, x, ldx, rows, s, first, count, k, accumulate); break;
     switch (s->kind) {
         KIND(SOURCE_F32)
         KIND(SOURCE_BF16)

@@ -14,7 +14,7 @@ from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport matmul_format, scratch, simd, threads_for
 from entrenar._kernels.simd.gemm cimport (
-    GEMM_BLOCK, GEMM_FEW_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_few_words, gemm_format, gemm_ones, gemm_packer,
+    GEMM_BLOCK, GEMV_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemv_words, gemm_format, gemm_ones, gemm_packer,
 )
 from entrenar._kernels.simd.source cimport SOURCE_F32, SOURCE_NF4, SOURCE_Q4_1, weight_source
 
@@ -25,11 +25,11 @@ cdef enum:
     ROWS_IN_CACHE = 96   # of A that are swept over a job's B panels before the next ones
     GROUP = 6            # B panels of a job
     GRAIN = 1 << 17      # multiply-adds worth a thread
-    NARROW_ROWS = 48     # of a job of a narrow product, and its columns
-    NARROW_COLUMNS = 192
-    NARROW_DEPTH = 128
+    SKINNY_MC = 48     # of a job of a narrow product, and its columns
+    SKINNY_NC = 192
+    SKINNY_KC = 128
     VECTOR = 16          # floats of the widest vector: rows that are read as vectors are padded to it
-    FEW_ROWS_BLOCK = 16  # weight rows of a job of the few-row path
+    GEMV_N = 16  # weight rows of a job of the few-row path
 
 cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a < b else b
@@ -45,28 +45,28 @@ cdef weight_source f32_source(const float* data, Py_ssize_t row_stride, Py_ssize
     return s
 
 
-cdef inline Py_ssize_t few_jobs(Py_ssize_t n) noexcept nogil:
-    return (n + FEW_ROWS_BLOCK - 1) // FEW_ROWS_BLOCK
+cdef inline Py_ssize_t gemv_jobs(Py_ssize_t n) noexcept nogil:
+    return (n + GEMV_N - 1) // GEMV_N
 
 
-cdef void few_rows_job(const gemm_right* rights, const float* x, const float* codes, Py_ssize_t m, Py_ssize_t k,
+cdef void gemv_job(const gemm_operand_b* bs, const float* x, const float* codes, Py_ssize_t m, Py_ssize_t k,
                        Py_ssize_t job, bint accumulate) noexcept nogil:
     """A block of rows of one of the weights; in integers where there are `codes` of x and the weight has codes."""
-    cdef Py_ssize_t n = rights[0].n, first
+    cdef Py_ssize_t n = bs[0].n, first
     cdef int i = 0
-    while job >= few_jobs(n):
-        job -= few_jobs(n)
+    while job >= gemv_jobs(n):
+        job -= gemv_jobs(n)
         i += 1
-        n = rights[i].n
-    first = job * FEW_ROWS_BLOCK
-    if codes != NULL and rights[i].b.kind >= SOURCE_NF4:
-        simd.gemm.few_rows_integer(rights[i].c, n, codes, <int> m, rights[i].b, first, least(FEW_ROWS_BLOCK, n - first), k)
+        n = bs[i].n
+    first = job * GEMV_N
+    if codes != NULL and bs[i].b.kind >= SOURCE_NF4:
+        simd.gemm.gemv_integer(bs[i].c, n, codes, <int> m, bs[i].b, first, least(GEMV_N, n - first), k)
     else:
-        simd.gemm.few_rows(rights[i].c, n, x, k, <int> m, rights[i].b, first, least(FEW_ROWS_BLOCK, n - first), k,
+        simd.gemm.gemv(bs[i].c, n, x, k, <int> m, bs[i].b, first, least(GEMV_N, n - first), k,
                            accumulate)
 
 
-cdef int few_rows_group(const gemm_right* rights, int count, const float* x, Py_ssize_t m, Py_ssize_t k,
+cdef int grouped_gemv(const gemm_operand_b* bs, int count, const float* x, Py_ssize_t m, Py_ssize_t k,
                         bint accumulate) noexcept nogil:
     """Y_i (m, n_i) (+)= X (m, k) W_i (n_i, k)^T for few rows: each weight is read and decoded once."""
     cdef Py_ssize_t jobs = 0, columns = 0, job
@@ -74,35 +74,35 @@ cdef int few_rows_group(const gemm_right* rights, int count, const float* x, Py_
     cdef bint coded = False
     cdef int i, threads
     for i in range(count):
-        jobs += few_jobs(rights[i].n)
-        columns += rights[i].n
-        coded = coded or rights[i].b.kind >= SOURCE_NF4
-    if coded and matmul_format != GEMM_FP32 and simd.gemm.few_rows_codes != NULL:
-        codes = <float*> scratch(0, <size_t> (m * gemm_few_words(k)) * sizeof(float))
+        jobs += gemv_jobs(bs[i].n)
+        columns += bs[i].n
+        coded = coded or bs[i].b.kind >= SOURCE_NF4
+    if coded and matmul_format != GEMM_FP32 and simd.gemm.gemv_quantize != NULL:
+        codes = <float*> scratch(0, <size_t> (m * gemv_words(k)) * sizeof(float))
         if codes == NULL:
             return -1
         for i in range(m):
-            simd.gemm.few_rows_codes(codes + i * gemm_few_words(k), x + i * k, k)
+            simd.gemm.gemv_quantize(codes + i * gemv_words(k), x + i * k, k)
     threads = threads_for(m * columns * k, GRAIN // 8)
     if threads == 1:  # without OpenMP, whose team costs as much as a small product
         for job in range(jobs):
-            few_rows_job(rights, x, codes, m, k, job, accumulate)
+            gemv_job(bs, x, codes, m, k, job, accumulate)
         return 0
     for job in prange(jobs, schedule="static", num_threads=threads):
-        few_rows_job(rights, x, codes, m, k, job, accumulate)
+        gemv_job(bs, x, codes, m, k, job, accumulate)
     return 0
 
 
-cdef int few_rows(float* y, const float* x, const weight_source* w, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
+cdef int gemv(float* y, const float* x, const weight_source* w, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
                   bint accumulate) noexcept nogil:
-    cdef gemm_right right
+    cdef gemm_operand_b right
     right.c = y
     right.b = w
     right.n = n
-    return few_rows_group(&right, 1, x, m, k, accumulate)
+    return grouped_gemv(&right, 1, x, m, k, accumulate)
 
 
-cdef inline Py_ssize_t lane_words(const gemm_format* f, Py_ssize_t depth) noexcept nogil:
+cdef inline Py_ssize_t panel_words(const gemm_format* f, Py_ssize_t depth) noexcept nogil:
     """32-bit words that a lane of a panel takes for `depth` steps of the contraction."""
     return (depth + f.block - 1) // f.block * f.block_words
 
@@ -114,74 +114,74 @@ cdef const gemm_format* choose_format(const weight_source* b, Py_ssize_t n, Py_s
         return simd.gemm.format[GEMM_FP32]
     if format == GEMM_INT8 and not SOURCE_NF4 <= b.kind <= SOURCE_Q4_1:
         format = GEMM_INT16  # 8 bits are for weights that have only 4 themselves
-    while simd.gemm.format[format].rows == 0:
+    while simd.gemm.format[format].mr == 0:
         format -= 1
     return simd.gemm.format[format]
 
 
-cdef void pack_left(float* packed, const gemm_format* f, const weight_source* a, bint transposed, Py_ssize_t row0,
+cdef void pack_a_job(float* packed, const gemm_format* f, const weight_source* a, bint transposed, Py_ssize_t row0,
                     Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t end, Py_ssize_t depth, Py_ssize_t job) noexcept nogil:
     """Pack one panel of one block of the contraction's steps [k0, end): packed[block of depth][panel][step][lane]."""
-    cdef Py_ssize_t panels = (rows + f.rows - 1) // f.rows, panel = job % panels, start = k0 + job // panels * depth
+    cdef Py_ssize_t panels = (rows + f.mr - 1) // f.mr, panel = job % panels, start = k0 + job // panels * depth
     cdef Py_ssize_t size = least(depth, end - start)
-    cdef float* out = packed + (lane_words(f, start - k0) * panels + panel * lane_words(f, size)) * f.left_lanes
-    cdef gemm_packer pack = f.pack_left_columns if transposed else f.pack_left_rows
-    pack(out, f.left_lanes, a, row0 + panel * f.rows, <int> least(f.rows, rows - panel * f.rows), start, size)
+    cdef float* out = packed + (panel_words(f, start - k0) * panels + panel * panel_words(f, size)) * f.packmr
+    cdef gemm_packer pack = f.pack_a_transposed if transposed else f.pack_a
+    pack(out, f.packmr, a, row0 + panel * f.mr, <int> least(f.mr, rows - panel * f.mr), start, size)
 
 
-cdef void multiply_group(float* c, Py_ssize_t ldc, const float* packed, const gemm_format* f, const weight_source* b,
+cdef void macro_kernel(float* c, Py_ssize_t ldc, const float* packed, const gemm_format* f, const weight_source* b,
                          bint transposed, float* own, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k0, Py_ssize_t end,
                          Py_ssize_t depth, Py_ssize_t first, Py_ssize_t last, bint accumulate) noexcept nogil:
     """C[:, panels first .. last) (+)= A B for the rows of A and the steps [k0, end) of the contraction that are packed;
     `own` holds this thread's panels of B."""
-    cdef int mr = f.rows, nr = f.right_lanes
+    cdef int mr = f.mr, nr = f.nr
     cdef Py_ssize_t panels = (rows + mr - 1) // mr, per_cache = (ROWS_IN_CACHE + mr - 1) // mr
     cdef Py_ssize_t start = k0, size, panel, i0, i, words
     cdef const float* block
-    cdef gemm_packer pack = f.pack_right_rows if transposed else f.pack_right_columns
+    cdef gemm_packer pack = f.pack_b_transposed if transposed else f.pack_b
     while start < end:
         size = least(depth, end - start)
-        words = lane_words(f, size)
-        block = packed + lane_words(f, start - k0) * panels * f.left_lanes
+        words = panel_words(f, size)
+        block = packed + panel_words(f, start - k0) * panels * f.packmr
         for panel in range(first, last):
             pack(own + (panel - first) * nr * words, nr, b, panel * nr, <int> least(nr, n - panel * nr), start, size)
         i0 = 0
         while i0 < panels:
             for panel in range(first, last):
                 for i in range(i0, least(i0 + per_cache, panels)):
-                    f.tile(c + i * mr * ldc + panel * nr, ldc, block + i * f.left_lanes * words,
+                    f.micro_kernel(c + i * mr * ldc + panel * nr, ldc, block + i * f.packmr * words,
                            own + (panel - first) * nr * words, size, <int> least(mr, rows - i * mr),
                            <int> least(nr, n - panel * nr), accumulate or start > 0)
             i0 += per_cache
         start += size
 
 
-cdef void multiply_job(const gemm_right* rights, int count, Py_ssize_t row0, const float* packed, const gemm_format* f,
+cdef void gemm_job(const gemm_operand_b* bs, int count, Py_ssize_t row0, const float* packed, const gemm_format* f,
                        bint transposed, float* own, Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t end, Py_ssize_t depth,
                        Py_ssize_t group, Py_ssize_t job, bint accumulate) noexcept nogil:
     """One group of panels, as equal as they go, of one of the right operands, which share the packed rows of A."""
     cdef int i = 0
-    cdef Py_ssize_t n = rights[0].n, panels = (n + f.right_lanes - 1) // f.right_lanes
+    cdef Py_ssize_t n = bs[0].n, panels = (n + f.nr - 1) // f.nr
     cdef Py_ssize_t groups = (panels + group - 1) // group
     while job >= groups:
         job -= groups
         i += 1
-        n = rights[i].n
-        panels = (n + f.right_lanes - 1) // f.right_lanes
+        n = bs[i].n
+        panels = (n + f.nr - 1) // f.nr
         groups = (panels + group - 1) // group
-    multiply_group(rights[i].c + row0 * n, n, packed, f, rights[i].b, transposed, own, rows, n, k0, end, depth,
+    macro_kernel(bs[i].c + row0 * n, n, packed, f, bs[i].b, transposed, own, rows, n, k0, end, depth,
                    job * panels // groups, (job + 1) * panels // groups, accumulate)
 
 
-cdef int gemm_group(const gemm_right* rights, int count, const gemm_format* f, const weight_source* a, bint a_transposed,
+cdef int grouped_gemm(const gemm_operand_b* bs, int count, const gemm_format* f, const weight_source* a, bint a_transposed,
                     bint b_transposed, Py_ssize_t m, Py_ssize_t k, bint accumulate) noexcept nogil:
     """C_i (m, n_i) (+)= A B_i for every right operand, A packed for all at once; the operands are as in `gemm`."""
     cdef Py_ssize_t i, row0 = 0, rows, k0, end, pack_jobs, jobs = 0, columns = 0, panels = 0
     for i in range(count):
-        columns += rights[i].n
-        panels += (rights[i].n + f.right_lanes - 1) // f.right_lanes
+        columns += bs[i].n
+        panels += (bs[i].n + f.nr - 1) // f.nr
         if k == 0 and not accumulate:
-            memset(rights[i].c, 0, m * rights[i].n * sizeof(float))
+            memset(bs[i].c, 0, m * bs[i].n * sizeof(float))
     if m == 0 or columns == 0 or k == 0:
         return 0
     cdef int threads = threads_for(m * columns * k, GRAIN)
@@ -189,13 +189,13 @@ cdef int gemm_group(const gemm_right* rights, int count, const gemm_format* f, c
     cdef Py_ssize_t blocks = (k + DEPTH - 1) // DEPTH, slices = (k + SLICE - 1) // SLICE
     cdef Py_ssize_t depth = ((k + blocks - 1) // blocks + 63) // 64 * 64
     cdef Py_ssize_t slice_depth = (blocks + slices - 1) // slices * depth
-    cdef Py_ssize_t most_rows = least(ROWS, m), most_panels = (most_rows + f.rows - 1) // f.rows
+    cdef Py_ssize_t most_rows = least(ROWS, m), most_panels = (most_rows + f.mr - 1) // f.mr
     cdef Py_ssize_t group = least(GROUP, (panels + 8 * threads - 1) // (8 * threads))
     for i in range(count):
-        jobs += ((rights[i].n + f.right_lanes - 1) // f.right_lanes + group - 1) // group
+        jobs += ((bs[i].n + f.nr - 1) // f.nr + group - 1) // group
     # a panel's last store may touch up to a vector beyond it
-    cdef size_t own_floats = <size_t> (group * f.right_lanes * lane_words(f, depth) + 64)
-    cdef size_t packed_floats = <size_t> (most_panels * f.left_lanes * lane_words(f, least(slice_depth, k)) + 64)
+    cdef size_t own_floats = <size_t> (group * f.nr * panel_words(f, depth) + 64)
+    cdef size_t packed_floats = <size_t> (most_panels * f.packmr * panel_words(f, least(slice_depth, k)) + 64)
     cdef float* packed = <float*> scratch(0, packed_floats * sizeof(float))
     cdef float* owned = <float*> scratch(1, own_floats * threads * sizeof(float))
     if packed == NULL or owned == NULL:
@@ -205,18 +205,18 @@ cdef int gemm_group(const gemm_right* rights, int count, const gemm_format* f, c
         k0 = 0
         while k0 < k:
             end = least(k, k0 + slice_depth)
-            pack_jobs = (rows + f.rows - 1) // f.rows * ((end - k0 + depth - 1) // depth)
+            pack_jobs = (rows + f.mr - 1) // f.mr * ((end - k0 + depth - 1) // depth)
             if threads == 1:  # without OpenMP, whose team costs as much as a small product
                 for i in range(pack_jobs):
-                    pack_left(packed, f, a, a_transposed, row0, rows, k0, end, depth, i)
+                    pack_a_job(packed, f, a, a_transposed, row0, rows, k0, end, depth, i)
                 for i in range(jobs):
-                    multiply_job(rights, count, row0, packed, f, b_transposed, owned, rows, k0, end, depth, group, i,
+                    gemm_job(bs, count, row0, packed, f, b_transposed, owned, rows, k0, end, depth, group, i,
                                  accumulate)
             else:
                 for i in prange(pack_jobs, schedule="static", num_threads=threads):
-                    pack_left(packed, f, a, a_transposed, row0, rows, k0, end, depth, i)
+                    pack_a_job(packed, f, a, a_transposed, row0, rows, k0, end, depth, i)
                 for i in prange(jobs, schedule="dynamic", num_threads=threads):
-                    multiply_job(rights, count, row0, packed, f, b_transposed, owned + own_floats * threadid(), rows,
+                    gemm_job(bs, count, row0, packed, f, b_transposed, owned + own_floats * threadid(), rows,
                                  k0, end, depth, group, i, accumulate)
             k0 = end
         row0 += rows
@@ -226,35 +226,35 @@ cdef int gemm_group(const gemm_right* rights, int count, const gemm_format* f, c
 cdef int gemm(float* c, const weight_source* a, bint a_transposed, const weight_source* b, bint b_transposed,
               Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
     """C (m, n) (+)= A B. A is (m, k), or stored (k, m) where transposed; B is (k, n), or stored (n, k)."""
-    cdef gemm_right right
+    cdef gemm_operand_b right
     right.c = c
     right.b = b
     right.n = n
-    return gemm_group(&right, 1, choose_format(b, n, k), a, a_transposed, b_transposed, m, k, accumulate)
+    return grouped_gemm(&right, 1, choose_format(b, n, k), a, a_transposed, b_transposed, m, k, accumulate)
 
 
 cdef int linear_forward(float* y, const float* x, const weight_source* w,
                         Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     cdef weight_source a = f32_source(x, k, k)
-    if 0 < m <= GEMM_FEW_ROWS:
-        return few_rows(y, x, w, m, n, k, False)
+    if 0 < m <= GEMV_ROWS:
+        return gemv(y, x, w, m, n, k, False)
     return gemm(y, &a, False, w, True, m, n, k, False)
 
 
-cdef int linear_forward_group(const gemm_right* rights, int count, const float* x, Py_ssize_t m,
+cdef int grouped_linear_forward(const gemm_operand_b* bs, int count, const float* x, Py_ssize_t m,
                               Py_ssize_t k) noexcept nogil:
     """Y_i (m, n_i) = X (m, k) W_i (n_i, k)^T: neighbours whose panels have the same format share the packed X."""
     cdef weight_source a = f32_source(x, k, k)
     cdef const gemm_format* f
     cdef int first = 0, last, status = 0
-    if 0 < m <= GEMM_FEW_ROWS:
-        return few_rows_group(rights, count, x, m, k, False)
+    if 0 < m <= GEMV_ROWS:
+        return grouped_gemv(bs, count, x, m, k, False)
     while first < count:
-        f = choose_format(rights[first].b, rights[first].n, k)
+        f = choose_format(bs[first].b, bs[first].n, k)
         last = first + 1
-        while last < count and choose_format(rights[last].b, rights[last].n, k) == f:
+        while last < count and choose_format(bs[last].b, bs[last].n, k) == f:
             last += 1
-        status |= gemm_group(rights + first, last - first, f, &a, False, True, m, k, False)
+        status |= grouped_gemm(bs + first, last - first, f, &a, False, True, m, k, False)
         first = last
     return status
 
@@ -287,7 +287,7 @@ cdef float* padded_rows(const float* x, Py_ssize_t rows, Py_ssize_t columns, bin
     if out == NULL:
         return NULL
     if transposed:  # a panel as wide as the matrix
-        simd.gemm.format[GEMM_FP32].pack_right_rows(out, <int> ld, &s, 0, <int> rows, 0, columns)
+        simd.gemm.format[GEMM_FP32].pack_b_transposed(out, <int> ld, &s, 0, <int> rows, 0, columns)
         if scale != 1:
             simd.elementwise.scale(out, out, scale, out_rows * ld)
         return out
@@ -297,84 +297,84 @@ cdef float* padded_rows(const float* x, Py_ssize_t rows, Py_ssize_t columns, bin
     return out
 
 
-cdef void narrow_job(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
+cdef void skinny_job(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
                      Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t job,
                      bint accumulate) noexcept nogil:
-    cdef Py_ssize_t blocks = (n + NARROW_COLUMNS - 1) // NARROW_COLUMNS
-    cdef Py_ssize_t i0 = job // blocks * NARROW_ROWS, j0 = job % blocks * NARROW_COLUMNS, p
+    cdef Py_ssize_t blocks = (n + SKINNY_NC - 1) // SKINNY_NC
+    cdef Py_ssize_t i0 = job // blocks * SKINNY_MC, j0 = job % blocks * SKINNY_NC, p
     # a column of A has an element in every cache line: as many lines as L1 holds are used by all of the job's rows
-    cdef Py_ssize_t depth = NARROW_DEPTH if a_row == 1 else max(1, k)
+    cdef Py_ssize_t depth = SKINNY_KC if a_row == 1 else max(1, k)
     cdef Py_ssize_t pieces = max(1, (k + depth - 1) // depth)  # an empty contraction writes zeros
     for p in range(pieces):
-        simd.gemm.strided(c + i0 * ldc + j0, ldc, a + i0 * a_row + p * depth * a_column, a_row, a_column,
-                          b + p * depth * ldb + j0, ldb, least(NARROW_ROWS, m - i0), least(NARROW_COLUMNS, n - j0),
+        simd.gemm.skinny(c + i0 * ldc + j0, ldc, a + i0 * a_row + p * depth * a_column, a_row, a_column,
+                          b + p * depth * ldb + j0, ldb, least(SKINNY_MC, m - i0), least(SKINNY_NC, n - j0),
                           least(depth, k - p * depth), gemm_ones if accumulate or p > 0 else NULL)
 
 
-cdef void narrow(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
+cdef void skinny_gemm(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
                  Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
     """C (m, n) (+)= A (m, k) B (k, n), unpacked; element (i, p) of A is at a + i a_row + p a_column, rows of b padded."""
-    cdef Py_ssize_t jobs = (m + NARROW_ROWS - 1) // NARROW_ROWS * ((n + NARROW_COLUMNS - 1) // NARROW_COLUMNS), job
+    cdef Py_ssize_t jobs = (m + SKINNY_MC - 1) // SKINNY_MC * ((n + SKINNY_NC - 1) // SKINNY_NC), job
     cdef int threads = threads_for(m * n * k, GRAIN)
     if threads == 1:
         for job in range(jobs):
-            narrow_job(c, ldc, a, a_row, a_column, b, ldb, m, n, k, job, accumulate)
+            skinny_job(c, ldc, a, a_row, a_column, b, ldb, m, n, k, job, accumulate)
         return
     for job in prange(jobs, schedule="static", num_threads=threads):
-        narrow_job(c, ldc, a, a_row, a_column, b, ldb, m, n, k, job, accumulate)
+        skinny_job(c, ldc, a, a_row, a_column, b, ldb, m, n, k, job, accumulate)
 
 
-cdef int low_rank_forward(float* y, float* h, const float* x, const float* a, const float* b, float scale,
+cdef int skinny_forward(float* y, float* h, const float* x, const float* a, const float* b, float scale,
                           Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t r) noexcept nogil:
     """h (m, r) = scale x A^T;  y (m, n) += h B^T"""
     cdef weight_source down = f32_source(a, k, k), up = f32_source(b, r, r)
     cdef float* right
     cdef Py_ssize_t i
-    if 0 < m <= GEMM_FEW_ROWS:
-        few_rows(h, x, &down, m, r, k, False)
+    if 0 < m <= GEMV_ROWS:
+        gemv(h, x, &down, m, r, k, False)
         for i in range(m * r):
             h[i] *= scale
-        return few_rows(y, h, &up, m, n, r, True)
+        return gemv(y, h, &up, m, n, r, True)
     right = padded_rows(a, r, k, True, scale)
     if right == NULL:
         return -1
-    narrow(h, r, x, k, 1, right, padded(r), m, r, k, False)
+    skinny_gemm(h, r, x, k, 1, right, padded(r), m, r, k, False)
     right = padded_rows(b, n, r, True, 1)
     if right == NULL:
         return -1
-    narrow(y, n, h, r, 1, right, padded(n), m, n, r, True)
+    skinny_gemm(y, n, h, r, 1, right, padded(n), m, n, r, True)
     return 0
 
 
-cdef int low_rank_backward(float* g, float* db, const float* dy, const float* h, const float* b, float scale,
+cdef int skinny_backward(float* g, float* db, const float* dy, const float* h, const float* b, float scale,
                            Py_ssize_t m, Py_ssize_t n, Py_ssize_t r, bint accumulate) noexcept nogil:
     """g (m, r) = scale dy B;  dB (n, r) (+)= dy^T h, unless NULL"""
     cdef float* right = padded_rows(b, n, r, False, scale)
     if right == NULL:
         return -1
-    narrow(g, r, dy, n, 1, right, padded(r), m, r, n, False)
+    skinny_gemm(g, r, dy, n, 1, right, padded(r), m, r, n, False)
     if db != NULL:
         right = padded_rows(h, m, r, False, 1)
         if right == NULL:
             return -1
-        narrow(db, r, dy, 1, n, right, padded(r), n, r, m, accumulate)
+        skinny_gemm(db, r, dy, 1, n, right, padded(r), n, r, m, accumulate)
     return 0
 
 
-cdef int low_rank_backward_down(float* da, const float* g, const float* x, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
+cdef int skinny_backward_a(float* da, const float* g, const float* x, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
                                 bint accumulate) noexcept nogil:
     """dA (r, k) (+)= g^T x"""
     if k % VECTOR:
         return linear_backward_weight(da, g, x, m, r, k, accumulate)
-    narrow(da, k, g, 1, r, x, k, r, k, m, accumulate)
+    skinny_gemm(da, k, g, 1, r, x, k, r, k, m, accumulate)
     return 0
 
 
-cdef int low_rank_backward_input(float* dx, const float* g, const float* a, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
+cdef int skinny_backward_input(float* dx, const float* g, const float* a, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
                                  bint accumulate) noexcept nogil:
     """dx (m, k) (+)= g A"""
     cdef float* right = padded_rows(a, r, k, False, 1)
     if right == NULL:
         return -1
-    narrow(dx, k, g, r, 1, right, padded(k), m, k, r, accumulate)
+    skinny_gemm(dx, k, g, r, 1, right, padded(k), m, k, r, accumulate)
     return 0

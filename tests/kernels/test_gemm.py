@@ -328,7 +328,7 @@ def test_stacks_broadcast_and_their_gradients_sum(a: tuple[int, ...], b: tuple[i
 
 @pytest.mark.unit
 @pytest.mark.parametrize("source", FROZEN)
-def test_few_rows_read_the_numbers_that_decoding_gives(source: str, tier: str) -> None:
+def test_gemv_read_the_numbers_that_decoding_gives(source: str, tier: str) -> None:
     """A one in a row of zeros picks a column of the weight, bit for bit."""
     weight, values = frozen_weight(source, 35, 192)
     expected = values.astype(np.float32)
@@ -344,7 +344,7 @@ def test_few_rows_read_the_numbers_that_decoding_gives(source: str, tier: str) -
 @pytest.mark.parametrize("precision", ["high", "medium"])
 @pytest.mark.parametrize("m", [1, 2, 3, 4])
 @every_frozen_source
-def test_few_rows_of_integers_are_close(source: str, m: int, precision: str, tier: str, threads: None) -> None:
+def test_gemv_of_integers_are_close(source: str, m: int, precision: str, tier: str, threads: None) -> None:
     """16-bit codes of x times the codes of the weight, which 8-bit products are no coarser than; NF4's are rounded."""
     for n, k in ((3, 64), (37, 576), (70, 1536)):
         weight, values = frozen_weight(source, n, k)
@@ -363,7 +363,7 @@ def test_few_rows_of_integers_are_close(source: str, m: int, precision: str, tie
 @pytest.mark.unit
 @pytest.mark.parametrize("m", [1, 2, 4])
 @pytest.mark.parametrize("source", ["int16", "q8_0", "q4_1"])
-def test_few_rows_of_the_largest_integers_do_not_wrap_around(source: str, m: int, tier: str) -> None:
+def test_gemv_of_the_largest_integers_do_not_wrap_around(source: str, m: int, tier: str) -> None:
     for sign in (1, -1):
         weight = QuantizedTensor.quantize(np.full((9, 192), sign, np.float32), source)
         with entrenar.matmul_precision("high"):
@@ -373,7 +373,7 @@ def test_few_rows_of_the_largest_integers_do_not_wrap_around(source: str, m: int
 
 @pytest.mark.unit
 @every_frozen_source
-def test_few_rows_of_integers_keep_zeros_and_what_is_no_number(source: str, tier: str) -> None:
+def test_gemv_of_integers_keep_zeros_and_what_is_no_number(source: str, tier: str) -> None:
     weight, _ = frozen_weight(source, 37, 192)
     with entrenar.matmul_precision("high"):
         assert not autograd.linear(np.zeros((3, 192), np.float32), weight).numpy().any()

@@ -4,7 +4,7 @@ from entrenar._kernels.simd.source cimport weight_source
 cdef weight_source f32_source(const float* data, Py_ssize_t row_stride, Py_ssize_t columns) noexcept nogil
 
 # A product of a shared left operand: c (m, n), contiguous, of the right operand b.
-cdef struct gemm_right:
+cdef struct gemm_operand_b:
     float* c
     const weight_source* b
     Py_ssize_t n
@@ -12,7 +12,7 @@ cdef struct gemm_right:
 # All return 0, or -1 where scratch memory is out; scratch slots 0 and 1 are used.
 cdef int linear_forward(float* y, const float* x, const weight_source* w,
                         Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil
-cdef int linear_forward_group(const gemm_right* rights, int count, const float* x, Py_ssize_t m,
+cdef int grouped_linear_forward(const gemm_operand_b* bs, int count, const float* x, Py_ssize_t m,
                               Py_ssize_t k) noexcept nogil
 cdef int linear_backward_input(float* dx, const float* dy, const weight_source* w,
                                Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil
@@ -22,11 +22,11 @@ cdef int gemm(float* c, const weight_source* a, bint a_transposed, const weight_
               Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil
 
 # Adapters y += scale (x A^T) B^T of a small rank r; for wide operands these pack nothing. -1 where scratch is out.
-cdef int low_rank_forward(float* y, float* h, const float* x, const float* a, const float* b, float scale,
+cdef int skinny_forward(float* y, float* h, const float* x, const float* a, const float* b, float scale,
                           Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t r) noexcept nogil
-cdef int low_rank_backward(float* g, float* db, const float* dy, const float* h, const float* b, float scale,
+cdef int skinny_backward(float* g, float* db, const float* dy, const float* h, const float* b, float scale,
                            Py_ssize_t m, Py_ssize_t n, Py_ssize_t r, bint accumulate) noexcept nogil
-cdef int low_rank_backward_down(float* da, const float* g, const float* x, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
+cdef int skinny_backward_a(float* da, const float* g, const float* x, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
                                 bint accumulate) noexcept nogil
-cdef int low_rank_backward_input(float* dx, const float* g, const float* a, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
+cdef int skinny_backward_input(float* dx, const float* g, const float* a, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
                                  bint accumulate) noexcept nogil

@@ -2,7 +2,7 @@
 // (NF4's values rounded to 4095ths). The sum of a step is exact; it is scaled and added in fp32.
 //
 //   |x| <= 32767, |weight| <= 4095: the four products of a step that a 32-bit lane adds stay below 2^31
-#include "simd/gemm_few.h"
+#include "simd/gemv.h"
 
 #if VLEN >= 8  // without, decoding codes costs more than integers save
 enum { VECTORS = STEP / (2 * VLEN), X_LIMIT = 32767 };
@@ -24,7 +24,7 @@ INLINE void join(__m256i low, __m256i high, vh *out) { out[0] = low, out[1] = hi
 #endif
 
 // ---------------------------------------------------------------- x
-// A row in gemm_few_words(k) words: codes, the scale of each step, and the sum of each step's values / VLEN
+// A row in gemv_words(k) words: codes, the scale of each step, and the sum of each step's values / VLEN
 typedef struct row_codes {
     int16_t *codes;
     float *scales, *sums;
@@ -34,7 +34,7 @@ INLINE row_codes row_of(const float *words, ptrdiff_t k) {
     return (row_codes){(int16_t *)words, scales, scales + k / STEP};
 }
 
-void TIERED(gemm_few_rows_codes)(float *words, const float *x, ptrdiff_t k) {
+void TIERED(gemv_quantize)(float *words, const float *x, ptrdiff_t k) {
     const row_codes to = row_of(words, k);
     for (ptrdiff_t p = 0; p < k; p += STEP) {
         int32_t codes[STEP], most = 0, sum = 0;
@@ -117,11 +117,11 @@ INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, cons
         for (int i = 0; i < weights; i++) {
             vh codes[VECTORS];
             vf scale, minimum;
-            __builtin_prefetch(ahead + i * s->row_stride);  // as in gemm_few.c
+            __builtin_prefetch(ahead + i * s->row_stride);  // as in gemv.c
             step_codes(kind, s, first + i, p, bytes + i * s->row_stride, codes, &scale, &minimum);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
-                const row_codes x = row_of(words + r * gemm_few_words(k), k);
+                const row_codes x = row_of(words + r * gemv_words(k), k);
                 vi sum = multiply_add(codes[0], vhload(x.codes + p));
                 vf *to = &total[r * weights + i];
 #pragma GCC unroll 2
@@ -137,16 +137,16 @@ INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, cons
         for (int i = 0; i < weights; i++) y[r * ldy + first + i] = vsum(total[r * weights + i]);
 }
 
-INLINE void few_rows(int kind, float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s,
-                     ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
+INLINE void gemv(int kind, float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s,
+                 ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
 #define BLOCK(rows, weights) block(kind, rows, weights, y, ldy, words, s, first, k)
     EVERY_BLOCK(BLOCK)
 }
 
-void TIERED(gemm_few_rows_integer)(float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s,
-                                   ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
+void TIERED(gemv_integer)(float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s,
+                          ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
 #define KIND(kind)                                                                                                     \
-    case kind: few_rows(kind, y, ldy, words, rows, s, first, count, k); break;
+    case kind: gemv(kind, y, ldy, words, rows, s, first, count, k); break;
     switch (s->kind) {
         EVERY_CODED_KIND(KIND)
     default: __builtin_unreachable();
