@@ -15,13 +15,14 @@ from libc.float cimport FLT_MAX
 from libc.stdint cimport int32_t
 from libc.string cimport memset
 
-from entrenar._kernels.cpu cimport scratch, simd, threads_for
-from entrenar._kernels.search cimport part_of
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport (
+    SCRATCH_ATTENTION, bisect, ceil_div, max, min, round_up, scratch, threads_for,
+)
 from entrenar._kernels.simd.attention cimport ATTENTION_KEYS, ATTENTION_ROWS, attention_rows
 from entrenar._kernels.simd.gemm cimport gemm_ones
 
 cdef enum:
-    SLOT = 2
     GRAIN = 1 << 15              # FLOPs / 8 for which waking a thread pays
     BACKWARD_UNITS = 32          # independent pieces of backward to aim at; never depends on the number of threads
     SPLIT_ROWS = 4 * ATTENTION_ROWS  # fewest query rows of a piece, when a head is split
@@ -51,10 +52,6 @@ ctypedef struct Block:
     float* sum                   # (ROWS)      backward: 1 / sum
     float* keep                  # (ROWS)      backward: delta
     int32_t* limit               # (ROWS)      last visible key
-
-
-cdef inline Py_ssize_t round_up(Py_ssize_t n, Py_ssize_t multiple) noexcept nogil:
-    return (n + multiple - 1) // multiple * multiple
 
 
 cdef inline float* take(float** cursor, Py_ssize_t floats) noexcept nogil:
@@ -106,14 +103,14 @@ cdef Py_ssize_t set_pieces(Segment* segments, Py_ssize_t n_segments, Heads heads
     for i in range(n_segments):
         s = &segments[i]
         s.first_piece = pieces
-        pieces += (s.q_len * group + together * ATTENTION_ROWS - 1) // (together * ATTENTION_ROWS)
+        pieces += ceil_div(s.q_len * group, together * ATTENTION_ROWS)
         work[0] += s.q_len * (s.k_len - (s.q_len // 2 if causal else 0)) * heads.q * heads.dim // 2
     return pieces
 
 
 cdef inline Py_ssize_t find_segment(const Segment* segments, Py_ssize_t n_segments, Py_ssize_t piece) noexcept nogil:
     """The segment that holds a piece (segments without rows hold none)."""
-    return part_of(&segments.first_piece, sizeof(Segment), n_segments, piece)
+    return bisect(&segments.first_piece, sizeof(Segment), n_segments, piece)
 
 
 cdef void place(Block* b, const Segment* s, Heads heads, Py_ssize_t head, Py_ssize_t first,
@@ -121,7 +118,7 @@ cdef void place(Block* b, const Segment* s, Heads heads, Py_ssize_t head, Py_ssi
     """Set b to the query rows [first, first + ROWS) of one key head of a segment, and to the keys they see."""
     cdef Py_ssize_t i, group = heads.q // heads.kv, offset = s.k_len - s.q_len, total = s.q_len * group
     b.rows.first = first
-    b.rows.rows = min(<Py_ssize_t> ATTENTION_ROWS, total - first)
+    b.rows.rows = min(ATTENTION_ROWS, total - first)
     b.rows.group = group
     b.rows.stride = heads.q * heads.dim
     b.rows.dim = heads.dim
@@ -203,7 +200,7 @@ cdef void forward_blocks(Block* blocks, int count, float* out, float* maxima, fl
             b.maximum[i] = -FLT_MAX
             b.sum[i] = 0
     while first < most_keys:
-        keys = min(<Py_ssize_t> ATTENTION_KEYS, most_keys - first)
+        keys = min(ATTENTION_KEYS, most_keys - first)
         copy_tile(blocks, k, v, heads, first, keys)
         for j in range(count):
             if first < blocks[j].keys:
@@ -233,12 +230,12 @@ cdef int attention_forward(float* out, float* maxima, float* inverse_sums, const
     cdef Py_ssize_t work, unit, piece, floats
     cdef Py_ssize_t units = set_pieces(segments, n_segments, heads, causal, 1, &work) * heads.kv
     cdef int threads = threads_for(work, GRAIN)
-    cdef int together = <int> max(<Py_ssize_t> 1, min(<Py_ssize_t> TOGETHER, units // FORWARD_UNITS))
+    cdef int together = <int> max(1, min(TOGETHER, units // FORWARD_UNITS))
     cdef Block sizes[TOGETHER]
     cdef float* memory
     units = set_pieces(segments, n_segments, heads, causal, together, &work) * heads.kv  # counted before, numbered now
     floats = carve(sizes, together, NULL, heads.dim, False)
-    memory = <float*> scratch(SLOT, threads * floats * sizeof(float))
+    memory = <float*> scratch(SCRATCH_ATTENTION, threads * floats * sizeof(float))
     if memory == NULL:
         return -1
     if threads == 1:  # waking OpenMP costs more than the attention of one token
@@ -317,7 +314,7 @@ cdef void backward_blocks(Block* blocks, int count, const BackwardData* g, bint 
     for j in range(count):
         backward_start(&blocks[j], g)
     while first < most_keys:
-        keys = min(<Py_ssize_t> ATTENTION_KEYS, most_keys - first)
+        keys = min(ATTENTION_KEYS, most_keys - first)
         copy_tile(blocks, g.k, g.v, g.heads, first, keys)
         fresh = True
         for j in range(count - 1, -1, -1):  # the last block sees all keys of the tile
@@ -341,7 +338,7 @@ cdef void backward_blocks(Block* blocks, int count, const BackwardData* g, bint 
 cdef inline Py_ssize_t split_start(const Segment* s, Heads heads, Py_ssize_t split, Py_ssize_t splits) noexcept nogil:
     """First query row of a split: the blocks of a segment are dealt out in order, as evenly as they go."""
     cdef Py_ssize_t rows = s.q_len * (heads.q // heads.kv)
-    cdef Py_ssize_t blocks = (rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
+    cdef Py_ssize_t blocks = ceil_div(rows, ATTENTION_ROWS)
     return min(rows, split * blocks // splits * ATTENTION_ROWS)
 
 
@@ -407,19 +404,19 @@ cdef int attention_backward(float* dq, float* dk, float* dv, const float* grad, 
     cdef Py_ssize_t work, unit, split, head, i, floats, units, size = k_tokens * heads.kv * heads.dim
     cdef Py_ssize_t blocks = set_pieces(segments, n_segments, heads, causal, 1, &work)
     cdef int threads = threads_for(5 * work // 2, GRAIN)
-    cdef Py_ssize_t pieces = max(<Py_ssize_t> 1, n_segments * heads.kv)
-    cdef Py_ssize_t longest = blocks * ATTENTION_ROWS // max(<Py_ssize_t> 1, n_segments)
+    cdef Py_ssize_t pieces = max(1, n_segments * heads.kv)
+    cdef Py_ssize_t longest = blocks * ATTENTION_ROWS // max(1, n_segments)
     # few heads and segments: split the query rows too, each split with its own share of dk and dv
-    cdef Py_ssize_t splits = max(<Py_ssize_t> 1, min((BACKWARD_UNITS + pieces - 1) // pieces, longest // SPLIT_ROWS))
+    cdef Py_ssize_t splits = max(1, min(ceil_div(BACKWARD_UNITS, pieces), longest // SPLIT_ROWS))
     cdef Py_ssize_t shares = (splits - 1) * size
-    cdef int together = <int> max(<Py_ssize_t> 1, min(<Py_ssize_t> TOGETHER, blocks))
+    cdef int together = <int> max(1, min(TOGETHER, blocks))
     cdef Block sizes[TOGETHER]
     cdef BackwardData whole, share
     cdef float* memory
     cdef float* dk_shares = NULL
     cdef float* dv_shares = NULL
     floats = carve(sizes, together, NULL, heads.dim, True)
-    memory = <float*> scratch(SLOT, (threads * floats + 2 * shares) * sizeof(float))
+    memory = <float*> scratch(SCRATCH_ATTENTION, (threads * floats + 2 * shares) * sizeof(float))
     if memory == NULL:
         return -1
     if dk != NULL:

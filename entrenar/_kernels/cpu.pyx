@@ -49,15 +49,6 @@ cdef int matmul_format = 0
 _fallbacks_said = set()  # (asked for, computed)
 
 
-cdef int threads_for(Py_ssize_t work, Py_ssize_t grain) noexcept nogil:
-    """Threads worth waking for `work` units when each should get at least `grain`; results never depend on it."""
-    cdef Py_ssize_t useful
-    if n_threads == 1 or work < 2 * grain:
-        return 1
-    useful = work // grain
-    return n_threads if useful > n_threads else <int> useful
-
-
 cdef void* scratch(int slot, size_t nbytes) noexcept nogil:
     """Scratch of the calling thread, uninitialised, 64-byte aligned, valid until the slot's next use; NULL if out."""
     return scratch_get(slot, nbytes)

@@ -3,7 +3,8 @@ from cython.parallel cimport prange
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport threads_for
 
 cdef enum:
     GRAIN = 4096  # logits that pay for waking one more thread

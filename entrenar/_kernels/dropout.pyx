@@ -2,7 +2,8 @@
 from cython.parallel cimport prange
 from libc.stdint cimport uint32_t, uint64_t
 
-from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport ceil_div, piece_size, threads_for
 
 cdef enum:
     PIECE = 4096   # elements of a job, a multiple of PHILOX_GROUP
@@ -19,11 +20,11 @@ cdef void dropout_forward(float* y, const float* x, Py_ssize_t n, float p, uint6
     cdef float scale = 0 if nothing_kept else <float> (1 / (1 - <double> p))
     if nothing_kept:
         if not accumulate:
-            for i in prange((n + PIECE - 1) // PIECE, schedule="static", num_threads=threads_for(n, GRAIN)):
-                simd.elementwise.fill(y + i * PIECE, 0, min(n - i * PIECE, <Py_ssize_t> PIECE))
+            for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
+                simd.elementwise.fill(y + i * PIECE, 0, piece_size(n, PIECE, i))
         return
-    for i in prange((n + PIECE - 1) // PIECE, schedule="static", num_threads=threads_for(n, GRAIN)):
-        simd.dropout.apply(y + i * PIECE, x + i * PIECE, min(n - i * PIECE, <Py_ssize_t> PIECE), i * PIECE, threshold,
+    for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
+        simd.dropout.apply(y + i * PIECE, x + i * PIECE, piece_size(n, PIECE, i), i * PIECE, threshold,
                            scale, key, stream, accumulate)
 
 

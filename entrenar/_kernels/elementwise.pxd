@@ -25,4 +25,5 @@ cdef void plan_broadcast(Broadcast* plan, int ndim, const Py_ssize_t* dims, cons
 cdef void binary(Binary op, float* y, const float* a, const float* b, const Broadcast* plan,
                  bint accumulate) noexcept nogil
 cdef void scale(float* y, const float* x, float factor, Py_ssize_t n, bint accumulate) noexcept nogil
+cdef void add_to(float* y, const float* x, Py_ssize_t n) noexcept nogil
 cdef void fill(float* y, float value, Py_ssize_t n) noexcept nogil

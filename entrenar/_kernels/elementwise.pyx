@@ -1,7 +1,8 @@
 """Elementwise arithmetic with broadcasting. Every output float depends on one float of each operand: no reduction."""
 from cython.parallel cimport prange
 
-from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport ceil_div, max, min, piece_size, threads_for
 
 cdef enum:
     PIECE = 8192   # floats of a job: fixed, so that cuts never depend on the number of threads
@@ -97,7 +98,7 @@ cdef void run_add(Binary op, float* y, const float* a, bint step_a, const float*
     cdef float buffer[BUFFER]
     cdef Py_ssize_t start = 0, count
     while start < n:
-        count = min(n - start, <Py_ssize_t> BUFFER)
+        count = min(n - start, BUFFER)
         run(op, buffer, a + step_a * start, step_a, b + step_b * start, step_b, count)
         simd.elementwise.add(y + start, y + start, buffer, count)
         start += count
@@ -111,7 +112,7 @@ cdef void job(Binary op, float* y, const float* a, const float* b, const Broadca
     for unit in range(first, first + units):
         row = unit // pieces
         start = (unit - row * pieces) * PIECE
-        count = min(plan.inner - start, <Py_ssize_t> PIECE)
+        count = min(plan.inner - start, PIECE)
         at_a = plan.step_a * start
         at_b = plan.step_b * start
         rest = row
@@ -129,15 +130,15 @@ cdef void job(Binary op, float* y, const float* a, const float* b, const Broadca
 # every such op is such ops again on the output's gradient (and a sum over the axes that were broadcast: see reduce).
 cdef void binary(Binary op, float* y, const float* a, const float* b, const Broadcast* plan,
                  bint accumulate) noexcept nogil:
-    cdef Py_ssize_t pieces = (plan.inner + PIECE - 1) // PIECE
+    cdef Py_ssize_t pieces = ceil_div(plan.inner, PIECE)
     cdef Py_ssize_t units = plan.outer * pieces, group, i
     if units == 0:
         return
-    group = max(<Py_ssize_t> 1, PIECE // plan.inner)
+    group = max(1, PIECE // plan.inner)
     if units <= group:
         job(op, y, a, b, plan, 0, units, pieces, accumulate)
         return  # waking OpenMP costs more than the work
-    for i in prange((units + group - 1) // group, schedule="static",
+    for i in prange(ceil_div(units, group), schedule="static",
                     num_threads=threads_for(plan.outer * plan.inner, GRAIN)):
         job(op, y, a, b, plan, i * group, min(group, units - i * group), pieces, accumulate)
 
@@ -155,11 +156,21 @@ cdef void scale(float* y, const float* x, float factor, Py_ssize_t n, bint accum
     if n <= PIECE:
         scale_piece(y, x, factor, n, accumulate)
         return  # waking OpenMP costs more than the work
-    for i in prange((n + PIECE - 1) // PIECE, schedule="static", num_threads=threads_for(n, GRAIN)):
-        scale_piece(y + i * PIECE, x + i * PIECE, factor, min(n - i * PIECE, <Py_ssize_t> PIECE), accumulate)
+    for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
+        scale_piece(y + i * PIECE, x + i * PIECE, factor, piece_size(n, PIECE, i), accumulate)
+
+
+# y [n] += x [n]
+cdef void add_to(float* y, const float* x, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    if n <= PIECE:
+        simd.elementwise.add(y, y, x, n)
+        return  # waking OpenMP costs more than the work
+    for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
+        simd.elementwise.add(y + i * PIECE, y + i * PIECE, x + i * PIECE, piece_size(n, PIECE, i))
 
 
 cdef void fill(float* y, float value, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
-    for i in prange((n + PIECE - 1) // PIECE, schedule="static", num_threads=threads_for(n, GRAIN)):
-        simd.elementwise.fill(y + i * PIECE, value, min(n - i * PIECE, <Py_ssize_t> PIECE))
+    for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
+        simd.elementwise.fill(y + i * PIECE, value, piece_size(n, PIECE, i))

@@ -3,7 +3,8 @@ from cython.parallel cimport prange
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport ceil_div, min, piece_size, threads_for
 from entrenar._kernels.simd.source cimport weight_source
 
 cdef enum:
@@ -14,7 +15,7 @@ cdef enum:
 
 cdef void add_stripe(float* dtable, const float* dy, const int64_t* tokens, Py_ssize_t n, Py_ssize_t hidden,
                      int64_t padding, Py_ssize_t first) noexcept nogil:
-    cdef Py_ssize_t i, columns = STRIPE if hidden - first > STRIPE else hidden - first
+    cdef Py_ssize_t i, columns = min(STRIPE, hidden - first)
     cdef float* row
     for i in range(n):
         if tokens[i] == padding:
@@ -35,11 +36,10 @@ cdef void embedding_forward(float* y, const weight_source* table, const int64_t*
 
 cdef void embedding_backward(float* dtable, const float* dy, const int64_t* tokens, Py_ssize_t n, Py_ssize_t vocabulary,
                              Py_ssize_t hidden, int64_t padding, bint accumulate) noexcept nogil:
-    cdef Py_ssize_t i, rows
+    cdef Py_ssize_t i
     if not accumulate:
-        for i in prange((vocabulary + ROWS - 1) // ROWS, schedule="static",
+        for i in prange(ceil_div(vocabulary, ROWS), schedule="static",
                         num_threads=threads_for(vocabulary * hidden, GRAIN)):
-            rows = ROWS if vocabulary - i * ROWS > ROWS else vocabulary - i * ROWS
-            memset(dtable + i * ROWS * hidden, 0, rows * hidden * sizeof(float))
-    for i in prange((hidden + STRIPE - 1) // STRIPE, schedule="static", num_threads=threads_for(n * hidden, GRAIN)):
+            memset(dtable + i * ROWS * hidden, 0, piece_size(vocabulary, ROWS, i) * hidden * sizeof(float))
+    for i in prange(ceil_div(hidden, STRIPE), schedule="static", num_threads=threads_for(n * hidden, GRAIN)):
         add_stripe(dtable, dy, tokens, n, hidden, padding, i * STRIPE)

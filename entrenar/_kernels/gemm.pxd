@@ -9,7 +9,7 @@ cdef struct gemm_operand_b:
     const weight_source* b
     Py_ssize_t n
 
-# All return 0, or -1 where scratch memory is out; scratch slots 0 and 1 are used.
+# All return 0, or -1 where scratch memory is out; the scratch slots of packed A and packed B are used.
 cdef int linear_forward(float* y, const float* x, const weight_source* w,
                         Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil
 cdef int grouped_linear_forward(const gemm_operand_b* bs, int count, const float* x, Py_ssize_t m,

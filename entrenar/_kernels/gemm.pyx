@@ -12,7 +12,8 @@ depend on its length only, so every element of C is the same sum in the same ord
 from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
-from entrenar._kernels.cpu cimport matmul_format, scratch, simd, threads_for
+from entrenar._kernels.cpu cimport matmul_format, simd
+from entrenar._kernels.partition cimport SCRATCH_PACKED_A, SCRATCH_PACKED_B, scratch, threads_for
 from entrenar._kernels.simd.gemm cimport (
     GEMM_BLOCK, GEMV_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemv_words, gemm_format, gemm_ones, gemm_packer,
 )
@@ -78,7 +79,7 @@ cdef int grouped_gemv(const gemm_operand_b* bs, int count, const float* x, Py_ss
         columns += bs[i].n
         coded = coded or bs[i].b.kind >= SOURCE_NF4
     if coded and matmul_format != GEMM_FP32 and simd.gemm.gemv_quantize != NULL:
-        codes = <float*> scratch(0, <size_t> (m * gemv_words(k)) * sizeof(float))
+        codes = <float*> scratch(SCRATCH_PACKED_A, <size_t> (m * gemv_words(k)) * sizeof(float))
         if codes == NULL:
             return -1
         for i in range(m):
@@ -196,8 +197,8 @@ cdef int grouped_gemm(const gemm_operand_b* bs, int count, const gemm_format* f,
     # a panel's last store may touch up to a vector beyond it
     cdef size_t own_floats = <size_t> (group * f.nr * panel_words(f, depth) + 64)
     cdef size_t packed_floats = <size_t> (most_panels * f.packmr * panel_words(f, least(slice_depth, k)) + 64)
-    cdef float* packed = <float*> scratch(0, packed_floats * sizeof(float))
-    cdef float* owned = <float*> scratch(1, own_floats * threads * sizeof(float))
+    cdef float* packed = <float*> scratch(SCRATCH_PACKED_A, packed_floats * sizeof(float))
+    cdef float* owned = <float*> scratch(SCRATCH_PACKED_B, own_floats * threads * sizeof(float))
     if packed == NULL or owned == NULL:
         return -1
     while row0 < m:
@@ -283,7 +284,7 @@ cdef float* padded_rows(const float* x, Py_ssize_t rows, Py_ssize_t columns, bin
     cdef Py_ssize_t out_rows = columns if transposed else rows, out_columns = rows if transposed else columns, i
     cdef Py_ssize_t ld = padded(out_columns)
     cdef weight_source s = f32_source(x, columns, columns)
-    cdef float* out = <float*> scratch(0, <size_t> (out_rows * ld + VECTOR) * sizeof(float))
+    cdef float* out = <float*> scratch(SCRATCH_PACKED_A, <size_t> (out_rows * ld + VECTOR) * sizeof(float))
     if out == NULL:
         return NULL
     if transposed:  # a panel as wide as the matrix

@@ -6,7 +6,8 @@ QUANT_* flags (combined with |) for input that cannot be quantized; the output i
 from cython.parallel cimport prange
 from libc.stdint cimport int16_t, uint8_t
 
-from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport ceil_div, min, threads_for
 from entrenar._kernels.simd.source cimport (
     GGML_BLOCK, INT16_BLOCK, NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q8_0_BYTES, weight_source,
 )
@@ -71,7 +72,7 @@ cdef int ggml_check(const uint8_t* blocks, Py_ssize_t rows, Py_ssize_t count, Py
 # codes[n], second[ceil(n / 256)] <- absmax[n]: the map value nearest to (absmax - offset) / second
 cdef void absmax_quantize(uint8_t* codes, float* second, const float* absmax, float offset, const float* map,
                           Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t group, start, groups = (count + NF4_SECOND_BLOCK - 1) // NF4_SECOND_BLOCK
+    cdef Py_ssize_t group, start, groups = ceil_div(count, NF4_SECOND_BLOCK)
     for group in prange(groups, schedule="static", num_threads=threads_for(count * 16, GRAIN)):
         start = group * NF4_SECOND_BLOCK
         simd.quant.absmax(codes + start, second + group, absmax + start, offset, map,

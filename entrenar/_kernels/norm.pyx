@@ -2,15 +2,12 @@
 from cython.parallel cimport prange
 from libc.string cimport memset
 
-from entrenar._kernels.cpu cimport scratch, simd, threads_for
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport SCRATCH_PARTIALS, ceil_div, min, scratch, threads_for
 
 cdef enum:
     ROWS = 32     # of a job; the partial sums of the weight's gradient are one vector a job
     GRAIN = 8192  # elements that pay for waking one more thread
-
-
-cdef inline Py_ssize_t last_row(Py_ssize_t block, Py_ssize_t rows) noexcept nogil:
-    return (block + 1) * ROWS if (block + 1) * ROWS < rows else rows
 
 
 cdef void add_partials(float* total, const float* partial, Py_ssize_t blocks, Py_ssize_t stride, Py_ssize_t dim,
@@ -50,14 +47,14 @@ cdef void rms_block(float* dx, float* dw, const float* dy, const float* x, const
 
 cdef int rms_norm_backward(float* dx, float* dw, const float* dy, const float* x, const float* w, const float* rstd,
                            Py_ssize_t rows, Py_ssize_t dim, bint accumulate_x, bint accumulate_w) noexcept nogil:
-    cdef Py_ssize_t blocks = (rows + ROWS - 1) // ROWS, i
+    cdef Py_ssize_t blocks = ceil_div(rows, ROWS), i
     cdef float* partial = NULL
     if dw != NULL:
-        partial = <float*> scratch(3, blocks * dim * sizeof(float))
+        partial = <float*> scratch(SCRATCH_PARTIALS, blocks * dim * sizeof(float))
         if partial == NULL:
             return -1
     for i in prange(blocks, schedule="static", num_threads=threads_for(rows * dim, GRAIN)):
-        rms_block(dx, NULL if dw == NULL else partial + i * dim, dy, x, w, rstd, i * ROWS, last_row(i, rows), dim,
+        rms_block(dx, NULL if dw == NULL else partial + i * dim, dy, x, w, rstd, i * ROWS, min((i + 1) * ROWS, rows), dim,
                   accumulate_x)
     if dw != NULL:
         add_partials(dw, partial, blocks, dim, dim, accumulate_w)
@@ -90,13 +87,13 @@ cdef void layer_block(float* dx, float* dw, float* db, const float* dy, const fl
 cdef int layer_norm_backward(float* dx, float* dw, float* db, const float* dy, const float* x, const float* w,
                              const float* mean, const float* rstd, Py_ssize_t rows, Py_ssize_t dim,
                              bint accumulate_x, bint accumulate_w, bint accumulate_b) noexcept nogil:
-    cdef Py_ssize_t blocks = (rows + ROWS - 1) // ROWS, i
-    cdef float* partial = <float*> scratch(3, 2 * blocks * dim * sizeof(float))
+    cdef Py_ssize_t blocks = ceil_div(rows, ROWS), i
+    cdef float* partial = <float*> scratch(SCRATCH_PARTIALS, 2 * blocks * dim * sizeof(float))
     if partial == NULL:
         return -1
     for i in prange(blocks, schedule="static", num_threads=threads_for(rows * dim, GRAIN)):
-        layer_block(dx, NULL if dw == NULL else partial + 2 * i * dim, NULL if db == NULL else partial + (2 * i + 1) * dim,
-                    dy, x, w, mean, rstd, i * ROWS, last_row(i, rows), dim, accumulate_x)
+        layer_block(dx, NULL if dw == NULL else partial + 2 * i * dim,
+                    NULL if db == NULL else partial + (2 * i + 1) * dim, dy, x, w, mean, rstd, i * ROWS, min((i + 1) * ROWS, rows), dim, accumulate_x)
     if dw != NULL:
         add_partials(dw, partial, blocks, 2 * dim, dim, accumulate_w)
     if db != NULL:

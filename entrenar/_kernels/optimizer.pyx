@@ -4,8 +4,8 @@ Each parameter is cut into blocks of fixed size, which are the jobs; `first_job`
 """
 from cython.parallel cimport prange
 
-from entrenar._kernels.cpu cimport scratch, simd, threads_for
-from entrenar._kernels.search cimport part_of
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport SCRATCH_PARTIALS, bisect, ceil_div, min, piece_size, scratch, threads_for
 from entrenar._kernels.simd.optimizer cimport adam_options, sgd_options
 
 cdef enum:
@@ -18,12 +18,12 @@ cdef Py_ssize_t number_jobs(optimizer_run* runs, Py_ssize_t count) noexcept nogi
     cdef Py_ssize_t i, jobs = 0
     for i in range(count):
         runs[i].first_job = jobs
-        jobs += (runs[i].n + BLOCK - 1) // BLOCK
+        jobs += ceil_div(runs[i].n, BLOCK)
     return jobs
 
 
 cdef inline Py_ssize_t run_of(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t job) noexcept nogil:
-    return part_of(&runs.first_job, sizeof(optimizer_run), count, job)
+    return bisect(&runs.first_job, sizeof(optimizer_run), count, job)
 
 
 cdef Py_ssize_t floats(const optimizer_run* runs, Py_ssize_t count) noexcept nogil:
@@ -35,11 +35,11 @@ cdef Py_ssize_t floats(const optimizer_run* runs, Py_ssize_t count) noexcept nog
 
 cdef void sgd_job(const optimizer_run* r, Py_ssize_t at, const sgd_options* options) noexcept nogil:
     simd.optimizer.sgd(r.p + at, r.state + at if r.state != NULL else NULL, r.g + at,
-                       min(r.n - at, <Py_ssize_t> BLOCK), options)
+                       min(r.n - at, BLOCK), options)
 
 
 cdef void adam_job(const optimizer_run* r, Py_ssize_t at, const adam_options* options) noexcept nogil:
-    simd.optimizer.adam(r.p + at, r.state + at, r.state2 + at, r.g + at, min(r.n - at, <Py_ssize_t> BLOCK), options)
+    simd.optimizer.adam(r.p + at, r.state + at, r.state2 + at, r.g + at, min(r.n - at, BLOCK), options)
 
 
 # options[count], one of each run. g' = scale g + weight_decay p;  state = momentum state + (1 - dampening) g' (g' itself
@@ -63,13 +63,13 @@ cdef void adam_step(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs
 
 
 cdef double squares_job(const optimizer_run* r, Py_ssize_t at) noexcept nogil:
-    return simd.optimizer.sum_squares(r.g + at, min(r.n - at, <Py_ssize_t> BLOCK))
+    return simd.optimizer.sum_squares(r.g + at, min(r.n - at, BLOCK))
 
 
 # totals[count] = sums of each g squared, in float64, block sums added in order; -1 where scratch memory is out
 cdef int sum_squares(double* totals, const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs) noexcept nogil:
     cdef Py_ssize_t job, i
-    cdef double* parts = <double*> scratch(3, jobs * sizeof(double))
+    cdef double* parts = <double*> scratch(SCRATCH_PARTIALS, jobs * sizeof(double))
     if parts == NULL:
         return -1
     for job in prange(jobs, schedule="static", num_threads=threads_for(floats(runs, count), GRAIN)):
@@ -85,5 +85,5 @@ cdef int sum_squares(double* totals, const optimizer_run* runs, Py_ssize_t count
 # x [n] = min(max(x, -limit), limit), in place
 cdef void clamp(float* x, float limit, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
-    for i in prange((n + BLOCK - 1) // BLOCK, schedule="static", num_threads=threads_for(n, GRAIN)):
-        simd.optimizer.clamp(x + i * BLOCK, limit, min(n - i * BLOCK, <Py_ssize_t> BLOCK))
+    for i in prange(ceil_div(n, BLOCK), schedule="static", num_threads=threads_for(n, GRAIN)):
+        simd.optimizer.clamp(x + i * BLOCK, limit, piece_size(n, BLOCK, i))

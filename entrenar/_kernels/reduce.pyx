@@ -3,7 +3,8 @@ from cython.parallel cimport prange
 from libc.math cimport INFINITY
 from libc.string cimport memcpy
 
-from entrenar._kernels.cpu cimport scratch, simd, threads_for
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport SCRATCH_PARTIALS, ceil_div, max, min, scratch, threads_for
 
 cdef enum:
     CHUNK = 65536  # floats of a contiguous run that one job reduces
@@ -48,7 +49,7 @@ cdef void reduce_tile(Reduction kind, double* acc, const float* x, Py_ssize_t ro
 cdef int reduce_runs(Reduction kind, float* y, const float* x, Py_ssize_t outer, Py_ssize_t n, double divisor,
                      bint accumulate) noexcept nogil:
     """Each y[o] from the contiguous run x[o, :]."""
-    cdef Py_ssize_t chunks = max(<Py_ssize_t> 1, (n + CHUNK - 1) // CHUNK), i, start
+    cdef Py_ssize_t chunks = max(1, ceil_div(n, CHUNK)), i, start
     cdef int threads = threads_for(outer * n, GRAIN)
     cdef double part
     cdef double* parts = NULL
@@ -57,12 +58,12 @@ cdef int reduce_runs(Reduction kind, float* y, const float* x, Py_ssize_t outer,
             part = reduce_run(kind, x + i * n, n)
             finish(kind, y + i, &part, 1, 1, 1, divisor, accumulate)
         return 0
-    parts = <double*> scratch(3, outer * chunks * sizeof(double))
+    parts = <double*> scratch(SCRATCH_PARTIALS, outer * chunks * sizeof(double))
     if parts == NULL:
         return -1
     for i in prange(outer * chunks, schedule="static", num_threads=threads):
         start = i % chunks * CHUNK
-        parts[i] = reduce_run(kind, x + i // chunks * n + start, min(n - start, <Py_ssize_t> CHUNK))
+        parts[i] = reduce_run(kind, x + i // chunks * n + start, min(n - start, CHUNK))
     for i in range(outer):
         finish(kind, y + i, parts + i * chunks, chunks, 1, 1, divisor, accumulate)
     return 0
@@ -72,9 +73,9 @@ cdef void tile_job(Reduction kind, float* y, double* parts, const float* x, Py_s
                    Py_ssize_t chunks, Py_ssize_t tiles, Py_ssize_t job, double divisor, bint accumulate) noexcept nogil:
     """Columns of tile job % tiles, rows of chunk job / tiles % chunks, of outer index job / tiles / chunks."""
     cdef Py_ssize_t column = job % tiles * TILE, chunk = job // tiles % chunks, o = job // tiles // chunks
-    cdef Py_ssize_t width = min(inner - column, <Py_ssize_t> TILE), row = chunk * ROWS
+    cdef Py_ssize_t width = min(inner - column, TILE), row = chunk * ROWS
     cdef double acc[TILE]
-    reduce_tile(kind, acc, x + (o * n + row) * inner + column, min(n - row, <Py_ssize_t> ROWS), inner, width)
+    reduce_tile(kind, acc, x + (o * n + row) * inner + column, min(n - row, ROWS), inner, width)
     if chunks == 1:
         finish(kind, y + o * inner + column, acc, 1, 0, width, divisor, accumulate)
     else:
@@ -84,10 +85,10 @@ cdef void tile_job(Reduction kind, float* y, double* parts, const float* x, Py_s
 cdef int reduce_rows(Reduction kind, float* y, const float* x, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
                      double divisor, bint accumulate) noexcept nogil:
     """Each y[o, :] from the rows x[o, 0, :], x[o, 1, :], ..."""
-    cdef Py_ssize_t chunks = max(<Py_ssize_t> 1, (n + ROWS - 1) // ROWS), tiles = (inner + TILE - 1) // TILE, i
+    cdef Py_ssize_t chunks = max(1, ceil_div(n, ROWS)), tiles = ceil_div(inner, TILE), i
     cdef double* parts = NULL
     if chunks > 1:
-        parts = <double*> scratch(3, outer * chunks * inner * sizeof(double))
+        parts = <double*> scratch(SCRATCH_PARTIALS, outer * chunks * inner * sizeof(double))
         if parts == NULL:
             return -1
     for i in prange(outer * chunks * tiles, schedule="static", num_threads=threads_for(outer * n * inner, GRAIN)):

@@ -2,7 +2,8 @@
 from cython.parallel cimport prange
 from libc.stdint cimport int64_t
 
-from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport threads_for
 
 cdef enum:
     GRAIN = 1 << 14  # floats

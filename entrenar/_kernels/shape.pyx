@@ -2,7 +2,8 @@
 from cython.parallel cimport prange
 from libc.string cimport memcpy
 
-from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport ceil_div, max, min, threads_for
 
 cdef enum:
     AXES = 8
@@ -86,23 +87,23 @@ cdef void runs_job(float* y, const float* x, const Walk* walk, Py_ssize_t first,
         offsets(walk, last, unit // pieces, &at_y, &at_x)
         start = unit % pieces * PIECE
         copy_run(y + at_y + start * walk.y[last], walk.y[last], x + at_x + start * walk.x[last], walk.x[last],
-                 min(walk.dims[last] - start, <Py_ssize_t> PIECE), accumulate)
+                 min(walk.dims[last] - start, PIECE), accumulate)
 
 
 cdef void copy_runs(float* y, const float* x, const Walk* walk, Py_ssize_t size, bint accumulate) noexcept nogil:
-    cdef Py_ssize_t inner = walk.dims[walk.axes - 1], pieces = (inner + PIECE - 1) // PIECE
-    cdef Py_ssize_t units = size // inner * pieces, group = max(<Py_ssize_t> 1, PIECE // inner), i
-    for i in prange((units + group - 1) // group, schedule="static", num_threads=threads_for(size, GRAIN)):
+    cdef Py_ssize_t inner = walk.dims[walk.axes - 1], pieces = ceil_div(inner, PIECE)
+    cdef Py_ssize_t units = size // inner * pieces, group = max(1, PIECE // inner), i
+    for i in prange(ceil_div(units, group), schedule="static", num_threads=threads_for(size, GRAIN)):
         runs_job(y, x, walk, i * group, min(group, units - i * group), pieces, accumulate)
 
 
 cdef void tile_job(float* y, const float* x, const Walk* walk, Py_ssize_t job, bint accumulate) noexcept nogil:
     cdef int c = walk.axes - 1, r = c - 1
-    cdef Py_ssize_t down = (walk.dims[r] + TILE - 1) // TILE, across = (walk.dims[c] + TILE - 1) // TILE
+    cdef Py_ssize_t down = ceil_div(walk.dims[r], TILE), across = ceil_div(walk.dims[c], TILE)
     cdef Py_ssize_t row = job // across % down * TILE, column = job % across * TILE, at_y, at_x
     offsets(walk, r, job // across // down, &at_y, &at_x)
     simd.shape.transpose(y + at_y + row * walk.y[r] + column, walk.y[r], x + at_x + row + column * walk.x[c], walk.x[c],
-                         min(walk.dims[r] - row, <Py_ssize_t> TILE), min(walk.dims[c] - column, <Py_ssize_t> TILE),
+                         min(walk.dims[r] - row, TILE), min(walk.dims[c] - column, TILE),
                          accumulate)
 
 
@@ -117,7 +118,7 @@ cdef void copy_tiles(float* y, const float* x, Walk* walk, Py_ssize_t size, int 
     walk.dims[last - 1] = dim
     walk.y[last - 1] = step_y
     walk.x[last - 1] = step_x
-    jobs = ((dim + TILE - 1) // TILE) * ((walk.dims[last] + TILE - 1) // TILE) * (size // (dim * walk.dims[last]))
+    jobs = ceil_div(dim, TILE) * ceil_div(walk.dims[last], TILE) * (size // (dim * walk.dims[last]))
     for i in prange(jobs, schedule="static", num_threads=threads_for(size, GRAIN)):
         tile_job(y, x, walk, i, accumulate)
 

@@ -1,7 +1,8 @@
 """Softmax and log-softmax over rows."""
 from cython.parallel cimport prange
 
-from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.partition cimport threads_for
 
 cdef enum:
     GRAIN = 4096  # elements that pay for waking one more thread

@@ -14,6 +14,7 @@ import numpy as np
 from entrenar._kernels.int4 cimport (
     absmax_quantize, decode_run, dequantize_rows, ggml_check, int16_quantize, nf4_quantize, q4_quantize, q8_quantize,
 )
+from entrenar._kernels.partition cimport ceil_div
 from entrenar._kernels.simd.quant cimport QUANT_NOT_FINITE
 from entrenar._kernels.simd.source cimport (
     GGML_BLOCK, INT16_BLOCK, INT16_LIMIT, NF4_BLOCK, NF4_SECOND_BLOCK, Q4_0_BYTES, Q4_1_BYTES, Q8_0_BYTES,
@@ -79,10 +80,6 @@ cdef Py_ssize_t _row_bytes(str kind, Py_ssize_t columns):
     return columns // GGML_BLOCK * <Py_ssize_t> _GGML_BYTES[kind]
 
 
-cdef Py_ssize_t _ceil_div(Py_ssize_t a, Py_ssize_t b):
-    return (a + b - 1) // b
-
-
 cdef tuple _matrix_shape(object shape, str kind):
     """(rows, columns) as integers; QuantizationError where a row is no whole number of blocks."""
     if len(shape) != 2:
@@ -143,7 +140,7 @@ cdef QuantizedTensor _assemble(str kind, Py_ssize_t rows, Py_ssize_t columns, ob
         q.source.absmax_codes = <const uint8_t*> _address(q.absmax_codes)
         q.source.absmax_map = <const float*> _address(q.absmax_map)
         q.source.absmax_offset = _expect(offset, "absmax_offset", np.float32, 1).reshape(-1)[0]
-        blocks = _ceil_div(blocks, NF4_SECOND_BLOCK)
+        blocks = ceil_div(blocks, NF4_SECOND_BLOCK)
     q.absmax = _expect(absmax, "absmax", np.float32, blocks)
     q.source.absmax = <const float*> _address(q.absmax)
     return q
@@ -203,7 +200,7 @@ cdef tuple _double_quantize(object absmax):
     cdef Py_ssize_t count = absmax.size
     offset = np.float32(absmax.mean(dtype=np.float64)) if count else np.float32(0)
     codes = np.empty(count, np.uint8)
-    second = np.empty(_ceil_div(count, NF4_SECOND_BLOCK), np.float32)
+    second = np.empty(ceil_div(count, NF4_SECOND_BLOCK), np.float32)
     absmax_quantize(<uint8_t*> _address(codes), <float*> _address(second), <const float*> _address(absmax), offset,
                     <const float*> _address(DYNAMIC_MAP), count)
     return codes, second, offset
@@ -423,11 +420,11 @@ def dequantize_bitsandbytes(codes, absmax, shape, *, Py_ssize_t blocksize=64, qu
     size = 1
     for extent in shape:
         size *= int(extent)
-    blocks = _ceil_div(size, blocksize)
-    codes = _expect(codes, "codes", np.uint8, _ceil_div(size, 2)).reshape(-1)
+    blocks = ceil_div(size, blocksize)
+    codes = _expect(codes, "codes", np.uint8, ceil_div(size, 2)).reshape(-1)
     if nested_absmax is not None:
         absmax = _expect(absmax, "absmax", np.uint8, blocks).reshape(-1)
-        second = _expect(nested_absmax, "nested_absmax", np.float32, _ceil_div(blocks, nested_blocksize)).reshape(-1)
+        second = _expect(nested_absmax, "nested_absmax", np.float32, ceil_div(blocks, nested_blocksize)).reshape(-1)
         table = _expect(nested_quant_map, "nested_quant_map", np.float32, 256).reshape(-1)
         absmax = table[absmax] * np.repeat(second, nested_blocksize)[:blocks] + np.float32(nested_offset)
     absmax = _expect(absmax, "absmax", np.float32, blocks).reshape(-1)

@@ -5,10 +5,9 @@ Recording is switched per thread.
 """
 import functools
 
-from cython.parallel cimport prange
 from libc.string cimport memcpy
 
-from entrenar._kernels.cpu cimport simd, threads_for
+from entrenar._kernels.elementwise cimport add_to
 from entrenar.autograd.tensor cimport Node, Tensor, alias, as_tensor, check_float32, new_like, same_shape
 
 from entrenar.autograd import random
@@ -92,17 +91,6 @@ cdef Tensor record(Tensor out, Node node, tuple inputs, tuple saved):
     return out
 
 
-cdef void _add_into(float* target, const float* source, Py_ssize_t n) noexcept nogil:
-    """target += source"""
-    cdef Py_ssize_t block = 1 << 15, blocks = (n + block - 1) // block, i
-    if blocks == 1:
-        simd.elementwise.add(target, target, source, n)
-        return  # waking OpenMP costs more than the work
-    for i in prange(blocks, schedule="static", num_threads=threads_for(n, 1 << 16)):
-        simd.elementwise.add(target + i * block, target + i * block, source + i * block,
-                             block if i < blocks - 1 else n - i * block)
-
-
 cdef Tensor _copy(Tensor t):
     cdef Tensor copy = new_like(t)
     memcpy(copy.data, t.data, t.size * sizeof(float))
@@ -148,7 +136,7 @@ cdef int add_grad(Tensor input, Tensor gradient) except -1:
         return 0
     slot = grad_buffer(input, &accumulate)
     if accumulate:
-        _add_into(slot.data, gradient.data, slot.size)
+        add_to(slot.data, gradient.data, slot.size)
     else:
         memcpy(slot.data, gradient.data, slot.size * sizeof(float))
     return 0

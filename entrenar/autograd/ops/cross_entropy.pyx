@@ -7,6 +7,7 @@ import numpy as np
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.cross_entropy cimport cross_entropy_backward, cross_entropy_forward
 from entrenar._kernels.gemm cimport linear_backward_input, linear_backward_weight, linear_forward
+from entrenar._kernels.partition cimport ceil_div
 from entrenar._kernels.simd.source cimport weight_source
 from entrenar.autograd.ops.embedding cimport checked_indices
 from entrenar.autograd.ops.matmul cimport check_scratch, checked_input, weight_source_of
@@ -153,8 +154,8 @@ cdef double fused_chunks(Tensor x, weight_source* head, const int64_t* rows, con
                          Py_ssize_t vocabulary, float inverse, Tensor dx, Tensor dw) except? -1:
     """The summed loss of `count` rows of x; gradients of loss * inverse go to dx (count, hidden) and dw, if not None."""
     cdef Py_ssize_t hidden = x.dims[x.ndim - 1], first = 0, n, i
-    cdef Py_ssize_t most = max(1, CHUNK_BYTES // (4 * vocabulary)), chunks = max(1, (count + most - 1) // most)
-    cdef Py_ssize_t per_chunk = (count + chunks - 1) // chunks  # as equal as they go: the head is decoded for each
+    cdef Py_ssize_t most = max(1, CHUNK_BYTES // (4 * vocabulary)), chunks = max(1, ceil_div(count, most))
+    cdef Py_ssize_t per_chunk = ceil_div(count, chunks)  # as equal as they go: the head is decoded for each
     cdef Tensor logits = new_matrix(per_chunk, vocabulary), gathered = new_matrix(per_chunk, hidden)
     cdef Tensor losses = new_vector(per_chunk), lse = new_vector(per_chunk)
     cdef double loss = 0
