@@ -27,7 +27,7 @@ def _peak(worker: Worker, steps: int = 2) -> tuple[float, str]:
 
 
 def _compare(bench: Bench, case: Case, checkpointing: bool = False) -> None:
-    """One row; under `checkpointing` both sides compute every block again."""
+    """One row; under `checkpointing` both sides compute every layer again."""
     again = {"checkpointing": True} if checkpointing else {}
     with bench.worker("models", "Ours", **case.base, **case.options, **again) as ours:
         mine, my_load = _peak(ours)

@@ -31,7 +31,7 @@ class Case:
         base = (
             {"dtype": "bf16 base"} if self.mode == "lora" else {}
         )  # as the file stores it, where nothing else is said
-        named = {"dtype": "{} base", "checkpointing": "{} blocks recomputed"}
+        named = {"dtype": "{} base", "checkpointing": "{} layers recomputed"}
         extra = base | {key: named.get(key, "{}").format(value) for key, value in self.options.items()}
         every = " all linears" if self.targets == ALL_LINEARS else "" if self.mode == "full" else " q,v"
         return ", ".join([f"{self.model} {self.mode}{every}", *extra.values()])
@@ -50,7 +50,7 @@ CASES = [
     Case("134m", "lora", QV, {"highest": 1.2, "high": 1.9}, 0.6, compiled=True),
     Case("134m", "qlora", QV, {"highest": 1.35, "high": 2.2, "medium": 3.0}, 0.45),
     Case("1.1b", "lora", QV, {"highest": 1.1, "high": 1.7}, 0.75),
-    # of 22 blocks some are computed again: what the memory's target costs in speed is in the speed's row
+    # of 22 layers some are computed again: what the memory's target costs in speed is in the speed's row
     Case("1.1b", "lora", QV, {}, 0.45, options={"dtype": "int16", "checkpointing": 4}),
     Case("1.1b", "qlora", QV, {"highest": 1.25, "high": 2.1, "medium": 2.8}, 0.40, options={"checkpointing": 7}),
 ]

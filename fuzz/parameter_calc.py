@@ -21,8 +21,8 @@ with atheris.instrument_imports(include=["entrenar"]):
     from entrenar.config import dump_toml, from_table, tomllib
     from entrenar.errors import ConfigError
     from entrenar.models import budget
+    from entrenar.models.api import LLaMAModel
     from entrenar.models.config import LINEAR_LAYERS, LLaMAConfig
-    from entrenar.models.decoder import LLaMAModel
 
 Choose = Callable[[int], int]
 
@@ -107,7 +107,7 @@ def scaling_fits(table: object) -> bool:
 
 
 def expected(c: LLaMAConfig) -> tuple[int, int]:
-    """The weights of the block linears and of everything, from the architecture."""
+    """The weights of the decoder linears and of everything, from the architecture."""
     q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     linears = c.num_hidden_layers * c.hidden_size * (2 * q + 2 * kv + 3 * c.intermediate_size)
     norms = (2 * c.num_hidden_layers + 1) * c.hidden_size
@@ -125,7 +125,7 @@ def target(data: bytes) -> None:
         return
     assert fits(table), f"accepted: {table}"
     linears, count = expected(config)
-    assert config.num_block_linear_parameters() == linears
+    assert config.num_decoder_linear_parameters() == linears
     assert config.num_parameters() == count, f"{table}: {config.num_parameters()} parameters, expected {count}"
     check_adapters(choose, config)
     check_bytes(choose, config, count)
@@ -148,7 +148,7 @@ def check_adapters(choose: Choose, c: LLaMAConfig) -> None:
 
 def check_bytes(choose: Choose, c: LLaMAConfig, count: int) -> None:
     q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    rows_of = {c.hidden_size: 0, q: 0, c.intermediate_size: 0}  # rows of a block's matrices by their columns
+    rows_of = {c.hidden_size: 0, q: 0, c.intermediate_size: 0}  # rows of a layer's matrices by their columns
     rows_of[c.hidden_size] += q + 2 * kv + 2 * c.intermediate_size
     rows_of[q] += c.hidden_size
     rows_of[c.intermediate_size] += c.hidden_size

@@ -321,7 +321,7 @@ def test_flags_of_every_section_give_the_sections_defaults() -> None:
 
 
 @pytest.mark.unit
-def test_gradient_checkpointing_is_a_word_or_a_number_of_blocks() -> None:
+def test_gradient_checkpointing_is_a_word_or_a_number_of_layers() -> None:
     kind = SECTION_TYPES["training"]
     parser = ArgumentParser()
     add_arguments(parser, kind)

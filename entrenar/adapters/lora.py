@@ -25,7 +25,7 @@ from entrenar.nn.layers import Linear
 from entrenar.nn.module import Weight
 
 if TYPE_CHECKING:
-    from entrenar.models.decoder import LLaMAModel
+    from entrenar.models.api import LLaMAModel
 
 
 class LoRALinear(Linear):
@@ -83,7 +83,7 @@ class LoRAConfig:
     )
     use_rslora: bool = option(False, help="scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)")
     exclude_modules: list[str] | str = option(factory=list, help="linears that get none, though they are targets")
-    layers_to_transform: list[int] = option(factory=list, help="blocks that get adapters; empty is all of them")
+    layers_to_transform: list[int] = option(factory=list, help="layers that get adapters; empty is all of them")
     rank_pattern: dict[str, int] = option(
         factory=dict, help="other ranks by layer name or pattern (flag: q_proj=8,up_proj=4)"
     )
@@ -111,7 +111,7 @@ class LoRAConfig:
         for name in targets:
             if name.rsplit(".", 1)[-1] not in LINEAR_LAYERS:
                 raise ConfigError(
-                    f"{self.section}.target_modules: {name!r} is no linear layer of a block; "
+                    f"{self.section}.target_modules: {name!r} is no linear of a decoder layer; "
                     f"{nearest(name, (*LINEAR_LAYERS, 'all-linear'))}"
                 )
         longer = sorted({name for name in targets if name not in LINEAR_LAYERS})
@@ -120,7 +120,7 @@ class LoRAConfig:
     def _check_layers(self) -> None:
         for index in self.layers_to_transform:
             if index < 0:
-                raise ConfigError(f"{self.section}.layers_to_transform has {index}, expected numbers of blocks.")
+                raise ConfigError(f"{self.section}.layers_to_transform has {index}, expected numbers of layers.")
         if self.layers_to_transform and isinstance(self.target_modules, str):
             raise ConfigError(f"{self.section}.layers_to_transform needs target_modules as a list, not as a pattern.")
         self.layers_to_transform = sorted(set(self.layers_to_transform))
@@ -155,7 +155,7 @@ class LoRAConfig:
         names = module_names(shapes)
         chosen = named(self.target_modules, names, f"{self.section}.target_modules")
         if self.layers_to_transform:
-            self._check_blocks(model.num_hidden_layers)
+            self._check_layer_numbers(model.num_hidden_layers)
             wanted = {f"model.layers.{index}." for index in self.layers_to_transform}
             whole = set(self.target_modules)  # a whole name is meant wherever it is
             chosen = {name for name in chosen if name in whole or any(name.startswith(prefix) for prefix in wanted)}
@@ -171,11 +171,11 @@ class LoRAConfig:
             raise ConfigError(f"No layer of the model matches target_modules {self.target_modules!r}.")
         return self._with_ranks([name for name in names if name in chosen])
 
-    def _check_blocks(self, count: int) -> None:
+    def _check_layer_numbers(self, count: int) -> None:
         if self.layers_to_transform[-1] >= count:
             raise ConfigError(
                 f"{self.section}.layers_to_transform has {self.layers_to_transform[-1]}, expected less than the "
-                f"model's {count} blocks."
+                f"model's {count} layers."
             )
 
     def _with_ranks(self, names: list[str]) -> dict[str, tuple[int, float]]:
@@ -194,12 +194,12 @@ class LoRAConfig:
         shapes = model.parameter_shapes()
         return sum(rank * sum(shapes[f"{name}.weight"]) for name, (rank, _) in self.layers(model).items())
 
-    def largest_block_rank(self, model: LLaMAConfig) -> int:
-        """The sum of the ranks in the block where it is largest: the floats a token that its x A^T take."""
-        blocks: Counter[str] = Counter()
+    def largest_layer_rank(self, model: LLaMAConfig) -> int:
+        """The sum of the ranks in the layer where it is largest: the floats a token that its x A^T take."""
+        layers: Counter[str] = Counter()
         for name, (rank, _) in self.layers(model).items():
-            blocks[name.split(".")[2]] += rank
-        return max(blocks.values())
+            layers[name.split(".")[2]] += rank
+        return max(layers.values())
 
     def apply(self, model: LLaMAModel, seed: int = 0) -> None:
         """Freeze `model` and put adapters on its target modules, in place; `seed` draws the initial A."""

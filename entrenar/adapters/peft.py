@@ -19,8 +19,8 @@ from entrenar.errors import ConfigError, FormatError, MemoryBudgetError
 from entrenar.io.atomic import atomic_files
 from entrenar.io.json_file import read_json_object
 from entrenar.io.safetensors import save_safetensors
+from entrenar.models.api import LLaMAModel
 from entrenar.models.budget import available_memory
-from entrenar.models.decoder import LLaMAModel
 from entrenar.nn.layers import Linear
 
 CONFIG_FILE = "adapter_config.json"
@@ -62,7 +62,7 @@ def attach(model: LLaMAModel, config: LoRAConfig, seed: int = 0) -> None:
     model.freeze()
     rng = np.random.Generator(np.random.Philox(seed))
     for name, module in modules:
-        assert isinstance(module, Linear)  # the linears of blocks alone are in `layers`
+        assert isinstance(module, Linear)  # the linears of decoder layers alone are in `layers`
         rank, alpha = layers[name]
         model.replace(name, LoRALinear(module, rank, config.scaling_of(rank, alpha), config.dropout, rng))
     model.lora_config = config

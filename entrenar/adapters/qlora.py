@@ -15,19 +15,19 @@ from entrenar.config import option
 from entrenar.nn.quantize import quantize_linears
 
 if TYPE_CHECKING:
-    from entrenar.models.decoder import LLaMAModel
+    from entrenar.models.api import LLaMAModel
 
 
 @dataclass
 class QLoRAConfig(LoRAConfig):
-    """QLoRA (Dettmers et al., 2023): the block linears in 4 bits, frozen, under LoRA adapters."""
+    """QLoRA (Dettmers et al., 2023): the decoder linears in 4 bits, frozen, under LoRA adapters."""
 
     section: ClassVar[str] = "qlora"
 
-    quantize_4bit: bool = option(True, help="quantize the block linears that are not 4-bit yet")
+    quantize_4bit: bool = option(True, help="quantize the decoder linears that are not 4-bit yet")
     quantize: str = option(
         "auto",
-        help="4-bit format: auto keeps the 4-bit codes that a file has and makes NF4 of the other block linears",
+        help="4-bit format: auto keeps the 4-bit codes that a file has and makes NF4 of the other decoder linears",
         choices=("auto", "nf4", "int4"),
     )
     double_quantization: bool = option(True, help="keep the scales of NF4 in 8 bits")

@@ -65,7 +65,7 @@ def weight_bytes(
     double_quantization: bool = True,
     kept: Mapping[str, str] | None = None,
 ) -> int:
-    """Bytes of the weights: block linears in 4 bits where `quantize` and their columns allow it, else in `dtype`.
+    """Bytes of the weights: decoder linears in 4 bits where `quantize` and their columns allow it, else in `dtype`.
 
     `kept` has the types of the matrices that stay as a file stores them (BF16, Q8_0).
     """

@@ -28,7 +28,7 @@ class LLaMAConfig:
     vocab_size: int = option(32000, help="entries of the vocabulary", unit="tokens", minimum=1)
     hidden_size: int = option(4096, help="width of the residual stream", minimum=1)
     intermediate_size: int = option(11008, help="width inside the feed-forward layers", minimum=1)
-    num_hidden_layers: int = option(32, help="transformer blocks", minimum=1, maximum=10_000)
+    num_hidden_layers: int = option(32, help="decoder layers", minimum=1, maximum=10_000)
     num_attention_heads: int = option(32, help="query heads", minimum=1)
     num_key_value_heads: int | None = option(None, help="key and value heads; unset is one per query head", minimum=1)
     head_dim: int | None = option(None, help="width of a head; unset is hidden_size / num_attention_heads", minimum=2)
@@ -214,8 +214,8 @@ class LLaMAConfig:
         """The exact number of weights; a tied head counts once."""
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
-    def num_block_linear_parameters(self) -> int:
-        """The weights of the block linears: those that QLoRA keeps in 4 bits."""
+    def num_decoder_linear_parameters(self) -> int:
+        """The weights of the decoder linears: those that QLoRA keeps in 4 bits."""
         shapes = self.parameter_shapes()
         return sum(math.prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2)
 

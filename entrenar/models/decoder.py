@@ -1,4 +1,4 @@
-"""LLaMA: embedding, blocks of grouped-query attention and SwiGLU around a residual stream, RMSNorm, head.
+"""The decoder's module tree: embedding, decoder layers (grouped-query attention, SwiGLU), RMSNorm, head.
 
 Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models", 2023 (arXiv 2307.09288); parameter names and
 the half-split rotary embedding are those of Hugging Face transformers.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,33 +25,24 @@ from entrenar.autograd import (
 )
 from entrenar.autograd.ops.matmul import unread_product
 from entrenar.errors import ConfigError, ShapeError
-from entrenar.models.budget import check_weights_fit
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.generation import Generation
-from entrenar.nn.init import random_weights
 from entrenar.nn.layers import Embedding, Linear, RMSNorm, together
 from entrenar.nn.module import Module, Weight
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from entrenar.lora import LoRAConfig
-    from entrenar.models.checkpoint import Checkpoint
     from entrenar.models.generate import LayerCache
-    from entrenar.models.origin import Origin
-    from entrenar.qlora import QLoRAConfig
 
 WeightSource = Callable[[str, tuple[int, ...]], Weight]
 
 
-def recomputed_blocks(config: LLaMAConfig, checkpointing: bool | int) -> int:
-    """The number of blocks, from the input on, that backward computes again: a number, or True for all."""
+def recomputed_layers(config: LLaMAConfig, checkpointing: bool | int) -> int:
+    """The number of layers, from the input on, that backward computes again: a number, or True for all."""
     if not isinstance(checkpointing, int) or checkpointing < 0:
-        raise ConfigError(f"gradient_checkpointing is {checkpointing!r}, expected True, False or a number of blocks.")
+        raise ConfigError(f"gradient_checkpointing is {checkpointing!r}, expected True, False or a number of layers.")
     return config.num_hidden_layers if checkpointing is True else min(checkpointing, config.num_hidden_layers)
 
 
-class Rotation:
+class RotaryEmbedding:
     """The rotary angles of a batch: cos/sin tables (positions, head_dim / 2) and the position of every token."""
 
     def __init__(self, cos: Tensor, sin: Tensor, positions: np.ndarray | None) -> None:
@@ -73,12 +64,12 @@ class Attention(Module):
         self.o_proj = Linear(weights(f"{prefix}.o_proj.weight", (hidden, q_size)))
 
     def __call__(
-        self, x: Tensor, rotation: Rotation, cu_seqlens: np.ndarray | None, cache: LayerCache | None
+        self, x: Tensor, rotary: RotaryEmbedding, cu_seqlens: np.ndarray | None, cache: LayerCache | None
     ) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = together(x, self.q_proj, self.k_proj, self.v_proj)
-        q = rotation(q.reshape(batch, length, self.heads, self.head_dim))
-        k = rotation(k.reshape(batch, length, self.kv_heads, self.head_dim))
+        q = rotary(q.reshape(batch, length, self.heads, self.head_dim))
+        k = rotary(k.reshape(batch, length, self.kv_heads, self.head_dim))
         v = v.reshape(batch, length, self.kv_heads, self.head_dim)
         if cache is None:
             out = attention(q, k, v, cu_seqlens)
@@ -107,7 +98,7 @@ def _norm(config: LLaMAConfig, name: str, weights: WeightSource) -> RMSNorm:
     return RMSNorm(weight, config.rms_norm_eps)
 
 
-class Block(Module):
+class DecoderLayer(Module):
     """One transformer layer: x + attention(norm(x)), then + mlp(norm(.))."""
 
     def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
@@ -119,73 +110,38 @@ class Block(Module):
     def __call__(
         self,
         x: Tensor,
-        rotation: Rotation,
+        rotary: RotaryEmbedding,
         cu_seqlens: np.ndarray | None = None,
         cache: LayerCache | None = None,
         read: bool = True,
     ) -> Tensor:
         """The residual stream after this layer; where it is not `read`, the last product is left out of it."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, cu_seqlens, cache)
+        x = x + self.self_attn(self.input_layernorm(x), rotary, cu_seqlens, cache)
         return x + self.mlp(self.post_attention_layernorm(x), read)
 
 
-class Trunk(Module):
+class Backbone(Module):
     """Everything below the head; the part that Hugging Face calls `model`."""
 
     def __init__(self, config: LLaMAConfig, weights: WeightSource) -> None:
         table = weights("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
         self.embed_tokens = Embedding(table, config.padding)
-        self.layers = [Block(config, f"model.layers.{i}", weights) for i in range(config.num_hidden_layers)]
+        self.layers = [DecoderLayer(config, f"model.layers.{i}", weights) for i in range(config.num_hidden_layers)]
         self.norm = _norm(config, "model.norm.weight", weights)
 
 
-class LLaMAModel(Module):
-    """A LLaMA-family causal language model.
+class Decoder(Module):
+    """Backbone and head: tokens to hidden states, logits or loss; `weights` makes a weight of a name and shape."""
 
-    ``LLaMAModel(config)`` draws random weights; ``LLaMAModel.from_pretrained(path)`` loads a checkpoint. Raises
-    MemoryBudgetError before anything is allocated where the weights cannot fit into the available memory.
-    """
-
-    def __init__(self, config: LLaMAConfig, *, seed: int = 0, weights: WeightSource | None = None) -> None:
-        if weights is None:
-            check_weights_fit(config)
-            weights = random_weights(seed, config.initializer_range)
+    def __init__(self, config: LLaMAConfig, weights: WeightSource) -> None:
         self.config = config
-        self.gradient_checkpointing: bool | int = False  # True, or how many blocks, nearest the input first
-        self.unquantized: dict[str, str] = {}  # matrices that stayed in full precision, and why
-        self.remarks: list[str] = []  # what of the loaded files is not followed, and what their conversion cost
-        self.lora_config: LoRAConfig | None = None
-        self.origin: Origin | None = None  # what the weights were loaded from
-        self.model = Trunk(config, weights)
+        self.gradient_checkpointing: bool | int = False  # True, or how many layers, nearest the input first
+        self.model = Backbone(config, weights)
         self.lm_head: Linear | None = None
         if not config.tie_word_embeddings:
             self.lm_head = Linear(weights("lm_head.weight", (config.vocab_size, config.hidden_size)))
         self._inv_freq = config.inverse_frequencies()
         self._tables = rope_table(1, self._inv_freq)
-
-    @staticmethod
-    def from_pretrained(
-        path: str | Path | Checkpoint,
-        *,
-        quantize: str | None = None,
-        dtype: str = "float32",
-        double_quantization: bool = True,
-    ) -> LLaMAModel:
-        """Load a Hugging Face directory or a GGUF file, one tensor at a time; see `entrenar.models.weights.load`."""
-        from entrenar.models.weights import load
-
-        return load(path, quantize=quantize, dtype=dtype, double_quantization=double_quantization)
-
-    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
-        """Write a Hugging Face directory; see `entrenar.models.export.save`."""
-        from entrenar.models.export import save
-
-        save(self, directory, **options)
-
-    @property
-    def generation(self) -> Generation:
-        """How the model generates: as its generation_config.json says, else with its configuration's end tokens."""
-        return Generation(self.config.eos_ids) if self.origin is None else self.origin.generation
 
     @property
     def head_weight(self) -> Weight:
@@ -244,19 +200,19 @@ class LLaMAModel(Module):
             )
         if not tokens.size:
             raise ShapeError(f"tokens have shape {tokens.shape}, expected at least one token.")
-        rotation = self._rotation(tokens, positions)
+        rotary = self._rotary_embedding(tokens, positions)
         x = self.model.embed_tokens(tokens)
-        recomputed = recomputed_blocks(self.config, self.gradient_checkpointing)
-        for index, block in enumerate(self.model.layers):
+        recomputed = recomputed_layers(self.config, self.gradient_checkpointing)
+        for index, layer in enumerate(self.model.layers):
             if caches is not None:
-                x = block(x, rotation, None, caches[index])
+                x = layer(x, rotary, None, caches[index])
             elif index < recomputed:  # the first: by the time backward comes to them the others' activations are free
-                x = checkpoint(block, x, rotation, cu_seqlens, again=partial(block, read=False))
+                x = checkpoint(layer, x, rotary, cu_seqlens, again=partial(layer, read=False))
             else:
-                x = block(x, rotation, cu_seqlens)
+                x = layer(x, rotary, cu_seqlens)
         return self.model.norm(x)
 
-    def _rotation(self, tokens: np.ndarray, positions: np.ndarray | None) -> Rotation:
+    def _rotary_embedding(self, tokens: np.ndarray, positions: np.ndarray | None) -> RotaryEmbedding:
         if positions is not None:
             positions = np.asarray(positions)
             if positions.shape != tokens.shape:
@@ -270,28 +226,4 @@ class LLaMAModel(Module):
         if length > self._tables[0].shape[0]:
             size = min(self.config.max_position_embeddings, max(512, 1 << (length - 1).bit_length()))
             self._tables = rope_table(size, self._inv_freq)
-        return Rotation(*self._tables, positions)
-
-    def generate(self, tokens: np.ndarray | list[int], **options: Any) -> list[int]:
-        """Continue one sequence; see `entrenar.models.generate.generate`."""
-        from entrenar.models.generate import generate
-
-        return generate(self, tokens, **options)
-
-    def to_lora(self, config: LoRAConfig, *, seed: int = 0) -> LLaMAModel:
-        """Freeze the model and put LoRA adapters on its target modules, in place; `seed` draws their initial A."""
-        if config.section != "lora":
-            raise ConfigError(
-                f"to_lora: got a {type(config).__name__}, expected a LoRAConfig; to_qlora takes the other."
-            )
-        config.apply(self, seed)
-        return self
-
-    def to_qlora(self, config: QLoRAConfig, *, seed: int = 0) -> LLaMAModel:
-        """Quantize the block linears that are not 4-bit yet and put LoRA adapters on them; `seed` as in to_lora."""
-        if config.section != "qlora":
-            raise ConfigError(
-                f"to_qlora: got a {type(config).__name__}, expected a QLoRAConfig; to_lora takes the other."
-            )
-        config.apply(self, seed)
-        return self
+        return RotaryEmbedding(*self._tables, positions)

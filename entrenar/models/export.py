@@ -15,8 +15,8 @@ from entrenar.errors import ConfigError
 from entrenar.io.atomic import atomic_files
 from entrenar.io.safetensors import save_sharded, weight_files
 from entrenar.io.tokenizer import OVERRIDING, Tokenizer
+from entrenar.models.api import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
-from entrenar.models.decoder import LLaMAModel
 from entrenar.models.generation import GENERATION_FILE, METADATA, SETTINGS
 from entrenar.models.hf_config import WRITTEN
 from entrenar.models.origin import Origin

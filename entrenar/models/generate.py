@@ -12,7 +12,7 @@ from entrenar.errors import ConfigError, NumericsError, ShapeError
 from entrenar.models.generation import Generation
 
 if TYPE_CHECKING:
-    from entrenar.models.decoder import LLaMAModel
+    from entrenar.models.api import LLaMAModel
 
 PREFILL_CHUNK = 512  # prompt tokens that run through the model at once: bounds the activations of a long prompt
 NOT_FINITE = "generate: the model's logits are not finite; its weights are damaged or training diverged."

@@ -18,7 +18,7 @@ NO_MODEL = {
     "imatrix": "an importance matrix; give the model that it was measured on",
     "vocab": "a vocabulary; give a file with weights",
 }
-EMBEDDING, FEED_FORWARD, BLOCKS = "llama.embedding_length", "llama.feed_forward_length", "llama.block_count"
+EMBEDDING, FEED_FORWARD, LAYERS = "llama.embedding_length", "llama.feed_forward_length", "llama.block_count"
 HEADS, KEY_HEADS = "llama.attention.head_count", "llama.attention.head_count_kv"
 KEY_LENGTH, VALUE_LENGTH = "llama.attention.key_length", "llama.attention.value_length"
 CONTEXT, VOCABULARY = "llama.context_length", "llama.vocab_size"
@@ -27,7 +27,7 @@ ROTATED, SCALING = "llama.rope.dimension_count", "llama.rope.scaling.type"
 FACTOR, OLD_FACTOR = "llama.rope.scaling.factor", "llama.rope.scale_linear"
 ATTENTION_FACTOR, CAUSAL = "llama.rope.scaling.attn_factor", "llama.attention.causal"
 TOKENS = "tokenizer.ggml.tokens"
-MOST_BLOCKS = 10_000
+MOST_LAYERS = 10_000
 # what they say of experts and of layers that predict further tokens; 0 is as good as absent
 ZERO = {
     "llama.expert_count": "mixtures of experts",
@@ -36,7 +36,7 @@ ZERO = {
     "llama.nextn_predict_layers": "layers that predict further tokens",
 }
 USED = frozenset(
-    {EMBEDDING, FEED_FORWARD, BLOCKS, HEADS, KEY_HEADS, KEY_LENGTH, VALUE_LENGTH, CONTEXT, VOCABULARY, EPSILON,
+    {EMBEDDING, FEED_FORWARD, LAYERS, HEADS, KEY_HEADS, KEY_LENGTH, VALUE_LENGTH, CONTEXT, VOCABULARY, EPSILON,
      ROPE_BASE, ROTATED, SCALING, FACTOR, OLD_FACTOR, ATTENTION_FACTOR, CAUSAL, *ZERO}
 )  # fmt: skip
 DESCRIPTIVE = frozenset({"llama.tensor_data_layout", "llama.rope.scaling.finetuned"})  # change nothing anywhere
@@ -72,18 +72,18 @@ def config_values(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     """
     _check_architecture(metadata)
     remarks = _ignored(metadata)
-    blocks = _integer(metadata, BLOCKS, most=MOST_BLOCKS)
+    layers = _integer(metadata, LAYERS, most=MOST_LAYERS)
     values: dict[str, Any] = {
         "hidden_size": _integer(metadata, EMBEDDING),
-        "num_hidden_layers": blocks,
-        "intermediate_size": _per_block(metadata, FEED_FORWARD, blocks),
-        "num_attention_heads": _per_block(metadata, HEADS, blocks),
+        "num_hidden_layers": layers,
+        "intermediate_size": _per_layer(metadata, FEED_FORWARD, layers),
+        "num_attention_heads": _per_layer(metadata, HEADS, layers),
         "max_position_embeddings": _integer(metadata, CONTEXT),
         "rms_norm_eps": _number(metadata, EPSILON),
         "vocab_size": _vocabulary(metadata, remarks),
     }
     if KEY_HEADS in metadata:
-        values["num_key_value_heads"] = _per_block(metadata, KEY_HEADS, blocks)
+        values["num_key_value_heads"] = _per_layer(metadata, KEY_HEADS, layers)
     if ROPE_BASE in metadata:
         values["rope_theta"] = _number(metadata, ROPE_BASE)
     values |= _head_size(metadata, values) | _rope_scaling(metadata)
@@ -143,14 +143,14 @@ def _number(metadata: Mapping[str, Any], key: str) -> float:
     return value
 
 
-def _per_block(metadata: Mapping[str, Any], key: str, blocks: int) -> int:
-    """A count, which a file may have once for each block."""
+def _per_layer(metadata: Mapping[str, Any], key: str, layers: int) -> int:
+    """A count, which a file may have once for each layer."""
     value = _present(metadata, key)
     if not isinstance(value, list):
         return _integer(metadata, key)
-    if len(value) != blocks or any(other != value[0] for other in value):
+    if len(value) != layers or any(other != value[0] for other in value):
         raise ConfigError(
-            f"{key} is {shown(value)}, expected one number, or the same one for each of the {blocks} blocks."
+            f"{key} is {shown(value)}, expected one number, or the same one for each of the {layers} layers."
         )
     return _integer({key: value[0]}, key)
 

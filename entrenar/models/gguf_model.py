@@ -20,12 +20,12 @@ from entrenar.io.gguf import GGUFFile, GGUFTensor
 from entrenar.io.lazy import LazyTensor
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.gguf_keys import (
-    BLOCKS,
     EMBEDDING,
     FEED_FORWARD,
     HEADS,
     KEY_HEADS,
     KEY_LENGTH,
+    LAYERS,
     TOKENS,
     VOCABULARY,
     config_values,
@@ -123,7 +123,7 @@ def _check_tensors(path: Path, config: LLaMAConfig, tensors: Mapping[str, GGUFTe
             raise FormatError(f"{path}: the tensor {name} {_foreign(name, config.num_hidden_layers)}.")
     for name, shape in expected.items():
         if name not in tensors:
-            wrong = f", or its {BLOCKS} = {config.num_hidden_layers} is wrong" if name.startswith("blk.") else ""
+            wrong = f", or its {LAYERS} = {config.num_hidden_layers} is wrong" if name.startswith("blk.") else ""
             raise FormatError(f"{path}: the tensor {name} of shape {shape} is missing; the file is incomplete{wrong}.")
         tensor = tensors[name]
         if tensor.shape != shape:
@@ -152,11 +152,11 @@ def _rope_factors(path: Path, tensor: GGUFTensor) -> list[float]:
     return factors
 
 
-def _foreign(name: str, blocks: int) -> str:
+def _foreign(name: str, layers: int) -> str:
     """What to say of a tensor that a LLaMA of this configuration has no place for."""
     part = name.split(".")[-2] if name.count(".") else name
     if hugging_face_name(name) is not None:
-        return f"belongs to a block beyond {BLOCKS} = {blocks}; the file contradicts itself"
+        return f"belongs to a layer beyond {LAYERS} = {layers}; the file contradicts itself"
     if name.endswith(".bias") and hugging_face_name(name.removesuffix("bias") + "weight"):
         return "is a bias; models with biases are not supported"
     if "exp" in part or part == "ffn_gate_inp":

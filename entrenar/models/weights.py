@@ -11,9 +11,9 @@ from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import BLOCK_SIZE, FOUR_BIT, QuantizedTensor
 from entrenar.errors import ConfigError, FormatError, QuantizationError
 from entrenar.io.lazy import LazyTensor
+from entrenar.models.api import LLaMAModel
 from entrenar.models.budget import check_weights_fit
 from entrenar.models.checkpoint import Checkpoint
-from entrenar.models.decoder import LLaMAModel
 from entrenar.models.gguf_model import half_split_rows
 from entrenar.models.requantized import MEASURED_ROWS, Requantized
 from entrenar.nn.module import Weight
@@ -31,8 +31,8 @@ def kept_matrices(checkpoint: Checkpoint, quantize: str | None, dtype: str) -> d
     """The types of the matrices that stay as the file stores them unless they become 4-bit, by name: frozen, and mapped
     where their rows need no other order.
 
-    Q8_0 outside the blocks under quantize="auto"; bfloat16 under dtype "auto" and "bfloat16". 16-bit codes would gain
-    nothing for an embedding that no product reads, so under dtype "int16" too it stays in bfloat16.
+    Q8_0 outside decoder layers under quantize="auto"; bfloat16 under dtype "auto" and "bfloat16". 16-bit codes would
+    gain nothing for an embedding that no product reads, so under dtype "int16" too it stays in bfloat16.
     """
 
     def stays(name: str, lazy: LazyTensor) -> bool:
@@ -179,7 +179,7 @@ def load(
     """Load a GGUF file or a Hugging Face directory, or one that `Checkpoint.open` opened.
 
     `quantize`: None keeps every weight in `dtype`; "auto" keeps the 4-bit codes (Q4_0, Q4_1) that a GGUF file has and
-    makes NF4 of the other block linears, and keeps an embedding or head that the file has in Q8_0; "nf4" and "int4"
+    makes NF4 of the other decoder linears, and keeps an embedding or head that the file has in Q8_0; "nf4" and "int4"
     force one format. Embedding, norms and head never become 4-bit.
     `dtype` of what is not: "float32" is trainable; "bfloat16" and the finer "int16" (64 columns share a scale) are
     frozen storage, beside which norms stay float32; "auto" keeps matrices that the file has in bfloat16 as they are,

@@ -75,7 +75,7 @@ class Training(Section):
     evaluate_every: int = option(0, help="steps between held-out evaluations; 0 is before and after only", minimum=0)
     gradient_checkpointing: int | str = option(
         "auto",
-        help="recompute blocks in backward to save memory: on is all, a number that many, auto as few as let the "
+        help="recompute layers in backward to save memory: on is all, a number that many, auto as few as let the "
         "estimate fit",
         choices=("auto", "on", "off"),
         minimum=0,

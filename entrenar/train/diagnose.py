@@ -6,7 +6,7 @@ import numpy as np
 
 from entrenar.autograd import Tensor, no_grad
 from entrenar.data import Batch
-from entrenar.models.decoder import LLaMAModel
+from entrenar.models.api import LLaMAModel
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -25,13 +25,13 @@ def first_nonfinite(model: LLaMAModel, batch: Batch) -> str:
     name = first_nonfinite_weight(plain)
     if name is not None:
         return f"the weight {name}"
-    rotation = model._rotation(batch.tokens, batch.positions)
+    rotary = model._rotary_embedding(batch.tokens, batch.positions)
     x = model.model.embed_tokens(batch.tokens)
-    for index, block in enumerate(model.model.layers):
-        x = x + block.self_attn(block.input_layernorm(x), rotation, batch.cu_seqlens, None)
+    for index, layer in enumerate(model.model.layers):
+        x = x + layer.self_attn(layer.input_layernorm(x), rotary, batch.cu_seqlens, None)
         if not _finite(x):
             return f"the output of model.layers.{index}.self_attn"
-        x = x + block.mlp(block.post_attention_layernorm(x))
+        x = x + layer.mlp(layer.post_attention_layernorm(x))
         if not _finite(x):
             return f"the output of model.layers.{index}.mlp"
     return "the logits of the head"

@@ -10,7 +10,7 @@ from entrenar.autograd import no_grad
 from entrenar.autograd.precision import get_matmul_precision, matmul_precision
 from entrenar.data import Batch
 from entrenar.errors import NumericsError
-from entrenar.models.decoder import LLaMAModel
+from entrenar.models.api import LLaMAModel
 from entrenar.train.diagnose import first_nonfinite
 
 

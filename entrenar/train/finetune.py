@@ -16,9 +16,9 @@ from entrenar.config import nearest
 from entrenar.data import Example, encode_document, encode_example
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
+from entrenar.models.api import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.decoder import LLaMAModel
 from entrenar.models.weights import kept_matrices, load
 from entrenar.train import dataset, report, run
 from entrenar.train.config import TrainConfig
@@ -162,12 +162,12 @@ def _show_summary(console: Console, trainer: Trainer, needed: MemoryEstimate, su
     share = f"{trainable:,} of {total:,} ({100 * trainable / total:.2f} %)"
     rows = run.summary_rows(trainer, share, needed)
     rows["weights"] = ", ".join(f"{count / 1e6:.1f} M {kind}" for kind, count in kinds.items())
-    recomputed, blocks = model.gradient_checkpointing, model.config.num_hidden_layers
-    rows["gradient checkpointing"] = f"{recomputed} of {blocks} blocks" if recomputed else "off"
+    recomputed, layers = model.gradient_checkpointing, model.config.num_hidden_layers
+    rows["gradient checkpointing"] = f"{recomputed} of {layers} layers" if recomputed else "off"
     report.summary(console, "Fine-tuning", rows)
     kept = Counter((name.split(".")[-2], reason) for name, reason in model.unquantized.items())
     for (layer, reason), count in kept.items():
-        summary.remarks.append(f"{layer} of {count} blocks stays in full precision: {reason}.")
+        summary.remarks.append(f"{layer} of {count} layers stays in full precision: {reason}.")
     few = report.uncertainty(sum(batch.trained_tokens for batch in trainer.held_out)) if trainer.held_out else None
     summary.remarks += [few] if few else []
     report.remarks(console, summary.remarks)

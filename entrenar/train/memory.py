@@ -11,7 +11,7 @@ from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.errors import MemoryBudgetError
 from entrenar.models.budget import available_memory, weight_bytes
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.decoder import recomputed_blocks
+from entrenar.models.decoder import recomputed_layers
 from entrenar.train.config import TrainConfig
 
 RUNTIME_BYTES = 112 << 20  # Python, the libraries, the documentation's examples
@@ -20,7 +20,7 @@ DATA_SHARE = 1.6
 DATA_TOKEN_BYTES, DATA_EXAMPLE_BYTES = 5, 200
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/gemm.pyx)
-MARGIN = 1.1  # what an estimate may be off by, once blocks are chosen to fit it
+MARGIN = 1.1  # what an estimate may be off by, once layers are chosen to fit it
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}
 
 
@@ -36,8 +36,8 @@ class MemoryEstimate:
         return sum(self.items.values())
 
 
-def block_activation_floats(config: LLaMAConfig, lora: LoRAConfig | None) -> int:
-    """Floats a token that one block keeps for its backward pass.
+def layer_activation_floats(config: LLaMAConfig, lora: LoRAConfig | None) -> int:
+    """Floats a token that one decoder layer keeps for its backward pass.
 
     Both residual inputs; q, k, v, the attention's output and its log-sum-exp; gate and up; each adapter's x A^T. The
     norms' scales are one float each; their outputs and the feed-forward product are computed again.
@@ -45,7 +45,7 @@ def block_activation_floats(config: LLaMAConfig, lora: LoRAConfig | None) -> int
     q, kv = config.num_attention_heads * config.head_size, config.kv_heads * config.head_size
     attention = 2 * q + 2 * kv + config.num_attention_heads
     floats = 2 * config.hidden_size + 2 + attention + 2 * config.intermediate_size
-    return floats + (lora.largest_block_rank(config) if lora else 0)
+    return floats + (lora.largest_layer_rank(config) if lora else 0)
 
 
 def estimate(
@@ -64,7 +64,7 @@ def estimate(
 ) -> MemoryEstimate:
     """What training holds at its peak, from the second step on; `lora` None is full fine-tuning.
 
-    `kept` has the types of the matrices that stay as a file stores them; `checkpointing` is the number of blocks whose
+    `kept` has the types of the matrices that stay as a file stores them; `checkpointing` is the number of layers whose
     activations are computed again, or True for all; `data_bytes` is what the examples take (`data_bytes`).
     """
     if lora is None:
@@ -72,16 +72,16 @@ def estimate(
     else:
         trainable = lora.num_parameters(config)
     token_bytes = 4 * batch_size * sequence_length  # of one float a token
-    block, hidden = block_activation_floats(config, lora) * token_bytes, config.hidden_size * token_bytes
-    recomputed = recomputed_blocks(config, checkpointing)
-    saved = recomputed * hidden + (config.num_hidden_layers - recomputed) * block + 2 * hidden
+    layer, hidden = layer_activation_floats(config, lora) * token_bytes, config.hidden_size * token_bytes
+    recomputed = recomputed_layers(config, checkpointing)
+    saved = recomputed * hidden + (config.num_hidden_layers - recomputed) * layer + 2 * hidden
     head = config.vocab_size * config.hidden_size * 4 if lora is None else 0  # its gradient exists before any other
     chunks = -(-config.vocab_size * token_bytes // HEAD_CHUNK_BYTES)  # rounded up
     logits = config.vocab_size * token_bytes // chunks
-    # the widest moment of a block's backward: two gradients as wide as the feed-forward layer
+    # the widest moment of a layer's backward: two gradients as wide as the feed-forward layer
     working = 3 * config.intermediate_size * token_bytes
-    if recomputed == config.num_hidden_layers:  # else those of the last block are free before one is computed again
-        working += block
+    if recomputed == config.num_hidden_layers:  # else those of the last layer are free before one is computed again
+        working += layer
     # backward frees activations as it makes gradients, so at any moment the larger of the two counts
     gradients = trainable * 4
     activations = max(saved + head + max(logits, working), gradients + working) - gradients
@@ -136,7 +136,7 @@ def plan(
     kept: Mapping[str, str] | None = None,
     data_share: float = DATA_SHARE,
 ) -> tuple[int, MemoryEstimate]:
-    """How many blocks to compute again in backward, and the estimate of the run; MemoryBudgetError where none fits."""
+    """How many layers to compute again in backward, and the estimate of the run; MemoryBudgetError where none fits."""
     t, examples = config.training, data_bytes(config, data_share)
 
     def needed(checkpointing: int) -> MemoryEstimate:
@@ -156,7 +156,7 @@ def plan(
 
     every, wanted, available = shape.num_hidden_layers, t.gradient_checkpointing, available_memory()
     if wanted != "auto":
-        checkpointing = recomputed_blocks(shape, wanted if isinstance(wanted, int) else wanted == "on")
+        checkpointing = recomputed_layers(shape, wanted if isinstance(wanted, int) else wanted == "on")
     elif needed(0).total <= available:
         checkpointing = 0
     else:

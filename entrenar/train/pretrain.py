@@ -11,8 +11,8 @@ from rich.console import Console
 from entrenar.data import DataReport, Example, Sample, SideReport, text_windows
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
+from entrenar.models.api import LLaMAModel
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.decoder import LLaMAModel
 from entrenar.train import report, run
 from entrenar.train.config import TrainConfig
 from entrenar.train.dataset import DOCUMENTATION, split_examples

@@ -15,7 +15,7 @@ from entrenar.autograd import manual_seed, random
 from entrenar.data import Batch, DataLoader
 from entrenar.errors import ConfigError, NumericsError
 from entrenar.io.rendering import today
-from entrenar.models.decoder import LLaMAModel
+from entrenar.models.api import LLaMAModel
 from entrenar.optim import clip_factor, grad_norm
 from entrenar.train import checkpoint, interrupt
 from entrenar.train.config import TrainConfig

@@ -20,12 +20,12 @@ IGNORED = -100
 
 
 def gqa_config(layers: int = 4) -> LLaMAConfig:
-    """Four residual blocks with grouped queries, whose linears can all become 4-bit."""
+    """Four decoder layers with grouped queries, whose linears can all become 4-bit."""
     return small_config(hidden_size=64, intermediate_size=128, num_hidden_layers=layers, vocab_size=97)
 
 
 def base_weight(name: str, values: np.ndarray, base: str) -> Tensor | QuantizedTensor:
-    """A matrix of a block in the format `base`, everything else in float32."""
+    """A matrix of a decoder layer in the format `base`, everything else in float32."""
     if base == "fp32" or ".layers." not in name or values.ndim == 1:
         return Tensor(values, requires_grad=True)
     if base == "bf16":

@@ -1,4 +1,4 @@
-"""to_qlora: the block linears in 4 bits, everything else as it was, one matrix at a time."""
+"""to_qlora: the decoder linears in 4 bits, everything else as it was, one matrix at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def kinds(model: LLaMAModel) -> dict[str, str]:
     return {name: weight.dtype for name, weight in model.named_parameters() if ".lora_" not in name}
 
 
-def is_block_linear(name: str) -> bool:
+def is_decoder_linear(name: str) -> bool:
     return name.removesuffix(".weight").rsplit(".", 1)[-1] in LINEARS
 
 
@@ -55,7 +55,7 @@ def test_only_the_block_linears_become_4_bit(options: dict[str, Any], kind: str,
     for name, weight in model.named_parameters():
         if ".lora_" in name:
             continue
-        if not is_block_linear(name):
+        if not is_decoder_linear(name):
             assert isinstance(weight, Tensor), name
             np.testing.assert_array_equal(weight.numpy(), before[name], err_msg=name)
             continue
@@ -100,7 +100,7 @@ def test_a_layer_whose_rows_no_block_divides_stays_and_is_reported() -> None:
     down = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(2)]
     assert model.unquantized == dict.fromkeys(down, "its 160 columns are no multiple of 64")
     for name, kind in kinds(model).items():
-        assert kind == ("nf4" if is_block_linear(name) and name not in down else "float32"), name
+        assert kind == ("nf4" if is_decoder_linear(name) and name not in down else "float32"), name
     assert not any(weight.requires_grad for name, weight in model.named_parameters() if name in down)
     int4 = base_model(config=MIXED).to_qlora(QLoRAConfig(rank=2, quantize="int4"))
     assert int4.unquantized == {}  # blocks of 32 do
@@ -185,7 +185,7 @@ def test_a_qlora_adapter_is_saved_loaded_and_merged(options: dict[str, Any], tmp
 
 
 def square_config(layers: int, hidden: int) -> LLaMAConfig:
-    """Every block linear has a multiple of 256 x 64 weights: no group of scales is short."""
+    """Every decoder linear has a multiple of 256 x 64 weights: no group of scales is short."""
     return LLaMAConfig(
         vocab_size=64,
         hidden_size=hidden,
@@ -223,9 +223,9 @@ def test_a_4_bit_weight_takes_the_bytes_that_were_computed(options: dict[str, An
 @pytest.mark.memory
 def test_conversion_frees_each_full_precision_matrix_before_the_next() -> None:
     config = square_config(6, 512)
-    rest = 4 * (config.num_parameters() - config.num_block_linear_parameters())
+    rest = 4 * (config.num_parameters() - config.num_decoder_linear_parameters())
     four_bit = weight_bytes(config, "float32", "nf4") - rest
-    full = 4 * config.num_block_linear_parameters()
+    full = 4 * config.num_decoder_linear_parameters()
     largest = 2 * 512 * 512
     slack = 500_000  # Python's own objects
     LLaMAModel(square_config(1, 128)).to_qlora(QLoRAConfig(rank=1))  # what is imported on first use is no weight

@@ -313,7 +313,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a layer deeper than the model": (
         lambda d: edit_config(d, layers_to_transform=[1, 2]),
-        r"adapter_config.json: layers_to_transform has 2, expected less than the model's 2 blocks\.",
+        r"adapter_config.json: layers_to_transform has 2, expected less than the model's 2 layers\.",
     ),
     "a folder in the folder": (
         lambda d: shutil.move(shutil.move(d, d.with_name("x")), d / "default"),

@@ -56,15 +56,15 @@ def test_a_value_out_of_range_is_named_with_its_range(values: dict[str, Any], me
     ],
 )
 def test_an_unknown_target_module_names_the_nearest(wrong: str, near: str) -> None:
-    message = f"lora.target_modules: '{wrong}' is no linear layer of a block; did you mean '{near}'?"
+    message = f"lora.target_modules: '{wrong}' is no linear of a decoder layer; did you mean '{near}'?"
     with pytest.raises(ConfigError, match=re.escape(message)):
         LoRAConfig(target_modules=["v_proj", wrong])
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("wrong", ["lm_head", "embed_tokens", "xyzzy", "", "self_attn", "model.layers.0"])
-def test_what_is_no_block_linear_is_refused(wrong: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no linear layer of a block; (did you mean|expected one of)"):
+def test_what_is_no_decoder_linear_is_refused(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no linear of a decoder layer; (did you mean|expected one of)"):
         LoRAConfig(target_modules=[wrong])
 
 
@@ -150,7 +150,7 @@ def test_a_setting_that_changes_the_result_and_is_not_computed_is_refused(settin
         ({"target_modules": 5}, "a.json: target_modules is 5, expected a list of layer names."),
         ({"target_modules": [5]}, "a.json: target_modules is [5], expected a list of layer names."),
         ({"target_modules": {"q_proj": 1}}, "a.json: target_modules is {'q_proj': 1}, expected a list"),
-        ({"target_modules": ["q_prj"]}, "a.json: target_modules: 'q_prj' is no linear layer of a block; did you"),
+        ({"target_modules": ["q_prj"]}, "a.json: target_modules: 'q_prj' is no linear of a decoder layer; did you"),
         ({"r": 0}, "a.json: r is 0, expected at least 1."),
         ({"r": "4"}, "a.json: r is '4', expected an integer."),
         ({"r": None}, "a.json: r is null, expected an integer."),
@@ -167,7 +167,7 @@ def test_a_setting_that_changes_the_result_and_is_not_computed_is_refused(settin
         ({"rank_pattern": [["q_proj", 2]]}, "a.json: rank_pattern is [['q_proj', 2]], expected an object."),
         ({"alpha_pattern": {"q_proj": "2"}}, "a.json: alpha_pattern: 'q_proj' is '2', expected a number above 0."),
         ({"layers_to_transform": True}, "a.json: layers_to_transform is true, expected an integer."),
-        ({"layers_to_transform": [-1]}, "a.json: layers_to_transform has -1, expected numbers of blocks."),
+        ({"layers_to_transform": [-1]}, "a.json: layers_to_transform has -1, expected numbers of layers."),
         ({"layers_to_transform": ["0"]}, "a.json: layers_to_transform is '0', expected an integer."),
         ({"layers_pattern": "layers"}, "a.json: layers_pattern has no meaning without layers_to_transform"),
         ({"exclude_modules": "v_proj"}, "a.json: exclude_modules is the text 'v_proj', which PEFT takes for a pattern"),
@@ -202,7 +202,7 @@ def test_peft_defaults_and_spellings_are_understood() -> None:
 
 
 # ---------------------------------------------------------------------- which layers, of which rank
-SHAPE = small_config()  # 2 blocks; q and o 64x64, k and v 32x64, gate and up 96x64, down 64x96
+SHAPE = small_config()  # 2 layers; q and o 64x64, k and v 32x64, gate and up 96x64, down 64x96
 
 
 def layers_of(**settings: Any) -> dict[str, tuple[int, float]]:
@@ -234,7 +234,7 @@ def layers_of(**settings: Any) -> dict[str, tuple[int, float]]:
         ({"target_modules": ["q_proj"], "exclude_modules": r".*\.1\..*"}, ["0.self_attn.q_proj"]),
     ],
 )
-def test_names_patterns_and_blocks_choose_the_layers(settings: dict[str, Any], names: list[str]) -> None:
+def test_names_patterns_and_layers_choose_the_layers(settings: dict[str, Any], names: list[str]) -> None:
     assert list(layers_of(**settings)) == names
 
 
@@ -253,7 +253,7 @@ def test_the_first_pattern_that_matches_decides_rank_and_alpha() -> None:
     }
     config = LoRAConfig(rank=4, target_modules=["q_proj", "v_proj"], rank_pattern={"1.self_attn.v_proj": 5})
     assert config.num_parameters(SHAPE) == 4 * (128 + 96 + 128) + 5 * 96
-    assert config.largest_block_rank(SHAPE) == 9
+    assert config.largest_layer_rank(SHAPE) == 9
 
 
 @pytest.mark.unit
@@ -264,16 +264,16 @@ def test_the_first_pattern_that_matches_decides_rank_and_alpha() -> None:
         ({"target_modules": r".*\.query"}, r"lora.target_modules: the pattern '.*\\.query' matches no whole name"),
         (
             {"target_modules": ".*0.*"},
-            "matches model.layers.0, which is no linear layer of a block and gets no adapter",
+            "matches model.layers.0, which is no linear of a decoder layer and gets no adapter",
         ),
-        ({"target_modules": ".*head|.*q_proj"}, "matches lm_head, which is no linear layer of a block and gets no"),
+        ({"target_modules": ".*head|.*q_proj"}, "matches lm_head, which is no linear of a decoder layer and gets no"),
         ({"target_modules": "(((.*)*)*)*x"}, "takes more than 1 seconds to match the model's names"),
         ({"exclude_modules": ["w_proj"]}, "lora.exclude_modules: 'w_proj' matches no module of the model."),
         (
             {"exclude_modules": ["q_proj", "v_proj"]},
             "No layer of the model matches target_modules ['q_proj', 'v_proj'].",
         ),
-        ({"layers_to_transform": [0, 2]}, "lora.layers_to_transform has 2, expected less than the model's 2 blocks."),
+        ({"layers_to_transform": [0, 2]}, "lora.layers_to_transform has 2, expected less than the model's 2 layers."),
         ({"rank_pattern": {"k_proj": 2}}, "lora.rank_pattern: 'k_proj' matches none of the layers that get adapters."),
         (
             {"alpha_pattern": {"k_proj": 2}},

@@ -28,7 +28,7 @@ def test_gradients_of_every_adapter_agree_with_pytorch_float64(base: str) -> Non
     ours = gradients_of(model)
     assert loss.item() == pytest.approx(expected_loss, rel=1e-5)
     assert set(ours) == set(expected)
-    assert len(ours) == 4 * 7 * 2  # blocks, linears, A and B
+    assert len(ours) == 4 * 7 * 2  # layers, linears, A and B
     for name, gradient in expected.items():
         assert np.linalg.norm(gradient) > 0, name
         assert relative_error(ours[name], gradient) < TOLERANCE, name
@@ -61,7 +61,7 @@ def test_logits_agree_with_pytorch_float64() -> None:
 
 
 @pytest.mark.gradient
-def test_recomputed_blocks_give_the_same_gradients() -> None:
+def test_recomputed_layers_give_the_same_gradients() -> None:
     model = lora_model("nf4", dropout=0.3)
     tokens, targets = batch(model.config)
     kept = []

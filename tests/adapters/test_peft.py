@@ -139,7 +139,7 @@ def test_the_merged_model_equals_pefts_merged_model(base_directory: Path, tmp_pa
         ({"target_modules": ["q_proj"], "use_dora": True}, "use_dora is true"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "modules_to_save is"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "'lm_head' is no linear layer of a block"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "'lm_head' is no linear of a decoder layer"),
     ],
 )
 def test_what_peft_saves_and_we_do_not_compute_is_refused(

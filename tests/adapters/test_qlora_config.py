@@ -39,7 +39,7 @@ def test_the_adapters_alone_are_a_lora_config() -> None:
         ({"alpha": -1.0}, "qlora.alpha is -1.0, expected more than 0."),
         (
             {"target_modules": ["v_prj"]},
-            "qlora.target_modules: 'v_prj' is no linear layer of a block; did you mean 'v_",
+            "qlora.target_modules: 'v_prj' is no linear of a decoder layer; did you mean 'v_",
         ),
         ({"target_modules": []}, "qlora.target_modules is empty"),
         ({"quantize": "nf5"}, "qlora.quantize is 'nf5'; did you mean 'nf4'?"),

@@ -36,7 +36,7 @@ HF_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.
 
 
 def small_config(**changes: Any) -> LLaMAConfig:
-    """Grouped-query attention, two blocks, an odd vocabulary."""
+    """Grouped-query attention, two layers, an odd vocabulary."""
     values: dict[str, Any] = {
         "vocab_size": 67,
         "hidden_size": 64,

@@ -16,8 +16,8 @@ import pytest
 from entrenar.errors import ConfigError, EntrenarError, FormatError, MemoryBudgetError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
+from entrenar.models import api as model_module
 from entrenar.models import budget
-from entrenar.models import decoder as model_module
 
 from .builders import hf_table, small_config
 
@@ -104,19 +104,19 @@ def test_a_model_that_cannot_fit_is_refused_before_it_allocates(name: str, monke
 @pytest.mark.unit
 def test_the_weights_need_what_their_format_takes() -> None:
     config = published("7b")
-    blocks = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
-    rest = COUNTS["7b"] - blocks
-    assert config.num_block_linear_parameters() == blocks
+    linears = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    rest = COUNTS["7b"] - linears
+    assert config.num_decoder_linear_parameters() == linears
     assert budget.weight_bytes(config) == 4 * COUNTS["7b"]
     norms = 65 * 4096  # stay float32
     assert budget.weight_bytes(config, dtype="bfloat16") == 2 * (COUNTS["7b"] - norms) + 4 * norms
-    nf4 = blocks // 2 + blocks // 64 + 4 * blocks // 64 // 256  # codes, 8-bit scales, their fp32 scales
+    nf4 = linears // 2 + linears // 64 + 4 * linears // 64 // 256  # codes, 8-bit scales, their fp32 scales
     assert budget.weight_bytes(config, dtype="int16") == (COUNTS["7b"] - norms) * 33 // 16 + 4 * norms
     assert budget.weight_bytes(config, quantize="nf4") == nf4 + 4 * rest
-    assert budget.weight_bytes(config, quantize="nf4", double_quantization=False) == blocks * 9 // 16 + 4 * rest
+    assert budget.weight_bytes(config, quantize="nf4", double_quantization=False) == linears * 9 // 16 + 4 * rest
     assert (
         budget.weight_bytes(config, dtype="bfloat16", quantize="int4")
-        == blocks * 20 // 32 + 2 * (rest - norms) + 4 * norms
+        == linears * 20 // 32 + 2 * (rest - norms) + 4 * norms
     )
     table = 32000 * 4096  # the embedding, in a file's Q8_0
     kept = budget.weight_bytes(

@@ -23,7 +23,7 @@ from .builders import random_arrays, random_tokens, small_config, write_gguf, wr
 
 pytestmark = pytest.mark.memory
 
-# Every block linear is 8192 x 256 or its transpose: 8 MiB in float32, 1 MiB in 4 bits; activations are small.
+# Every decoder linear is 8192 x 256 or its transpose: 8 MiB in float32, 1 MiB in 4 bits; activations are small.
 WIDE = 8192
 MATRIX = WIDE * 256 * 4
 KINDS = {"nf4": ("hf", "nf4"), "q4_0": ("Q4_0", "auto"), "q4_1": ("Q4_1", "auto")}

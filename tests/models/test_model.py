@@ -217,13 +217,13 @@ def test_four_small_batches_accumulate_to_one_large_one(kind: str) -> None:
 
 @pytest.mark.gradient
 @pytest.mark.parametrize(("kind", "dropout"), [("full", 0.0), ("lora", 0.3), ("qlora", 0.3)])
-def test_recomputing_blocks_gives_the_same_bits(kind: str, dropout: float) -> None:
+def test_recomputing_layers_gives_the_same_bits(kind: str, dropout: float) -> None:
     model = adapted(kind, dropout)
     tokens = random_tokens(model.config, 2, 33)
     loss, gradients = step_of(model, tokens)
     kept = []
-    for blocks in (False, 1, model.config.num_hidden_layers, True, 99):
-        model.gradient_checkpointing = blocks
+    for layers in (False, 1, model.config.num_hidden_layers, True, 99):
+        model.gradient_checkpointing = layers
         again, recomputed = step_of(model, tokens)
         assert again == loss
         assert_same(recomputed, gradients)
@@ -238,7 +238,7 @@ def test_recomputing_blocks_gives_the_same_bits(kind: str, dropout: float) -> No
     for wrong in (-1, "on"):
         model.gradient_checkpointing = wrong
         with pytest.raises(
-            ConfigError, match=f"gradient_checkpointing is {wrong!r}, expected True, False or a number of blocks"
+            ConfigError, match=f"gradient_checkpointing is {wrong!r}, expected True, False or a number of layers"
         ):
             model.loss(tokens[:, :-1], tokens[:, 1:])
 

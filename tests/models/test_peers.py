@@ -143,7 +143,7 @@ def test_positions_and_packing_agree_with_transformers(tmp_path: Path) -> None:
     ],
     ids=["grouped", "tied, head size 48", "odd sizes, llama3 scaling", "padding row", "padding row from the end, tied"],
 )
-def test_every_gradient_of_four_blocks_agrees_with_float64(changes: dict[str, Any], tier: str, tmp_path: Path) -> None:
+def test_every_gradient_of_four_layers_agrees_with_float64(changes: dict[str, Any], tier: str, tmp_path: Path) -> None:
     peer = peer_model(num_hidden_layers=4, attn_implementation="eager", **changes)
     ours = loaded(peer, tmp_path)
     tokens = random_tokens(ours.config, 2, 61)

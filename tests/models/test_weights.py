@@ -40,15 +40,15 @@ from .builders import (
 )
 
 GGUF_TYPES = ["F32", "F16", *(kind.name for kind in gguf.quants._type_traits)]
-BLOCK_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DECODER_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def load(path: Path, **options: Any) -> LLaMAModel:
     return LLaMAModel.from_pretrained(path, **options)
 
 
-def is_block_linear(name: str) -> bool:
-    return name.split(".")[-2] in BLOCK_LINEARS
+def is_decoder_linear(name: str) -> bool:
+    return name.split(".")[-2] in DECODER_LINEARS
 
 
 # ---------------------------------------------------------------------- GGUF
@@ -155,10 +155,10 @@ def test_auto_keeps_the_codes_of_the_file_and_makes_nf4_of_the_rest(
     model = load(path, quantize="auto")
     for name, weight in model.named_parameters():
         kind = MIXED.get(name.split(".")[-2], "F32")
-        if not is_block_linear(name) and kind != "Q8_0":
+        if not is_decoder_linear(name) and kind != "Q8_0":
             assert isinstance(weight, Tensor), name
             np.testing.assert_array_equal(weight.numpy(), meant[name])
-        elif kind in ("Q4_0", "Q4_1") or not is_block_linear(name):
+        elif kind in ("Q4_0", "Q4_1") or not is_decoder_linear(name):
             assert isinstance(weight, QuantizedTensor), name
             assert weight.kind == kind.lower()
             blocks, _ = stored(arrays[name], kind)
@@ -198,7 +198,7 @@ def test_a_forced_format_quantizes_every_block_linear_and_nothing_else(
     path, _, _, meant = mixed
     model = load(path, quantize=quantize, double_quantization=double)
     for name, weight in model.named_parameters():
-        if is_block_linear(name):
+        if is_decoder_linear(name):
             assert (weight.kind, weight.double_quantized) == (kind, double and kind == "nf4"), name
             expected = QuantizedTensor.quantize(meant[name], quantize, double_quantization=double)
             np.testing.assert_array_equal(weight.dequantize(), expected.dequantize())
@@ -211,7 +211,7 @@ def test_bfloat16_rounds_the_matrices_and_freezes_them(mixed: tuple[Path, LLaMAC
     path, _, _, meant = mixed
     for quantize in (None, "auto"):
         for name, weight in load(path, dtype="bfloat16", quantize=quantize).named_parameters():
-            if quantize and (is_block_linear(name) or MIXED.get(name.split(".")[-2]) == "Q8_0"):
+            if quantize and (is_decoder_linear(name) or MIXED.get(name.split(".")[-2]) == "Q8_0"):
                 assert isinstance(weight, QuantizedTensor), name
             elif weight.ndim == 2:
                 assert (weight.dtype, weight.requires_grad) == ("bfloat16", False), name
@@ -241,7 +241,7 @@ def test_bfloat16_stays_as_stored_where_nothing_else_is_asked_for(
 ) -> None:
     path, meant = half[file]
     for name, weight in load(path, dtype=dtype, quantize=quantize).named_parameters():
-        if quantize and is_block_linear(name):
+        if quantize and is_decoder_linear(name):
             assert weight.kind == "nf4", name
         elif weight.ndim == 2 and (dtype in ("auto", "bfloat16") or (dtype, name) == ("int16", weights.EMBEDDING)):
             assert (weight.dtype, weight.requires_grad) == ("bfloat16", False), name

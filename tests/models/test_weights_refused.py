@@ -142,7 +142,7 @@ def test_a_tensor_that_belongs_to_no_layer_is_named(tmp_path: Path) -> None:
         load(tmp_path / "hf")
     for name, message in {
         "blk.0.attn_q.bias": "is a bias; models with biases are not supported",
-        "blk.2.attn_q.weight": "belongs to a block beyond llama.block_count",
+        "blk.2.attn_q.weight": "belongs to a layer beyond llama.block_count",
         "blk.x.attn_q.weight": "belongs to no LLaMA layer",
         "blk.0.ffn_up_exps.weight": "belongs to a mixture of experts",
         "blk.0.ffn_gate_inp.weight": "belongs to a mixture of experts",

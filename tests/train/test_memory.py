@@ -150,7 +150,7 @@ def planned(mode: str | int = "auto", **training: int) -> tuple[int, memory.Memo
 
 
 @pytest.mark.memory
-def test_as_few_blocks_are_recomputed_as_let_the_estimate_fit(machine: Callable[[int], None]) -> None:
+def test_as_few_layers_are_recomputed_as_let_the_estimate_fit(machine: Callable[[int], None]) -> None:
     assert needs(True) < 0.8 * needs(False)
     machine(needs(False))
     assert planned() == (0, memory.estimate(SMOLLM2, lora=ALL))

@@ -213,7 +213,7 @@ def losses_of_run(trainer: Trainer) -> list[str]:
 
 
 @pytest.mark.unit
-def test_recomputing_blocks_changes_no_bit(tmp_path: Path) -> None:
+def test_recomputing_layers_changes_no_bit(tmp_path: Path) -> None:
     plain, recomputed = (trainer_of(run_config(tmp_path, lora=DROPOUT)) for _ in range(2))
     recomputed.model.gradient_checkpointing = True
     assert losses_of_run(plain) == losses_of_run(recomputed)

@@ -223,8 +223,8 @@ WRITTEN: dict[str, LoRAConfig] = {
     "a pattern": LoRAConfig(rank=2, target_modules=r".*\.1\.(self_attn|mlp)\.(k|up)_proj"),
     "excluded names": LoRAConfig(rank=2, target_modules=QV, exclude_modules=["0.self_attn.q_proj"]),
     "an excluded pattern": LoRAConfig(rank=2, target_modules=QV, exclude_modules=r".*\.0\..*q_proj"),
-    "one block": LoRAConfig(rank=2, target_modules=QV, layers_to_transform=[1]),
-    "one block and a whole name": LoRAConfig(
+    "one layer": LoRAConfig(rank=2, target_modules=QV, layers_to_transform=[1]),
+    "one layer and a whole name": LoRAConfig(
         rank=2, target_modules=["v_proj", "model.layers.0.mlp.up_proj"], layers_to_transform=[1]
     ),
     "other ranks": LoRAConfig(rank=2, target_modules=QV, rank_pattern={"v_proj": 5, r"0\.self_attn\.q_proj": 3}),

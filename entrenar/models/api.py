@@ -1,0 +1,95 @@
+"""LLaMAModel: the model that people hold: made, loaded, run, adapted and saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from entrenar.errors import ConfigError
+from entrenar.models.budget import check_weights_fit
+from entrenar.models.config import LLaMAConfig
+from entrenar.models.decoder import Decoder, WeightSource
+from entrenar.models.generation import Generation
+from entrenar.nn.init import random_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from entrenar.models.checkpoint import Checkpoint
+    from entrenar.models.origin import Origin
+
+
+class AdapterRecipe(Protocol):
+    """What `to_lora` and `to_qlora` take: the configuration of an adapter, which knows how to put itself on a model."""
+
+    section: str
+
+    def apply(self, model: Any, seed: int = 0) -> None:
+        """Freeze `model` and put adapters on it, in place; `seed` draws their initial weights."""
+
+
+class LLaMAModel(Decoder):
+    """A LLaMA-family causal language model.
+
+    ``LLaMAModel(config)`` draws random weights; ``LLaMAModel.from_pretrained(path)`` loads a checkpoint. Raises
+    MemoryBudgetError before anything is allocated where the weights cannot fit into the available memory.
+    """
+
+    def __init__(self, config: LLaMAConfig, *, seed: int = 0, weights: WeightSource | None = None) -> None:
+        if weights is None:
+            check_weights_fit(config)
+            weights = random_weights(seed, config.initializer_range)
+        super().__init__(config, weights)
+        self.unquantized: dict[str, str] = {}  # matrices that stayed in full precision, and why
+        self.remarks: list[str] = []  # what of the loaded files is not followed, and what their conversion cost
+        self.lora_config: Any = None  # of the adapters that are on the model
+        self.origin: Origin | None = None  # what the weights were loaded from
+
+    @staticmethod
+    def from_pretrained(
+        path: str | Path | Checkpoint,
+        *,
+        quantize: str | None = None,
+        dtype: str = "float32",
+        double_quantization: bool = True,
+    ) -> LLaMAModel:
+        """Load a Hugging Face directory or a GGUF file, one tensor at a time; see `entrenar.models.weights.load`."""
+        from entrenar.models.weights import load
+
+        return load(path, quantize=quantize, dtype=dtype, double_quantization=double_quantization)
+
+    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
+        """Write a Hugging Face directory; see `entrenar.models.export.save`."""
+        from entrenar.models.export import save
+
+        save(self, directory, **options)
+
+    @property
+    def generation(self) -> Generation:
+        """How the model generates: as its generation_config.json says, else with its configuration's end tokens."""
+        return Generation(self.config.eos_ids) if self.origin is None else self.origin.generation
+
+    def generate(self, tokens: np.ndarray | list[int], **options: Any) -> list[int]:
+        """Continue one sequence; see `entrenar.models.generate.generate`."""
+        from entrenar.models.generate import generate
+
+        return generate(self, tokens, **options)
+
+    def to_lora(self, config: AdapterRecipe, *, seed: int = 0) -> LLaMAModel:
+        """Freeze the model and put LoRA adapters on its target modules, in place; `seed` draws their initial A."""
+        if config.section != "lora":
+            raise ConfigError(
+                f"to_lora: got a {type(config).__name__}, expected a LoRAConfig; to_qlora takes the other."
+            )
+        config.apply(self, seed)
+        return self
+
+    def to_qlora(self, config: AdapterRecipe, *, seed: int = 0) -> LLaMAModel:
+        """Quantize the decoder linears that are not 4-bit yet and put LoRA adapters on them; `seed` as in to_lora."""
+        if config.section != "qlora":
+            raise ConfigError(
+                f"to_qlora: got a {type(config).__name__}, expected a QLoRAConfig; to_lora takes the other."
+            )
+        config.apply(self, seed)
+        return self
