@@ -149,7 +149,7 @@ class LoRAConfig:
     def layers(self, model: LLaMAConfig) -> dict[str, tuple[int, float]]:
         """(rank, alpha) of every linear that gets an adapter, by its name, in the model's order.
 
-        ConfigError where a setting names what the model does not have, or what is no linear of a block.
+        ConfigError where a setting names what the model does not have, or what is no linear of a decoder layer.
         """
         shapes = model.parameter_shapes()
         names = module_names(shapes)
@@ -164,8 +164,8 @@ class LoRAConfig:
         for name in sorted(chosen):
             if name.rsplit(".", 1)[-1] not in LINEAR_LAYERS:
                 raise ConfigError(
-                    f"{self.section}.target_modules: {self.target_modules!r} matches {name}, which is no linear layer "
-                    "of a block and gets no adapter here; name the layers."
+                    f"{self.section}.target_modules: {self.target_modules!r} matches {name}, which is no linear of "
+                    "a decoder layer and gets no adapter here; name the layers."
                 )
         if not chosen:
             raise ConfigError(f"No layer of the model matches target_modules {self.target_modules!r}.")
