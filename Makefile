@@ -1,7 +1,9 @@
 # Every developer command. `make help` lists them.
 PYTHON ?= python
-# The script, not `python -m pytest`: that would put this folder, with its uncompiled sources, before the installed package.
-PYTEST = "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/pytest"
+SCRIPTS = $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
+# The script, not `python -m pytest`: that would put this folder, with its uncompiled sources, before what is installed.
+PYTEST = "$(SCRIPTS)/pytest"
+C_FILES = $$(find entrenar benchmarks tests -name '*.[ch]')
 .DEFAULT_GOAL := help
 
 .PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean
@@ -31,15 +33,18 @@ edges:  ## compare every variation of what is read with transformers, llama.cpp 
 mutate-files:  ## load thousands of mutated files of each kind and print what became of them (MUTATIONS=5000)
 	MUTATIONS=$(or $(MUTATIONS),5000) $(PYTEST) tests/mutations -q -k mutated_file
 
-lint:  ## ruff, mypy, and no performance hints from Cython
+lint:  ## ruff, mypy, clang-format, cython-lint, and no performance hints from Cython
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	"$(SCRIPTS)/clang-format" --dry-run -Werror $(C_FILES)
+	PATH="$(SCRIPTS):$$PATH" cython-lint entrenar
 	$(PYTHON) scripts/check_cython.py
 
-format:  ## let ruff format and sort imports
+format:  ## let ruff format and sort imports, and clang-format format C
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
+	"$(SCRIPTS)/clang-format" -i $(C_FILES)
 
 gradients: install  ## print the finite-difference error of every op's cases
 	$(PYTHON) scripts/gradient_table.py
@@ -57,6 +62,7 @@ fuzz-check:  ## show that each fuzz target finds a bug planted in Python and one
 	$(PYTHON) scripts/plant_bugs.py
 
 clean:  ## remove everything that a build or a test run made
-	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache fuzz/corpus fuzz/crashes benchmarks/results
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf fuzz/corpus fuzz/crashes benchmarks/results
 	find entrenar -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

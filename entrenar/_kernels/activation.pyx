@@ -41,7 +41,8 @@ cdef void pow_backward(float* dx, const float* dy, const float* x, float exponen
                        bint accumulate) noexcept nogil:
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
-        simd.activation.pow_backward(dx + i * PIECE, dy + i * PIECE, x + i * PIECE, exponent, piece_size(n, PIECE, i), accumulate)
+        simd.activation.pow_backward(dx + i * PIECE, dy + i * PIECE, x + i * PIECE, exponent, piece_size(n, PIECE, i),
+                                     accumulate)
 
 
 # y [n] = silu(gate [n]) up [n];  dgate (+)= dy up silu'(gate), dup (+)= dy silu(gate); either may be NULL

@@ -1,8 +1,8 @@
 """The machine: SIMD tier, the team of threads and how it waits, scratch memory.
 
 The tier is chosen once, at import, from CPUID and what the operating system saves; ENTRENAR_ISA forces one. Threads:
-ENTRENAR_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs of this process's affinity mask and cgroup quota. They wait for
-each other as OMP_WAIT_POLICY says (passive, active), else by what the machine has for them (team.c).
+ENTRENAR_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs of this process's affinity mask and cgroup quota. They wait
+for each other as OMP_WAIT_POLICY says (passive, active), else by what the machine has for them (team.c).
 """
 import math
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cpython.pycapsule cimport PyCapsule_New
 
-from entrenar._kernels.simd.dispatch cimport simd_find, simd_supported, simd_table
+from entrenar._kernels.simd.dispatch cimport simd_find, simd_supported
 from entrenar.errors import ConfigError
 
 cdef extern from "scratch.h" nogil:
@@ -103,10 +103,10 @@ def get_matmul_precision():
 def set_matmul_precision(name):
     """Set how matrices are multiplied from now on, in the whole process.
 
-    "highest" is fp32. "high" multiplies block-scaled 16-bit integers (64 steps of the contraction share a scale, 32 where
-    x has few rows; relative error 1e-4 to 4e-4, closer than TF32). "medium" multiplies 8-bit ones where the weight is
-    4-bit and x has more than a few rows (1e-2), and is "high" elsewhere. A tier that lacks the instructions computes the next finer one, which a RuntimeWarning says once;
-    `effective_precision` tells which. Raises ConfigError for another name.
+    "highest" is fp32. "high" multiplies block-scaled 16-bit integers (64 steps of the contraction share a scale, 32
+    where x has few rows; relative error 1e-4 to 4e-4, closer than TF32). "medium" multiplies 8-bit ones where the
+    weight is 4-bit and x has more than a few rows (1e-2), and is "high" elsewhere. A tier that lacks the instructions
+    computes the next finer one, which a RuntimeWarning says once; `effective_precision` tells which. Raises ConfigError for another name.
     """
     global matmul_format
     if name not in PRECISIONS:

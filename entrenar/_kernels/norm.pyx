@@ -54,8 +54,8 @@ cdef int rms_norm_backward(float* dx, float* dw, const float* dy, const float* x
         if partial == NULL:
             return -1
     for i in prange(blocks, schedule="static", num_threads=threads_for(rows * dim, GRAIN)):
-        rms_block(dx, NULL if dw == NULL else partial + i * dim, dy, x, w, rstd, i * ROWS, min((i + 1) * ROWS, rows), dim,
-                  accumulate_x)
+        rms_block(dx, NULL if dw == NULL else partial + i * dim, dy, x, w, rstd, i * ROWS, min((i + 1) * ROWS, rows),
+                  dim, accumulate_x)
     if dw != NULL:
         add_partials(dw, partial, blocks, dim, dim, accumulate_w)
     return 0
@@ -93,7 +93,8 @@ cdef int layer_norm_backward(float* dx, float* dw, float* db, const float* dy, c
         return -1
     for i in prange(blocks, schedule="static", num_threads=threads_for(rows * dim, GRAIN)):
         layer_block(dx, NULL if dw == NULL else partial + 2 * i * dim,
-                    NULL if db == NULL else partial + (2 * i + 1) * dim, dy, x, w, mean, rstd, i * ROWS, min((i + 1) * ROWS, rows), dim, accumulate_x)
+                    NULL if db == NULL else partial + (2 * i + 1) * dim, dy, x, w, mean, rstd, i * ROWS,
+                    min((i + 1) * ROWS, rows), dim, accumulate_x)
     if dw != NULL:
         add_partials(dw, partial, blocks, 2 * dim, dim, accumulate_w)
     if db != NULL:

@@ -1,5 +1,5 @@
-# Every cut of work into pieces, the choice of threads for them, and the names of the scratch slots. No cut depends on the
-# number of threads, so that the bits of a result do not either.
+# Every cut of work into pieces, the choice of threads for them, and the names of the scratch slots. No cut depends on
+# the number of threads, so that the bits of a result do not either.
 from entrenar._kernels.cpu cimport n_threads, scratch
 
 cdef extern from "scratch.h" nogil:

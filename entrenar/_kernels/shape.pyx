@@ -68,7 +68,8 @@ cdef void copy_run(float* y, Py_ssize_t step_y, const float* x, Py_ssize_t step_
             y[i * step_y] = x[i * step_x]
 
 
-cdef inline void offsets(const Walk* walk, int axes, Py_ssize_t index, Py_ssize_t* at_y, Py_ssize_t* at_x) noexcept nogil:
+cdef inline void offsets(const Walk* walk, int axes, Py_ssize_t index, Py_ssize_t* at_y,
+                         Py_ssize_t* at_x) noexcept nogil:
     """Where the first `axes` axes are at flat index `index`."""
     cdef int axis
     at_y[0] = 0

@@ -3,9 +3,7 @@
 float32 is the dtype of everything with a gradient; bfloat16 is a storage type of frozen weights. A tensor shares memory
 with NumPy through the buffer protocol and with other libraries through DLPack, without a copy.
 """
-import math
-
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_WRITABLE
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE
 from libc.string cimport memcpy
 
 import numpy as np
@@ -228,14 +226,14 @@ cdef class Tensor:
 
     @staticmethod
     def from_numpy(array, requires_grad=False):
-        """A Tensor that shares the memory of a C-contiguous float32 (or ml_dtypes bfloat16) array; read-only stays so."""
+        """A Tensor sharing the memory of a C-contiguous float32 (or ml_dtypes bfloat16) array; read-only stays so."""
         if not isinstance(array, np.ndarray) or array.dtype not in (np.dtype(np.float32), _bfloat16()):
             found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise ConfigError(f"Tensor.from_numpy shares memory with float32 or bfloat16 arrays, not {found}; "
                               "use Tensor(array) to copy.")
         if not array.flags.c_contiguous or not array.flags.aligned:
-            raise ShapeError(f"Tensor.from_numpy needs a C-contiguous, aligned array; this one of shape {array.shape} has "
-                             f"strides {array.strides} at address {array.ctypes.data:#x}; use Tensor(array) to copy.")
+            raise ShapeError(f"Tensor.from_numpy needs a C-contiguous, aligned array; this one of shape {array.shape} "
+                             f"has strides {array.strides} at address {array.ctypes.data:#x}; use Tensor(array) to copy.")
         cdef Tensor t = _wrap_array(array)
         t.requires_grad = requires_grad
         return t

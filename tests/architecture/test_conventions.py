@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from .sources import PACKAGE, ROOT, files, module, name, statements, text
+from .sources import PACKAGE, ROOT, files, functions, module, name, statements, text
 
 pytestmark = pytest.mark.architecture
 MOST_LINES = 600
+MOST_COLUMNS = 120
+MOST_LINES_OF_A_FUNCTION = 60
+CODE = (".py", ".pyx", ".pxd", ".pyi", ".c", ".h", ".sh")
 # Parts of an operation's family that are no family: what the others share.
 FAMILIES = sorted(path.stem for path in (PACKAGE / "autograd" / "ops").glob("*.pyx"))
 
@@ -24,6 +27,50 @@ def test_no_file_is_longer_than_six_hundred_lines() -> None:
     checked = [path for path in files() if path.name not in ("uv.lock", "edges.md")]  # both are generated
     assert len(checked) > 150
     assert [f"{name(path)}: {n}" for path in checked if (n := text(path).count("\n")) > MOST_LINES] == []
+
+
+def test_no_line_is_wider_than_120_columns() -> None:
+    checked = [ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci" / "run", *files(*CODE)]
+    assert len(checked) > 150
+    wide = [
+        f"{name(path)}:{number}"
+        for path in checked
+        for number, line in enumerate(text(path).splitlines(), 1)
+        if len(line) > MOST_COLUMNS
+    ]
+    assert wide == []
+
+
+def test_no_function_is_longer_than_sixty_lines() -> None:
+    found = [(title, lines) for path in files(*CODE) for title, lines in functions(path)]
+    assert sum(".py:" in title for title, _ in found) > 1000
+    assert sum(".pyx:" in title for title, _ in found) > 300
+    assert sum(".c:" in title for title, _ in found) > 100
+    assert [f"{title}: {lines}" for title, lines in found if lines > MOST_LINES_OF_A_FUNCTION] == []
+
+
+@pytest.mark.parametrize(
+    ("suffix", "source"),
+    [
+        (".py", "class A:\n    def f(\n        self,\n    ):\n        pass\n\n\nx = 1\n"),
+        (
+            ".pyx",
+            "cdef int g(int a) nogil\n\n\ncdef int f(int a,\n           int b):\n    return 0\n\n    # end\n\nx = 1",
+        ),
+        (
+            ".c",
+            "enum { A };\nstatic int g(void) { return 0; }\nstatic int\nf(int a) {\n    if (a) {\n    }\n}\nint x;\n",
+        ),
+    ],
+)
+def test_a_function_s_lines_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, source: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_text(source)
+    monkeypatch.setattr(f"{functions.__module__}.ROOT", tmp_path)
+    lengths = {title.rpartition(" ")[2]: lines for title, lines in functions(path)}
+    assert lengths["f"] == {".py": 4, ".pyx": 5, ".c": 5}[suffix]
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:

@@ -376,7 +376,8 @@ def test_one_bit_at_the_end_of_a_frozen_weight_is_seen(tmp_path: Path, monkeypat
 
     def changed(*arguments: Any, **options: Any) -> LLaMAModel:
         model = LLaMAModel(*arguments, **options)
-        bits = dict(model.named_parameters())["lm_head.weight"].numpy().reshape(-1).view(np.uint32)  # type: ignore[union-attr]
+        head = dict(model.named_parameters())["lm_head.weight"]
+        bits = head.numpy().reshape(-1).view(np.uint32)  # type: ignore[union-attr]
         assert bits.nbytes > 2 << 16
         bits[-1] ^= 1
         return model

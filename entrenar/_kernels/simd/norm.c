@@ -1,4 +1,4 @@
-// RMSNorm (Zhang and Sennrich, 2019, arXiv 1910.07467) and layer norm (Ba et al., 2016, arXiv 1607.06450), a row at a time.
+// RMSNorm (Zhang and Sennrich, 2019, arXiv 1910.07467) and layer norm (Ba et al., 2016, arXiv 1607.06450) of a row.
 #include "simd/norm.h"
 #include "simd/vec.h"
 

@@ -75,8 +75,8 @@ INLINE vf vsqrt(vf a) {
 }
 #endif
 
-// Lanes are added in a fixed order, so a sum has the same bits on every run of a tier: each half to the other, again and
-// again.
+// Lanes are added in a fixed order, each half to the other until one is left, so that a sum has the same bits on every
+// run of a tier.
 INLINE float vsum(vf v) {
 #if VLEN == 16
     const __m512d wide = (__m512d)v;

@@ -45,7 +45,7 @@ def relu(x):
 
 
 def gelu(x, approximate="none"):
-    """x Phi(x), elementwise: exact through erf, or approximate="tanh". Hendrycks and Gimpel, 2016 (arXiv 1606.08415)."""
+    """x Phi(x), elementwise: exact through erf, or approximate="tanh". Hendrycks, Gimpel, 2016 (arXiv 1606.08415)."""
     if approximate == "none":
         return mapped(x, "gelu", simd.activation.gelu, simd.activation.gelu_backward, False)
     if approximate == "tanh":

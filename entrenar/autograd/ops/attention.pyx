@@ -84,8 +84,8 @@ cdef Heads check_heads(str op, Tensor q, Tensor k, Tensor v, str k_name, str v_n
         raise ShapeError(f"{op}: q has shape {shape_str(q)} but {k_name} has {shape_str(k)}; batch and head size must "
                          "agree.")
     if q.dims[3] < 1 or k.dims[2] < 1 or q.dims[2] < 1 or q.dims[2] % k.dims[2]:
-        raise ShapeError(f"{op}: the {q.dims[2]} heads of q must be a positive multiple of the {k.dims[2]} of {k_name}, "
-                         f"and the head size ({q.dims[3]}) positive.")
+        raise ShapeError(f"{op}: the {q.dims[2]} heads of q must be a positive multiple of the {k.dims[2]} of "
+                         f"{k_name}, and the head size ({q.dims[3]}) positive.")
     return Heads(q.dims[2], k.dims[2], q.dims[3])
 
 

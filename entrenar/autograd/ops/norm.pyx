@@ -85,8 +85,8 @@ cdef class LayerNormNode(Node):
         if w is not None:
             weight = w.data
         with nogil:
-            status = layer_norm_backward(dx, dw, db, grad.data, x.data, weight, mean.data, rstd.data, x.size // dim, dim,
-                                         accumulate_x, accumulate_w, accumulate_b)
+            status = layer_norm_backward(dx, dw, db, grad.data, x.data, weight, mean.data, rstd.data, x.size // dim,
+                                         dim, accumulate_x, accumulate_w, accumulate_b)
         return check_scratch(status, "layer_norm")
 
 

@@ -2,7 +2,7 @@
 from entrenar._kernels.elementwise cimport DIV, EQUAL, MUL, Binary, Broadcast, binary, plan_broadcast
 from entrenar._kernels.reduce cimport MAX, SUM, Reduction, reduce_axis
 from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
-from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, alias_as, as_tensor, check_float32, new_like, \
+from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, check_float32, new_like, \
     new_tensor, new_vector, shape_str
 
 from entrenar.errors import MemoryBudgetError, ShapeError
@@ -26,7 +26,7 @@ cdef int reduce_axes(Reduction kind, float* y, Tensor x, unsigned int reduced, d
     cdef int groups = 0, i, j
     cdef Py_ssize_t outer, inner
     cdef const float* source = x.data
-    cdef Tensor part = None
+    cdef Tensor part = None, pass_source = None
     for i in range(x.ndim):
         if x.dims[i] == 1:
             continue
@@ -42,7 +42,7 @@ cdef int reduce_axes(Reduction kind, float* y, Tensor x, unsigned int reduced, d
         inner = sizes[groups - 1] if i == groups - 2 else 1
         for j in range(i):
             outer *= sizes[j]
-        previous = part  # the source of this pass stays alive through it
+        pass_source = part  # it stays alive through the pass
         part = new_vector(outer * inner)
         _reduce(kind, part.data, source, outer, sizes[i], inner, 1, False)
         source = part.data

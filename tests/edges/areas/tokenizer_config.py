@@ -36,7 +36,8 @@ def _added(content: str, **flags: Any) -> Files:
     return plain | {"content": content} | flags
 
 
-def _config_keys() -> list[Variation]:
+def _config_values() -> dict[str, list[Any]]:
+    """Values to try for each key of tokenizer_config.json."""
     values: dict[str, list[Any]] = {
         "add_bos_token": [True, False],
         "add_eos_token": [True, False],
@@ -77,6 +78,11 @@ def _config_keys() -> list[Variation]:
             _added("<|im_end|>") | {"__type": "AddedToken"},
             5,
         ]
+    return values
+
+
+def _config_keys() -> list[Variation]:
+    values = _config_values()
     known = set(transformers.PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES)
     assert known <= set(values), f"transformers has other special tokens: {sorted(known - set(values))}"
     classes = {None: byte_level, "LlamaTokenizer": metaspace, "CodeLlamaTokenizer": metaspace,
@@ -123,21 +129,24 @@ def _only_in(
     return change
 
 
-def _companions() -> list[Variation]:
-    entries = {str(i): _added(token) for i, token in enumerate(SPECIAL)}
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    objects = {key: _added(value) for key, value in names.items()}
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+
+
+def _map_only() -> Callable[[Files], None]:
+    objects = {key: _added(value) for key, value in NAMES.items()}
     for entry in objects.values():
         entry.pop("special")
-    both = {"added_tokens_decoder": entries, **names}
+    return _only_in("special_tokens_map.json", objects)
 
-    config_only = _only_in("tokenizer_config.json", both)
-    map_only = _only_in("special_tokens_map.json", objects)
+
+def _companion_changes() -> dict[str, Callable[[Files], None]]:
+    """Where special tokens can stand, by what the variation is called."""
+    config_only = _config_only()
     contradicting = special_map("eos_token", "<|im_end|>")
-    changes: dict[str, Callable[[Files], None]] = {
+    return {
         "special tokens only in added_tokens_decoder": config_only,
-        "special tokens only in special_tokens_map.json": map_only,
-        "special tokens only in special_tokens_map.json, as texts": _only_in("special_tokens_map.json", names),
+        "special tokens only in special_tokens_map.json": _map_only(),
+        "special tokens only in special_tokens_map.json, as texts": _only_in("special_tokens_map.json", NAMES),
         "special tokens only in added_tokens.json": _only_in(
             "added_tokens.json", {t: i for i, t in enumerate(SPECIAL)}
         ),
@@ -159,9 +168,20 @@ def _companions() -> list[Variation]:
         "special_tokens_map.json with an object of extra tokens": special_map(
             "extra_special_tokens", {"tool_token": "<tool>"}
         ),
+    } | _added_token_changes()
+
+
+def _config_only() -> Callable[[Files], None]:
+    entries = {str(i): _added(token) for i, token in enumerate(SPECIAL)}
+    return _only_in("tokenizer_config.json", {"added_tokens_decoder": entries, **NAMES})
+
+
+def _added_token_changes() -> dict[str, Callable[[Files], None]]:
+    """Files that add tokens, and files that name other ends."""
+    return {
         "added_tokens.json with a new token": listed("<tool>", 299),
         "added_tokens.json with another id": listed("<|im_end|>", 7),
-        "added_tokens.json beside added_tokens_decoder": two(config_only, listed("<tool>", 299)),
+        "added_tokens.json beside added_tokens_decoder": two(_config_only(), listed("<tool>", 299)),
         "added_tokens.json with an id as text": listed("<tool>", "299"),
         "added_tokens_decoder with a new token": decoder({"299": _added("<tool>")}),
         "added_tokens_decoder with a plain new token": decoder(
@@ -182,11 +202,16 @@ def _companions() -> list[Variation]:
         "config.json with another beginning": set_key("config.json", "bos_token_id", 4),
         "an end beyond the vocabulary": generation("eos_token_id", 99999),
     }
-    variations = [variation(name, byte_level, change, *_names_of(name)) for name, change in changes.items()]
+
+
+def _companions() -> list[Variation]:
+    variations = [
+        variation(name, byte_level, change, *_names_of(name)) for name, change in _companion_changes().items()
+    ]
     for name in ("LlamaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer", "CodeLlamaTokenizer"):
         base = metaspace if "Llama" in name else byte_level
         ids = {token: base()["tokenizer.json"]["model"]["vocab"][token] for token in SPECIAL}
-        own = {"added_tokens_decoder": {str(index): _added(token) for token, index in ids.items()}, **names}
+        own = {"added_tokens_decoder": {str(index): _added(token) for token, index in ids.items()}, **NAMES}
         variations.append(
             variation(
                 f"special tokens only in added_tokens_decoder of a {name}",
@@ -195,7 +220,9 @@ def _companions() -> list[Variation]:
             )
         )
         variations.append(
-            variation(f"special tokens only in special_tokens_map.json of a {name}", base, two(map_only, named(name)))
+            variation(
+                f"special tokens only in special_tokens_map.json of a {name}", base, two(_map_only(), named(name))
+            )
         )
         variations.append(
             variation(
