@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, min, piece_size, threads_for
-from entrenar._kernels.simd.source cimport weight_source
+from entrenar._kernels.simd.matrix_view cimport matrix_view
 
 cdef enum:
     GRAIN = 16384  # elements that pay for waking one more thread
@@ -27,7 +27,7 @@ cdef void add_stripe(float* dtable, const float* dy, const int64_t* tokens, Py_s
 # y [n][hidden] = table[tokens [n]]
 # dtable [vocabulary][hidden] (+)= rows of dy at their tokens but `padding`'s (-1: none);
 # a job owns columns, so repeated tokens add in order
-cdef void embedding_forward(float* y, const weight_source* table, const int64_t* tokens, Py_ssize_t n,
+cdef void embedding_forward(float* y, const matrix_view* table, const int64_t* tokens, Py_ssize_t n,
                             Py_ssize_t hidden) noexcept nogil:
     cdef Py_ssize_t i
     for i in prange(n, schedule="static", num_threads=threads_for(n * hidden, GRAIN)):

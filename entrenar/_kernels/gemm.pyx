@@ -17,7 +17,7 @@ from entrenar._kernels.partition cimport SCRATCH_PACKED_A, SCRATCH_PACKED_B, scr
 from entrenar._kernels.simd.gemm cimport (
     GEMM_BLOCK, GEMV_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemv_words, gemm_format, gemm_ones, gemm_packer,
 )
-from entrenar._kernels.simd.source cimport SOURCE_F32, SOURCE_NF4, SOURCE_Q4_1, weight_source
+from entrenar._kernels.simd.matrix_view cimport WEIGHT_F32, WEIGHT_NF4, WEIGHT_Q4_1, matrix_view
 
 cdef enum:
     DEPTH = 384          # of one block of the contraction: an A panel stays in L1, the B panels of a job in L2
@@ -36,10 +36,10 @@ cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a < b else b
 
 
-cdef weight_source f32_source(const float* data, Py_ssize_t row_stride, Py_ssize_t columns) noexcept nogil:
-    cdef weight_source s
+cdef matrix_view f32_view(const float* data, Py_ssize_t row_stride, Py_ssize_t columns) noexcept nogil:
+    cdef matrix_view s
     memset(&s, 0, sizeof(s))
-    s.kind = SOURCE_F32
+    s.type = WEIGHT_F32
     s.data = data
     s.row_stride = row_stride
     s.columns = columns
@@ -60,7 +60,7 @@ cdef void gemv_job(const gemm_operand_b* bs, const float* x, const float* codes,
         i += 1
         n = bs[i].n
     first = job * GEMV_N
-    if codes != NULL and bs[i].b.kind >= SOURCE_NF4:
+    if codes != NULL and bs[i].b.type >= WEIGHT_NF4:
         simd.gemm.gemv_integer(bs[i].c, n, codes, <int> m, bs[i].b, first, least(GEMV_N, n - first), k)
     else:
         simd.gemm.gemv(bs[i].c, n, x, k, <int> m, bs[i].b, first, least(GEMV_N, n - first), k,
@@ -77,7 +77,7 @@ cdef int grouped_gemv(const gemm_operand_b* bs, int count, const float* x, Py_ss
     for i in range(count):
         jobs += gemv_jobs(bs[i].n)
         columns += bs[i].n
-        coded = coded or bs[i].b.kind >= SOURCE_NF4
+        coded = coded or bs[i].b.type >= WEIGHT_NF4
     if coded and matmul_format != GEMM_FP32 and simd.gemm.gemv_quantize != NULL:
         codes = <float*> scratch(SCRATCH_PACKED_A, <size_t> (m * gemv_words(k)) * sizeof(float))
         if codes == NULL:
@@ -94,7 +94,7 @@ cdef int grouped_gemv(const gemm_operand_b* bs, int count, const float* x, Py_ss
     return 0
 
 
-cdef int gemv(float* y, const float* x, const weight_source* w, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
+cdef int gemv(float* y, const float* x, const matrix_view* w, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
                   bint accumulate) noexcept nogil:
     cdef gemm_operand_b right
     right.c = y
@@ -108,19 +108,19 @@ cdef inline Py_ssize_t panel_words(const gemm_format* f, Py_ssize_t depth) noexc
     return (depth + f.block - 1) // f.block * f.block_words
 
 
-cdef const gemm_format* choose_format(const weight_source* b, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+cdef const gemm_format* choose_format(const matrix_view* b, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     """The format that the precision in force asks for and the tier has; fp32 where packing would outweigh the product."""
     cdef int format = matmul_format
     if k < GEMM_BLOCK or n < GEMM_BLOCK:
         return simd.gemm.format[GEMM_FP32]
-    if format == GEMM_INT8 and not SOURCE_NF4 <= b.kind <= SOURCE_Q4_1:
+    if format == GEMM_INT8 and not WEIGHT_NF4 <= b.type <= WEIGHT_Q4_1:
         format = GEMM_INT16  # 8 bits are for weights that have only 4 themselves
     while simd.gemm.format[format].mr == 0:
         format -= 1
     return simd.gemm.format[format]
 
 
-cdef void pack_a_job(float* packed, const gemm_format* f, const weight_source* a, bint transposed, Py_ssize_t row0,
+cdef void pack_a_job(float* packed, const gemm_format* f, const matrix_view* a, bint transposed, Py_ssize_t row0,
                     Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t end, Py_ssize_t depth, Py_ssize_t job) noexcept nogil:
     """Pack one panel of one block of the contraction's steps [k0, end): packed[block of depth][panel][step][lane]."""
     cdef Py_ssize_t panels = (rows + f.mr - 1) // f.mr, panel = job % panels, start = k0 + job // panels * depth
@@ -130,7 +130,7 @@ cdef void pack_a_job(float* packed, const gemm_format* f, const weight_source* a
     pack(out, f.packmr, a, row0 + panel * f.mr, <int> least(f.mr, rows - panel * f.mr), start, size)
 
 
-cdef void macro_kernel(float* c, Py_ssize_t ldc, const float* packed, const gemm_format* f, const weight_source* b,
+cdef void macro_kernel(float* c, Py_ssize_t ldc, const float* packed, const gemm_format* f, const matrix_view* b,
                          bint transposed, float* own, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k0, Py_ssize_t end,
                          Py_ssize_t depth, Py_ssize_t first, Py_ssize_t last, bint accumulate) noexcept nogil:
     """C[:, panels first .. last) (+)= A B for the rows of A and the steps [k0, end) of the contraction that are packed;
@@ -174,7 +174,7 @@ cdef void gemm_job(const gemm_operand_b* bs, int count, Py_ssize_t row0, const f
                    job * panels // groups, (job + 1) * panels // groups, accumulate)
 
 
-cdef int grouped_gemm(const gemm_operand_b* bs, int count, const gemm_format* f, const weight_source* a, bint a_transposed,
+cdef int grouped_gemm(const gemm_operand_b* bs, int count, const gemm_format* f, const matrix_view* a, bint a_transposed,
                     bint b_transposed, Py_ssize_t m, Py_ssize_t k, bint accumulate) noexcept nogil:
     """C_i (m, n_i) (+)= A B_i for every right operand, A packed for all at once; the operands are as in `gemm`."""
     cdef Py_ssize_t i, row0 = 0, rows, k0, end, pack_jobs, jobs = 0, columns = 0, panels = 0
@@ -224,7 +224,7 @@ cdef int grouped_gemm(const gemm_operand_b* bs, int count, const gemm_format* f,
     return 0
 
 
-cdef int gemm(float* c, const weight_source* a, bint a_transposed, const weight_source* b, bint b_transposed,
+cdef int gemm(float* c, const matrix_view* a, bint a_transposed, const matrix_view* b, bint b_transposed,
               Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
     """C (m, n) (+)= A B. A is (m, k), or stored (k, m) where transposed; B is (k, n), or stored (n, k)."""
     cdef gemm_operand_b right
@@ -234,9 +234,9 @@ cdef int gemm(float* c, const weight_source* a, bint a_transposed, const weight_
     return grouped_gemm(&right, 1, choose_format(b, n, k), a, a_transposed, b_transposed, m, k, accumulate)
 
 
-cdef int linear_forward(float* y, const float* x, const weight_source* w,
+cdef int linear_forward(float* y, const float* x, const matrix_view* w,
                         Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
-    cdef weight_source a = f32_source(x, k, k)
+    cdef matrix_view a = f32_view(x, k, k)
     if 0 < m <= GEMV_ROWS:
         return gemv(y, x, w, m, n, k, False)
     return gemm(y, &a, False, w, True, m, n, k, False)
@@ -245,7 +245,7 @@ cdef int linear_forward(float* y, const float* x, const weight_source* w,
 cdef int grouped_linear_forward(const gemm_operand_b* bs, int count, const float* x, Py_ssize_t m,
                               Py_ssize_t k) noexcept nogil:
     """Y_i (m, n_i) = X (m, k) W_i (n_i, k)^T: neighbours whose panels have the same format share the packed X."""
-    cdef weight_source a = f32_source(x, k, k)
+    cdef matrix_view a = f32_view(x, k, k)
     cdef const gemm_format* f
     cdef int first = 0, last, status = 0
     if 0 < m <= GEMV_ROWS:
@@ -260,15 +260,15 @@ cdef int grouped_linear_forward(const gemm_operand_b* bs, int count, const float
     return status
 
 
-cdef int linear_backward_input(float* dx, const float* dy, const weight_source* w,
+cdef int linear_backward_input(float* dx, const float* dy, const matrix_view* w,
                                Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
-    cdef weight_source a = f32_source(dy, n, n)
+    cdef matrix_view a = f32_view(dy, n, n)
     return gemm(dx, &a, False, w, False, m, k, n, accumulate)
 
 
 cdef int linear_backward_weight(float* dw, const float* dy, const float* x,
                                 Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
-    cdef weight_source a = f32_source(dy, n, n), b = f32_source(x, k, k)
+    cdef matrix_view a = f32_view(dy, n, n), b = f32_view(x, k, k)
     return gemm(dw, &a, True, &b, False, n, k, m, accumulate)
 
 
@@ -283,7 +283,7 @@ cdef float* padded_rows(const float* x, Py_ssize_t rows, Py_ssize_t columns, bin
     """scale times x (rows, columns), or its transpose, in scratch with rows padded to whole vectors; NULL if out."""
     cdef Py_ssize_t out_rows = columns if transposed else rows, out_columns = rows if transposed else columns, i
     cdef Py_ssize_t ld = padded(out_columns)
-    cdef weight_source s = f32_source(x, columns, columns)
+    cdef matrix_view s = f32_view(x, columns, columns)
     cdef float* out = <float*> scratch(SCRATCH_PACKED_A, <size_t> (out_rows * ld + VECTOR) * sizeof(float))
     if out == NULL:
         return NULL
@@ -328,7 +328,7 @@ cdef void skinny_gemm(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row
 cdef int skinny_forward(float* y, float* h, const float* x, const float* a, const float* b, float scale,
                           Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t r) noexcept nogil:
     """h (m, r) = scale x A^T;  y (m, n) += h B^T"""
-    cdef weight_source down = f32_source(a, k, k), up = f32_source(b, r, r)
+    cdef matrix_view down = f32_view(a, k, k), up = f32_view(b, r, r)
     cdef float* right
     cdef Py_ssize_t i
     if 0 < m <= GEMV_ROWS:

@@ -15,7 +15,7 @@ from entrenar.nn.module import Module, Weight
 
 def is_4bit(weight: Weight) -> bool:
     """Whether the weight has a weight type of 4 bits."""
-    return isinstance(weight, QuantizedTensor) and weight.kind in FOUR_BIT
+    return isinstance(weight, QuantizedTensor) and weight.weight_type in FOUR_BIT
 
 
 def in_decoder_layer(name: str) -> bool:

@@ -157,7 +157,7 @@ def _show_summary(console: Console, trainer: Trainer, needed: MemoryEstimate, su
     trainable = sum(tensor.size for _, tensor in trainer.parameters)
     kinds: dict[str, int] = {}
     for _, weight in model.named_parameters():
-        kind = weight.dtype if isinstance(weight, Tensor) else weight.kind
+        kind = weight.dtype if isinstance(weight, Tensor) else weight.weight_type
         kinds[kind] = kinds.get(kind, 0) + weight.size
     share = f"{trainable:,} of {total:,} ({100 * trainable / total:.2f} %)"
     rows = run.summary_rows(trainer, share, needed)

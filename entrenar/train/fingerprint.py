@@ -46,7 +46,7 @@ def fingerprint(trainer: Trainer) -> dict[str, Any]:
         **{f"model.{key}": value for key, value in asdict(trainer.model.config).items()},
         "matmul precision": cpu.effective_precision(cpu.get_matmul_precision()),
         "SIMD tier": cpu.tier(),
-        "dtype": ", ".join(sorted({w.dtype if isinstance(w, Tensor) else w.kind for w in weights})),
+        "dtype": ", ".join(sorted({w.dtype if isinstance(w, Tensor) else w.weight_type for w in weights})),
         "entrenar's version": _version(),
         "the base model": _frozen(trainer),
         **trainer.fixed,

@@ -49,7 +49,7 @@ def parts(packed: Any, state: Any) -> dict[str, Any]:
     """The arguments of from_bitsandbytes for a doubly quantized tensor."""
     nested = state.state2
     return {
-        "codes": packed,
+        "quantized_values": packed,
         "absmax": state.absmax,
         "shape": tuple(state.shape),
         "quant_map": state.code,
@@ -77,7 +77,7 @@ def test_their_double_quantized_codes_dequantize_to_the_same_weights(name: str, 
     packed, state, theirs = bitsandbytes(real_matrix(name), double=True)
     ours = QuantizedTensor.from_bitsandbytes(**parts(packed, state))
     assert ours.double_quantized
-    assert ours.codes.tobytes() == packed.numpy().tobytes()
+    assert ours.quantized_values.tobytes() == packed.numpy().tobytes()
     for values in (ours.dequantize(), dequantize_bitsandbytes(**parts(packed, state))):
         np.testing.assert_allclose(values, theirs, rtol=0, atol=1e-6)
 
@@ -87,11 +87,11 @@ def test_our_double_quantization_takes_the_nearest_map_entry_and_nearly_always_t
     x = real_matrix(name)
     packed, state, _ = bitsandbytes(x, double=True)
     ours = QuantizedTensor.quantize(x, "nf4")
-    assert ours.codes.tobytes() == packed.numpy().tobytes()
+    assert ours.quantized_values.tobytes() == packed.numpy().tobytes()
     assert ours.absmax is not None
-    assert ours.absmax_codes is not None
+    assert ours.quantized_absmax is not None
     absmax = quantize_nf4(x)[1].reshape(-1)
-    chosen = ours.absmax_codes.reshape(-1)
+    chosen = ours.quantized_absmax.reshape(-1)
     scaled = (absmax - np.float32(ours.absmax_offset)) / np.repeat(ours.absmax, 256)[: absmax.size]
     distances = np.abs(scaled[:, None] - DYNAMIC_MAP)
     np.testing.assert_allclose(distances[np.arange(chosen.size), chosen], distances.min(axis=1), rtol=0, atol=1e-7)

@@ -60,9 +60,9 @@ def test_only_the_block_linears_become_4_bit(options: dict[str, Any], kind: str,
             np.testing.assert_array_equal(weight.numpy(), before[name], err_msg=name)
             continue
         assert isinstance(weight, QuantizedTensor), name
-        assert (weight.kind, weight.double_quantized) == (kind, double), name
+        assert (weight.weight_type, weight.double_quantized) == (kind, double), name
         expected = QuantizedTensor.quantize(before[name], kind, double_quantization=double)
-        assert weight.codes.tobytes() == expected.codes.tobytes(), name
+        assert weight.quantized_values.tobytes() == expected.quantized_values.tobytes(), name
         assert relative_error(weight.dequantize(), before[name]) < 0.11, name
     assert [name for name, _ in lora_layers(model)] == [
         f"model.layers.{i}.self_attn.{x}" for i in range(2) for x in ("q_proj", "v_proj")
@@ -111,14 +111,14 @@ def test_a_layer_whose_rows_no_block_divides_stays_and_is_reported() -> None:
 def test_a_base_that_is_4_bit_already_keeps_its_codes(tmp_path: Path) -> None:
     write_gguf(tmp_path / "base.gguf", CONFIG, random_arrays(CONFIG), lambda name: "Q4_1" if "attn" in name else "F16")
     model = LLaMAModel.from_pretrained(tmp_path / "base.gguf", quantize="auto")
-    before = {n: w.codes.tobytes() for n, w in model.named_parameters() if isinstance(w, QuantizedTensor)}
+    before = {n: w.quantized_values.tobytes() for n, w in model.named_parameters() if isinstance(w, QuantizedTensor)}
     plain = LLaMAModel.from_pretrained(tmp_path / "base.gguf")
     assert set(kinds(plain).values()) == {"float32"}
     model.to_qlora(QLoRAConfig(rank=2))
     for name, weight in model.named_parameters():
         if isinstance(weight, QuantizedTensor):
-            assert weight.kind == ("q4_1" if "self_attn" in name else "nf4"), name
-            assert weight.codes.tobytes() == before[name]
+            assert weight.weight_type == ("q4_1" if "self_attn" in name else "nf4"), name
+            assert weight.quantized_values.tobytes() == before[name]
 
 
 @pytest.mark.unit
@@ -129,7 +129,7 @@ def test_an_int16_base_becomes_4_bit(tmp_path: Path) -> None:
     before = dict(model.named_parameters())[name].dequantize()
     model.to_qlora(QLoRAConfig())
     after = dict(model.named_parameters())[name]
-    assert after.kind == "nf4"
+    assert after.weight_type == "nf4"
     np.testing.assert_array_equal(after.dequantize(), QuantizedTensor.quantize(before, "nf4").dequantize())
 
 

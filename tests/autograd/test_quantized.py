@@ -38,7 +38,7 @@ def normal(rows: int, columns: int, seed: int = 0) -> np.ndarray:
 
 def reference_absmax(q: QuantizedTensor) -> np.ndarray:
     """The absmax of every block by the definition of double quantization."""
-    codes = q.absmax_codes.reshape(-1)
+    codes = q.quantized_absmax.reshape(-1)
     second = np.repeat(q.absmax, 256)[: codes.size]
     return q.absmax_map[codes] * second + np.float32(q.absmax_offset)
 
@@ -49,10 +49,12 @@ def test_quantize_holds_the_codes_of_the_plain_functions_and_of_the_gguf_library
     x = normal(37, 192)
     q = QuantizedTensor.quantize(x, kind, double_quantization=False)
     if kind != "q8_0":
-        np.testing.assert_array_equal(q.codes, quantize_nf4(x)[0] if kind == "nf4" else quantize_int4(x, kind))
+        np.testing.assert_array_equal(
+            q.quantized_values, quantize_nf4(x)[0] if kind == "nf4" else quantize_int4(x, kind)
+        )
     if kind in GGML:
-        np.testing.assert_array_equal(q.codes, quants.quantize(x, GGML[kind]))
-    assert (q.kind, q.shape, q.ndim, q.size, q.requires_grad) == (kind, (37, 192), 2, 37 * 192, False)
+        np.testing.assert_array_equal(q.quantized_values, quants.quantize(x, GGML[kind]))
+    assert (q.weight_type, q.shape, q.ndim, q.size, q.requires_grad) == (kind, (37, 192), 2, 37 * 192, False)
     bytes_a_block = {"nf4": 64 / 2 + 4, "q4_0": 18, "q4_1": 20, "q8_0": 34}[kind]
     assert q.nbytes == 37 * 192 / BLOCK_SIZE[kind] * bytes_a_block
     assert np.linalg.norm(q.dequantize() - x) / np.linalg.norm(x) < 0.1
@@ -63,14 +65,14 @@ def test_double_quantization_follows_its_definition(tier: str) -> None:
     x = normal(50, 1024) * np.exp2(np.random.default_rng(1).normal(0, 2, (50, 1))).astype(np.float32)
     codes, absmax = quantize_nf4(x)
     q = QuantizedTensor.quantize(x, "nf4")
-    np.testing.assert_array_equal(q.codes, codes)
+    np.testing.assert_array_equal(q.quantized_values, codes)
     assert q.absmax_offset == np.float32(absmax.mean(dtype=np.float64))
     centred = absmax.reshape(-1) - np.float32(q.absmax_offset)
     groups = [centred[i : i + 256] for i in range(0, centred.size, 256)]  # 800 blocks: the last group is short
     np.testing.assert_array_equal(q.absmax, [np.abs(group).max() for group in groups])
     for i, group in enumerate(groups):
         distances = np.abs((group / np.abs(group).max())[:, None] - DYNAMIC_MAP)
-        chosen = q.absmax_codes.reshape(-1)[256 * i : 256 * i + len(group)]
+        chosen = q.quantized_absmax.reshape(-1)[256 * i : 256 * i + len(group)]
         np.testing.assert_array_equal(distances[np.arange(len(group)), chosen], distances.min(axis=1))
     np.testing.assert_array_equal(q.dequantize(), dequantize_nf4(codes, reference_absmax(q)))
     assert q.nbytes == 50 * 1024 / 2 + 800 + 4 * 4
@@ -136,9 +138,11 @@ def test_every_float_dtype_and_tensor_quantizes() -> None:
     ):
         np.testing.assert_array_equal(QuantizedTensor.quantize(same, "nf4").dequantize(), expected)
     rounded = x.astype(ml_dtypes.bfloat16)
-    expected = QuantizedTensor.quantize(rounded.astype(np.float32), "q4_1").codes
-    np.testing.assert_array_equal(QuantizedTensor.quantize(rounded, "q4_1").codes, expected)
-    np.testing.assert_array_equal(QuantizedTensor.quantize(Tensor.from_numpy(rounded), "int4").codes, expected)
+    expected = QuantizedTensor.quantize(rounded.astype(np.float32), "q4_1").quantized_values
+    np.testing.assert_array_equal(QuantizedTensor.quantize(rounded, "q4_1").quantized_values, expected)
+    np.testing.assert_array_equal(
+        QuantizedTensor.quantize(Tensor.from_numpy(rounded), "int4").quantized_values, expected
+    )
 
 
 @pytest.mark.memory
@@ -191,7 +195,7 @@ def test_q8_0_is_bit_equal_with_the_gguf_library(scale: float, tier: str) -> Non
         x = x * np.float32(scale)
         expected = quants.quantize(x, GGML["q8_0"])
         q = QuantizedTensor.quantize(x, "q8_0")
-        np.testing.assert_array_equal(q.codes, expected)
+        np.testing.assert_array_equal(q.quantized_values, expected)
         np.testing.assert_array_equal(q.dequantize(), quants.dequantize(expected, GGML["q8_0"]))
     with pytest.raises(QuantizationError, match=r"row 0, column 5 .* float16 scale of q8_0"):
         QuantizedTensor.quantize(np.where(np.arange(32) == 5, np.float32(1e8), np.float32(0))[None], "q8_0")
@@ -205,7 +209,7 @@ def test_gguf_blocks_are_used_in_place(kind: str, tier: str, tmp_path: Path) -> 
     file.write_bytes(b"?" * 6 + raw.tobytes())
     mapped = np.memmap(file, np.uint8, mode="r", offset=6)
     q = QuantizedTensor.from_gguf_blocks(mapped, kind, (12, 96))
-    assert np.shares_memory(q.codes, mapped)
+    assert np.shares_memory(q.quantized_values, mapped)
     del mapped
     np.testing.assert_array_equal(q.dequantize(), quants.dequantize(raw, GGML[kind]))
     order = np.random.default_rng(2).permutation(12)
@@ -242,7 +246,13 @@ def bitsandbytes_parts(x: np.ndarray, double: bool, blocksize: int = 64, quant_t
     packed, state = functional.quantize_4bit(
         torch.from_numpy(x), blocksize=blocksize, quant_type=quant_type, compress_statistics=double
     )
-    parts = {"codes": packed, "absmax": state.absmax, "shape": x.shape, "blocksize": blocksize, "quant_map": state.code}
+    parts = {
+        "quantized_values": packed,
+        "absmax": state.absmax,
+        "shape": x.shape,
+        "blocksize": blocksize,
+        "quant_map": state.code,
+    }
     if double:
         nested = state.state2
         parts |= {"nested_absmax": nested.absmax, "nested_quant_map": nested.code, "nested_offset": state.offset}
@@ -266,10 +276,10 @@ def test_double_quantization_agrees_with_bitsandbytes(tail: str, tier: str) -> N
         x = np.random.default_rng(3).standard_t(3, (2048, 2048)).astype(np.float32)
     _, parts = bitsandbytes_parts(x, double=True)
     q = QuantizedTensor.quantize(x, "nf4")
-    assert q.codes.tobytes() == parts["codes"].numpy().tobytes()
+    assert q.quantized_values.tobytes() == parts["quantized_values"].numpy().tobytes()
     np.testing.assert_allclose(q.absmax_offset, float(parts["nested_offset"]), rtol=1e-6)
     np.testing.assert_allclose(q.absmax, parts["nested_absmax"].numpy(), rtol=1e-6)
-    assert (q.absmax_codes == parts["absmax"].numpy()).mean() >= 0.995
+    assert (q.quantized_absmax == parts["absmax"].numpy()).mean() >= 0.995
 
 
 @pytest.mark.peers
@@ -277,7 +287,7 @@ def test_double_quantization_agrees_with_bitsandbytes(tail: str, tier: str) -> N
 def test_a_bitsandbytes_tensor_keeps_its_codes(double: bool, tier: str) -> None:
     theirs, parts = bitsandbytes_parts(normal(160, 448, 4), double)
     q = QuantizedTensor.from_bitsandbytes(**parts)
-    assert q.codes.tobytes() == parts["codes"].numpy().tobytes()
+    assert q.quantized_values.tobytes() == parts["quantized_values"].numpy().tobytes()
     assert q.double_quantized == double
     np.testing.assert_allclose(q.dequantize(), theirs, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(dequantize_bitsandbytes(**parts), theirs, rtol=1e-6, atol=1e-7)
@@ -303,12 +313,17 @@ def test_fp4_is_refused() -> None:
 @pytest.mark.chaos
 def test_damaged_bitsandbytes_tensors_are_refused() -> None:
     q = QuantizedTensor.quantize(normal(8, 64), "nf4")
-    parts = {"codes": q.codes, "absmax": q.absmax_codes, "shape": (8, 64), "nested_absmax": q.absmax}
+    parts = {
+        "quantized_values": q.quantized_values,
+        "absmax": q.quantized_absmax,
+        "shape": (8, 64),
+        "nested_absmax": q.absmax,
+    }
     parts |= {"nested_quant_map": q.absmax_map, "nested_offset": q.absmax_offset, "quant_map": NF4_VALUES}
     np.testing.assert_array_equal(QuantizedTensor.from_bitsandbytes(**parts).dequantize(), q.dequantize())
     damage = {
-        "codes": (q.codes[:-1], "codes has 224 elements, expected 256"),
-        "absmax": (q.absmax_codes[:-1], "absmax_codes has 7 elements, expected 8"),
+        "quantized_values": (q.quantized_values[:-1], "quantized_values has 224 elements, expected 256"),
+        "absmax": (q.quantized_absmax[:-1], "quantized_absmax has 7 elements, expected 8"),
         "nested_absmax": (np.float32([1, 2]), "absmax has 2 elements, expected 1"),
         "nested_quant_map": (DYNAMIC_MAP[:255], "absmax_map has 255 elements, expected 256"),
         "nested_offset": (np.float32("nan"), "absmax_offset holds a value that is infinite or NaN"),
@@ -323,15 +338,15 @@ def test_damaged_bitsandbytes_tensors_are_refused() -> None:
 def test_arrays_and_pickles_round_trip(kind: str, double: bool) -> None:
     q = QuantizedTensor.quantize(normal(10, 192), kind, double_quantization=double)
     for copy in (QuantizedTensor.from_arrays(q.to_arrays(), kind), pickle.loads(pickle.dumps(q))):
-        assert (copy.kind, copy.shape, copy.nbytes) == (kind, (10, 192), q.nbytes)
+        assert (copy.weight_type, copy.shape, copy.nbytes) == (kind, (10, 192), q.nbytes)
         assert copy.dequantize().tobytes() == q.dequantize().tobytes()
     arrays = q.to_arrays()
     with pytest.raises(QuantizationError, match="must be"):
-        QuantizedTensor.from_arrays({k: v for k, v in arrays.items() if k != "codes"}, kind)
+        QuantizedTensor.from_arrays({k: v for k, v in arrays.items() if k != "quantized_values"}, kind)
     with pytest.raises(QuantizationError, match="must be"):
         QuantizedTensor.from_arrays(arrays | {"zero_point": np.zeros(1)}, kind)
     with pytest.raises(QuantizationError, match="codes of"):
-        QuantizedTensor.from_arrays(arrays | {"codes": q.codes[:, :-1]}, kind)
+        QuantizedTensor.from_arrays(arrays | {"quantized_values": q.quantized_values[:, :-1]}, kind)
 
 
 @pytest.mark.unit

@@ -79,7 +79,7 @@ def test_v3_is_free_of_avx512_and_uses_what_it_has(disassemble: Disassemble) -> 
 @on_x86
 @needs_objdump
 def test_v4_is_free_of_vnni_and_uses_wide_registers(disassemble: Disassemble) -> None:
-    files = disassemble("v4", ["gemm", "quant"])
+    files = disassemble("v4", ["gemm", "quantize"])
     assert not matching(r"^(vpdp\w+|vpermb|vperm[it]2b|vpmultishiftqb)\b", files)
     assert matching(r"^vfmadd\w+ps .*%zmm", files)
     assert matching(r"^vfmadd\w+ps .*%zmm", disassemble("v4i", ["gemm"]))

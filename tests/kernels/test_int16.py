@@ -18,7 +18,7 @@ def heavy_tailed(shape: tuple[int, int]) -> np.ndarray:
 
 
 def codes_of(quantized: QuantizedTensor) -> np.ndarray:
-    return quantized.codes.view(np.int16)
+    return quantized.quantized_values.view(np.int16)
 
 
 @pytest.mark.unit
@@ -53,7 +53,7 @@ def test_it_is_finer_than_bfloat16(tier: str) -> None:
 def test_codes_survive_requantization_and_storage(tier: str) -> None:
     quantized = QuantizedTensor.quantize(heavy_tailed((7, 128)), "int16")
     again = QuantizedTensor.quantize(quantized.dequantize(), "int16")
-    np.testing.assert_array_equal(again.codes, quantized.codes)
+    np.testing.assert_array_equal(again.quantized_values, quantized.quantized_values)
     stored = QuantizedTensor.from_arrays(quantized.to_arrays(), "int16")
     np.testing.assert_array_equal(stored.dequantize(), quantized.dequantize())
 
@@ -67,7 +67,7 @@ def test_the_products_read_the_codes_without_rounding_them_again(rows: int, tier
         -100, 101, (rows + 40, 320), np.int16
     )  # far below the limit: another scale would fit them better
     scales = rng.uniform(0.5, 2, (rows + 40, 5)).astype(np.float32)
-    weight = QuantizedTensor.from_arrays({"codes": codes.view(np.uint8), "absmax": scales}, "int16")
+    weight = QuantizedTensor.from_arrays({"quantized_values": codes.view(np.uint8), "absmax": scales}, "int16")
     x = rng.integers(-100, 100, (rows, 320)).astype(np.float32)
     x[:, ::64] = 8191  # the scale of every block is 1
     wanted = x.astype(np.float64) @ weight.dequantize().astype(np.float64).T
@@ -81,8 +81,10 @@ def test_the_products_read_the_codes_without_rounding_them_again(rows: int, tier
 def test_codes_that_would_overflow_the_products_are_refused(code: int) -> None:
     codes = np.zeros((2, 64), np.int16)
     codes[1, 3] = code
-    with pytest.raises(QuantizationError, match=r"int16 codes reach from .*, expected 4095 at most in magnitude"):
-        QuantizedTensor.from_arrays({"codes": codes.view(np.uint8), "absmax": np.ones(2, np.float32)}, "int16")
+    with pytest.raises(QuantizationError, match=r"int16 values reach from .*, expected 4095 at most in magnitude"):
+        QuantizedTensor.from_arrays(
+            {"quantized_values": codes.view(np.uint8), "absmax": np.ones(2, np.float32)}, "int16"
+        )
 
 
 @pytest.mark.unit
@@ -91,7 +93,7 @@ def test_the_same_codes_for_any_thread_count(threads: None) -> None:
     made = []
     for count in (1, 2, 3):
         cpu.set_num_threads(count)
-        made.append(QuantizedTensor.quantize(x, "int16").codes.tobytes())
+        made.append(QuantizedTensor.quantize(x, "int16").quantized_values.tobytes())
     assert len(set(made)) == 1
 
 

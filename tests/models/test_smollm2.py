@@ -101,19 +101,19 @@ def test_auto_keeps_the_files_own_codes(model: LLaMAModel, reader: gguf.GGUFRead
     stored = {tensor.name: tensor for tensor in reader.tensors}
     quantized = {n: w for n, w in model.named_parameters() if isinstance(w, QuantizedTensor)}
     embedding = quantized.pop("model.embed_tokens.weight")
-    assert embedding.kind == "q8_0"
-    assert embedding.codes.tobytes() == stored["token_embd.weight"].data.tobytes()
+    assert embedding.weight_type == "q8_0"
+    assert embedding.quantized_values.tobytes() == stored["token_embd.weight"].data.tobytes()
     assert len(quantized) == 210
-    assert {weight.kind for weight in quantized.values()} == {"q4_1"}
+    assert {weight.weight_type for weight in quantized.values()} == {"q4_1"}
     assert model.unquantized == {}
     for layer in (0, 17, 29):
         for name, gguf_name in (("mlp.down_proj", "ffn_down"), ("self_attn.v_proj", "attn_v")):
-            codes = quantized[f"model.layers.{layer}.{name}.weight"].codes
+            codes = quantized[f"model.layers.{layer}.{name}.weight"].quantized_values
             assert codes.tobytes() == stored[f"blk.{layer}.{gguf_name}.weight"].data.tobytes()
         for name, gguf_name, heads in (("q_proj", "attn_q", 9), ("k_proj", "attn_k", 3)):
             rows = stored[f"blk.{layer}.{gguf_name}.weight"].data
             half_split = rows.reshape(heads, 32, 2, -1).swapaxes(1, 2).reshape(rows.shape)
-            codes = quantized[f"model.layers.{layer}.self_attn.{name}.weight"].codes
+            codes = quantized[f"model.layers.{layer}.self_attn.{name}.weight"].quantized_values
             assert codes.tobytes() == half_split.tobytes()
 
 

@@ -160,12 +160,12 @@ def test_auto_keeps_the_codes_of_the_file_and_makes_nf4_of_the_rest(
             np.testing.assert_array_equal(weight.numpy(), meant[name])
         elif kind in ("Q4_0", "Q4_1") or not is_decoder_linear(name):
             assert isinstance(weight, QuantizedTensor), name
-            assert weight.kind == kind.lower()
+            assert weight.weight_type == kind.lower()
             blocks, _ = stored(arrays[name], kind)
-            assert weight.codes.tobytes() == blocks.tobytes()
+            assert weight.quantized_values.tobytes() == blocks.tobytes()
             np.testing.assert_array_equal(weight.dequantize(), meant[name])
         else:
-            assert weight.kind == "nf4", name
+            assert weight.weight_type == "nf4", name
             expected = QuantizedTensor.quantize(meant[name], "nf4").to_arrays()
             assert {k: v.tobytes() for k, v in weight.to_arrays().items()} == {
                 k: v.tobytes() for k, v in expected.items()
@@ -199,7 +199,7 @@ def test_a_forced_format_quantizes_every_block_linear_and_nothing_else(
     model = load(path, quantize=quantize, double_quantization=double)
     for name, weight in model.named_parameters():
         if is_decoder_linear(name):
-            assert (weight.kind, weight.double_quantized) == (kind, double and kind == "nf4"), name
+            assert (weight.weight_type, weight.double_quantized) == (kind, double and kind == "nf4"), name
             expected = QuantizedTensor.quantize(meant[name], quantize, double_quantization=double)
             np.testing.assert_array_equal(weight.dequantize(), expected.dequantize())
         else:
@@ -242,14 +242,14 @@ def test_bfloat16_stays_as_stored_where_nothing_else_is_asked_for(
     path, meant = half[file]
     for name, weight in load(path, dtype=dtype, quantize=quantize).named_parameters():
         if quantize and is_decoder_linear(name):
-            assert weight.kind == "nf4", name
+            assert weight.weight_type == "nf4", name
         elif weight.ndim == 2 and (dtype in ("auto", "bfloat16") or (dtype, name) == ("int16", weights.EMBEDDING)):
             assert (weight.dtype, weight.requires_grad) == ("bfloat16", False), name
             assert weight.numpy().astype(np.float32).tobytes() == meant[name].tobytes(), name
             reordered = file == "gguf" and name.split(".")[-2] in ("q_proj", "k_proj")
             assert weight.numpy().flags.writeable == reordered, name  # what is mapped is read-only
         elif weight.ndim == 2 and dtype == "int16":
-            assert weight.kind == "int16", name
+            assert weight.weight_type == "int16", name
         else:
             assert (weight.dtype, weight.requires_grad) == ("float32", True), name
             assert weight.numpy().tobytes() == meant[name].tobytes(), name
@@ -293,7 +293,7 @@ def test_int16_codes_every_matrix_and_the_model_still_answers(tied: bool, tmp_pa
     model = load(tmp_path, dtype="int16")
     for name, weight in model.named_parameters():
         if weight.ndim == 2:
-            assert isinstance(weight, QuantizedTensor) and weight.kind == "int16", name
+            assert isinstance(weight, QuantizedTensor) and weight.weight_type == "int16", name
             expected = QuantizedTensor.quantize(arrays[name], "int16").dequantize()
             np.testing.assert_array_equal(weight.dequantize(), expected)
         else:

@@ -6,7 +6,7 @@ from entrenar._kernels.simd.elementwise cimport elementwise_ops
 from entrenar._kernels.simd.gemm cimport gemm_ops
 from entrenar._kernels.simd.norm cimport norm_ops
 from entrenar._kernels.simd.optimizer cimport optimizer_ops
-from entrenar._kernels.simd.quant cimport quant_ops
+from entrenar._kernels.simd.quantize cimport quantize_ops
 from entrenar._kernels.simd.reduce cimport reduce_ops
 from entrenar._kernels.simd.rope cimport rope_ops
 from entrenar._kernels.simd.shape cimport shape_ops
@@ -23,7 +23,7 @@ cdef extern from "simd/simd.h" nogil:
         const optimizer_ops* optimizer
         const attention_ops* attention
         const rope_ops* rope
-        const quant_ops* quant
+        const quantize_ops* quantize
         const norm_ops* norm
         const activation_ops* activation
         const softmax_ops* softmax

@@ -67,7 +67,7 @@ INLINE void transpose_lanes(float *out, int lanes, int lane0, const float *const
     }
 }
 
-void TIERED(gemm_pack_rows)(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start,
+void TIERED(gemm_pack_rows)(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count, ptrdiff_t start,
                             ptrdiff_t depth) {
     float decoded[VLEN][CHUNK];
     const float *rows[VLEN];
@@ -78,10 +78,10 @@ void TIERED(gemm_pack_rows)(float *out, int lanes, const weight_source *s, ptrdi
             have = have < 0 ? 0 : have > VLEN ? VLEN : have;
             for (int i = 0; i < have; i++) {
                 const ptrdiff_t row = first + lane0 + i;
-                if (s->kind == SOURCE_F32) {
+                if (s->type == WEIGHT_F32) {
                     rows[i] = (const float *)s->data + row * s->row_stride + start + p;
                 } else {
-                    source_decode(s, row, start + p, n, decoded[i]);
+                    dequantize_row(s, row, start + p, n, decoded[i]);
                     rows[i] = decoded[i];
                 }
             }
@@ -101,11 +101,11 @@ INLINE void copy_lanes(float *out, const float *x, int count) {
     }
 }
 
-void TIERED(gemm_pack_columns)(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count,
-                               ptrdiff_t start, ptrdiff_t depth) {
+void TIERED(gemm_pack_columns)(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count, ptrdiff_t start,
+                               ptrdiff_t depth) {
     for (ptrdiff_t p = 0; p < depth; p++, out += lanes) {
-        if (s->kind == SOURCE_F32) copy_lanes(out, (const float *)s->data + (start + p) * s->row_stride + first, count);
-        else source_decode(s, start + p, first, count, out);
+        if (s->type == WEIGHT_F32) copy_lanes(out, (const float *)s->data + (start + p) * s->row_stride + first, count);
+        else dequantize_row(s, start + p, first, count, out);
         for (int i = count; i < lanes; i++) out[i] = 0.0f;
     }
 }

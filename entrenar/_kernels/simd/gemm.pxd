@@ -1,4 +1,4 @@
-from entrenar._kernels.simd.source cimport weight_source
+from entrenar._kernels.simd.matrix_view cimport matrix_view
 
 cdef extern from "simd/gemm.h" nogil:
     enum:
@@ -8,7 +8,7 @@ cdef extern from "simd/gemm.h" nogil:
         GEMM_INT16
         GEMM_INT8
     const float* gemm_ones  # 64 of them
-    ctypedef void (*gemm_packer)(float* out, int lanes, const weight_source* s, Py_ssize_t first, int count, Py_ssize_t start, Py_ssize_t depth) noexcept nogil
+    ctypedef void (*gemm_packer)(float* out, int lanes, const matrix_view* s, Py_ssize_t first, int count, Py_ssize_t start, Py_ssize_t depth) noexcept nogil
     ctypedef struct gemm_format:
         int mr
         int packmr
@@ -23,10 +23,10 @@ cdef extern from "simd/gemm.h" nogil:
     Py_ssize_t gemv_words(Py_ssize_t k) noexcept
     ctypedef struct gemm_ops:
         const gemm_format* format[3]
-        void (*pack_columns)(float* out, int lanes, const weight_source* s, Py_ssize_t first, int count, Py_ssize_t start, Py_ssize_t depth) noexcept nogil
-        void (*gemv)(float* y, Py_ssize_t ldy, const float* x, Py_ssize_t ldx, int rows, const weight_source* s, Py_ssize_t first, Py_ssize_t count, Py_ssize_t k, bint accumulate) noexcept nogil
+        void (*pack_columns)(float* out, int lanes, const matrix_view* s, Py_ssize_t first, int count, Py_ssize_t start, Py_ssize_t depth) noexcept nogil
+        void (*gemv)(float* y, Py_ssize_t ldy, const float* x, Py_ssize_t ldx, int rows, const matrix_view* s, Py_ssize_t first, Py_ssize_t count, Py_ssize_t k, bint accumulate) noexcept nogil
         void (*gemv_quantize)(float* codes, const float* x, Py_ssize_t k) noexcept nogil
-        void (*gemv_integer)(float* y, Py_ssize_t ldy, const float* codes, int rows, const weight_source* s, Py_ssize_t first, Py_ssize_t count, Py_ssize_t k) noexcept nogil
+        void (*gemv_integer)(float* y, Py_ssize_t ldy, const float* codes, int rows, const matrix_view* s, Py_ssize_t first, Py_ssize_t count, Py_ssize_t k) noexcept nogil
         void (*skinny)(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column,
                        const float* b, Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
                        const float* keep) noexcept nogil

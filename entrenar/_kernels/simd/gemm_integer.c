@@ -60,7 +60,7 @@ INLINE void quantize_block(float *out, const float *panel, int lanes, int depth,
     }
 }
 
-INLINE void pack(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start,
+INLINE void pack(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count, ptrdiff_t start,
                  ptrdiff_t depth, gemm_packer pack_fp32, int codes, float limit, int right) {
     float panel[BLOCK * NR] __attribute__((aligned(64)));
     for (ptrdiff_t p = 0; p < depth; p += BLOCK, out += (HEADER + BLOCK / codes) * lanes) {
@@ -70,10 +70,10 @@ INLINE void pack(float *out, int lanes, const weight_source *s, ptrdiff_t first,
     }
 }
 // Rows that are INT16 already: their pairs of codes are moved as if they were floats, their scales as they are
-INLINE void pack_codes(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count, ptrdiff_t start,
+INLINE void pack_codes(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count, ptrdiff_t start,
                        ptrdiff_t depth) {
-    weight_source pairs = *s;
-    pairs.kind = SOURCE_F32;
+    matrix_view pairs = *s;
+    pairs.type = WEIGHT_F32;
     pairs.row_stride = s->row_stride / 4;
     const ptrdiff_t blocks = s->columns / INT16_BLOCK;
     for (ptrdiff_t p = start; p < start + depth; p += BLOCK, out += (HEADER + BLOCK / 2) * lanes) {
@@ -82,20 +82,20 @@ INLINE void pack_codes(float *out, int lanes, const weight_source *s, ptrdiff_t 
     }
 }
 #define PACKERS(name, codes, left_limit, right_limit)                                                                  \
-    static void name##_left_rows(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count,            \
+    static void name##_left_rows(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count,              \
                                  ptrdiff_t start, ptrdiff_t depth) {                                                   \
         pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_rows), codes, left_limit, 0);                 \
     }                                                                                                                  \
-    static void name##_left_columns(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count,         \
+    static void name##_left_columns(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count,           \
                                     ptrdiff_t start, ptrdiff_t depth) {                                                \
         pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_columns), codes, left_limit, 0);              \
     }                                                                                                                  \
-    static void name##_right_rows(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count,           \
+    static void name##_right_rows(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count,             \
                                   ptrdiff_t start, ptrdiff_t depth) {                                                  \
-        if (codes == 2 && s->kind == SOURCE_INT16) pack_codes(out, lanes, s, first, count, start, depth);              \
+        if (codes == 2 && s->type == WEIGHT_INT16) pack_codes(out, lanes, s, first, count, start, depth);              \
         else pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_rows), codes, right_limit, 1);           \
     }                                                                                                                  \
-    static void name##_right_columns(float *out, int lanes, const weight_source *s, ptrdiff_t first, int count,        \
+    static void name##_right_columns(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count,          \
                                      ptrdiff_t start, ptrdiff_t depth) {                                               \
         pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_columns), codes, right_limit, 1);             \
     }

@@ -7,12 +7,12 @@ enum { STEP = GEMV_STEP };
 _Static_assert((int)GGML_BLOCK == STEP && NF4_BLOCK % STEP == 0 && INT16_BLOCK % STEP == 0,
                "a step would cross blocks");
 
-// Bytes of a step of a row; `kind` is a constant at every call, here and below
-INLINE ptrdiff_t step_bytes(int kind) {
-    static const int bytes[] = {[SOURCE_F32] = 4 * STEP,    [SOURCE_BF16] = 2 * STEP,   [SOURCE_NF4] = STEP / 2,
-                                [SOURCE_Q4_0] = Q4_0_BYTES, [SOURCE_Q4_1] = Q4_1_BYTES, [SOURCE_INT16] = 2 * STEP,
-                                [SOURCE_Q8_0] = Q8_0_BYTES};
-    return bytes[kind];
+// Bytes of a step of a row; `type` is a constant at every call, here and below
+INLINE ptrdiff_t step_bytes(int type) {
+    static const int bytes[] = {[WEIGHT_F32] = 4 * STEP,    [WEIGHT_BF16] = 2 * STEP,   [WEIGHT_NF4] = STEP / 2,
+                                [WEIGHT_Q4_0] = Q4_0_BYTES, [WEIGHT_Q4_1] = Q4_1_BYTES, [WEIGHT_INT16] = 2 * STEP,
+                                [WEIGHT_Q8_0] = Q8_0_BYTES};
+    return bytes[type];
 }
 
 // The weights [first, first + count), four at a time for one row of x: BLOCK(rows, weights) with constants
@@ -28,7 +28,8 @@ _Static_assert(GEMV_ROWS == 4, "sums and cases are written out for 4 rows");
         else if (rows == 4) BLOCK(4, 1);                                                                               \
     }
 
-#define EVERY_CODED_KIND(KIND) KIND(SOURCE_NF4) KIND(SOURCE_Q4_0) KIND(SOURCE_Q4_1) KIND(SOURCE_INT16) KIND(SOURCE_Q8_0)
+#define EVERY_QUANTIZED_TYPE(TYPE)                                                                                     \
+    TYPE(WEIGHT_NF4) TYPE(WEIGHT_Q4_0) TYPE(WEIGHT_Q4_1) TYPE(WEIGHT_INT16) TYPE(WEIGHT_Q8_0)
 
 typedef int16_t int16_unaligned __attribute__((aligned(1), may_alias));
 // Every lane the fp16 at `bytes`

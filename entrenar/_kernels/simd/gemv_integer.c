@@ -87,18 +87,18 @@ INLINE void nf4_codes(const uint8_t *bytes, vh codes[VECTORS]) {
 }
 
 // The columns [p, p + STEP) of a row, whose step starts at `bytes`: weight = code * scale, for Q4_1 + minimum
-INLINE void step_codes(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes,
+INLINE void step_codes(int type, const matrix_view *s, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes,
                        vh codes[VECTORS], vf *scale, vf *minimum) {
-    if (kind == SOURCE_NF4) {
+    if (type == WEIGHT_NF4) {
         *scale = vset(nf4_absmax(s, row * (s->columns / NF4_BLOCK) + p / NF4_BLOCK) * (1.0f / INT16_LIMIT));
         nf4_codes(bytes, codes);
-    } else if (kind == SOURCE_Q4_1) {
+    } else if (type == WEIGHT_Q4_1) {
         halves_everywhere(bytes, scale, minimum);
         q4_codes(bytes + 4, 0, codes);
-    } else if (kind == SOURCE_Q4_0) {
+    } else if (type == WEIGHT_Q4_0) {
         *scale = half_everywhere(bytes);
         q4_codes(bytes + 2, 8, codes);
-    } else if (kind == SOURCE_Q8_0) {
+    } else if (type == WEIGHT_Q8_0) {
         *scale = half_everywhere(bytes);
         for (int v = 0; v < VECTORS; v++) codes[v] = vhbytes(bytes + 2 + v * 2 * VLEN);
     } else {
@@ -108,17 +108,17 @@ INLINE void step_codes(int kind, const weight_source *s, ptrdiff_t row, ptrdiff_
 }
 
 // y[r][first + i] (+)= x[r] . source[first + i] for r < rows, i < weights, both constants at every call
-INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, const float *words, const weight_source *s,
+INLINE void block(int type, int rows, int weights, float *y, ptrdiff_t ldy, const float *words, const matrix_view *s,
                   ptrdiff_t first, ptrdiff_t k) {
     const uint8_t *bytes = (const uint8_t *)s->data + first * s->row_stride, *ahead = bytes + weights * s->row_stride;
     vf total[4] = {{0}, {0}, {0}, {0}};
-    for (ptrdiff_t p = 0; p < k; p += STEP, bytes += step_bytes(kind), ahead += step_bytes(kind)) {
+    for (ptrdiff_t p = 0; p < k; p += STEP, bytes += step_bytes(type), ahead += step_bytes(type)) {
 #pragma GCC unroll 4
         for (int i = 0; i < weights; i++) {
             vh codes[VECTORS];
             vf scale, minimum;
             __builtin_prefetch(ahead + i * s->row_stride);  // as in gemv.c
-            step_codes(kind, s, first + i, p, bytes + i * s->row_stride, codes, &scale, &minimum);
+            step_codes(type, s, first + i, p, bytes + i * s->row_stride, codes, &scale, &minimum);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
                 const row_codes x = row_of(words + r * gemv_words(k), k);
@@ -126,7 +126,7 @@ INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, cons
                 vf *to = &total[r * weights + i];
 #pragma GCC unroll 2
                 for (int v = 1; v < VECTORS; v++) sum += multiply_add(codes[v], vhload(x.codes + p + v * 2 * VLEN));
-                if (kind == SOURCE_Q4_1) *to += minimum * x.sums[p / STEP];
+                if (type == WEIGHT_Q4_1) *to += minimum * x.sums[p / STEP];
                 *to += __builtin_convertvector(sum, vf) * (scale * x.scales[p / STEP]);
             }
         }
@@ -137,18 +137,18 @@ INLINE void block(int kind, int rows, int weights, float *y, ptrdiff_t ldy, cons
         for (int i = 0; i < weights; i++) y[r * ldy + first + i] = vsum(total[r * weights + i]);
 }
 
-INLINE void gemv(int kind, float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s,
-                 ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
-#define BLOCK(rows, weights) block(kind, rows, weights, y, ldy, words, s, first, k)
+INLINE void gemv(int type, float *y, ptrdiff_t ldy, const float *words, int rows, const matrix_view *s, ptrdiff_t first,
+                 ptrdiff_t count, ptrdiff_t k) {
+#define BLOCK(rows, weights) block(type, rows, weights, y, ldy, words, s, first, k)
     EVERY_BLOCK(BLOCK)
 }
 
-void TIERED(gemv_integer)(float *y, ptrdiff_t ldy, const float *words, int rows, const weight_source *s,
-                          ptrdiff_t first, ptrdiff_t count, ptrdiff_t k) {
-#define KIND(kind)                                                                                                     \
-    case kind: gemv(kind, y, ldy, words, rows, s, first, count, k); break;
-    switch (s->kind) {
-        EVERY_CODED_KIND(KIND)
+void TIERED(gemv_integer)(float *y, ptrdiff_t ldy, const float *words, int rows, const matrix_view *s, ptrdiff_t first,
+                          ptrdiff_t count, ptrdiff_t k) {
+#define TYPE(type)                                                                                                     \
+    case type: gemv(type, y, ldy, words, rows, s, first, count, k); break;
+    switch (s->type) {
+        EVERY_QUANTIZED_TYPE(TYPE)
     default: __builtin_unreachable();
     }
 }

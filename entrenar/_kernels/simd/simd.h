@@ -7,7 +7,7 @@
 #include "gemm.h"
 #include "norm.h"
 #include "optimizer.h"
-#include "quant.h"
+#include "quantize.h"
 #include "reduce.h"
 #include "rope.h"
 #include "shape.h"
@@ -22,7 +22,7 @@
     X(optimizer)                                                                                                       \
     X(attention)                                                                                                       \
     X(rope)                                                                                                            \
-    X(quant)                                                                                                           \
+    X(quantize)                                                                                                        \
     X(norm)                                                                                                            \
     X(activation)                                                                                                      \
     X(softmax)                                                                                                         \

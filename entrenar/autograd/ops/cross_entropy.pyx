@@ -8,9 +8,9 @@ from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.cross_entropy cimport cross_entropy_backward, cross_entropy_forward
 from entrenar._kernels.gemm cimport linear_backward_input, linear_backward_weight, linear_forward
 from entrenar._kernels.partition cimport ceil_div
-from entrenar._kernels.simd.source cimport weight_source
+from entrenar._kernels.simd.matrix_view cimport matrix_view
 from entrenar.autograd.ops.embedding cimport checked_indices
-from entrenar.autograd.ops.matmul cimport check_scratch, checked_input, weight_source_of
+from entrenar.autograd.ops.matmul cimport check_scratch, checked_input, matrix_view_of
 from entrenar.autograd.quantized cimport QuantizedTensor
 from entrenar.autograd.tape cimport give_grad, grad_buffer, record, wants_grad
 from entrenar.autograd.tensor cimport (
@@ -150,7 +150,7 @@ cdef class LinearCrossEntropyNode(Node):
         return 0
 
 
-cdef double fused_chunks(Tensor x, weight_source* head, const int64_t* rows, const int64_t* targets, Py_ssize_t count,
+cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const int64_t* targets, Py_ssize_t count,
                          Py_ssize_t vocabulary, float inverse, Tensor dx, Tensor dw) except? -1:
     """The summed loss of `count` rows of x; gradients of loss * inverse go to dx (count, hidden) and dw, if not None."""
     cdef Py_ssize_t hidden = x.dims[x.ndim - 1], first = 0, n, i
@@ -193,13 +193,13 @@ def linear_cross_entropy(x, weight, targets, int64_t ignore_index=-100, reductio
     counted rows under "mean". The gradients are computed in the forward pass, chunk by chunk, as Liger Kernel does
     (Hsu et al., 2024, arXiv 2410.10989). Raises what cross_entropy and linear raise.
     """
-    cdef weight_source head
+    cdef matrix_view head
     cdef Py_ssize_t vocabulary, hidden, count
     cdef Tensor dx = None, dw = None, out
     check_reduction(reduction, ("mean", "sum"), "linear_cross_entropy")
     if not isinstance(weight, QuantizedTensor):
         weight = as_tensor(weight)
-    weight_source_of(weight, "linear_cross_entropy", &head, &vocabulary, &hidden)
+    matrix_view_of(weight, "linear_cross_entropy", &head, &vocabulary, &hidden)
     if vocabulary == 0:
         raise ShapeError(f"linear_cross_entropy: the weight has shape (0, {hidden}), expected at least one vocabulary entry.")
     cdef Tensor t = checked_input(x, "linear_cross_entropy", vocabulary, hidden)

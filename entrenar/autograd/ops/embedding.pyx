@@ -4,8 +4,8 @@ from libc.stdint cimport int64_t
 import numpy as np
 
 from entrenar._kernels.embedding cimport embedding_backward, embedding_forward
-from entrenar._kernels.simd.source cimport weight_source
-from entrenar.autograd.ops.matmul cimport weight_source_of
+from entrenar._kernels.simd.matrix_view cimport matrix_view
+from entrenar.autograd.ops.matmul cimport matrix_view_of
 from entrenar.autograd.quantized cimport QuantizedTensor
 from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
 from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, new_tensor
@@ -50,13 +50,13 @@ def embedding(tokens, weight, padding=None):
     in bfloat16 or codes is frozen. Raises ShapeError for a token outside the table,
     naming the id and its place, and for a `padding` outside it.
     """
-    cdef weight_source table
+    cdef matrix_view table
     cdef Py_ssize_t vocabulary, hidden, n
     cdef Py_ssize_t[MAX_DIMS] dims
     cdef int i
     if not isinstance(weight, QuantizedTensor):
         weight = as_tensor(weight)
-    weight_source_of(weight, "embedding", &table, &vocabulary, &hidden)
+    matrix_view_of(weight, "embedding", &table, &vocabulary, &hidden)
     array = checked_indices(tokens, "embedding", "tokens", vocabulary, None)
     if array.ndim + 1 > MAX_DIMS:
         raise ShapeError(f"embedding: tokens have {array.ndim} axes; at most {MAX_DIMS - 1} are supported.")

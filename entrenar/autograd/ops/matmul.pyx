@@ -4,7 +4,7 @@ from libc.string cimport memset
 
 from entrenar._kernels.dropout cimport dropout_forward
 from entrenar._kernels.gemm cimport (
-    f32_source,
+    f32_view,
     gemm,
     gemm_operand_b,
     linear_backward_input,
@@ -16,7 +16,7 @@ from entrenar._kernels.gemm cimport (
     skinny_backward_input,
     skinny_forward,
 )
-from entrenar._kernels.simd.source cimport SOURCE_BF16, weight_source
+from entrenar._kernels.simd.matrix_view cimport WEIGHT_BF16, matrix_view
 from entrenar.autograd.quantized cimport QuantizedTensor
 from entrenar.autograd.random cimport next_stream, random_key
 from entrenar.autograd.tape cimport grad_buffer, grad_pointer, keep, kept, record, wants_grad
@@ -41,10 +41,10 @@ cdef int check_scratch(int status, str op) except -1:
     return 0
 
 
-cdef int weight_source_of(object weight, str op, weight_source* s, Py_ssize_t* n, Py_ssize_t* k) except -1:
+cdef int matrix_view_of(object weight, str op, matrix_view* s, Py_ssize_t* n, Py_ssize_t* k) except -1:
     cdef Tensor t
     if isinstance(weight, QuantizedTensor):
-        s[0] = (<QuantizedTensor> weight).source
+        s[0] = (<QuantizedTensor> weight).view
         n[0], k[0] = weight.shape
         return 0
     t = as_tensor(weight)
@@ -52,9 +52,9 @@ cdef int weight_source_of(object weight, str op, weight_source* s, Py_ssize_t* n
         raise ShapeError(f"{op}: the weight has shape {t.shape}, expected (out_features, in_features).")
     n[0] = t.dims[0]
     k[0] = t.dims[1]
-    s[0] = f32_source(t.data, k[0], k[0])
+    s[0] = f32_view(t.data, k[0], k[0])
     if t.kind == BFLOAT16:
-        s.kind = SOURCE_BF16
+        s.type = WEIGHT_BF16
     return 0
 
 
@@ -102,7 +102,7 @@ def linear_products(Tensor x not None, weights):
 
     Raises ShapeError where the shapes do not fit, ConfigError for another kind of weight.
     """
-    cdef weight_source[MAX_GROUP] sources
+    cdef matrix_view[MAX_GROUP] sources
     cdef gemm_operand_b[MAX_GROUP] bs
     cdef Py_ssize_t n, k = 0
     cdef list products = [], kept_weights = list(weights)
@@ -115,7 +115,7 @@ def linear_products(Tensor x not None, weights):
         if not isinstance(kept_weights[i], (Tensor, QuantizedTensor)):  # a temporary one would be gone before it is read
             raise ConfigError(f"linear_products: weight {i} is {type(kept_weights[i]).__name__}, expected a Tensor or a "
                               "QuantizedTensor.")
-        weight_source_of(kept_weights[i], "linear_products", &sources[i], &n, &k)
+        matrix_view_of(kept_weights[i], "linear_products", &sources[i], &n, &k)
         a = checked_input(x, "linear_products", n, k)
         product = Product.__new__(Product)
         product.x = a
@@ -134,13 +134,13 @@ def linear_products(Tensor x not None, weights):
 
 def unread_product(x, weight):
     """A Product of zeros in the place of x weight^T, for an output whose value nothing reads."""
-    cdef weight_source source
+    cdef matrix_view source
     cdef Py_ssize_t n, k
     cdef Product product = Product.__new__(Product)
     if not isinstance(weight, (Tensor, QuantizedTensor)):
         raise ConfigError(f"unread_product: the weight is {type(weight).__name__}, expected a Tensor or a "
                           "QuantizedTensor.")
-    weight_source_of(weight, "unread_product", &source, &n, &k)
+    matrix_view_of(weight, "unread_product", &source, &n, &k)
     product.x = checked_input(x, "unread_product", n, k)
     product.weight = weight
     product.out = output_of(product.x, n)
@@ -148,7 +148,7 @@ def unread_product(x, weight):
     return product
 
 
-cdef Tensor product_of(Tensor x, object weight, Product product, const weight_source* source, Py_ssize_t m,
+cdef Tensor product_of(Tensor x, object weight, Product product, const matrix_view* source, Py_ssize_t m,
                        Py_ssize_t n, Py_ssize_t k, str op):
     """x weight^T, taken from `product` where `linear_products` computed it."""
     cdef int status
@@ -170,11 +170,11 @@ cdef Tensor product_of(Tensor x, object weight, Product product, const weight_so
 cdef class LinearNode(Node):
     cdef int backward(self, Tensor grad) except -1:
         cdef Tensor x = <Tensor> self.inputs[0], dx, dw, w
-        cdef weight_source source
+        cdef matrix_view source
         cdef Py_ssize_t n, k, m
         cdef bint accumulate
         cdef int status
-        weight_source_of(self.saved[1], "linear", &source, &n, &k)
+        matrix_view_of(self.saved[1], "linear", &source, &n, &k)
         m = x.size // k if k else 0
         if x.needs_grad:
             dx = grad_buffer(x, &accumulate)
@@ -198,11 +198,11 @@ def linear(x, weight, bias=None, Product product=None):
     inside the multiplication, never as a whole). `product` is x weight^T where `linear_products` computed it; it
     becomes the output. Raises ShapeError where the shapes do not fit.
     """
-    cdef weight_source source
+    cdef matrix_view source
     cdef Py_ssize_t n, k
     if not isinstance(weight, QuantizedTensor):
         weight = as_tensor(weight)
-    weight_source_of(weight, "linear", &source, &n, &k)
+    matrix_view_of(weight, "linear", &source, &n, &k)
     cdef Tensor a = checked_input(x, "linear", n, k)
     cdef Py_ssize_t m = rows_of(a)
     cdef Tensor out = product_of(a, weight, product, &source, m, n, k, "linear")
@@ -231,12 +231,12 @@ cdef class LoRALinearNode(Node):
         # dx = dy W + dropout'(g A)
         cdef Tensor x = <Tensor> self.inputs[0], a = <Tensor> self.saved[2], b = <Tensor> self.saved[3]
         cdef Tensor h = <Tensor> self.saved[4], g, target, dropped, data = None
-        cdef weight_source source
+        cdef matrix_view source
         cdef Py_ssize_t n, k, m, r = a.dims[0]
         cdef bint accumulate = False
         cdef float* db
         cdef int status = 0
-        weight_source_of(self.saved[1], "lora_linear", &source, &n, &k)
+        matrix_view_of(self.saved[1], "lora_linear", &source, &n, &k)
         m = x.size // k if k else 0
         if self.saved[0] is not None:
             data = kept(self.saved[0])
@@ -278,7 +278,7 @@ def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0, P
     a zero; its mask is drawn again in backward; `product` is as in `linear`. Hu et al., "LoRA", 2021 (arXiv 2106.09685).
     Raises ShapeError where the shapes do not fit, ConfigError for a dropout outside [0, 1).
     """
-    cdef weight_source source
+    cdef matrix_view source
     cdef Py_ssize_t n, k, m, r
     cdef int status
     cdef uint64_t key = 0, stream = 0
@@ -288,7 +288,7 @@ def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0, P
         raise ConfigError(f"lora_linear: dropout is {dropout}, expected a probability in [0, 1).")
     if not isinstance(weight, QuantizedTensor):
         weight = as_tensor(weight)
-    weight_source_of(weight, "lora_linear", &source, &n, &k)
+    matrix_view_of(weight, "lora_linear", &source, &n, &k)
     cdef Tensor t = checked_input(x, "lora_linear", n, k)
     cdef Tensor a = check_float32(as_tensor(lora_A), "lora_linear", "lora_A")
     cdef Tensor b = check_float32(as_tensor(lora_B), "lora_linear", "lora_B")
@@ -379,7 +379,7 @@ cdef class MatmulNode(Node):
         cdef Tensor out = grad_buffer(target, &accumulate)
         cdef Py_ssize_t m = grad.dims[grad.ndim - 2], n = grad.dims[grad.ndim - 1], i, at, other_at
         cdef Py_ssize_t k = other.dims[other.ndim - 2] if left else other.dims[other.ndim - 1]
-        cdef weight_source g, o
+        cdef matrix_view g, o
         cdef int status = 0
         if not accumulate:
             for i in range(out.size):
@@ -389,13 +389,13 @@ cdef class MatmulNode(Node):
                 offsets(&self.batch, i, &at, &other_at)
             else:
                 offsets(&self.batch, i, &other_at, &at)
-            g = f32_source(grad.data + i * m * n, n, n)
+            g = f32_view(grad.data + i * m * n, n, n)
             if left:
-                o = f32_source(other.data + other_at, n, n)
+                o = f32_view(other.data + other_at, n, n)
                 with nogil:
                     status |= gemm(out.data + at, &g, False, &o, True, m, k, n, True)
             else:
-                o = f32_source(other.data + other_at, k, k)
+                o = f32_view(other.data + other_at, k, k)
                 with nogil:
                     status |= gemm(out.data + at, &o, True, &g, False, k, n, m, True)
         return check_scratch(status, "matmul")
@@ -406,7 +406,7 @@ cdef Tensor product(Tensor a, Tensor b):
     cdef Batch batch
     cdef Py_ssize_t m = a.dims[a.ndim - 2], k = a.dims[a.ndim - 1], n = b.dims[b.ndim - 1], i, a_at, b_at
     cdef Py_ssize_t[MAX_DIMS] dims
-    cdef weight_source sa, sb
+    cdef matrix_view sa, sb
     cdef int status = 0
     cdef MatmulNode node
     if b.dims[b.ndim - 2] != k:
@@ -420,8 +420,8 @@ cdef Tensor product(Tensor a, Tensor b):
     with nogil:
         for i in range(batch.count):
             offsets(&batch, i, &a_at, &b_at)
-            sa = f32_source(a.data + a_at, k, k)
-            sb = f32_source(b.data + b_at, n, n)
+            sa = f32_view(a.data + a_at, k, k)
+            sb = f32_view(b.data + b_at, n, n)
             status |= gemm(out.data + i * m * n, &sa, False, &sb, False, m, n, k, False)
     check_scratch(status, "matmul")
     if wants_grad(a) or wants_grad(b):

@@ -11,27 +11,27 @@
 #include <stdint.h>
 
 enum {
-    SOURCE_F32 = 0,
-    SOURCE_BF16 = 1,
-    SOURCE_NF4 = 2,
-    SOURCE_Q4_0 = 3,
-    SOURCE_Q4_1 = 4,
-    SOURCE_INT16 = 5,
-    SOURCE_Q8_0 = 6
+    WEIGHT_F32 = 0,
+    WEIGHT_BF16 = 1,
+    WEIGHT_NF4 = 2,
+    WEIGHT_Q4_0 = 3,
+    WEIGHT_Q4_1 = 4,
+    WEIGHT_INT16 = 5,
+    WEIGHT_Q8_0 = 6
 };
 enum { INT16_BLOCK = 64, INT16_LIMIT = 4095 };
 enum { NF4_BLOCK = 64, NF4_SECOND_BLOCK = 256, GGML_BLOCK = 32, Q4_0_BYTES = 18, Q4_1_BYTES = 20, Q8_0_BYTES = 34 };
 
-typedef struct weight_source {
-    int kind;              // SOURCE_*
+typedef struct matrix_view {
+    int type;              // WEIGHT_*
     const void *data;      // first row
     ptrdiff_t row_stride;  // between rows: elements for fp32 and bf16, bytes for codes
-    const float *absmax;   // NF4: of each block; where absmax_codes is set, of each 256 blocks. INT16: the scales
-    const uint8_t *absmax_codes;  // NF4 with double quantization: 8-bit code of each block's absmax, else NULL
-    const float *absmax_map;      // the 256 values of absmax_codes
+    const float *absmax;   // NF4: of each block; where quantized_absmax is set, of each 256 blocks. INT16: the scales
+    const uint8_t *quantized_absmax;  // NF4 with double quantization: 8-bit code of each block's absmax, else NULL
+    const float *absmax_map;          // the 256 values of quantized_absmax
     float absmax_offset;
     ptrdiff_t columns;  // of the whole matrix; a multiple of the block size
-} weight_source;
+} matrix_view;
 
 #ifdef TIER  // the rest is for micro-kernels, compiled once per tier
 #include "simd/vec.h"
@@ -83,9 +83,9 @@ INLINE float half_to_float(const uint8_t *bytes) {
 #endif
 
 // The absmax of block number `block` of the whole matrix, the same bits on every tier
-INLINE float nf4_absmax(const weight_source *s, ptrdiff_t block) {
-    if (!s->absmax_codes) return s->absmax[block];
-    float product = s->absmax_map[s->absmax_codes[block]] * s->absmax[block / NF4_SECOND_BLOCK];
+INLINE float nf4_absmax(const matrix_view *s, ptrdiff_t block) {
+    if (!s->quantized_absmax) return s->absmax[block];
+    float product = s->absmax_map[s->quantized_absmax[block]] * s->absmax[block / NF4_SECOND_BLOCK];
     ROUNDED(product);
     return product + s->absmax_offset;
 }
@@ -169,7 +169,7 @@ INLINE void int8_values(const uint8_t *bytes, int vectors, vf *out) {
     }
 }
 
-INLINE void bf16_decode(const uint16_t *x, ptrdiff_t count, float *out) {
+INLINE void bf16_dequantize(const uint16_t *x, ptrdiff_t count, float *out) {
     ptrdiff_t i = 0;
 #if VLEN == 16
     for (; i + 16 <= count; i += 16)
@@ -185,7 +185,7 @@ INLINE void bf16_decode(const uint16_t *x, ptrdiff_t count, float *out) {
 }
 
 // `count` (16 or 32) columns from 8 or 16 bytes
-INLINE void nf4_decode(const uint8_t *bytes, int count, float scale, float *out) {
+INLINE void nf4_dequantize(const uint8_t *bytes, int count, float scale, float *out) {
     vf values[32 / VLEN];
     nf4_values(bytes, count, values);
     for (int i = 0; i < count / VLEN; i++) vstore(out + i * VLEN, values[i] * scale);
@@ -205,10 +205,10 @@ INLINE void q8_group(const uint8_t *row, ptrdiff_t k, float *out) {
     int8_values(block + 2 + k % GGML_BLOCK, 16 / VLEN, values);
     for (int i = 0; i < 16 / VLEN; i++) vstore(out + i * VLEN, values[i] * d);
 }
-INLINE void source_group(const weight_source *s, const uint8_t *row, ptrdiff_t first_block, ptrdiff_t k, float *out) {
-    if (s->kind == SOURCE_NF4) nf4_decode(row + k / 2, 16, nf4_absmax(s, first_block + k / NF4_BLOCK), out);
-    else if (s->kind == SOURCE_Q8_0) q8_group(row, k, out);
-    else q4_group(row, k, s->kind == SOURCE_Q4_1, out);
+INLINE void dequantize_group(const matrix_view *s, const uint8_t *row, ptrdiff_t first_block, ptrdiff_t k, float *out) {
+    if (s->type == WEIGHT_NF4) nf4_dequantize(row + k / 2, 16, nf4_absmax(s, first_block + k / NF4_BLOCK), out);
+    else if (s->type == WEIGHT_Q8_0) q8_group(row, k, out);
+    else q4_group(row, k, s->type == WEIGHT_Q4_1, out);
 }
 
 // out = 16-bit codes, `vectors` whole vectors of them
@@ -224,7 +224,7 @@ INLINE void int16_values(const int16_t *codes, int vectors, vf *out) {
     }
 }
 // The columns [k0, k0 + count) of row `row` of 16-bit codes
-INLINE void int16_decode(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
+INLINE void int16_dequantize_row(const matrix_view *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
     const int16_t *codes = (const int16_t *)((const uint8_t *)s->data + row * s->row_stride);
     const float *scales = s->absmax + row * (s->columns / INT16_BLOCK);
     for (ptrdiff_t k = k0, end = k0 + count; k < end;) {
@@ -241,17 +241,17 @@ INLINE void int16_decode(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, pt
 }
 
 // out[0 .. count) = columns [k0, k0 + count) of one row, any k0 and count within the row; fastest at multiples of 16
-INLINE void source_decode(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
-    if (s->kind == SOURCE_F32) {
+INLINE void dequantize_row(const matrix_view *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
+    if (s->type == WEIGHT_F32) {
         memcpy(out, (const float *)s->data + row * s->row_stride + k0, (size_t)count * sizeof(float));
         return;
     }
-    if (s->kind == SOURCE_BF16) {
-        bf16_decode((const uint16_t *)s->data + row * s->row_stride + k0, count, out);
+    if (s->type == WEIGHT_BF16) {
+        bf16_dequantize((const uint16_t *)s->data + row * s->row_stride + k0, count, out);
         return;
     }
-    if (s->kind == SOURCE_INT16) {
-        int16_decode(s, row, k0, count, out);
+    if (s->type == WEIGHT_INT16) {
+        int16_dequantize_row(s, row, k0, count, out);
         return;
     }
     const uint8_t *bytes = (const uint8_t *)s->data + row * s->row_stride;
@@ -259,25 +259,25 @@ INLINE void source_decode(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, p
     float group[16];
     if (k & 15 && k < end) {  // the rest of a group that starts before k0
         ptrdiff_t skip = k & 15, n = 16 - skip < count ? 16 - skip : count;
-        source_group(s, bytes, first_block, k - skip, group);
+        dequantize_group(s, bytes, first_block, k - skip, group);
         memcpy(out, group + skip, (size_t)n * sizeof(float));
         k += n;
     }
-    if (s->kind == SOURCE_NF4) {
+    if (s->type == WEIGHT_NF4) {
         while (k + 16 <= end) {
             float scale = nf4_absmax(s, first_block + k / NF4_BLOCK);
             ptrdiff_t stop = (k / NF4_BLOCK + 1) * NF4_BLOCK;
             if (stop > end) stop = end;
-            for (; k + 32 <= stop; k += 32) nf4_decode(bytes + k / 2, 32, scale, out + (k - k0));
-            for (; k + 16 <= stop; k += 16) nf4_decode(bytes + k / 2, 16, scale, out + (k - k0));
+            for (; k + 32 <= stop; k += 32) nf4_dequantize(bytes + k / 2, 32, scale, out + (k - k0));
+            for (; k + 16 <= stop; k += 16) nf4_dequantize(bytes + k / 2, 16, scale, out + (k - k0));
         }
-    } else if (s->kind == SOURCE_Q8_0) {
+    } else if (s->type == WEIGHT_Q8_0) {
         for (; k + 16 <= end; k += 16) q8_group(bytes, k, out + (k - k0));
     } else {
-        for (; k + 16 <= end; k += 16) q4_group(bytes, k, s->kind == SOURCE_Q4_1, out + (k - k0));
+        for (; k + 16 <= end; k += 16) q4_group(bytes, k, s->type == WEIGHT_Q4_1, out + (k - k0));
     }
     if (k < end) {
-        source_group(s, bytes, first_block, k, group);
+        dequantize_group(s, bytes, first_block, k, group);
         memcpy(out + (k - k0), group, (size_t)(end - k) * sizeof(float));
     }
 }

@@ -1,5 +1,5 @@
 // Quantization. NF4 has the bits of bitsandbytes, Q4_0, Q4_1 and Q8_0 those of ggml's reference quantizers.
-#include "simd/quant.h"
+#include "simd/quantize.h"
 #include "simd/vec.h"
 
 enum { INFINITY_BITS = 0x7f800000 };
@@ -53,10 +53,10 @@ static int nf4(uint8_t *codes, float *absmax, const float *x, ptrdiff_t columns)
     float midpoint[15];
     for (int i = 0; i < 15; i++) midpoint[i] = (NF4_VALUES[i] + NF4_VALUES[i + 1]) * 0.5f;
     int32_t code[NF4_BLOCK];
-    int status = QUANT_OK;
+    int status = QUANTIZE_OK;
     for (ptrdiff_t block = 0; block < columns / NF4_BLOCK; block++, x += NF4_BLOCK, codes += NF4_BLOCK / 2) {
         int32_t bits = largest_bits(x, NF4_BLOCK);
-        if (bits >= INFINITY_BITS) status = QUANT_NOT_FINITE;
+        if (bits >= INFINITY_BITS) status = QUANTIZE_NOT_FINITE;
         float largest = float_from_bits((uint32_t)bits);
         vf reciprocal = vset(1.0f / (largest < 1e-38f ? 1e-38f : largest));
         for (int i = 0; i < NF4_BLOCK; i += VLEN) {
@@ -91,11 +91,11 @@ INLINE float reciprocal_or_zero(float d) {
 INLINE int half_overflows(float x) { return fabsf(x) >= 65520.0f; }
 
 static int q4_0(uint8_t *blocks, const float *x, ptrdiff_t columns) {
-    int status = QUANT_OK;
+    int status = QUANTIZE_OK;
     for (ptrdiff_t block = 0; block < columns / GGML_BLOCK; block++, x += GGML_BLOCK, blocks += Q4_0_BYTES) {
         int32_t bits = largest_bits(x, GGML_BLOCK);
         if (bits >= INFINITY_BITS) {
-            status |= QUANT_NOT_FINITE;
+            status |= QUANTIZE_NOT_FINITE;
             continue;
         }
         float magnitude = float_from_bits((uint32_t)bits), largest = x[0];
@@ -106,7 +106,7 @@ static int q4_0(uint8_t *blocks, const float *x, ptrdiff_t columns) {
             }
         }
         float d = largest / -8.0f;
-        if (half_overflows(d)) status |= QUANT_SCALE_OVERFLOW;
+        if (half_overflows(d)) status |= QUANTIZE_SCALE_OVERFLOW;
         store_half(blocks, d);
         q4_codes(blocks + 2, x, 0.0f, reciprocal_or_zero(d), 8.5f);
     }
@@ -114,10 +114,10 @@ static int q4_0(uint8_t *blocks, const float *x, ptrdiff_t columns) {
 }
 
 static int q4_1(uint8_t *blocks, const float *x, ptrdiff_t columns) {
-    int status = QUANT_OK;
+    int status = QUANTIZE_OK;
     for (ptrdiff_t block = 0; block < columns / GGML_BLOCK; block++, x += GGML_BLOCK, blocks += Q4_1_BYTES) {
         if (largest_bits(x, GGML_BLOCK) >= INFINITY_BITS) {
-            status |= QUANT_NOT_FINITE;
+            status |= QUANTIZE_NOT_FINITE;
             continue;
         }
         vf low = vload(x), high = low;
@@ -126,7 +126,7 @@ static int q4_1(uint8_t *blocks, const float *x, ptrdiff_t columns) {
             high = vmax(high, vload(x + i));
         }
         float minimum = -vmaximum(-low) + 0.0f, d = (vmaximum(high) - minimum) / 15.0f;  // + 0 makes a -0 positive
-        if (half_overflows(d) || half_overflows(minimum)) status |= QUANT_SCALE_OVERFLOW;
+        if (half_overflows(d) || half_overflows(minimum)) status |= QUANTIZE_SCALE_OVERFLOW;
         store_half(blocks, d);
         store_half(blocks + 2, minimum);
         q4_codes(blocks + 4, x, minimum, reciprocal_or_zero(d), 0.5f);
@@ -136,15 +136,15 @@ static int q4_1(uint8_t *blocks, const float *x, ptrdiff_t columns) {
 
 // d = largest magnitude / 127, code = x / d to the nearest, ties away from zero
 static int q8_0(uint8_t *blocks, const float *x, ptrdiff_t columns) {
-    int status = QUANT_OK;
+    int status = QUANTIZE_OK;
     for (ptrdiff_t block = 0; block < columns / GGML_BLOCK; block++, x += GGML_BLOCK, blocks += Q8_0_BYTES) {
         int32_t bits = largest_bits(x, GGML_BLOCK);
         if (bits >= INFINITY_BITS) {
-            status |= QUANT_NOT_FINITE;
+            status |= QUANTIZE_NOT_FINITE;
             continue;
         }
         float d = float_from_bits((uint32_t)bits) / 127.0f, factor = reciprocal_or_zero(d);
-        if (half_overflows(d)) status |= QUANT_SCALE_OVERFLOW;
+        if (half_overflows(d)) status |= QUANTIZE_SCALE_OVERFLOW;
         store_half(blocks, d);
         for (int i = 0; i < GGML_BLOCK; i++) blocks[2 + i] = (uint8_t)(int8_t)roundf(x[i] * factor);
     }
@@ -162,8 +162,8 @@ INLINE uint8_t nearest(const float *map, float x) {
     return (uint8_t)(map[high] - x < x - map[low] ? high : low);
 }
 
-static void absmax_codes(uint8_t *codes, float *second, const float *absmax, float offset, const float *map,
-                         ptrdiff_t count) {
+static void quantize_absmax(uint8_t *codes, float *second, const float *absmax, float offset, const float *map,
+                            ptrdiff_t count) {
     float largest = 0.0f;
     for (ptrdiff_t i = 0; i < count; i++) {
         float magnitude = fabsf(absmax[i] - offset);
@@ -176,11 +176,11 @@ static void absmax_codes(uint8_t *codes, float *second, const float *absmax, flo
 
 // code = x * (4095 / largest) to the nearest, ties to even; scale = largest / 4095
 static int int16(int16_t *codes, float *scales, const float *x, ptrdiff_t columns) {
-    int status = QUANT_OK;
+    int status = QUANTIZE_OK;
     for (ptrdiff_t block = 0; block < columns / INT16_BLOCK; block++, x += INT16_BLOCK, codes += INT16_BLOCK) {
         int32_t bits = largest_bits(x, INT16_BLOCK);
         if (bits >= INFINITY_BITS) {
-            status |= QUANT_NOT_FINITE;
+            status |= QUANTIZE_NOT_FINITE;
             continue;
         }
         float largest = float_from_bits((uint32_t)bits);
@@ -198,20 +198,20 @@ static int ggml_scales(const uint8_t *blocks, ptrdiff_t count, ptrdiff_t size, i
         found |= (blocks[1] & 0x7c) == 0x7c;  // exponent of all ones
         if (minimum) found |= (blocks[3] & 0x7c) == 0x7c;
     }
-    return found ? QUANT_NOT_FINITE : QUANT_OK;
+    return found ? QUANTIZE_NOT_FINITE : QUANTIZE_OK;
 }
 
-static void decode(const weight_source *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
-    source_decode(s, row, k0, count, out);
+static void dequantize(const matrix_view *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
+    dequantize_row(s, row, k0, count, out);
 }
 
-const quant_ops TIERED(quant_table) = {
+const quantize_ops TIERED(quantize_table) = {
     .nf4 = nf4,
     .q4_0 = q4_0,
     .q4_1 = q4_1,
     .q8_0 = q8_0,
     .int16 = int16,
-    .absmax = absmax_codes,
+    .absmax = quantize_absmax,
     .ggml_scales = ggml_scales,
-    .decode = decode,
+    .dequantize_row = dequantize,
 };
