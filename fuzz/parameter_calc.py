@@ -20,9 +20,9 @@ with atheris.instrument_imports(include=["entrenar"]):
     from entrenar.adapters.lora import LoRAConfig
     from entrenar.config import dump_toml, from_table, tomllib
     from entrenar.errors import ConfigError
-    from entrenar.models import budget
     from entrenar.models.api import LLaMAModel
     from entrenar.models.config import LINEAR_LAYERS, LLaMAConfig
+    from entrenar.models.storage import StoragePolicy
 
 Choose = Callable[[int], int]
 
@@ -166,10 +166,11 @@ def check_bytes(choose: Choose, c: LLaMAConfig, count: int) -> None:
         ("auto", "auto", four_bit(32) * Fraction(5, 8) + 4 * (count - four_bit(32))),
     )[choose(4)]
     stored, stored_bytes = (("Q8_0", Fraction(34, 32)), ("BF16", Fraction(2)))[choose(2)]
-    kept = {"model.embed_tokens.weight": stored} if choose(2) else {}
+    types = {"model.embed_tokens.weight": stored} if choose(2) else {}
+    stays = types and (quantize == "auto" if stored == "Q8_0" else dtype != "float32")
     each = 2 if dtype == "bfloat16" else 4
-    wanted = int(wanted - len(kept) * c.vocab_size * c.hidden_size * (each - stored_bytes))
-    found = budget.weight_bytes(c, dtype, quantize, kept=kept)
+    wanted = int(wanted - stays * c.vocab_size * c.hidden_size * (each - stored_bytes))
+    found = StoragePolicy(dtype, quantize).storage(c.parameter_shapes(), types).nbytes
     assert found == wanted, f"{found} bytes of {quantize or dtype} weights, expected {wanted}"
 
 

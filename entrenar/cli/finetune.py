@@ -11,7 +11,7 @@ from entrenar.config import load_toml, text_argument
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
 from entrenar.llama import LLaMAConfig
-from entrenar.models.weights import DTYPES
+from entrenar.models.storage import DTYPES
 from entrenar.train import Result, TrainConfig, finetune
 from entrenar.train.config import Checkpointing
 

@@ -11,6 +11,7 @@ from entrenar.models.budget import check_weights_fit
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.decoder import Decoder, WeightSource
 from entrenar.models.generation import Generation
+from entrenar.models.storage import StoragePolicy
 from entrenar.nn.init import random_weights
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class LLaMAModel(Decoder):
 
     def __init__(self, config: LLaMAConfig, *, seed: int = 0, weights: WeightSource | None = None) -> None:
         if weights is None:
-            check_weights_fit(config)
+            check_weights_fit(StoragePolicy().storage(config.parameter_shapes()))
             weights = random_weights(seed, config.initializer_range)
         super().__init__(config, weights)
         self.unquantized: dict[str, str] = {}  # matrices that stayed in full precision, and why
@@ -54,10 +55,13 @@ class LLaMAModel(Decoder):
         dtype: str = "float32",
         double_quantization: bool = True,
     ) -> LLaMAModel:
-        """Load a Hugging Face directory or a GGUF file, one tensor at a time; see `entrenar.models.weights.load`."""
+        """Load a Hugging Face directory or a GGUF file, one tensor at a time.
+
+        The options are those of `entrenar.models.storage.StoragePolicy`; see `entrenar.models.weights.load`.
+        """
         from entrenar.models.weights import load
 
-        return load(path, quantize=quantize, dtype=dtype, double_quantization=double_quantization)
+        return load(path, StoragePolicy(dtype, quantize, double_quantization))
 
     def save_pretrained(self, directory: str | Path, **options: Any) -> None:
         """Write a Hugging Face directory; see `entrenar.models.export.save`."""

@@ -19,7 +19,8 @@ from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.weights import kept_matrices, load
+from entrenar.models.storage import StoragePolicy
+from entrenar.models.weights import load_as, storage_of
 from entrenar.train import dataset, report, run
 from entrenar.train.config import TrainConfig
 from entrenar.train.fingerprint import of_tokenizer
@@ -108,8 +109,7 @@ def _assemble(
     model_path: str | Path, config: TrainConfig, dtype: str, shape: Mapping[str, Any]
 ) -> tuple[Trainer, Tokenizer, Example, MemoryEstimate, Summary]:
     """The trainer, the tokenizer, the held-out example to sample, the memory estimate, and what is to be said."""
-    t, qlora = config.training, config.qlora
-    quantize = qlora.quantize if qlora is not None and qlora.quantize_4bit else None
+    t, policy = config.training, _storage_policy(config, dtype)
     checkpoint = Checkpoint.open(model_path)
     checkpoint.check()
     _check_shape(checkpoint.config, shape, model_path)
@@ -120,8 +120,8 @@ def _assemble(
             f"training.sequence_length is {t.sequence_length}, longer than the context of {model_path}: "
             f"{checkpoint.config.max_position_embeddings}."
         )
-    kept = kept_matrices(checkpoint, quantize, dtype)
-    checkpointing, needed = plan(checkpoint.config, config, dtype, quantize, kept)
+    storage = storage_of(checkpoint, policy)
+    checkpointing, needed = plan(checkpoint.config, config, storage)
     tokenizer = checkpoint.tokenizer()
     rows = checkpoint.config.vocab_size
     try:
@@ -131,8 +131,7 @@ def _assemble(
             raise
         raise FormatError(f"{model_path}: {error}") from error
     loader, batches = run.batches(config, data.training, data.held_out, padding(tokenizer, rows))
-    double = qlora is None or qlora.double_quantization
-    model = load(checkpoint, quantize=quantize, dtype=dtype, double_quantization=double)
+    model = load_as(checkpoint, storage)
     if config.adapter is not None:
         config.adapter.apply(model, t.seed)
     model.gradient_checkpointing = checkpointing
@@ -141,6 +140,14 @@ def _assemble(
     summary = Summary(remarks, data.report.table())
     fixed = {"the tokenizer": of_tokenizer(tokenizer)}
     return Trainer(model, config, loader, batches, fixed=fixed), tokenizer, data.shown, needed, summary
+
+
+def _storage_policy(config: TrainConfig, dtype: str) -> StoragePolicy:
+    """How the base is stored: in 4 bits where [qlora] says so."""
+    qlora = config.qlora
+    if qlora is None:
+        return StoragePolicy(dtype)
+    return StoragePolicy(dtype, qlora.quantize if qlora.quantize_4bit else None, qlora.double_quantization)
 
 
 def _check_can_be_saved(checkpoint: Checkpoint) -> None:
@@ -165,8 +172,8 @@ def _show_summary(console: Console, trainer: Trainer, needed: MemoryEstimate, su
     recomputed, layers = model.gradient_checkpointing, model.config.num_hidden_layers
     rows["gradient checkpointing"] = f"{recomputed} of {layers} layers" if recomputed else "off"
     report.summary(console, "Fine-tuning", rows)
-    kept = Counter((name.split(".")[-2], reason) for name, reason in model.unquantized.items())
-    for (layer, reason), count in kept.items():
+    unquantized = Counter((name.split(".")[-2], reason) for name, reason in model.unquantized.items())
+    for (layer, reason), count in unquantized.items():
         summary.remarks.append(f"{layer} of {count} layers stays in full precision: {reason}.")
     few = report.uncertainty(sum(batch.trained_tokens for batch in trainer.held_out)) if trainer.held_out else None
     summary.remarks += [few] if few else []

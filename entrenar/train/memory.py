@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from entrenar.adapters.lora import LoRAConfig
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.errors import MemoryBudgetError
-from entrenar.models.budget import available_memory, weight_bytes
+from entrenar.models.budget import available_memory
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.decoder import recomputed_layers
+from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.train.config import TrainConfig
 
 RUNTIME_BYTES = 112 << 20  # Python, the libraries, the documentation's examples
@@ -52,10 +52,7 @@ def estimate(
     config: LLaMAConfig,
     *,
     lora: LoRAConfig | None,
-    dtype: str = "float32",
-    quantize: str | None = None,
-    double_quantization: bool = True,
-    kept: Mapping[str, str] | None = None,
+    storage: Storage | None = None,
     optimizer: str = "adamw",
     batch_size: int = 1,
     sequence_length: int = 512,
@@ -64,9 +61,10 @@ def estimate(
 ) -> MemoryEstimate:
     """What training holds at its peak, from the second step on; `lora` None is full fine-tuning.
 
-    `kept` has the types of the matrices that stay as a file stores them; `checkpointing` is the number of layers whose
-    activations are computed again, or True for all; `data_bytes` is what the examples take (`data_bytes`).
+    `storage` has the weight types, None is float32 for all; `checkpointing` is the number of layers whose activations
+    are computed again, or True for all; `data_bytes` is what the examples take (`data_bytes`).
     """
+    storage = storage or StoragePolicy().storage(config.parameter_shapes())
     if lora is None:
         trainable = config.num_parameters()
     else:
@@ -93,7 +91,7 @@ def estimate(
     packed = 4 * max(min(rows, PACKED_ROWS) * min(steps, PACKED_STEPS) for rows, steps in factors)
     return MemoryEstimate(
         {
-            "weights": weight_bytes(config, dtype, quantize, double_quantization, kept) + (gradients if lora else 0),
+            "weights": storage.nbytes + (gradients if lora else 0),
             "gradients": gradients,
             "optimizer": gradients * OPTIMIZER_STATES[optimizer],
             "activations": activations,
@@ -131,9 +129,7 @@ def check_budget(needed: MemoryEstimate, available: int) -> None:
 def plan(
     shape: LLaMAConfig,
     config: TrainConfig,
-    dtype: str = "float32",
-    quantize: str | None = None,
-    kept: Mapping[str, str] | None = None,
+    storage: Storage | None = None,
     data_share: float = DATA_SHARE,
 ) -> tuple[int, MemoryEstimate]:
     """How many layers to compute again in backward, and the estimate of the run; MemoryBudgetError where none fits."""
@@ -143,10 +139,7 @@ def plan(
         return estimate(
             shape,
             lora=config.adapter,
-            dtype=dtype,
-            quantize=quantize,
-            double_quantization=config.qlora is None or config.qlora.double_quantization,
-            kept=kept,
+            storage=storage,
             optimizer=t.optimizer,
             batch_size=t.batch_size,
             sequence_length=t.sequence_length,

@@ -16,7 +16,7 @@ from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.errors import QuantizationError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import load_adapter, merge, save_adapter
-from entrenar.models.budget import weight_bytes
+from entrenar.models.storage import StoragePolicy
 from entrenar.nn.quantize import quantize_linears
 from entrenar.qlora import QLoRAConfig
 
@@ -196,6 +196,11 @@ def square_config(layers: int, hidden: int) -> LLaMAConfig:
     )
 
 
+def planned(config: LLaMAConfig, quantize: str) -> int:
+    """Bytes of the weights before there is a model."""
+    return StoragePolicy(quantize=quantize).storage(config.parameter_shapes()).nbytes
+
+
 @pytest.mark.memory
 @pytest.mark.parametrize(
     ("options", "bytes_a_weight"),
@@ -217,14 +222,14 @@ def test_a_4_bit_weight_takes_the_bytes_that_were_computed(options: dict[str, An
         total = 0
         for name, weight in weights.items():
             total += 0 if ".lora_" in name else weight.nbytes
-        assert total == weight_bytes(config, "float32", options.get("quantize", "nf4"))
+        assert total == planned(config, options.get("quantize", "nf4"))
 
 
 @pytest.mark.memory
 def test_conversion_frees_each_full_precision_matrix_before_the_next() -> None:
     config = square_config(6, 512)
     rest = 4 * (config.num_parameters() - config.num_decoder_linear_parameters())
-    four_bit = weight_bytes(config, "float32", "nf4") - rest
+    four_bit = planned(config, "nf4") - rest
     full = 4 * config.num_decoder_linear_parameters()
     largest = 2 * 512 * 512
     slack = 500_000  # Python's own objects

@@ -132,7 +132,10 @@ def test_bad_examples_name_file_and_line(content: str | None, message: str, mode
             ["--sequence-length", "129"],
             r"training\.sequence_length is 129, longer than the context of .*: 128\.",
         ),
-        (["--target-modules", "q_prj"], r"qlora\.target_modules: 'q_prj' is no linear of a decoder layer.*did you mean 'q_proj'\?"),
+        (
+            ["--target-modules", "q_prj"],
+            r"qlora\.target_modules: 'q_prj' is no linear of a decoder layer.*did you mean 'q_proj'\?",
+        ),
         (["--alpha", "nan"], r"qlora\.alpha is nan, expected a finite number"),
         (["--learning-rate", "0"], r"training\.learning_rate is 0\.0, expected more than 0"),
         (["--seed", "-1"], r"training\.seed is -1, expected at least 0"),

@@ -18,6 +18,7 @@ from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
 from entrenar.models import api as model_module
 from entrenar.models import budget
+from entrenar.models.storage import StoragePolicy
 
 from .builders import hf_table, small_config
 
@@ -107,25 +108,28 @@ def test_the_weights_need_what_their_format_takes() -> None:
     linears = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     rest = COUNTS["7b"] - linears
     assert config.num_decoder_linear_parameters() == linears
-    assert budget.weight_bytes(config) == 4 * COUNTS["7b"]
+
+    def held(shape: LLaMAConfig = config, stored: dict[str, str] | None = None, **options: Any) -> int:
+        return StoragePolicy(**options).storage(shape.parameter_shapes(), stored).nbytes
+
+    assert held() == 4 * COUNTS["7b"]
     norms = 65 * 4096  # stay float32
-    assert budget.weight_bytes(config, dtype="bfloat16") == 2 * (COUNTS["7b"] - norms) + 4 * norms
+    assert held(dtype="bfloat16") == 2 * (COUNTS["7b"] - norms) + 4 * norms
     nf4 = linears // 2 + linears // 64 + 4 * linears // 64 // 256  # codes, 8-bit scales, their fp32 scales
-    assert budget.weight_bytes(config, dtype="int16") == (COUNTS["7b"] - norms) * 33 // 16 + 4 * norms
-    assert budget.weight_bytes(config, quantize="nf4") == nf4 + 4 * rest
-    assert budget.weight_bytes(config, quantize="nf4", double_quantization=False) == linears * 9 // 16 + 4 * rest
-    assert (
-        budget.weight_bytes(config, dtype="bfloat16", quantize="int4")
-        == linears * 20 // 32 + 2 * (rest - norms) + 4 * norms
-    )
+    assert held(dtype="int16") == (COUNTS["7b"] - norms) * 33 // 16 + 4 * norms
+    assert held(quantize="nf4") == nf4 + 4 * rest
+    assert held(quantize="nf4", double_quantization=False) == linears * 9 // 16 + 4 * rest
+    assert held(dtype="bfloat16", quantize="int4") == linears * 20 // 32 + 2 * (rest - norms) + 4 * norms
+    assert held(quantize="auto") == linears * 20 // 32 + 4 * rest  # no file: the larger of the types that may stay
     table = 32000 * 4096  # the embedding, in a file's Q8_0
-    kept = budget.weight_bytes(
-        config, quantize="nf4", kept={"model.embed_tokens.weight": "Q8_0", "lm_head.weight": "BF16"}
-    )
-    assert kept == nf4 + 4 * (rest - 2 * table) + table * 34 // 32 + 2 * table
+    for kind, four_bit in (("F16", nf4), ("Q4_0", linears * 18 // 32), ("Q4_1", linears * 20 // 32)):
+        stored = dict.fromkeys(config.parameter_shapes(), kind)
+        stored |= {"model.embed_tokens.weight": "Q8_0", "lm_head.weight": "BF16"}
+        expected = four_bit + 4 * (rest - 2 * table) + table * 34 // 32 + 2 * table
+        assert held(stored=stored, dtype="auto", quantize="auto") == expected
     odd = small_config(hidden_size=96, num_attention_heads=4, intermediate_size=128)  # rows of 96 fit no block of 64
     fits = odd.num_hidden_layers * 96 * 128  # down_proj
-    assert budget.weight_bytes(odd, dtype="int16") == fits * 33 // 16 + 4 * (odd.num_parameters() - fits)
+    assert held(odd, dtype="int16") == fits * 33 // 16 + 4 * (odd.num_parameters() - fits)
 
 
 @pytest.mark.unit

@@ -18,6 +18,7 @@ from entrenar.errors import MemoryBudgetError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
+from entrenar.models.storage import StoragePolicy
 from entrenar.optim import AdamW
 from entrenar.qlora import QLoRAConfig
 from entrenar.train import TrainConfig, dataset, memory
@@ -110,7 +111,8 @@ def test_the_weights_of_the_estimate_are_those_of_the_model(
     for _, weight in model.named_parameters():
         half = dtype == "bfloat16" and isinstance(weight, Tensor) and not weight.requires_grad
         held += weight.nbytes // (2 if half else 1)
-    items = memory.estimate(SHAPE, lora=lora, dtype=dtype, quantize=quantize).items
+    storage = StoragePolicy(dtype, quantize).storage(SHAPE.parameter_shapes())
+    items = memory.estimate(SHAPE, lora=lora, storage=storage).items
     assert items["weights"] == pytest.approx(held, rel=0.01)
 
 
@@ -128,9 +130,9 @@ MEASURED = {
 @pytest.mark.unit
 @pytest.mark.parametrize(("dtype", "quantize", "checkpointing"), MEASURED)
 def test_whole_runs_need_what_was_measured(dtype: str, quantize: str | None, checkpointing: bool) -> None:
-    kept = {"model.embed_tokens.weight": "Q8_0"} if quantize == "auto" else {}
-    options = {"dtype": dtype, "quantize": quantize, "kept": kept, "checkpointing": checkpointing}
-    needed = memory.estimate(SMOLLM2, lora=ALL, **options)
+    stored = {"model.embed_tokens.weight": "Q8_0"}
+    storage = StoragePolicy(dtype, quantize).storage(SMOLLM2.parameter_shapes(), stored)
+    needed = memory.estimate(SMOLLM2, lora=ALL, storage=storage, checkpointing=checkpointing)
     assert needed.total / 2**20 == pytest.approx(MEASURED[dtype, quantize, checkpointing], rel=0.1)
 
 

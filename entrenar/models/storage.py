@@ -1,0 +1,137 @@
+"""How a model's weights are stored: options -> tensor name -> weight type, once.
+
+The loader, the budget check and the memory plan read the mapping that `StoragePolicy.storage` returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from entrenar.errors import ConfigError
+from entrenar.nn.quantize import in_decoder_layer, misfit
+
+QUANTIZE = (None, "auto", "nf4", "int4")
+DTYPES = ("auto", "float32", "bfloat16", "int16")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+GGUF_4BIT = ("Q4_0", "Q4_1")
+FULL_PRECISION = ("F64", "F32", "F16", "BF16")
+# quantized values, then scales: NF4 with an 8-bit scale per 64 and an fp32 one per 256 of those; ggml's with fp16 ones
+BYTES = {
+    "float32": Fraction(4),
+    "bfloat16": Fraction(2),
+    "int16": 2 + Fraction(4, 64),
+    "nf4": Fraction(1, 2) + (1 + Fraction(4, 256)) / 64,
+    "int4": Fraction(20, 32),
+    "q4_0": Fraction(18, 32),
+    "q4_1": Fraction(20, 32),
+    "q8_0": Fraction(34, 32),
+}
+NF4_FP32_SCALES = Fraction(1, 2) + Fraction(4, 64)  # without double quantization
+
+
+def bytes_per_weight(weight_type: str, double_quantization: bool = True) -> Fraction:
+    """Bytes of one weight of this type, scales included."""
+    return NF4_FP32_SCALES if weight_type == "nf4" and not double_quantization else BYTES[weight_type]
+
+
+@dataclass(frozen=True)
+class WeightStorage:
+    """How one weight is stored."""
+
+    shape: tuple[int, ...]
+    weight_type: str
+    as_stored: bool = False  # the file's own bytes, mapped where their rows need no other order
+    unquantized: str | None = None  # why a matrix that was to be quantized is not
+    requantized: bool = False  # whether quantized values of another type are replaced
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The weights of a model by name, in the model's order, each with its weight type."""
+
+    policy: StoragePolicy
+    weights: Mapping[str, WeightStorage]
+
+    @property
+    def size(self) -> int:
+        """The number of weights."""
+        return sum(math.prod(weight.shape) for weight in self.weights.values())
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that all weights take."""
+        double = self.policy.double_quantization
+        sizes = (math.prod(w.shape) * bytes_per_weight(w.weight_type, double) for w in self.weights.values())
+        return int(sum(sizes, Fraction(0)))
+
+
+@dataclass(frozen=True)
+class StoragePolicy:
+    """How weights are to be stored; ConfigError for an unknown option.
+
+    `quantize`: None keeps every weight in `dtype`; "auto" keeps the 4-bit values (Q4_0, Q4_1) that a GGUF file has and
+    makes NF4 of the other linears of decoder layers, and keeps an embedding or head that the file has in Q8_0; "nf4"
+    and "int4" force one weight type. Embedding, norms and head never become 4-bit.
+    `dtype` of what is not: "float32" is trainable; "bfloat16" and the finer "int16" (64 columns share a scale) are
+    frozen storage, beside which norms stay float32; "auto" keeps matrices that the file has in bfloat16 as they are,
+    frozen, and makes float32 of the others. Under "int16" an embedding that is no head stays in stored bfloat16: no
+    product reads it.
+    `double_quantization` keeps the scales of NF4 in 8 bits.
+    """
+
+    dtype: str = "float32"
+    quantize: str | None = None
+    double_quantization: bool = True
+
+    def __post_init__(self) -> None:
+        if self.quantize not in QUANTIZE:
+            raise ConfigError(f"quantize={self.quantize!r} is unknown; choose None, 'auto', 'nf4' or 'int4'.")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype={self.dtype!r} is unknown; choose 'auto', 'float32', 'bfloat16' or 'int16'.")
+        if not isinstance(self.double_quantization, bool):
+            raise ConfigError(f"double_quantization={self.double_quantization!r} is unknown; choose True or False.")
+
+    def storage(self, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, str] | None = None) -> Storage:
+        """The weight type of each tensor of these shapes; `stored` has the types that a file has for them (GGUF names).
+
+        What no file has is float32 before it is converted, and under quantize="auto" taken for Q4_1, the larger of the
+        types that may stay.
+        """
+        looked_up = EMBEDDING if HEAD in shapes else None
+        types = stored or {}
+        weights = {
+            name: self._weight(name, shape, types.get(name), looked_up == name) for name, shape in shapes.items()
+        }
+        return Storage(self, weights)
+
+    def _weight(self, name: str, shape: tuple[int, ...], stored: str | None, looked_up: bool) -> WeightStorage:
+        if len(shape) != 2:
+            return WeightStorage(shape, "float32")
+        reason = None
+        if self.quantize is not None and in_decoder_layer(name):
+            if self.quantize == "auto" and stored in GGUF_4BIT:
+                return WeightStorage(shape, stored.lower(), as_stored=True)
+            weight_type = self._four_bit(stored)
+            reason = misfit(shape[1], weight_type)
+            if reason is None:
+                requantized = stored is not None and stored not in FULL_PRECISION
+                return WeightStorage(shape, weight_type, requantized=requantized)
+        if stored == "BF16" and (self.dtype in ("auto", "bfloat16") or (self.dtype == "int16" and looked_up)):
+            return WeightStorage(shape, "bfloat16", as_stored=True, unquantized=reason)
+        if stored == "Q8_0" and self.quantize == "auto" and not in_decoder_layer(name):
+            return WeightStorage(shape, "q8_0", as_stored=True)
+        if self.dtype == "int16":
+            too_narrow = misfit(shape[1], "int16")
+            if too_narrow is None:
+                return WeightStorage(shape, "int16", unquantized=reason)
+            reason = too_narrow
+        return WeightStorage(shape, "bfloat16" if self.dtype == "bfloat16" else "float32", unquantized=reason)
+
+    def _four_bit(self, stored: str | None) -> str:
+        if self.quantize == "auto":
+            return "int4" if stored is None else "nf4"
+        assert self.quantize is not None
+        return self.quantize
