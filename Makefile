@@ -4,9 +4,13 @@ SCRIPTS = $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts")
 # The script, not `python -m pytest`: that would put this folder, with its uncompiled sources, before what is installed.
 PYTEST = "$(SCRIPTS)/pytest"
 C_FILES = $$(find entrenar benchmarks tests -name '*.[ch]')
+# The tests on the tree that `make build` compiled in place, without installing anything.
+ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
 .DEFAULT_GOAL := help
 
-.PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean
+.PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
+	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
+	imports release coverage
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -48,6 +52,50 @@ format:  ## let ruff format and sort imports, and clang-format format C
 
 gradients: install  ## print the finite-difference error of every op's cases
 	$(PYTHON) scripts/gradient_table.py
+
+imports:  ## print the circles and the upward imports of the package
+	$(PYTHON) scripts/imports.py
+
+tier1: build lint  ## the quick gate, on the tree: format check, lint, unit and gradient tests
+	$(ON_TREE) -m "(unit or gradient) and not slow"
+
+tier2: tier1  ## tier1 and what takes longer: properties, planted bugs, mutated files
+	$(ON_TREE) -m "(property or mutation) and not (unit or gradient)"
+
+tier3: tier2  ## tier2 and killed processes, hostile input, memory
+	$(ON_TREE) -m "(chaos or memory) and not (unit or gradient or property or mutation)"
+
+llama-tests: build  ## the tests of models, adapters and training, on the tree
+	$(ON_TREE) tests/models tests/adapters tests/train
+
+llama-properties: build  ## the tests on generated inputs
+	$(ON_TREE) -m property
+
+llama-mutations: build  ## the tests that planted bugs and mutated files are noticed
+	$(ON_TREE) -m mutation
+
+llama-chaos: build  ## the tests with killed processes, truncated files and hostile input
+	$(ON_TREE) -m chaos
+
+llama-gradients: build  ## the gradient tests, and the table of every op's error
+	$(ON_TREE) -m gradient
+	PYTHONPATH="$(CURDIR)" $(PYTHON) scripts/gradient_table.py
+
+llama-examples: build  ## run each example, small
+	$(ON_TREE) tests/examples
+
+llama-ci: install  ## install, run the tests, and report what this run measured
+	mkdir -p build
+	$(PYTEST) --report build/report.json
+	$(PYTHON) scripts/metrics_report.py build/report.json
+
+coverage:  ## which lines of Python, Cython and C the unit and gradient tests run (TESTS="tests/autograd" for others)
+	$(PYTHON) -m pip install -q '.[dev]'
+	$(PYTHON) scripts/coverage_table.py $(TESTS)
+
+release:  ## make the sdist and the wheel in dist/, install the wheel in a fresh environment and use it
+	$(PYTHON) -m pip install -q '.[dev]'
+	$(PYTHON) scripts/release.py
 
 bench:  ## install with the peers and measure speed and memory against them (BENCH="step --quick" for a part)
 	$(PYTHON) -m pip install -q torch==2.13.0

@@ -19,6 +19,7 @@ CONFIGS = Path("configs")
 KERNELS = Path("entrenar/_kernels")
 SIMD = KERNELS / "simd"
 CALLS = KERNELS / "team_calls.c"
+COVERAGE = os.environ.get("ENTRENAR_COVERAGE") == "1"  # `make coverage`: extensions that count their lines for gcov
 X86 = platform.machine().lower() in {"x86_64", "amd64", "i686"}
 V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2"]
 V4 = [*V3, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
@@ -30,6 +31,7 @@ EXTRA_SOURCES = {
     "entrenar.io.mapped": ["entrenar/io/sigbus.c"],
 }
 COMMON = ["-std=gnu11", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-fPIC", "-Wall", "-Wno-psabi"]
+COMMON += ["--coverage"] if COVERAGE else []
 
 
 def has_openmp(compiler: list[str]) -> bool:
@@ -82,6 +84,7 @@ class BuildExt(build_ext):
         for extension in self.extensions:
             extension.extra_compile_args = ["-O2", "-g0", *COMMON[1:], *openmp, "-Wno-unused-function"]
             extension.extra_objects = calls
+            extension.extra_link_args = ["--coverage"] if COVERAGE else []
             if extension.name == "entrenar._kernels.cpu":
                 extension.extra_objects = [*objects, *calls]
         super().build_extensions()
@@ -144,7 +147,11 @@ DIRECTIVES = {
 }
 setup(
     ext_modules=cythonize(
-        extensions(), build_dir="build/cython", nthreads=os.cpu_count() or 1, compiler_directives=DIRECTIVES
+        extensions(),
+        build_dir="build/cython",
+        nthreads=os.cpu_count() or 1,
+        compiler_directives=DIRECTIVES,
+        emit_linenums=COVERAGE,  # gcov names lines of the .pyx
     ),
     cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
 )

@@ -7,6 +7,8 @@ instrumented. The inputs of crashes and the full logs are in fuzz/crashes/; what
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -19,6 +21,7 @@ from pathlib import Path
 
 FUZZ = Path(__file__).resolve().parents[1] / "fuzz"
 CRASHES = FUZZ / "crashes"
+FIGURES = "figures.json"  # what the last run did, for scripts/metrics_report.py
 TARGETS = {"tensor_ops": 100_000, "parameter_calc": 1_000_000, "lora_config": 1_000_000}  # and inputs by default
 LEAST_COVERAGE = 150  # edges; an uninstrumented target covers a handful
 PYTHONS = ((3, 11), (3, 13))  # atheris has wheels for these; the sources of older ones need clang
@@ -138,6 +141,8 @@ def main() -> int:
     chosen = options.targets or list(TARGETS)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         outcomes = list(pool.map(lambda target: run(target, options.runs or TARGETS[target]), chosen))
+    figures = [dataclasses.asdict(outcome) | {"problem": outcome.problem} for outcome in outcomes]
+    (CRASHES / FIGURES).write_text(json.dumps({"date": time.strftime("%Y-%m-%d"), "targets": figures}, indent=2) + "\n")
     return int(any(outcome.problem for outcome in outcomes))
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +30,34 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for title, lines in config.stash.get(MEASURED, []):
         terminalreporter.section(title)
         terminalreporter.write_line("\n".join(lines))
+
+
+class Report:
+    """Counts the tests of each category (marker) by outcome and writes them to the file of --report."""
+
+    def __init__(self, path: Path, config: pytest.Config) -> None:
+        self.path, self.started = path, time.time()
+        self.categories = [line.split(":")[0] for line in config.getini("markers")]
+        self.counts: dict[str, Counter[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":  # a failed or skipped setup has no call
+            for category in [name for name in self.categories if name in report.keywords] or ["unmarked"]:
+                self.counts.setdefault(category, Counter())[report.outcome] += 1
+            self.counts.setdefault("all", Counter())[report.outcome] += 1
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        table = {"seconds": time.time() - self.started, "status": int(exitstatus), "counts": self.counts}
+        self.path.write_text(json.dumps(table, indent=2) + "\n")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--report", type=Path, help="write the number of tests by category and outcome as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("report"):
+        config.pluginmanager.register(Report(path.absolute(), config))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,96 @@
+"""The pages are true: every path, link, command and name that they mention exists."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+from .sources import ROOT, files, name, text
+
+pytestmark = pytest.mark.architecture
+GENERATED = {"edges.md"}  # written by a test run, from names that exist
+PAGES = [ROOT / "CONTRIBUTING.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name not in GENERATED)]
+REQUIRED = "architecture one_step gemm glossary conventions howto/op howto/weight_type howto/adapter howto/family howto/cli_verb"
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+FORMERLY = re.compile(r"^\|(?:[^|]*\|){2}(?P<old>[^|]*)\|$", re.MULTILINE)  # the glossary's third column
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks; the glossary without the words that were retired."""
+    source = FENCE.sub("", text(page))
+    if page.name == "glossary.md":
+        source = FORMERLY.sub(lambda match: match[0].replace(match["old"], ""), source)
+    return source
+
+
+@functools.cache
+def words() -> frozenset[str]:
+    """Every identifier of the code, tests and settings, pages left out."""
+    found: set[str] = set()
+    for path in files():
+        if path.suffix != ".md":
+            found.update(re.findall(r"[A-Za-z_]\w*", text(path)))
+            found.update(re.split(r"\W+", str(path.relative_to(ROOT))))
+    return frozenset(found)
+
+
+@functools.cache
+def targets() -> frozenset[str]:
+    return frozenset(re.findall(r"^([\w-]+):", text(ROOT / "Makefile"), re.MULTILINE))
+
+
+def is_path(mention: str) -> bool:
+    """Whether a mention is a path of the checkout: no space, a slash and no pattern, or a known suffix."""
+    if re.search(r"[\s*<>{}|=()\"'$]", mention) or mention.startswith(("-", "/", "~")):
+        return False
+    return "/" in mention or Path(mention).suffix in (".py", ".pyx", ".pxd", ".pyi", ".c", ".h", ".toml", ".md")
+
+
+def exists(mention: str, page: Path) -> bool:
+    """In the checkout or the package, from the page's folder, or as the name of a file anywhere."""
+    if any(
+        (base / mention).exists() for base in (ROOT, ROOT / "entrenar", ROOT / "entrenar" / "_kernels", page.parent)
+    ):
+        return True
+    return "/" not in mention and any(path.name == mention for path in files())
+
+
+@pytest.mark.parametrize("page", REQUIRED.split())
+def test_the_page_is_there_and_linked(page: str) -> None:
+    assert (ROOT / "docs" / f"{page}.md").is_file()
+    assert any(f"{page}.md" in text(other) for other in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_what_a_page_mentions_exists(page: Path) -> None:
+    wrong = []
+    source = prose(page)
+    for target in LINK.findall(source):
+        if "://" not in target and not (page.parent / target).exists():
+            wrong.append(f"link {target}")
+    for mention in CODE.findall(source):
+        if mention.startswith("make "):
+            wrong += [] if mention.split()[1] in targets() else [f"command {mention}"]
+        elif is_path(mention):
+            wrong += [] if exists(mention.split(":")[0].rstrip("/"), page) else [f"path {mention}"]
+        else:
+            wrong += [
+                f"name {word} of {mention}" for word in re.findall(r"[A-Za-z_]\w{2,}", mention) if word not in words()
+            ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("mention", ["entrenar/nothing.py", "docs/nothing.md", "scripts/nothing.py"])
+def test_a_path_that_is_not_there_is_seen(mention: str) -> None:
+    assert is_path(mention)
+    assert not exists(mention, ROOT / "docs" / "page.md")
+
+
+def test_a_name_that_is_not_there_is_seen() -> None:
+    assert "gradcheck" in words()
+    assert "_".join(["never", "written", "anywhere"]) not in words()
