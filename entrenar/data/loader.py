@@ -68,14 +68,30 @@ class DataLoader:
 
     def next_batch(self) -> Batch:
         """The next batch; epochs follow each other without a gap."""
-        rows: list[list[Sample]] = []
+        return self._collated(self._next_rows())
+
+    def next_batches(self, count: int, rank: int = 0, size: int = 1) -> list[Batch]:
+        """Those of the next `count` batches that are for `rank` of `size` ranks: dealt out in turn.
+
+        Every rank's loader advances by all of them.
+        """
+        dealt = [self._next_rows() for _ in range(count)]
+        return [self._collated(rows) for rows in dealt[rank::size]]
+
+    def _collated(self, rows: list[list[int]]) -> Batch:
+        chosen = [[self.samples[i] for i in row] for row in rows]
+        return collate(chosen, self.sequence_length, self.pad_id)
+
+    def _next_rows(self) -> list[list[int]]:
+        """The samples of each row of the next batch."""
+        rows: list[list[int]] = []
         while len(rows) < self.batch_size:
             if self.position == len(self._order):
                 self.epoch, self.position = self.epoch + 1, 0
                 self._order = self._shuffled()
-            rows.append([self.samples[i] for i in self._order[self.position]])
+            rows.append(self._order[self.position])
             self.position += 1
-        return collate(rows, self.sequence_length, self.pad_id)
+        return rows
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, as plain integers."""

@@ -1,5 +1,6 @@
 """Training: configuration, loop, evaluation, memory, fine-tuning from files to files."""
 
+from entrenar.train.callbacks import Callback
 from entrenar.train.config import TrainConfig
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.finetune import finetune
@@ -9,6 +10,7 @@ from entrenar.train.step import StepReport
 from entrenar.train.trainer import Trainer
 
 __all__ = [
+    "Callback",
     "Evaluation",
     "Result",
     "StepReport",

@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from entrenar.autograd import random
-from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
+from entrenar.errors import EntrenarError, FormatError
 from entrenar.io import atomic
 from entrenar.io.atomic import atomic_files, unwritable
 from entrenar.io.safetensors import open_safetensors, save_safetensors
-from entrenar.train import fingerprint
-from entrenar.train.diagnose import first_nonfinite_weight
-from entrenar.train.evaluate import Evaluation
-from entrenar.train.step import StepReport
-
-if TYPE_CHECKING:
-    from entrenar.train.trainer import Trainer
+from entrenar.train import state
+from entrenar.train.fingerprint import check
 
 VALUES, ARRAYS, SUMS = "state.json", "state.safetensors", "SHA256SUMS"
 FORMAT = 3
@@ -112,7 +104,7 @@ def newest(folder: Path) -> Path:
 def date_of(folder: Path) -> datetime:
     """The date at which the run of the newest checkpoint in `folder` began, which its templates write."""
     directory = newest(folder)
-    with _reading(directory):
+    with fitting(directory):
         return datetime.fromisoformat(dict(json.loads((directory / VALUES).read_bytes())["dict"])["date"]["value"])
 
 
@@ -152,42 +144,17 @@ def writing(path: Path) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------- saving and loading
-def save(trainer: Trainer, folder: Path, keep: int) -> Path:
-    """Write the state of a run into `folder`, then remove all but the newest `keep`; the path of the new one.
-
-    Raises NumericsError, and writes nothing, where a weight is not finite.
-    """
-    name = first_nonfinite_weight(trainer.parameters)
-    if name is not None:
-        raise NumericsError(
-            f"The weight {name} is not finite after step {trainer.step}; lower the learning rate. "
-            "The last checkpoint is kept."
-        )
-    state = {
-        "format": FORMAT,
-        "run": trainer.run_id,
-        "date": trainer.date.isoformat(),
-        "step": trainer.step,
-        "fingerprint": trainer.fingerprint,
-        "optimizer": trainer.optimizer.state_dict(),
-        "schedule": trainer.schedule.state_dict(),
-        "loader": trainer.loader.state_dict(),
-        "random": random.get_state(),
-        "weights": {name: tensor.numpy() for name, tensor in trainer.parameters},
-        "reports": [asdict(report) for report in trainer.reports],
-        "baseline": trainer.baseline,
-    }
+def save(state: Mapping[str, Any], fingerprint: Mapping[str, Any], directory: Path, keep: int) -> None:
+    """Write a state into `directory`, step-N of its folder, then remove all but the newest `keep` of that folder."""
     arrays: dict[str, np.ndarray] = {}
-    values = _split(state, "state", arrays)
-    directory = folder / f"step-{trainer.step}"
+    values = _split({"format": FORMAT, "fingerprint": fingerprint, **state}, "state", arrays)
     with writing(directory), atomic_files(directory, key=SUMS) as part:
         (part / VALUES).write_text(json.dumps(values))
         save_safetensors(part / ARRAYS, arrays)
         (part / SUMS).write_bytes(_sums(part))
-    with writing(folder):
-        for path in steps_in(folder)[keep:]:
+    with writing(directory.parent):
+        for path in steps_in(directory.parent)[keep:]:
             _remove(path)
-    return directory
 
 
 def tidy(folder: Path) -> None:
@@ -197,81 +164,39 @@ def tidy(folder: Path) -> None:
 
 
 @contextmanager
-def _reading(directory: Path) -> Iterator[None]:
+def fitting(directory: Path) -> Iterator[None]:
     """What does not fit in a checkpoint, as one sentence that names it."""
     try:
-        yield
+        with state.sound():
+            yield
     except EntrenarError as error:
         if str(directory) in str(error):
             raise
-        raise type(error)(f"{directory}: does not fit this run: {error}") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise FormatError(
-            f"{directory}: holds what no run writes ({type(error).__name__}: {error}); start anew."
-        ) from error
+        raise type(error)(f"{directory}: does not fit this run: {str(error).rstrip('.')}; start anew.") from error
 
 
-def load(trainer: Trainer, folder: Path) -> None:
-    """Continue from the newest checkpoint in `folder`.
+def load(folder: Path, fingerprint: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint in `folder` and its state.
 
-    FormatError where it is missing or damaged, ConfigError where it is of a run with other settings, weights or data.
+    FormatError where it is missing or damaged, ConfigError where it is of a run with another fingerprint.
     """
     tidy(folder)
     directory = newest(folder)
-    with _reading(directory):
-        _restore(trainer, directory)
+    with fitting(directory):
+        return directory, _read(directory, fingerprint)
 
 
-def _restore(trainer: Trainer, directory: Path) -> None:
+def _read(directory: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     values = json.loads((directory / VALUES).read_bytes())
     arrays = {}
     for name, lazy in open_safetensors(directory / ARRAYS).items():
         arrays[name] = lazy.load()
         if lazy.type != "F32" or not np.isfinite(arrays[name]).all():
             raise FormatError(f"{directory}: its array {name} is not of finite float32 numbers.")
-    state = _join(values, arrays)
-    if state["format"] != FORMAT:
-        raise FormatError(f"{directory}: has format {state['format']!r}, expected {FORMAT}; resume with its version.")
-    fingerprint.check(directory, state["fingerprint"], trainer.fingerprint)
-    weights = state["weights"]
-    for name, tensor in trainer.parameters:
-        if np.shape(weights.get(name)) != tensor.shape:
-            raise FormatError(
-                f"{directory}: its weight {name} has shape {np.shape(weights.get(name))}, expected {tensor.shape}."
-            )
-    _check_counts(state, directory)
-    wanted = trainer.config.training.steps
-    if wanted < state["step"]:
-        raise ConfigError(
-            f"training.steps is {wanted}, and {directory} was written after step {state['step']}; resume with "
-            "at least as many, or start anew."
-        )
-    reports = list(_reports(state["reports"]))
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.schedule.load_state_dict(state["schedule"])
-    trainer.loader.load_state_dict(state["loader"])
-    random.set_state(state["random"])
-    for name, tensor in trainer.parameters:
-        tensor.numpy()[...] = weights[name]
-    trainer.step, trainer.reports, trainer.baseline = state["step"], reports, dict(state["baseline"])
-    trainer.run_id, trainer.date = str(state["run"]), datetime.fromisoformat(state["date"])
-
-
-def _check_counts(state: Mapping[str, Any], directory: Path) -> None:
-    """FormatError where the whole numbers of a state are none, or contradict each other."""
-    step, schedule, loader = state["step"], state["schedule"], state["loader"]
-    counts = {"step": step, "schedule": schedule["last_step"], "epoch": loader["epoch"], "row": loader["position"]}
-    for name, value in counts.items():
-        if type(value) is not int or not 0 <= value < 1 << 63:
-            raise FormatError(f"{directory}: its {name} is {value!r}, expected a whole number.")
-    if not 1 <= step == len(state["reports"]) == schedule["last_step"] == int(directory.name.removeprefix("step-")):
-        raise FormatError(f"{directory}: stands at step {step} after {len(state['reports'])} reports.")
-
-
-def _reports(stored: Any) -> Iterator[StepReport]:
-    for values in stored:
-        held_out = values.pop("held_out")
-        numbers = [*values.values(), *(held_out or {}).values()]
-        if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
-            raise ValueError(f"a report with {numbers}")
-        yield StepReport(**values, held_out=None if held_out is None else Evaluation(**held_out))
+    found = dict(_join(values, arrays))
+    if found["format"] != FORMAT:
+        raise FormatError(f"{directory}: has format {found['format']!r}, expected {FORMAT}; resume with its version.")
+    check(directory, found["fingerprint"], fingerprint)
+    if found["step"] != int(directory.name.removeprefix("step-")):
+        raise FormatError(f"{directory}: stands at step {found['step']!r}.")
+    return found

@@ -22,6 +22,7 @@ from entrenar.models.config import LLaMAConfig
 from entrenar.models.storage import StoragePolicy
 from entrenar.models.weights import load_as, storage_of
 from entrenar.train import dataset, report, run
+from entrenar.train.callbacks import Display, Record
 from entrenar.train.config import TrainConfig
 from entrenar.train.fingerprint import of_tokenizer
 from entrenar.train.memory import MemoryEstimate, plan
@@ -57,8 +58,8 @@ def finetune(
         dtype = "float32"
     with run.prepared(config):
         with console.status("reading model and examples"):
-            trainer, tokenizer, example, needed, summary = _assemble(model_path, config, dtype, shape or {})
-        return _run(trainer, tokenizer, example, needed, summary, console, str(model_path))
+            trainer, tokenizer, example, needed, record = _assemble(model_path, config, dtype, shape or {}, console)
+        return _run(trainer, tokenizer, example, needed, record, console, str(model_path))
 
 
 def _run(
@@ -66,12 +67,12 @@ def _run(
     tokenizer: Tokenizer,
     example: Example,
     needed: MemoryEstimate,
-    summary: Summary,
+    record: Record,
     console: Console,
     base: str,
 ) -> run.Result:
     config = trainer.config
-    _show_summary(console, trainer, needed, summary)
+    _show_summary(console, trainer, needed, record.summary)
 
     def save(output: Path) -> None:
         if config.adapter is not None:
@@ -87,7 +88,7 @@ def _run(
         save=save,
         prompt=_shown_prompt(tokenizer, example, config.data.train_on_prompt),
         sample=lambda: _sample(trainer.model, tokenizer, example, config.data.train_on_prompt),
-        summary=summary,
+        record=record,
         console=console,
     )
 
@@ -106,9 +107,9 @@ def _check_shape(actual: LLaMAConfig, wanted: Mapping[str, Any], model_path: str
 
 
 def _assemble(
-    model_path: str | Path, config: TrainConfig, dtype: str, shape: Mapping[str, Any]
-) -> tuple[Trainer, Tokenizer, Example, MemoryEstimate, Summary]:
-    """The trainer, the tokenizer, the held-out example to sample, the memory estimate, and what is to be said."""
+    model_path: str | Path, config: TrainConfig, dtype: str, shape: Mapping[str, Any], console: Console
+) -> tuple[Trainer, Tokenizer, Example, MemoryEstimate, Record]:
+    """The trainer, the tokenizer, the held-out example to sample, the memory estimate, and what is to be written."""
     t, policy = config.training, _storage_policy(config, dtype)
     checkpoint = Checkpoint.open(model_path)
     checkpoint.check()
@@ -137,9 +138,10 @@ def _assemble(
     model.gradient_checkpointing = checkpointing
     remarks = [*checkpoint.remarks, *tokenizer.remarks, *vocabulary_remarks(tokenizer, rows), *data.report.remarks()]
     remarks += stop_remarks(data.training, _end_tokens(model, tokenizer), tokenizer)
-    summary = Summary(remarks, data.report.table())
+    record = Record(Path(config.checkpointing.directory), Summary(remarks, data.report.table()))
     fixed = {"the tokenizer": of_tokenizer(tokenizer)}
-    return Trainer(model, config, loader, batches, fixed=fixed), tokenizer, data.shown, needed, summary
+    trainer = Trainer(model, config, loader, batches, (record, Display(console)), fixed=fixed)
+    return trainer, tokenizer, data.shown, needed, record
 
 
 def _storage_policy(config: TrainConfig, dtype: str) -> StoragePolicy:

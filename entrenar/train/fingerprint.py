@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from entrenar._kernels import cpu
 from entrenar.autograd import QuantizedTensor, Tensor
+from entrenar.data import Batch, Sample
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from entrenar.train.trainer import Trainer
+from entrenar.models.api import LLaMAModel
+from entrenar.train.config import TrainConfig
 
 # What may differ when a run continues: it changes no bit, or (steps) says how far to go. The precision is taken as it
 # is in effect.
@@ -29,9 +29,14 @@ FREE = (
 )
 
 
-def fingerprint(trainer: Trainer) -> dict[str, Any]:
+def fingerprint(
+    config: TrainConfig,
+    model: LLaMAModel,
+    samples: Sequence[Sample],
+    held_out: Sequence[Batch],
+    fixed: Mapping[str, Any],
+) -> dict[str, Any]:
     """Settings, shape, engine and version as values; frozen weights and examples, whole, as hashes."""
-    config = trainer.config
     sections = {name: getattr(config, name) for name in ("training", "lr_schedule", "data", "lora", "qlora")}
     settings = {
         f"{name}.{key}": value
@@ -40,18 +45,18 @@ def fingerprint(trainer: Trainer) -> dict[str, Any]:
         for key, value in asdict(section).items()
         if key not in FREE
     }
-    weights = [weight for _, weight in trainer.model.named_parameters()]
+    weights = [weight for _, weight in model.named_parameters()]
     values = {
         **settings,
-        **{f"model.{key}": value for key, value in asdict(trainer.model.config).items()},
+        **{f"model.{key}": value for key, value in asdict(model.config).items()},
         "matmul precision": cpu.effective_precision(cpu.get_matmul_precision()),
         "SIMD tier": cpu.tier(),
         "dtype": ", ".join(sorted({w.dtype if isinstance(w, Tensor) else w.weight_type for w in weights})),
         "entrenar's version": _version(),
-        "the base model": _frozen(trainer),
-        **trainer.fixed,
-        "the examples": _examples(trainer),
-        "the held-out examples": _held_out(trainer),
+        "the base model": _frozen(model),
+        **fixed,
+        "the examples": _examples(samples),
+        "the held-out examples": _held_out(held_out),
     }
     return dict(json.loads(json.dumps(values, default=repr)))  # as it comes back from a file
 
@@ -63,7 +68,7 @@ def _version() -> str:
         return "unknown"
 
 
-def _frozen(trainer: Trainer) -> str:
+def _frozen(model: LLaMAModel) -> str:
     """SHA-256 over every byte of every frozen weight, each hashed by a thread (hashlib lets go of the GIL)."""
 
     def digest(item: tuple[str, Any]) -> bytes:
@@ -75,23 +80,23 @@ def _frozen(trainer: Trainer) -> str:
             found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return found.digest()
 
-    frozen = [(name, weight) for name, weight in trainer.model.named_parameters() if not weight.requires_grad]
+    frozen = [(name, weight) for name, weight in model.named_parameters() if not weight.requires_grad]
     with ThreadPoolExecutor(cpu.get_num_threads()) as pool:
         return hashlib.sha256(b"".join(pool.map(digest, frozen))).hexdigest()
 
 
-def _examples(trainer: Trainer) -> str:
+def _examples(samples: Sequence[Sample]) -> str:
     data = hashlib.sha256()
-    for sample in trainer.loader.samples:
+    for sample in samples:
         data.update(sample.tokens.tobytes())
         data.update(sample.trained.tobytes())
     return data.hexdigest()
 
 
-def _held_out(trainer: Trainer) -> str:
+def _held_out(batches: Sequence[Batch]) -> str:
     """The losses before and after are those of the same tokens."""
     data = hashlib.sha256()
-    for batch in trainer.held_out:
+    for batch in batches:
         data.update(batch.tokens.tobytes())
         data.update(batch.targets.tobytes())
     return data.hexdigest()

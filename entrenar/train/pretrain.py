@@ -14,6 +14,7 @@ from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
 from entrenar.models.config import LLaMAConfig
 from entrenar.train import report, run
+from entrenar.train.callbacks import Display, Record
 from entrenar.train.config import TrainConfig
 from entrenar.train.dataset import DOCUMENTATION, split_examples
 from entrenar.train.memory import plan
@@ -67,7 +68,8 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> run.Res
     _check_special_tokens(shape, tokenizer)
     model = LLaMAModel(replace(shape, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id), seed=t.seed)
     model.gradient_checkpointing = checkpointing
-    trainer = Trainer(model, config, loader, batches)
+    record = Record(Path(config.checkpointing.directory), summary)
+    trainer = Trainer(model, config, loader, batches, (record, Display(console)))
     rows = run.summary_rows(trainer, f"{shape.num_parameters():,} (100 %)", needed)
     report.summary(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
     summary.remarks += _unused_rows(tokenizer, shape)
@@ -84,7 +86,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> run.Res
         save=save,
         prompt=PROMPT,
         sample=lambda: _sample(model, tokenizer),
-        summary=summary,
+        record=record,
         console=console,
     )
 

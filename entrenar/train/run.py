@@ -19,11 +19,11 @@ from entrenar.errors import EntrenarError, FormatError
 from entrenar.io.rendering import rendering_date
 from entrenar.models.budget import available_memory
 from entrenar.train import checkpoint, folder, interrupt, report
+from entrenar.train.callbacks import Record
 from entrenar.train.config import TrainConfig
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.memory import MemoryEstimate
 from entrenar.train.step import StepReport
-from entrenar.train.summary import SUMMARY, Summary
 from entrenar.train.trainer import Trainer
 
 
@@ -103,32 +103,27 @@ def execute(
     save: Callable[[Path], None],
     prompt: str,
     sample: Callable[[], str],
-    summary: Summary,
+    record: Record,
     console: Console,
 ) -> Result:
-    """Evaluate, train, evaluate, write `output` (by `save`), metrics.csv and summary.json, and show what changed."""
-    metrics, directory = output.parent / folder.METRICS, output.parent
-    summary.run = trainer.run_id
+    """Evaluate, train, evaluate, write `output` (by `save`) and what `record` writes, and show what changed.
+
+    `record` is one of the trainer's callbacks.
+    """
+    writes = trainer.communicator.rank == 0
     if trainer.saved:
-        folder.check_run(directory, trainer.run_id)
-    before: Evaluation | None = None
-
-    def record(after: Evaluation | None = None) -> None:
-        with checkpoint.writing(metrics):
-            report.write_metrics(metrics, trainer.reports)
-            summary.write(directory / SUMMARY, trainer.reports, before, after)
-
-    trainer.on_checkpoint = record
+        folder.check_run(record.directory, trainer.run_id)
     written = False
     try:
-        before, sample_before = _before(trainer, sample, console)
-        summary.remarks += _other_rates(trainer, console)
-        if not trainer.saved and trainer.config.checkpointing.overwrite:
-            folder.clear(directory)
-        failed = _train(trainer, console)
+        record.before, sample_before = _before(trainer, sample, console)
+        record.summary.remarks += _other_rates(trainer, console)
+        if writes and not trainer.saved and trainer.config.checkpointing.overwrite:
+            folder.clear(record.directory)
+        failed = _train(trainer)
         with interrupt.deferred(), checkpoint.writing(output):  # before what may still fail or be interrupted
-            save(output)
-            record()
+            if writes:
+                save(output)
+            record.write(trainer)
             written = True
         if failed is not None:
             raise FormatError(f"{output} is written, and no checkpoint of the last step: {failed}") from failed
@@ -137,23 +132,21 @@ def execute(
     except KeyboardInterrupt as stop:
         stands = f"{output} is written; the evaluation after training is missing." if written else _stands(trainer)
         raise interrupt.Interrupted(stands, getattr(stop, "number", signal.SIGINT)) from None
-    record(after)
-    report.comparison(console, before, after)
+    record.write(trainer, after)
+    report.comparison(console, record.before, after)
     for title, text in (("Prompt", prompt), ("Before", sample_before), ("After", sample_after)):
         console.print(f"[bold]{title}:[/bold] {escape(report.printable(text))}")
-    console.print(f"[bold]Written:[/bold] {escape(str(output))} and {escape(str(metrics))}", soft_wrap=True)
-    return Result(before, after, sample_before, sample_after, output, metrics, trainer.reports)
+    console.print(f"[bold]Written:[/bold] {escape(str(output))} and {escape(str(record.metrics))}", soft_wrap=True)
+    return Result(record.before, after, sample_before, sample_after, output, record.metrics, trainer.reports)
 
 
-def _train(trainer: Trainer, console: Console) -> FormatError | None:
-    """Train and show it; what kept the last checkpoint from being written, which must not cost the result.
+def _train(trainer: Trainer) -> FormatError | None:
+    """Train; what kept the last checkpoint from being written, which must not cost the result.
 
     Where nobody can see it any more, the run ends with a checkpoint.
     """
     try:
-        with report.steps(console, trainer.config.training.steps, trainer.step) as display:
-            trainer.on_step = display
-            trainer.run()
+        trainer.run()
     except FormatError as error:
         if trainer.step < trainer.config.training.steps:
             raise FormatError(f"{str(error).rstrip('.')}: {_stands(trainer)}") from error

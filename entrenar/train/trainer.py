@@ -1,26 +1,34 @@
-"""The training loop: batches, accumulated gradients, clipping, optimizer, schedule, evaluation, checkpoints."""
+"""The training loop: a step in phases (forward, backward, reduce, clip, update), heard by callbacks."""
 
 from __future__ import annotations
 
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from entrenar.adapters.peft import set_training
-from entrenar.autograd import manual_seed, random
+from entrenar.autograd import Tensor, manual_seed, random
 from entrenar.data import Batch, DataLoader
+from entrenar.distributed import Communicator, LocalCommunicator
 from entrenar.errors import ConfigError, NumericsError
 from entrenar.io.rendering import today
 from entrenar.models.api import LLaMAModel
+from entrenar.observe.events import span
 from entrenar.optim import clip_factor, grad_norm
-from entrenar.train import checkpoint, interrupt
+from entrenar.train import checkpoint, interrupt, state
+from entrenar.train.callbacks import Callback, Evaluate, Metrics, SaveCheckpoints
 from entrenar.train.config import TrainConfig
-from entrenar.train.diagnose import first_nonfinite
-from entrenar.train.evaluate import evaluate
+from entrenar.train.diagnose import first_nonfinite, first_nonfinite_weight
+from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.fingerprint import fingerprint
 from entrenar.train.step import StepReport
 
@@ -29,104 +37,223 @@ from entrenar.train.step import StepReport
 class Trainer:
     """Trains `model` on `loader` as `config` says; `held_out` batches are evaluated every `evaluate_every` steps.
 
-    `on_step` is called after every optimizer step, `on_checkpoint` after every checkpoint. A loss or gradient that is
-    not finite raises NumericsError before the weights change; the last checkpoint stays. `reports` (one for each step
-    of the run), `baseline` (values that JSON can hold), `run_id` and `date` survive a resume. `fixed` names what
-    else must be the same where the run resumes. The first SIGINT, SIGTERM or SIGHUP, where
-    `interrupt.heeded`, ends the step, writes a checkpoint and raises Interrupted. ConfigError where the folder has
-    another run's checkpoints.
+    `callbacks` hear the run, after those that evaluate and save as `config` says. A loss or gradient that is not finite
+    raises NumericsError before the weights change; the last checkpoint stays. `reports` (one for each step of the run),
+    `baseline` (values that JSON can hold), `run_id` and `date` survive a resume. `fixed` names what else must be the
+    same where the run resumes. The first SIGINT, SIGTERM or SIGHUP, where `interrupt.heeded`, ends the step, writes a
+    checkpoint and raises Interrupted. ConfigError where the folder has another run's checkpoints. The micro-batches of
+    a step are shared out among the ranks of `communicator`, of which rank 0 writes.
     """
 
     model: LLaMAModel
     config: TrainConfig
     loader: DataLoader
     held_out: Sequence[Batch] = ()
-    on_step: Callable[[StepReport], None] = lambda report: None
-    on_checkpoint: Callable[[], None] = lambda: None
+    callbacks: Sequence[Callback] = ()
+    communicator: Communicator = field(default_factory=LocalCommunicator)
     reports: list[StepReport] = field(default_factory=list)
     baseline: dict[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        t, c = self.config.training, self.config.checkpointing
+        self.callbacks = [Evaluate(t.evaluate_every), SaveCheckpoints(c.every, c.minutes), Metrics(), *self.callbacks]
         self.parameters = self.model.trainable_parameters()
         self.optimizer = self.config.make_optimizer(self.parameters)
         self.schedule = self.config.make_schedule(self.optimizer)
         self.step = 0
         self.saved = 0  # the step of the checkpoint on disk
-        manual_seed(self.config.training.seed)
-        self.run_id, self.date = uuid.uuid4().hex, today()
-        self.checkpoint_directory = Path(self.config.checkpointing.directory) / "checkpoint"
-        self.fingerprint = fingerprint(self)
-        if self.config.checkpointing.resume:
-            checkpoint.load(self, self.checkpoint_directory)
-            self.saved = self.step
-        elif not self.config.checkpointing.overwrite and checkpoint.anything_in(self.checkpoint_directory):
+        manual_seed(t.seed)
+        self.run_id, self.date = self.communicator.broadcast((uuid.uuid4().hex, today()))
+        self.checkpoint_directory = Path(c.directory) / "checkpoint"
+        self.fingerprint = fingerprint(self.config, self.model, self.loader.samples, self.held_out, self.fixed)
+        if c.resume:
+            self._resume()
+        elif not c.overwrite and checkpoint.anything_in(self.checkpoint_directory):
             raise ConfigError(
                 f"{self.checkpoint_directory}: holds checkpoints of an earlier run; resume, overwrite, or choose "
                 "another directory."
             )
 
+    # ------------------------------------------------------------------ the run
     def run(self) -> list[StepReport]:
         """Train the steps that are left; returns a report for each step of the run, resumed ones included."""
         set_training(self.model, True)
-        if not self.saved and self.config.checkpointing.overwrite:
+        if not self.saved and self.config.checkpointing.overwrite and self.communicator.rank == 0:
             checkpoint.clear(self.checkpoint_directory)
-        self._last_save = time.monotonic()
-        with interrupt.deferred():
-            while self.step < self.config.training.steps and not interrupt.asked():
-                report = self._one_step()
-                self.reports.append(report)
-                if self._checkpoint_is_due() or interrupt.asked():
-                    self.save()
-                self.on_step(report)
-            if interrupt.asked() and self.step > self.saved:  # since the last look
-                self.save()
+        with interrupt.deferred(), span("entrenar.run", run=self.run_id):
+            try:
+                self._tell("on_run_start")
+                while self.step < self.config.training.steps and not interrupt.asked():
+                    with span("entrenar.step", step=self.step + 1):
+                        self.reports.append(self._train_step())
+                        for callback in self.callbacks:
+                            callback.on_step(self, self.reports[-1])
+                self._tell("on_run_end")
+            except BaseException as error:
+                self._tell_error(error)
+                raise
         return self.reports
 
-    def _checkpoint_is_due(self) -> bool:
-        c = self.config.checkpointing
-        if self.step == self.config.training.steps:
-            return bool(c.every or c.minutes)
-        by_time = c.minutes and time.monotonic() - self._last_save >= 60 * c.minutes
-        return bool(by_time or (c.every and self.step % c.every == 0))
+    def evaluate(self) -> Evaluation:
+        """Evaluate the held-out set; the last report has the result."""
+        with span("entrenar.evaluation", step=self.step):
+            found = evaluate(self.model, self.held_out)
+        self.reports[-1] = replace(self.reports[-1], held_out=found)
+        self._tell("on_evaluation", found)
+        return found
 
-    def save(self) -> None:
-        """Write a checkpoint of the run as it stands, and tell `on_checkpoint`."""
-        checkpoint.save(self, self.checkpoint_directory, self.config.checkpointing.keep)
-        self.saved, self._last_save = self.step, time.monotonic()
-        self.on_checkpoint()
+    def _tell(self, hook: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *arguments)
 
-    def _one_step(self) -> StepReport:
+    def _tell_error(self, error: BaseException) -> None:
+        """Tell every callback; `error` is what counts, whatever they raise."""
+        for callback in self.callbacks:
+            try:
+                callback.on_error(self, error)
+            except Exception as another:
+                warnings.warn(
+                    f"{type(callback).__name__}.on_error raised {type(another).__name__}: {another}", stacklevel=2
+                )
+
+    # ------------------------------------------------------------------ a step
+    def _train_step(self) -> StepReport:
         started = time.perf_counter()
         random.set_step(self.step)
-        batches = [self.loader.next_batch() for _ in range(self.config.training.gradient_accumulation)]
-        trained = sum(batch.trained_tokens for batch in batches)
-        loss = sum((self._backward(batch, trained) for batch in batches if batch.trained_tokens), 0.0)
+        batches, tokens, trained = self._next_batches()
+        loss = 0.0
+        for batch in batches:
+            if batch.trained_tokens:
+                share = self._forward(batch, trained)
+                loss += share.item()
+                self._backward(share)
+        loss = self._reduce(loss)
+        norm, scale = self._clip()
         rate = self.optimizer.lr
-        try:
-            norm = grad_norm(self.parameters)
-        except NumericsError as error:
-            raise NumericsError(f"Step {self.step + 1}: {error}") from error
-        self.optimizer.step(clip_factor(norm, self.config.training.max_grad_norm))
-        self.optimizer.zero_grad()
-        self.schedule.step()
-        self.step += 1
-        every = self.config.training.evaluate_every
-        held_out = None
-        seconds = time.perf_counter() - started
-        if every and self.step % every == 0 and self.held_out:
-            held_out = evaluate(self.model, self.held_out)
-        tokens = sum(batch.tokens.size for batch in batches)
-        return StepReport(self.step, loss, rate, norm, tokens, trained, seconds, held_out)
+        self._update(scale)
+        return StepReport(self.step, loss, rate, norm, tokens, trained, time.perf_counter() - started)
 
-    def _backward(self, batch: Batch, trained: int) -> float:
-        """Add this batch's share of the step's gradient; its share of the loss."""
-        loss = self.model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, divisor=trained)
-        value = loss.item()
-        if not math.isfinite(value):
+    def _next_batches(self) -> tuple[list[Batch], int, int]:
+        """This rank's micro-batches, and the tokens and trained tokens of all ranks."""
+        count = self.config.training.gradient_accumulation
+        batches = self.loader.next_batches(count, self.communicator.rank, self.communicator.size)
+        tokens, trained = sum(batch.tokens.size for batch in batches), sum(batch.trained_tokens for batch in batches)
+        counts = np.array([tokens, trained], np.int64)
+        self.communicator.all_reduce(counts)
+        return batches, int(counts[0]), int(counts[1])
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self._tell("on_phase", name)
+        with span(f"entrenar.{name}"):
+            yield
+
+    def _forward(self, batch: Batch, trained: int) -> Tensor:
+        """The loss of a micro-batch, as its share of the step's loss over `trained` tokens."""
+        with self._phase("forward"):
+            loss = self.model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, divisor=trained)
+            if not math.isfinite(loss.item()):
+                raise NumericsError(
+                    f"The loss of step {self.step + 1} is {loss.item()}: {first_nonfinite(self.model, batch)} is not "
+                    "finite; lower the learning rate or look for a bad example."
+                )
+        return loss
+
+    def _backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch's loss."""
+        with self._phase("backward"):
+            loss.backward()
+
+    def _reduce(self, loss: float) -> float:
+        """Sum gradients and losses over the ranks; the loss of the step."""
+        with self._phase("reduce"):
+            for _, tensor in self.parameters:
+                if tensor.grad is not None:
+                    self.communicator.all_reduce(tensor.grad.numpy())
+            total = np.array([loss])
+            self.communicator.all_reduce(total)
+        return float(total[0])
+
+    def _clip(self) -> tuple[float, float]:
+        """The joint norm of the gradients, and the factor by which the update scales them down."""
+        with self._phase("clip"):
+            try:
+                norm = grad_norm(self.parameters)
+            except NumericsError as error:
+                raise NumericsError(f"Step {self.step + 1}: {error}") from error
+            return norm, clip_factor(norm, self.config.training.max_grad_norm)
+
+    def _update(self, scale: float) -> None:
+        with self._phase("update"):
+            self.optimizer.step(scale)
+            self.optimizer.zero_grad()
+            self.schedule.step()
+            self.step += 1
+
+    # ------------------------------------------------------------------ the state
+    def save(self) -> Path:
+        """Write a checkpoint of the run as it stands, and tell the callbacks; its path.
+
+        Raises NumericsError, and writes nothing, where a weight is not finite.
+        """
+        name = first_nonfinite_weight(self.parameters)
+        if name is not None:
             raise NumericsError(
-                f"The loss of step {self.step + 1} is {value}: {first_nonfinite(self.model, batch)} is not finite; "
-                "lower the learning rate or look for a bad example."
+                f"The weight {name} is not finite after step {self.step}; lower the learning rate. "
+                "The last checkpoint is kept."
             )
-        loss.backward()
-        return value
+        with span("entrenar.checkpoint", step=self.step):
+            path = self.checkpoint_directory / f"step-{self.step}"
+            if self.communicator.rank == 0:
+                checkpoint.save(self.state_dict(), self.fingerprint, path, self.config.checkpointing.keep)
+            self.communicator.barrier()
+        self.saved = self.step
+        self._tell("on_checkpoint", path)
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run continues from: plain values and NumPy arrays, which share memory with the weights."""
+        return {
+            "run": self.run_id,
+            "date": self.date.isoformat(),
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "loader": self.loader.state_dict(),
+            "random": random.get_state(),
+            "weights": {name: tensor.numpy() for name, tensor in self.parameters},
+            "reports": state.plain(self.reports),
+            "baseline": self.baseline,
+        }
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict()` gave; arrays are copied.
+
+        FormatError where it is no such state or of other weights, ConfigError where it is of other settings or data.
+        """
+        with state.sound():
+            state.check(values, self.parameters)
+            reports, date = state.reports(values["reports"]), datetime.fromisoformat(values["date"])
+            run_id, baseline = str(values["run"]), dict(values["baseline"])
+            self.optimizer.load_state_dict(values["optimizer"])
+            self.schedule.load_state_dict(values["schedule"])
+            self.loader.load_state_dict(values["loader"])
+            random.set_state(values["random"])
+            for name, tensor in self.parameters:
+                tensor.numpy()[...] = values["weights"][name]
+        self.step, self.reports, self.baseline = values["step"], reports, baseline
+        self.run_id, self.date = run_id, date
+
+    def _resume(self) -> None:
+        """Continue from the newest checkpoint; ConfigError where it is beyond the steps of the configuration."""
+        directory, values = checkpoint.load(self.checkpoint_directory, self.fingerprint)
+        wanted = self.config.training.steps
+        with checkpoint.fitting(directory):
+            if wanted < values["step"]:
+                raise ConfigError(
+                    f"training.steps is {wanted}, and {directory} was written after step {values['step']}; resume with "
+                    "at least as many, or start anew."
+                )
+            self.load_state_dict(values)
+        self.saved = self.step

@@ -187,3 +187,17 @@ def test_evaluation_reads_every_sample_once_in_a_fixed_order() -> None:
     alone = list(evaluation_batches(SAMPLES, 3, ROW, packing=False))
     assert [batch.tokens[0, 0] for batch in alone] == [sample.tokens[0] for sample in SAMPLES[::3]]
     assert list(evaluation_batches([], 3, ROW)) == []
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_the_ranks_share_out_the_batches_of_one_loader(size: int) -> None:
+    rng = np.random.default_rng(0)
+    made = [Sample(rng.integers(0, 9, n).astype(np.int32), np.ones(n, bool)) for n in rng.integers(2, 9, 30)]
+    alone, *ranks = (DataLoader(made, 2, 8, seed=1) for _ in range(1 + size))
+    for _ in range(6):  # more than an epoch
+        expected = [alone.next_batch() for _ in range(4)]
+        for rank, loader in enumerate(ranks):
+            found = loader.next_batches(4, rank, size)
+            assert [b.tokens.tobytes() for b in found] == [b.tokens.tobytes() for b in expected[rank::size]]
+            assert loader.state_dict() == alone.state_dict()

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
 from entrenar.train import Result, TrainConfig, Trainer, finetune
+from entrenar.train.callbacks import Callback
 from entrenar.train.config import Checkpointing, Data, LRSchedule, Training
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,20 @@ def trainer_of(config: TrainConfig, *, data_seed: int = 0, **options: Any) -> Tr
         config.adapter.apply(model, t.seed)
     loader = DataLoader(samples(seed=data_seed), t.batch_size, t.sequence_length, seed=t.seed)
     return Trainer(model, config, loader, held_out_batches(), **options)
+
+
+class Calls(Callback):
+    """Calls a function with what a hook says: `Calls(on_step=print)`."""
+
+    def __init__(self, **hooks: Callable[[Any], object]) -> None:
+        for name, function in hooks.items():
+            assert hasattr(Callback, name)
+            setattr(self, name, lambda trainer, *said, function=function: function(*said))
+
+
+def listen(trainer: Trainer, **hooks: Callable[[Any], object]) -> None:
+    """Let functions that know the trainer hear it, after its own callbacks."""
+    trainer.callbacks = [*trainer.callbacks, Calls(**hooks)]
 
 
 def held_out_batches() -> list[Batch]:

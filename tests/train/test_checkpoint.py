@@ -26,7 +26,7 @@ from entrenar.lora import LoRAConfig
 from entrenar.train import Trainer
 from entrenar.train.config import LRSchedule
 from entrenar.train.step import StepReport
-from tests.train.builders import DROPOUT, losses, run_config, seal, trainer_of, weights_hash
+from tests.train.builders import DROPOUT, Calls, listen, losses, run_config, seal, trainer_of, weights_hash
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,7 @@ def stop_after(trainer: Trainer, step: int) -> None:
         if trainer.step == step:
             raise Stopped
 
-    trainer.on_step = on_step
+    listen(trainer, on_step=on_step)
     with pytest.raises(Stopped):
         trainer.run()
 
@@ -298,8 +298,9 @@ def kept(folder: Path) -> list[str]:
 @pytest.mark.unit
 def test_the_newest_checkpoints_are_kept_and_other_files_stay(tmp_path: Path) -> None:
     (tmp_path / "checkpoint" / "step-9x").mkdir(parents=True)
-    trainer = trainer_of(run_config(tmp_path, every=1, keep=3))
-    trainer.on_step = lambda report: (tmp_path / "checkpoint" / "step-2" / "mine").touch() if report.step == 2 else None
+    mine = Calls(on_step=lambda report: (newest / "mine").touch() if report.step == 2 else None)
+    newest = tmp_path / "checkpoint" / "step-2"
+    trainer = trainer_of(run_config(tmp_path, every=1, keep=3), callbacks=[mine])
     trainer.run()
     assert kept(tmp_path) == ["step-2", "step-4", "step-5", "step-6", "step-9x"]
     assert [path.name for path in (tmp_path / "checkpoint" / "step-2").iterdir()] == ["mine"]
@@ -309,7 +310,7 @@ def test_the_newest_checkpoints_are_kept_and_other_files_stay(tmp_path: Path) ->
 
 @pytest.mark.unit
 def test_checkpoints_are_written_by_time_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from entrenar.train import trainer as module
+    from entrenar.train import callbacks as module
 
     now = 0.0
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
@@ -319,7 +320,7 @@ def test_checkpoints_are_written_by_time_and_at_the_end(tmp_path: Path, monkeypa
         nonlocal now
         now += 50.0
 
-    trainer.on_step, trainer.on_checkpoint = on_step, lambda: saved.append(trainer.step)
+    listen(trainer, on_step=on_step, on_checkpoint=lambda path: saved.append(trainer.step))
     trainer.run()
     assert saved == [4, 6] and kept(tmp_path) == ["step-4", "step-6"]
     plain = trainer_of(run_config(tmp_path / "plain"))
@@ -449,7 +450,7 @@ import os, signal, sys
 from pathlib import Path
 from entrenar.io import atomic as files
 sys.path.append(sys.argv[3])  # last: the checkout's entrenar is not compiled
-from tests.train.builders import DROPOUT, run_config, trainer_of
+from tests.train.builders import DROPOUT, listen, run_config, trainer_of
 
 trainer = trainer_of(run_config(sys.argv[1], lora=DROPOUT, every=2))
 moment = sys.argv[2]
@@ -467,7 +468,7 @@ def armed(report):
         else:  # when it has it
             files.sync = lambda path: die() if path == Path(sys.argv[1], "checkpoint") else sync(path)
 
-trainer.on_step = armed
+listen(trainer, on_step=armed)
 trainer.run()
 """
 

@@ -284,8 +284,8 @@ def test_a_second_interrupt_ends_at_once_and_says_what_is_there(
             os.kill(os.getpid(), signal.SIGTERM)
         return one_step(trainer)
 
-    one_step = Trainer._one_step
-    monkeypatch.setattr(Trainer, "_one_step", twice)
+    one_step = Trainer._train_step
+    monkeypatch.setattr(Trainer, "_train_step", twice)
     monkeypatch.setattr(signal, "getsignal", lambda number: {2: signal.default_int_handler}.get(number, signal.SIG_DFL))
     with pytest.raises(interrupt.Interrupted, match=r"stopped after step 3 of 4; .*/step-2 is written, and") as ended:
         quiet(model, config)
@@ -303,8 +303,8 @@ def test_a_terminal_that_closes_may_say_so_twice(
             os.kill(os.getpid(), signal.SIGHUP)  # of the shell
         return one_step(trainer)
 
-    one_step = Trainer._one_step
-    monkeypatch.setattr(Trainer, "_one_step", gone)
+    one_step = Trainer._train_step
+    monkeypatch.setattr(Trainer, "_train_step", gone)
     monkeypatch.setattr(signal, "getsignal", lambda number: {2: signal.default_int_handler}.get(number, signal.SIG_DFL))
     with pytest.raises(interrupt.Interrupted, match=r"stopped after step 3 of 4; .*/step-3 is written, and") as ended:
         quiet(model, config_for(data, tmp_path))
@@ -404,9 +404,9 @@ def test_a_standard_output_without_room_is_named_and_loses_no_step(model: Path, 
         written.left = 0 if trainer.step == 2 else written.left
         return one_step(trainer)
 
-    one_step = Trainer._one_step
+    one_step = Trainer._train_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_one_step", fill)
+        patch.setattr(Trainer, "_train_step", fill)
         message = (
             r"standard output cannot be written \(No space left on device\): stopped after step 3 of 4; .*/step-3 is"
         )

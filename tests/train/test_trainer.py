@@ -12,17 +12,19 @@ import pytest
 from entrenar._kernels import cpu
 from entrenar.adapters.peft import lora_layers
 from entrenar.autograd import Tensor
-from entrenar.data import Batch, DataLoader, collate
+from entrenar.data import DataLoader, collate
 from entrenar.errors import ConfigError, NumericsError
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig
-from entrenar.train import Trainer, evaluate
+from entrenar.train import StepReport, Trainer, evaluate
 from entrenar.train.config import LRSchedule
 from tests.train.builders import (
     DROPOUT,
     LENGTH,
     SHAPE,
+    Calls,
     held_out_batches,
+    listen,
     losses,
     run_config,
     samples,
@@ -84,9 +86,9 @@ def test_the_loss_of_a_step_is_the_mean_over_its_trained_tokens_alone(tmp_path: 
 
 @pytest.mark.unit
 def test_a_report_says_what_the_step_did(tmp_path: Path) -> None:
-    trainer = trainer_of(run_config(tmp_path, steps=3, gradient_accumulation=2, learning_rate=0.5e-2))
-    seen = []
-    trainer.on_step = seen.append
+    seen: list[StepReport] = []
+    config = run_config(tmp_path, steps=3, gradient_accumulation=2, learning_rate=0.5e-2)
+    trainer = trainer_of(config, callbacks=[Calls(on_step=seen.append)])
     reports = trainer.run()
     assert reports == seen == trainer.reports
     assert [report.step for report in reports] == [1, 2, 3]
@@ -125,7 +127,7 @@ def test_a_learning_rate_of_zero_in_warmup_moves_nothing(tmp_path: Path) -> None
     trainer = trainer_of(run_config(tmp_path, steps=2, lr_schedule=schedule))
     before = weights_hash(trainer)
     after = []
-    trainer.on_step = lambda report: after.append(weights_hash(trainer))
+    listen(trainer, on_step=lambda report: after.append(weights_hash(trainer)))
     trainer.run()
     assert after[0] == before and after[1] != before
 
@@ -235,7 +237,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_weight(tmp_path: 
             damage(dict(trainer.parameters)["model.layers.1.mlp.up_proj.weight"])
         states.append(weights_hash(trainer))
 
-    trainer.on_step = break_after_two_steps
+    listen(trainer, on_step=break_after_two_steps)
     with pytest.raises(
         NumericsError, match=r"loss of step 3 is nan: the weight model\.layers\.1\.mlp\.up_proj\.weight is not finite"
     ):
@@ -273,11 +275,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing(
     weight = dict(trainer.parameters)["model.norm.weight"]
     backward = Trainer._backward
 
-    def poisoned(self: Trainer, batch: Batch, trained: int) -> float:
-        loss = backward(self, batch, trained)
+    def poisoned(self: Trainer, loss: Tensor) -> None:
+        backward(self, loss)
         assert weight.grad is not None
         damage(weight.grad)
-        return loss
 
     monkeypatch.setattr(Trainer, "_backward", poisoned)
     with pytest.raises(NumericsError, match=r"Step 1: The gradient of model\.norm\.weight has the norm nan"):

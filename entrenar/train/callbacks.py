@@ -1,0 +1,165 @@
+"""Callbacks: what happens around the steps of a run, each given to the trainer when it is made.
+
+A callback hears run start, phases, steps, evaluations, checkpoints, an error and run end. One that raises stops the run
+with its error, of which all hear; the last checkpoint stays.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from entrenar.observe.events import metric
+from entrenar.train import checkpoint, interrupt, report
+from entrenar.train.evaluate import Evaluation
+from entrenar.train.folder import METRICS
+from entrenar.train.step import StepReport
+from entrenar.train.summary import SUMMARY, Summary
+
+if TYPE_CHECKING:
+    from entrenar.train.trainer import Trainer
+
+
+class Callback:
+    """Hears a run; a hook that is not overridden does nothing. Hooks are called in the order of the callbacks."""
+
+    def on_run_start(self, trainer: Trainer) -> None:
+        """Training begins, or continues."""
+
+    def on_phase(self, trainer: Trainer, phase: str) -> None:
+        """A phase of a step begins: forward and backward of each micro-batch, then reduce, clip and update."""
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        """A step is done; `report` is the last of `trainer.reports`."""
+
+    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        """The held-out set was evaluated after the step that `trainer.step` says."""
+
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+        """A checkpoint was written to `path`."""
+
+    def on_error(self, trainer: Trainer, error: BaseException) -> None:
+        """`error` (or a second Ctrl-C) ends the run; it is raised when every callback has heard of it."""
+
+    def on_run_end(self, trainer: Trainer) -> None:
+        """The last step is done, or a signal has asked to stop."""
+
+
+class Evaluate(Callback):
+    """Evaluates the held-out set every `every` steps, 0 being never."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Evaluate where it is due."""
+        if self.every and report.step % self.every == 0 and trainer.held_out:
+            trainer.evaluate()
+
+
+class SaveCheckpoints(Callback):
+    """Saves every `every` steps and every `minutes`, 0 being never, at the end where either is set, and at a signal."""
+
+    def __init__(self, every: int, minutes: float) -> None:
+        self.every, self.minutes = every, minutes
+        self._last = 0.0
+
+    def on_run_start(self, trainer: Trainer) -> None:
+        """Begin to count the minutes."""
+        self._last = time.monotonic()
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Save where it is due."""
+        if self._is_due(report.step, trainer.config.training.steps) or interrupt.asked():
+            trainer.save()
+
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+        """Count the minutes anew."""
+        self._last = time.monotonic()
+
+    def on_run_end(self, trainer: Trainer) -> None:
+        """Save what a signal since the last look would lose."""
+        if interrupt.asked() and trainer.step > trainer.saved:
+            trainer.save()
+
+    def _is_due(self, step: int, last: int) -> bool:
+        if step == last:
+            return bool(self.every or self.minutes)
+        by_time = self.minutes and time.monotonic() - self._last >= 60 * self.minutes
+        return bool(by_time or (self.every and step % self.every == 0))
+
+
+class Record(Callback):
+    """Writes metrics.csv and summary.json into `directory`, at every checkpoint and when it is told to; rank 0 alone.
+
+    `before` is the evaluation of the untrained model. FormatError where a file cannot be written.
+    """
+
+    def __init__(self, directory: Path, summary: Summary) -> None:
+        self.directory, self.summary = directory, summary
+        self.before: Evaluation | None = None
+
+    @property
+    def metrics(self) -> Path:
+        """Where metrics.csv is."""
+        return self.directory / METRICS
+
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+        """Write the steps that the checkpoint holds."""
+        self.write(trainer)
+
+    def write(self, trainer: Trainer, after: Evaluation | None = None) -> None:
+        """Write both files; `after` is the evaluation of the trained model."""
+        if trainer.communicator.rank:
+            return
+        self.summary.run = trainer.run_id
+        with checkpoint.writing(self.metrics):
+            report.write_metrics(self.metrics, trainer.reports)
+            self.summary.write(self.directory / SUMMARY, trainer.reports, self.before, after)
+
+
+class Display(Callback):
+    """Shows the steps: a progress bar, or lines every few steps where the output is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._open = ExitStack()
+
+    def on_run_start(self, trainer: Trainer) -> None:
+        """Begin to show."""
+        steps = report.steps(self.console, trainer.config.training.steps, trainer.step)
+        self._show = self._open.enter_context(steps)
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Show a step."""
+        self._show(report)
+
+    def on_run_end(self, trainer: Trainer) -> None:
+        """Leave the terminal as it was."""
+        self._open.close()
+
+    def on_error(self, trainer: Trainer, error: BaseException) -> None:
+        """Leave the terminal as it was; where that cannot be written, it is the error that is said."""
+        with suppress(OSError):
+            self._open.close()
+
+
+class Metrics(Callback):
+    """Emits what a step reports as events."""
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Emit the figures of a step."""
+        metric("entrenar_step_duration_seconds", report.seconds, step=report.step)
+        metric("entrenar_step_loss", report.loss, step=report.step)
+        metric("entrenar_step_gradient_norm", report.grad_norm, step=report.step)
+        metric("entrenar_step_learning_rate", report.learning_rate, step=report.step)
+        metric("entrenar_step_tokens", report.tokens, step=report.step)
+        metric("entrenar_step_trained_tokens", report.trained_tokens, step=report.step)
+
+    def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        """Emit the held-out loss."""
+        metric("entrenar_held_out_loss", evaluation.loss, step=trainer.step)
