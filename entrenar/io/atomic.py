@@ -1,7 +1,7 @@
 """Outputs that are whole or absent: written under a temporary name in their place's file system, flushed, renamed.
 
 A temporary name (`.NAME.XXXXXXXX.part`) is locked while it is in use, so that what a killed process left is told from
-what another one writes, and removed by the next write of that name.
+what another one writes, and removed by the next write of that name, or by `tidy`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from entrenar.errors import FormatError
 
 PART = ".part"
+SHARED = "entrenar"  # the stem of a temporary folder in a folder that was there before
 
 
 def sync(path: Path) -> None:
@@ -123,7 +124,7 @@ def _remove(part: Path) -> None:
 
 def _tidy(folder: Path, stem: str) -> None:
     """Remove the temporary names in `folder`, whose stems match, that no living process holds."""
-    pattern = re.compile(rf"\.{stem}\.[0-9a-f]{{8}}{re.escape(PART)}")
+    pattern = re.compile(rf"\.(?:{stem})\.[0-9a-f]{{8}}{re.escape(PART)}")
     for part in [entry for entry in folder.iterdir() if pattern.fullmatch(entry.name)]:
         with _locked(part, fcntl.LOCK_EX | fcntl.LOCK_NB) as ours:
             if ours:
@@ -146,9 +147,20 @@ def _part(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
             if not _is_part(path.parent) and gate.enter_context(_locked(path.parent, fcntl.LOCK_EX)):
                 _tidy(path.parent, re.escape(path.name))
             part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
-            make(part)
-            held.callback(_remove, part)
+            held.callback(_remove, part)  # before it is there: a signal may come at any line
+            try:
+                make(part)
+            except FileExistsError:  # another's
+                held.pop_all()
+                raise
             held.enter_context(_locked(part, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        yield part
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """A new file beside `path` for the block to write and rename; what is left of it goes. Raises OSError."""
+    with _part(path, _new_file) as part:
         yield part
 
 
@@ -229,7 +241,10 @@ def atomic_files(directory: str | Path, *, key: str | None = None, stale: Stale 
     with ExitStack() as made:
         with _refusals(directory):
             made.enter_context(made_folders(real.parent))
-            temporary = made.enter_context(_part(real / "entrenar" if real.exists() else real, Path.mkdir))
+            if real.exists():  # and was not when a process was killed
+                with suppress(OSError):  # a folder above that cannot be written
+                    tidy(real.parent, re.escape(real.name))
+            temporary = made.enter_context(_part(real / SHARED if real.exists() else real, Path.mkdir))
         with _named(temporary, directory):
             yield temporary
         with _refusals(directory):
@@ -268,7 +283,7 @@ def _install(temporary: Path, real: Path, key: str | None, stale: Stale) -> None
         for name, place in places.items():
             if place.parent not in rooms:
                 parts.enter_context(made_folders(place.parent))
-                rooms[place.parent] = parts.enter_context(_part(place.parent / "entrenar", Path.mkdir))
+                rooms[place.parent] = parts.enter_context(_part(place.parent / SHARED, Path.mkdir))
             room = rooms[place.parent]
             if room != temporary:  # perhaps in another file system
                 shutil.copyfile(temporary / name, room / place.name)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from entrenar.errors import HubError
+from entrenar.io.atomic import temporary_file
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -154,14 +155,9 @@ def _mark(target: Path, package: Package) -> None:
     """Note that the file was verified, where nobody else could note it."""
     if not _is_ours(target.parent):
         return
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-        try:
-            file.write(_stamp(target, package))
-            file.flush()
-            Path(file.name).replace(_marker(target))
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with temporary_file(_marker(target)) as part:
+        part.write_bytes(_stamp(target, package))
+        part.replace(_marker(target))
 
 
 def _is_ours(folder: Path) -> bool:

@@ -161,6 +161,8 @@ def tidy(folder: Path) -> None:
     """Remove what a process killed while it saved left in `folder`."""
     with writing(folder):
         atomic.tidy(folder, r"step-\d+")
+        for path in steps_in(folder):
+            atomic.tidy(path, atomic.SHARED)
 
 
 @contextmanager

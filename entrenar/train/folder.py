@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from entrenar.errors import ConfigError, FormatError
+from entrenar.io import atomic
 from entrenar.io.atomic import made_folders, real_file, real_folder
 from entrenar.train import checkpoint
 from entrenar.train.config import TrainConfig
 from entrenar.train.summary import SUMMARY
 
+FOLDERS = ("adapter", "model", "checkpoint")
 LOCK, METRICS = ".entrenar.lock", "metrics.csv"
 RESULTS = (
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
@@ -34,7 +37,7 @@ def check(config: TrainConfig) -> None:
             f"checkpointing.directory is {directory}, whose ~ only a shell replaces, at the beginning of a word; "
             f"write the path in full, or ./{directory}."
         )
-    places = [(name, real_folder) for name in ("adapter", "model", "checkpoint")]
+    places = [(name, real_folder) for name in FOLDERS]
     for name, real in (*places, (METRICS, real_file), (SUMMARY, real_file)):
         try:
             real(directory / name)
@@ -76,6 +79,20 @@ def clear(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
+def tidy(directory: Path) -> None:
+    """Remove what killed runs left under temporary names, here and where links among the results lead."""
+    checkpoint.tidy(directory / "checkpoint")
+    with checkpoint.writing(directory):
+        names = (atomic.SHARED, *FOLDERS, METRICS, SUMMARY)
+        atomic.tidy(directory, "|".join(map(re.escape, names)))
+        for folder in ("adapter", "model"):
+            atomic.tidy(directory / folder, atomic.SHARED)
+        for path in (directory / name for name in RESULTS):
+            if path.is_symlink():
+                real = path.resolve()
+                atomic.tidy(real.parent, f"{atomic.SHARED}|{re.escape(real.name)}")
+
+
 def check_run(directory: Path, run: str) -> None:
     """FormatError where the summary of the folder is that of another run than the checkpoint's."""
     try:
@@ -101,6 +118,7 @@ def locked(directory: Path) -> Iterator[None]:
     with made_folders(real_folder(directory)):
         descriptor = _lock(directory)
         try:
+            tidy(directory)
             yield
         finally:
             (directory / LOCK).unlink(missing_ok=True)  # while it is held: nobody takes a name that is going

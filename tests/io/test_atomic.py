@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from entrenar.errors import FormatError
+from entrenar.io import atomic
 from entrenar.io.atomic import atomic_file, atomic_files
 
 FAILURES = [RuntimeError("no"), KeyboardInterrupt(), SystemExit(3)]
@@ -359,6 +363,60 @@ def test_a_process_killed_at_any_call_leaves_old_or_new_content_and_never_a_mixt
 
 
 @pytest.mark.chaos
+@pytest.mark.parametrize("writer", [atomic_file, atomic_files])
+def test_a_signal_while_a_temporary_name_is_made_leaves_nothing(
+    writer: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
+) -> None:
+    """Signal handlers run between any two bytecodes: each of them raises once."""
+    make: Any = atomic._part
+    making, count, before = (make.__wrapped__.__code__, atomic._new_file.__code__), 0, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if frame.f_code not in making:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            count -= 1
+            if count == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    for number in range(1, 1000):
+        count, entered = number, False
+        sys.settrace(trace)
+        try:
+            with writer(tmp_path / "out") as temporary:
+                sys.settrace(before)
+                entered = True
+                assert temporary.exists()
+        except KeyboardInterrupt:
+            assert not entered
+        finally:
+            sys.settrace(before)
+        if entered:
+            break
+        assert not list(tmp_path.iterdir()), number
+    assert number > 50
+
+
+@pytest.mark.chaos
+def test_what_a_killed_process_left_of_a_new_folder_goes_when_the_folder_is_there(tmp_path: Path) -> None:
+    part = tmp_path / ".model.0123abcd.part"
+    part.mkdir()
+    (part / "a").write_text("half")
+    (tmp_path / ".model.part").write_text("mine")
+    (tmp_path / ".models.0123abcd.part").write_text("of another output")
+    (tmp_path / "model").mkdir()
+    write(tmp_path / "model", a="1")
+    assert listing(tmp_path) == {
+        "model/a": b"1",
+        ".model.part": b"mine",
+        ".models.0123abcd.part": b"of another output",
+    }
+
+
+@pytest.mark.chaos
 def test_what_another_process_is_writing_is_not_tidied(tmp_path: Path) -> None:
     program = "import sys; from entrenar.io.atomic import *; "
     program += "c = atomic_files(sys.argv[1]); p = c.__enter__(); (p / 'a').write_text('1'); print(flush=True); "
@@ -377,6 +435,7 @@ def test_what_another_process_is_writing_is_not_tidied(tmp_path: Path) -> None:
 
 READER = """
 import pathlib, sys
+from entrenar.io import atomic
 from entrenar.io.atomic import atomic_files
 target = pathlib.Path(sys.argv[1])
 for number in range(100):

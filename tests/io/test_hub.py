@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import zipfile
 from dataclasses import replace
@@ -166,7 +165,7 @@ def test_a_cache_that_is_only_readable_serves(cache: Path, registry: Registry, m
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refused)
+    monkeypatch.setattr(hub, "temporary_file", refused)
     monkeypatch.setattr(hub, "_locked", refused)
     assert fetch(PACKAGE, progress=False).read_bytes() == CONTENT
     assert registry.calls == 1
@@ -529,6 +528,27 @@ def test_an_interrupted_download_leaves_nothing_in_the_way(number: int, cache: P
         assert "KeyboardInterrupt" in errors
         assert left(cache) == set()
     registry.does(DELIVER)
+    assert fetch(PACKAGE, progress=False).read_bytes() == CONTENT
+    assert left(cache) == KEPT
+
+
+KILLED_WHILE_MARKING = """
+import os, pathlib, signal
+rename = pathlib.Path.replace
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.replace = lambda path, to: die() if "sha256" in to.name else rename(path, to)
+"""
+
+
+@pytest.mark.chaos
+def test_a_process_killed_while_it_marks_the_file_leaves_nothing_after_the_next_fetch(
+    cache: Path, registry: Registry
+) -> None:
+    registry.does(DELIVER)
+    code = KILLED_WHILE_MARKING + FETCH.format(size=PACKAGE.size, sha=PACKAGE.sha256)
+    killed = subprocess.run([PYTHON, "-c", code], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(left(cache)) == 2, "the file, and a temporary name"
     assert fetch(PACKAGE, progress=False).read_bytes() == CONTENT
     assert left(cache) == KEPT
 
