@@ -4,8 +4,7 @@ Every operation of the model is timed where it stands. Backward is timed too: th
 as a leaf, so that its node can be walked alone once the operations after it have filled the leaf's gradient. That adds
 a copy of the gradient to residual additions, and spares norms and SwiGLU from being computed again for the adapters'
 gradients; the table's sum is printed beside the time of an untouched step to show what that amounts to. The adapters'
-share of a LoRA linear is its time without that of the same product run again, alone (or computed before, for several
-layers that read the same input).
+share of the linears is their time without that of the same frozen products run again.
 
 `--perf` samples an untouched step with Linux perf instead and prints percent by function.
 """
@@ -19,7 +18,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +27,12 @@ from timing import clock
 from entrenar import matmul_precision
 from entrenar.autograd import Tensor, no_grad, ops
 from entrenar.autograd.precision import auto_precision
-from entrenar.nn import layers as modules_of_llama
+from entrenar.nn import layers
 from entrenar.optim import AdamW, clip_grad_norm
 
-FROZEN, AGAIN = "frozen product of lora_linear", "again"
+FROZEN, LINEAR, AGAIN = "frozen products of grouped_linear", "grouped_linear", "again"
 OPERATIONS = (
-    "add", "attention", "embedding", "linear", "linear_cross_entropy", "lora_linear", "rms_norm", "rope", "swiglu"
+    "add", "attention", "embedding", "linear", "linear_cross_entropy", "rms_norm", "rope", "swiglu"
 )  # fmt: skip
 
 
@@ -45,7 +43,7 @@ class Profiler:
         self.seconds: dict[tuple[str, str], float] = defaultdict(float)
         self.calls: dict[tuple[str, str], int] = defaultdict(int)
         self.tape: list[tuple[str, Tensor, Tensor, tuple[Any, ...]]] = []
-        self.linear = ops.linear
+        self.linear, self.grouped_linear = ops.linear, ops.grouped_linear
 
     def time(self, name: str, phase: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """The function's result; its seconds are added to `name`'s."""
@@ -60,17 +58,26 @@ class Profiler:
 
         def call(*arguments: Any, **options: Any) -> Tensor:
             out = self.time(name, "forward", function, *arguments, **options)
-            if name == "lora_linear" and (len(arguments) < 7 or arguments[6] is None):
-                with no_grad():
-                    self.time(AGAIN, "forward", self.linear, *arguments[:2])
-            if not out.requires_grad:
-                return out
-            leaf = out.detach()
-            leaf.requires_grad = True
-            self.tape.append((name, out, leaf, arguments))
-            return leaf
+            return self.cut_off(name, out, arguments)
 
         return call
+
+    def cut_off(self, name: str, out: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+        """A leaf in the place of `out`, whose node is walked alone; `arguments` are those of the operation."""
+        if not out.requires_grad:
+            return out
+        leaf = out.detach()
+        leaf.requires_grad = True
+        self.tape.append((name, out, leaf, arguments))
+        return leaf
+
+    def grouped(self, x: Tensor, weights: Any, biases: Any = None, updates: Any = None) -> list[Tensor]:
+        """`grouped_linear`, timed once with the adapters and once without them."""
+        function = self.grouped_linear
+        outputs = self.time(LINEAR, "forward", function, x, weights, biases, updates)
+        with no_grad():
+            self.time(AGAIN, "forward", function, x, weights, biases)
+        return [self.cut_off(LINEAR, y, (x, weight)) for y, weight in zip(outputs, weights, strict=True)]
 
     def install(self) -> None:
         """Put the wrapped operations wherever the model looks them up."""
@@ -81,8 +88,7 @@ class Profiler:
             for module in modules:
                 if vars(module).get(name) is original:
                     setattr(module, name, replacement)
-        products = modules_of_llama.linear_products
-        modules_of_llama.linear_products = partial(self.time, FROZEN, "forward", products)
+        layers.grouped_linear = self.grouped
 
     def walk(self) -> None:
         """Backward, newest operation first."""
@@ -91,20 +97,20 @@ class Profiler:
             name, out, leaf, arguments = self.tape.pop()
             gradient, leaf.grad = leaf.grad, None
             self.time(name, "backward", out.backward, gradient)
-            if name == "lora_linear" and arguments[0].requires_grad:
+            if name == LINEAR and arguments[0].requires_grad:
                 x = arguments[0].detach()
                 x.requires_grad = True
                 again = self.linear(x, arguments[1])
                 self.time(AGAIN, "backward", again.backward, gradient)
 
     def split_adapters(self) -> None:
-        """Separate the adapters' part of LoRA linears from the frozen product."""
+        """Separate the adapters' part of the linears from their frozen products."""
         for phase in ("forward", "backward"):
             again = self.seconds.pop((AGAIN, phase), 0.0)
             self.seconds[FROZEN, phase] += again
             self.calls[FROZEN, phase] += self.calls.pop((AGAIN, phase), 0)
-            self.seconds["adapters of lora_linear", phase] = self.seconds.pop(("lora_linear", phase), 0.0) - again
-            self.calls["adapters of lora_linear", phase] = self.calls.pop(("lora_linear", phase), 0)
+            self.seconds["adapters of grouped_linear", phase] = self.seconds.pop((LINEAR, phase), 0.0) - again
+            self.calls["adapters of grouped_linear", phase] = self.calls.pop((LINEAR, phase), 0)
 
     def table(self, steps: int) -> str:
         """Milliseconds of a step by operation, the longest first."""

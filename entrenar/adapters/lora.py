@@ -15,8 +15,7 @@ import numpy as np
 
 from entrenar.adapters.peft_table import in_terms_of_peft, settings_of
 from entrenar.adapters.targets import END, check_pattern, first_matches, is_name, module_names, named
-from entrenar.autograd import Tensor, lora_linear
-from entrenar.autograd.ops.matmul import Product
+from entrenar.autograd import LowRankUpdate, Tensor
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.config import check_dataclass, nearest, option, shown
 from entrenar.errors import ConfigError
@@ -29,15 +28,16 @@ if TYPE_CHECKING:
 
 
 class LoRALinear(Linear):
-    """y = x W^T + scaling (dropout(x) A^T) B^T with W frozen, A (rank, in_features) and B (out_features, rank).
+    """y = x W^T + bias + scaling (dropout(x) A^T) B^T, A (rank, in_features), B (out_features, rank); W, bias frozen.
 
     A starts as kaiming-uniform noise and B as zeros (as PEFT does), so a new adapter changes nothing.
     """
 
     def __init__(self, base: Linear, rank: int, scaling: float, dropout: float, rng: np.random.Generator) -> None:
-        super().__init__(base.weight)
-        if isinstance(base.weight, Tensor):
-            base.weight.requires_grad = False
+        super().__init__(base.weight, base.bias)
+        for weight in (base.weight, base.bias):
+            if isinstance(weight, Tensor):
+                weight.requires_grad = False
         self.rank, self.scaling, self.dropout = rank, scaling, dropout
         self.training = True
         bound = 1.0 / math.sqrt(self.in_features)
@@ -48,19 +48,21 @@ class LoRALinear(Linear):
     def own_weights(self) -> Iterator[tuple[str, Weight]]:
         """The base weight under its own name, and the adapter's under PEFT's."""
         yield "weight", self.weight
+        if self.bias is not None:
+            yield "bias", self.bias
         yield "lora_A.weight", self.lora_A
         yield "lora_B.weight", self.lora_B
 
-    def __call__(self, x: Tensor, product: Product | None = None) -> Tensor:
+    def terms(self) -> tuple[Weight, Tensor | None, LowRankUpdate | None]:
         dropout = self.dropout if self.training else 0.0
-        return lora_linear(x, self.weight, self.lora_A, self.lora_B, self.scaling, dropout, product)
+        return self.weight, self.bias, LowRankUpdate(self.lora_A, self.lora_B, self.scaling, dropout)
 
     def merged(self) -> Linear:
         """A float32 linear with W + scaling B A; a W in codes or bfloat16 is dequantized for it."""
         base = self.weight.dequantize() if isinstance(self.weight, QuantizedTensor) else self.weight.numpy()
         weight = base.astype(np.float32)
         weight += np.float32(self.scaling) * (self.lora_B.numpy() @ self.lora_A.numpy())
-        return Linear(Tensor.from_numpy(weight))
+        return Linear(Tensor.from_numpy(weight), self.bias)
 
 
 @dataclass

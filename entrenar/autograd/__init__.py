@@ -8,7 +8,7 @@ from entrenar.autograd.random import manual_seed
 from entrenar.autograd.tape import backward, checkpoint, enable_grad, grad_enabled, no_grad
 from entrenar.autograd.tensor import Tensor, empty_cache, memory_stats, register_operators, reset_peak_memory
 
-register_operators(ops)
+register_operators(ops, backward)
 
 __all__ = [
     "OPS",

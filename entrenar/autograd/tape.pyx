@@ -8,7 +8,9 @@ import functools
 from libc.string cimport memcpy
 
 from entrenar._kernels.elementwise cimport add_to
-from entrenar.autograd.tensor cimport Node, Tensor, alias, as_tensor, check_float32, new_like, same_shape
+from entrenar.autograd.tensor cimport (
+    Node, Tensor, alias, as_tensor, check_float32, new_like, same_shape, set_unread_product, unread_product,
+)
 
 from entrenar.autograd import random
 from entrenar.errors import GraphError, ShapeError
@@ -16,8 +18,12 @@ from entrenar.errors import GraphError, ShapeError
 cdef extern from *:
     """
     static _Thread_local int recording_off = 0;
+    static _Thread_local int tracing = 0;  // a checkpointed function runs: its linears are numbered
+    static _Thread_local unsigned int last_product = 0, first_product = 0, unneeded_product = 0;
     """
     int recording_off
+    bint tracing
+    unsigned int last_product, first_product, unneeded_product
 
 cdef unsigned long long last_sequence = 0
 cdef unsigned long long last_walk = 0
@@ -34,7 +40,7 @@ cdef bint wants_grad(Tensor t) noexcept:
 cdef tuple _without_memory(tuple inputs, tuple saved):
     """`inputs`, where a computed tensor that is not saved is replaced by its shape and origin: its memory can go."""
     cdef Tensor tensor, shell
-    cdef list kept = []
+    cdef list replaced = []
     cdef bint changed = False
     for item in inputs:
         tensor = item
@@ -46,8 +52,8 @@ cdef tuple _without_memory(tuple inputs, tuple saved):
             shell.needs_grad = True
             item = shell
             changed = True
-        kept.append(item)
-    return tuple(kept) if changed else inputs
+        replaced.append(item)
+    return tuple(replaced) if changed else inputs
 
 
 cdef bint _holds(tuple saved, Tensor tensor):
@@ -57,15 +63,15 @@ cdef bint _holds(tuple saved, Tensor tensor):
     return False
 
 
-cdef object keep(Tensor x):
+cdef object save_for_backward(Tensor x):
     """What a node saves to have x in its backward: x, or the node that computed it where that is cheap to do again."""
     if x.node is not None and x.node.recomputes:
         return x.node
     return x
 
 
-cdef Tensor kept(object saved):
-    """The tensor that `keep` stood for; one that is computed again is shared until its node is released."""
+cdef Tensor saved_tensor(object saved):
+    """The tensor that `save_for_backward` stood for; one that is computed again is shared until its node is released."""
     cdef Node node
     if isinstance(saved, Tensor):
         return <Tensor> saved
@@ -284,6 +290,7 @@ cdef int _take_back(Tensor original, Tensor copy) except -1:
 
 cdef class CheckpointNode(Node):
     """Saves a function and its inputs instead of what the function's own nodes would save."""
+    cdef unsigned int unneeded_product  # the linear whose value only the output needs, from 1; 0 where there is none
 
     cdef int backward(self, Tensor grad) except -1:
         function, args, random_state = self.saved
@@ -299,15 +306,19 @@ cdef class CheckpointNode(Node):
     cdef int replay(self, Tensor grad, object function, list args, object random_state) except -1:
         cdef Tensor out
         cdef unsigned long long since = last_sequence
+        cdef unsigned int unread = 0
         now = random.get_state()
         random.set_state(random_state)
         try:
             with enable_grad():
-                out = function(*args)
+                out = traced(function, args, self.unneeded_product, &unread)
         finally:
             random.set_state(now)
         if not same_shape(out, grad):
             raise GraphError(f"checkpoint: the function gave shape {out.shape} when run again, and {grad.shape} before.")
+        if self.unneeded_product != 0 and unread != self.unneeded_product:
+            raise GraphError("checkpoint: the function made other operations when run again; it must depend on its "
+                             "arguments and the random state alone.")
         if out.node is None:
             return add_grad(out, grad)
         nodes = _reachable(out.node, since)
@@ -316,26 +327,62 @@ cdef class CheckpointNode(Node):
         return _walk(nodes)
 
 
-def checkpoint(function, *args, again=None):
-    """`function(*args)`, a Tensor, keeping only `args`: backward runs `function` again to get what it needs.
+cdef bint leaves_out_product(Tensor out) noexcept:
+    """Whether a linear need not compute its `out`: checkpoint runs a function again, and nothing reads this value."""
+    global last_product
+    if not tracing:
+        return False
+    last_product += 1
+    out.product = last_product
+    set_unread_product(last_product)
+    return last_product - first_product == unneeded_product
 
-    Trades one more forward pass of the block for its activations (Chen et al., "Training Deep Nets with Sublinear
-    Memory Cost", 2016). The random state is replayed, so dropout draws the same masks; gradients have the same bits
-    as without. Parameters that `function` closes over receive their gradients as usual. `again` takes the place of
-    `function` in backward: it must record the same operations, and may leave the value of the last one out, which
-    nothing reads.
+
+cdef Tensor traced(object function, object args, unsigned int unneeded, unsigned int* unread):
+    """function(*args) without the value of its linear number `unneeded` (from 1; 0 for none).
+
+    `unread` is the number of the newest linear whose value nothing read but additions and reshapes into the result.
     """
+    global tracing, first_product, unneeded_product
+    cdef bint tracing_before = tracing
+    cdef unsigned int first_before = first_product, unneeded_before = unneeded_product
+    tracing, first_product, unneeded_product = True, last_product, unneeded
+    set_unread_product(0)
+    try:
+        result = function(*args)
+        if not isinstance(result, Tensor):
+            raise GraphError(f"checkpoint: the function must return one Tensor, not {type(result).__name__}.")
+        if (<Tensor> result).product != 0 and (<Tensor> result).product == unread_product():
+            unread[0] = (<Tensor> result).product - first_product
+    finally:
+        tracing, first_product, unneeded_product = tracing_before, first_before, unneeded_before
+        set_unread_product(0)  # what an outer checkpoint found may have been read inside
+    return <Tensor> result
+
+
+def checkpoint(function, *args):
+    """`function(*args)`, a Tensor, saving only `args`: backward runs `function` again to get what it needs.
+
+    Trades one more forward pass of the function for its activations (Chen et al., "Training Deep Nets with Sublinear
+    Memory Cost", 2016). The random state is replayed, so dropout draws the same masks; gradients have the same bits
+    as without. Parameters that `function` closes over receive their gradients as usual. Backward does not need the
+    function's output: where that is a linear's output, or a sum with it (a residual layer), the second run leaves that
+    product out. Raises GraphError where the function returns no Tensor or is another one when run again.
+    """
+    cdef unsigned int unread = 0
+    cdef Tensor out
+    cdef CheckpointNode node
     if recording_off:
-        return function(*args)
+        result = function(*args)
+        set_unread_product(0)  # as where it is recorded
+        return result
     random_state = random.get_state()
     with no_grad():
-        result = function(*args)
-    if not isinstance(result, Tensor):
-        raise GraphError(f"checkpoint: the function must return one Tensor, not {type(result).__name__}.")
-    cdef Tensor out = alias(<Tensor> result)
-    cdef CheckpointNode node = CheckpointNode.__new__(CheckpointNode)
+        out = alias(traced(function, args, 0, &unread))
+    node = CheckpointNode.__new__(CheckpointNode)
+    node.unneeded_product = unread
     return record(out, node, tuple([item if isinstance(item, Tensor) else None for item in args]),
-                  (function if again is None else again, args, random_state))
+                  (function, args, random_state))
 
 
 class no_grad:

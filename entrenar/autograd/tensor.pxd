@@ -33,6 +33,7 @@ cdef class Tensor:
     cdef int kind  # FLOAT32 or BFLOAT16
     cdef bint needs_grad
     cdef bint gradient_owned
+    cdef unsigned int product  # the newest linear whose value is only copied or added into this one; see checkpoint
     cdef Py_ssize_t dims[MAX_DIMS]
     cdef Py_ssize_t strides_bytes[MAX_DIMS]
     cdef readonly Py_ssize_t size
@@ -49,6 +50,10 @@ cdef Tensor new_scalar(float value)
 cdef Tensor alias(Tensor t)
 cdef Tensor alias_as(Tensor t, int ndim, const Py_ssize_t* dims)
 cdef Tensor as_tensor(object x)
+cdef Tensor check_dtype(Tensor t, str op, str name)
 cdef Tensor check_float32(Tensor t, str op, str name)
+cdef void note_read(Tensor t) noexcept
+cdef unsigned int unread_product() noexcept
+cdef void set_unread_product(unsigned int number) noexcept
 cdef bint same_shape(Tensor a, Tensor b) noexcept
 cdef str shape_str(Tensor t)

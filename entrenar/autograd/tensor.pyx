@@ -19,10 +19,17 @@ cdef extern from "allocator.h" nogil:
     size_t allocator_cached()
     void allocator_reset_peak()
 
+cdef extern from *:
+    """
+    static _Thread_local unsigned int unread = 0;
+    """
+    unsigned int unread
+
 cdef double MAX_BYTES = 2.0 ** 62
 
 cdef object bfloat16_type = None  # ml_dtypes.bfloat16, imported when the first bf16 tensor is seen
-cdef object operators = None      # entrenar.autograd.ops, which registers itself: operators live a floor above
+cdef object operators = None      # entrenar.autograd.ops: operators live a floor above
+cdef object walk_backward = None  # entrenar.autograd.tape.backward, likewise
 
 
 cdef object _bfloat16():
@@ -149,10 +156,34 @@ cdef Tensor as_tensor(object x):
     return Tensor(x)
 
 
-cdef Tensor check_float32(Tensor t, str op, str name):
+cdef Tensor check_dtype(Tensor t, str op, str name):
+    """t, which must be float32; its value is not read."""
     if t.kind != FLOAT32:
         raise ConfigError(f"{op}: {name} is bfloat16, which is a storage type of frozen weights only; pass float32.")
     return t
+
+
+cdef Tensor check_float32(Tensor t, str op, str name):
+    """t, which must be float32 and whose value is about to be read."""
+    check_dtype(t, op, name)
+    note_read(t)
+    return t
+
+
+cdef void note_read(Tensor t) noexcept:
+    """Tell checkpoint that the value of t is needed."""
+    if t.product != 0 and t.product == unread:
+        set_unread_product(0)
+
+
+cdef unsigned int unread_product() noexcept:
+    """The number of this thread's newest linear whose value nothing has read; 0 where there is none."""
+    return unread
+
+
+cdef void set_unread_product(unsigned int number) noexcept:
+    global unread
+    unread = number
 
 
 cdef bint same_shape(Tensor a, Tensor b) noexcept:
@@ -326,6 +357,7 @@ cdef class Tensor:
 
     def detach(self):
         """The same memory as a leaf without a gradient."""
+        note_read(self)
         return alias(self)
 
     def backward(self, gradient=None):
@@ -333,8 +365,7 @@ cdef class Tensor:
 
         `gradient` is the gradient of the final result with respect to this tensor; 1 where this is a scalar.
         """
-        from entrenar.autograd.tape import backward
-        backward(self, gradient)
+        walk_backward(self, gradient)
 
     def zero_grad(self):
         """Forget the gradient."""
@@ -344,6 +375,7 @@ cdef class Tensor:
     def __getbuffer__(self, Py_buffer* view, int flags):
         if self.storage.readonly and flags & PyBUF_WRITABLE:
             raise BufferError("This tensor shares read-only memory; copy it with Tensor(tensor) to write.")
+        note_read(self)
         view.buf = self.data
         view.obj = self
         view.len = self.nbytes
@@ -454,10 +486,11 @@ cdef class Tensor:
         return operators.max(self, axis, keepdims)
 
 
-def register_operators(namespace):
-    """Give Tensor's operators their functions (called once by entrenar.autograd)."""
-    global operators
+def register_operators(namespace, backward):
+    """Give Tensor's operators and its `backward` their functions (called once by entrenar.autograd)."""
+    global operators, walk_backward
     operators = namespace
+    walk_backward = backward
 
 
 def memory_stats():

@@ -7,7 +7,6 @@ the half-split rotary embedding are those of Hugging Face transformers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,10 +22,9 @@ from entrenar.autograd import (
     rope_table,
     swiglu,
 )
-from entrenar.autograd.ops.matmul import unread_product
 from entrenar.errors import ConfigError, ShapeError
 from entrenar.models.config import LLaMAConfig
-from entrenar.nn.layers import Embedding, Linear, RMSNorm, together
+from entrenar.nn.layers import Embedding, Linear, RMSNorm, grouped
 from entrenar.nn.module import Module, Weight
 
 if TYPE_CHECKING:
@@ -67,7 +65,7 @@ class Attention(Module):
         self, x: Tensor, rotary: RotaryEmbedding, cu_seqlens: np.ndarray | None, cache: LayerCache | None
     ) -> Tensor:
         batch, length, _ = x.shape
-        q, k, v = together(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = grouped(x, self.q_proj, self.k_proj, self.v_proj)
         q = rotary(q.reshape(batch, length, self.heads, self.head_dim))
         k = rotary(k.reshape(batch, length, self.kv_heads, self.head_dim))
         v = v.reshape(batch, length, self.kv_heads, self.head_dim)
@@ -87,9 +85,8 @@ class MLP(Module):
         self.up_proj = Linear(weights(f"{prefix}.up_proj.weight", (inner, hidden)))
         self.down_proj = Linear(weights(f"{prefix}.down_proj.weight", (hidden, inner)))
 
-    def __call__(self, x: Tensor, read: bool = True) -> Tensor:
-        inner = swiglu(*together(x, self.gate_proj, self.up_proj))
-        return self.down_proj(inner, None if read else unread_product(inner, self.down_proj.weight))
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.down_proj(swiglu(*grouped(x, self.gate_proj, self.up_proj)))
 
 
 def _norm(config: LLaMAConfig, name: str, weights: WeightSource) -> RMSNorm:
@@ -113,11 +110,9 @@ class DecoderLayer(Module):
         rotary: RotaryEmbedding,
         cu_seqlens: np.ndarray | None = None,
         cache: LayerCache | None = None,
-        read: bool = True,
     ) -> Tensor:
-        """The residual stream after this layer; where it is not `read`, the last product is left out of it."""
         x = x + self.self_attn(self.input_layernorm(x), rotary, cu_seqlens, cache)
-        return x + self.mlp(self.post_attention_layernorm(x), read)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Backbone(Module):
@@ -207,7 +202,7 @@ class Decoder(Module):
             if caches is not None:
                 x = layer(x, rotary, None, caches[index])
             elif index < recomputed:  # the first: by the time backward comes to them the others' activations are free
-                x = checkpoint(layer, x, rotary, cu_seqlens, again=partial(layer, read=False))
+                x = checkpoint(layer, x, rotary, cu_seqlens)
             else:
                 x = layer(x, rotary, cu_seqlens)
         return self.model.norm(x)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from entrenar.autograd import Tensor, embedding, linear, rms_norm
-from entrenar.autograd.ops.matmul import Product, linear_products
+from entrenar.autograd import LowRankUpdate, Tensor, embedding, grouped_linear, rms_norm
 from entrenar.nn.module import Module, Weight
 
 
 class Linear(Module):
-    """y = x W^T with W (out_features, in_features) in float32, bfloat16 or codes."""
+    """y = x W^T + bias with W (out_features, in_features) in float32, bfloat16 or codes, and bias (out_features,).
 
-    def __init__(self, weight: Weight) -> None:
-        self.weight = weight
+    An adapter is a subclass: it changes the input in `prepare`, the product in `terms`, or the output in `finish`.
+    """
+
+    def __init__(self, weight: Weight, bias: Tensor | None = None) -> None:
+        self.weight, self.bias = weight, bias
 
     @property
     def out_features(self) -> int:
@@ -25,15 +27,35 @@ class Linear(Module):
         """Columns of the weight."""
         return self.weight.shape[1]
 
-    def __call__(self, x: Tensor, product: Product | None = None) -> Tensor:
-        """y; `product` is x W^T where `together` computed it."""
-        return linear(x, self.weight, product=product)
+    def prepare(self, x: Tensor) -> Tensor:
+        """What is multiplied by W^T in the place of x (..., in_features)."""
+        return x
+
+    def terms(self) -> tuple[Weight, Tensor | None, LowRankUpdate | None]:
+        """The weight, the bias and the low-rank update of the product, as `grouped_linear` takes them."""
+        return self.weight, self.bias, None
+
+    def finish(self, y: Tensor) -> Tensor:
+        """The output of the layer from the product's y (..., out_features)."""
+        return y
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return grouped(x, self)[0]
 
 
-def together(x: Tensor, *layers: Linear) -> list[Tensor]:
-    """What each of the layers makes of the same x, which is packed for their multiplications once."""
-    products = linear_products(x, [layer.weight for layer in layers])
-    return [layer(x, product) for layer, product in zip(layers, products, strict=True)]
+def grouped(x: Tensor, *layers: Linear) -> list[Tensor]:
+    """The output of each layer for the same x, which is packed once for all that multiply x itself."""
+    inputs = [layer.prepare(x) for layer in layers]
+    if all(item is x for item in inputs):
+        weights, biases, updates = zip(*(layer.terms() for layer in layers), strict=True)
+        products = grouped_linear(x, weights, biases, updates)
+    else:
+        terms = [layer.terms() for layer in layers]
+        products = [
+            grouped_linear(item, [weight], [bias], [update])[0]
+            for item, (weight, bias, update) in zip(inputs, terms, strict=True)
+        ]
+    return [layer.finish(y) for layer, y in zip(layers, products, strict=True)]
 
 
 class Embedding(Module):

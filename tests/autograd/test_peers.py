@@ -339,6 +339,24 @@ PEERS += [
         seeded(lambda x, w, a, b: autograd.lora_linear(x, w, a, b, 0.5, dropout=0.25)),
         lambda x, w, a, b: F.linear(x, w) + 0.5 * F.linear(F.linear(x * torch.tensor(kept((18, 40), 0.25)), a), b),
     ),
+    Peer(
+        "lora_linear",
+        "bias",
+        normal((18, 40), (33, 40), (4, 40), (33, 4), (33,)),
+        lambda x, w, a, b, bias: autograd.lora_linear(x, w, a, b, 0.5, bias=bias),
+        lambda x, w, a, b, bias: F.linear(x, w, bias) + 0.5 * F.linear(F.linear(x, a), b),
+    ),
+    Peer(
+        "grouped_linear",
+        "biases, and adapters on one",
+        normal((18, 40), (33, 40), (17, 40), (33,), (17,), (4, 40), (17, 4)),
+        lambda x, w, v, b, c, low, up: autograd.concatenate(
+            autograd.grouped_linear(x, [w, v], [b, c], [None, autograd.LowRankUpdate(low, up, 0.5)]), axis=-1
+        ),
+        lambda x, w, v, b, c, low, up: torch.cat(
+            [F.linear(x, w, b), F.linear(x, v, c) + 0.5 * F.linear(F.linear(x, low), up)], dim=-1
+        ),
+    ),
 ]
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +23,7 @@ from entrenar.autograd import (
     no_grad,
     random,
 )
-from entrenar.autograd.ops.matmul import unread_product
-from entrenar.errors import ConfigError, GraphError, ShapeError
+from entrenar.errors import GraphError, ShapeError
 
 
 @pytest.fixture(autouse=True)
@@ -421,155 +418,6 @@ def test_deep_graphs_overflow_no_stack_in_backward_or_when_dropped() -> None:
     """In a process of its own: a stack overflow is a crash, not an exception."""
     result = subprocess.run([sys.executable, "-c", DEEP], capture_output=True, text=True, timeout=300, check=False)
     assert (result.returncode, result.stdout.strip()) == (0, "done"), result.stderr[-2000:]
-
-
-# ---------------------------------------------------------------------------------- checkpoint
-def network(parameters: list[Tensor], run: Callable[..., Tensor]) -> Tensor:
-    """Four decoder layers with dropout, each through `run`."""
-    x = parameters[0]
-    for w in parameters[1:]:
-        block = run(lambda h, w=w: dropout(autograd.gelu(autograd.linear(h, w)), 0.2) + dropout(h, 0.1) * h, x)
-        x = x + block
-    return x
-
-
-def gradients_of(run: Callable[..., Tensor]) -> list[bytes]:
-    manual_seed(11)
-    parameters = [normal(6, 10)] + [normal(10, 10, seed=i) for i in range(1, 5)]
-    out = network(parameters, run)
-    after = dropout(out, 0.5)  # the random state goes on as if nothing were special
-    (after * after).sum().backward()
-    return [out.numpy().tobytes(), after.numpy().tobytes(), *(p.grad.numpy().tobytes() for p in parameters)]
-
-
-@pytest.mark.gradient
-def test_checkpoint_gives_the_same_bits_with_dropout_and_closed_over_parameters() -> None:
-    assert gradients_of(checkpoint) == gradients_of(lambda block, x: block(x))
-
-
-@pytest.mark.gradient
-def test_nested_checkpoints_give_the_same_bits() -> None:
-    def nested(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        def middle(h: Tensor) -> Tensor:
-            return dropout(checkpoint(lambda t: dropout(checkpoint(block, t), 0.3) * t, h), 0.2)
-
-        return checkpoint(middle, x)
-
-    def plain(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return dropout(dropout(block(x), 0.3) * x, 0.2)
-
-    assert gradients_of(nested) == gradients_of(plain)
-
-
-@pytest.mark.gradient
-def test_checkpoint_takes_several_arguments_of_any_kind() -> None:
-    def block(a: Tensor, factor: float, b: Tensor, frozen: Tensor, options: dict[str, Any]) -> Tensor:
-        return (a * factor + a * b * frozen) ** options["power"]
-
-    results = []
-    for run in (checkpoint, lambda function, *args: function(*args)):
-        a, b, frozen = normal(5), normal(5, seed=1), normal(5, seed=2, requires_grad=False)
-        shared = a * 2.0
-        out = run(block, shared, 3.0, b, frozen, {"power": 2}) + shared
-        out.backward(np.ones(5))
-        assert frozen.grad is None
-        results.append([t.numpy().tobytes() for t in (out, a.grad, b.grad)])
-    assert results[0] == results[1]
-
-
-@pytest.mark.gradient
-def test_checkpoint_of_one_tensor_in_two_roles_adds_both_gradients() -> None:
-    x = leaf(3.0)
-    checkpoint(lambda a, b: a * b, x, x).backward()
-    assert x.grad.tolist() == [6.0]
-    y = leaf(3.0)
-    checkpoint(lambda t: t, y * 2.0).backward()  # a block that returns its argument
-    assert y.grad.tolist() == [2.0]
-    z = leaf(3.0)
-    checkpoint(lambda t: z, y).backward()  # or a parameter
-    assert z.grad.tolist() == [1.0]
-
-
-@pytest.mark.unit
-def test_checkpoint_records_nothing_where_nothing_is_recorded() -> None:
-    calls = []
-
-    def block(t: Tensor) -> Tensor:
-        calls.append(grad_enabled())
-        return t * 2.0
-
-    with no_grad():
-        assert not checkpoint(block, leaf(1.0)).requires_grad
-    x = leaf(1.0)
-    checkpoint(block, x).backward()
-    assert calls == [False, False, True]
-    assert x.grad.tolist() == [2.0]
-
-
-@pytest.mark.unit
-def test_checkpoint_refuses_computed_tensors_that_are_no_arguments() -> None:
-    """Their part of the graph would be walked twice, or out of order: wrong sums, silently."""
-    x, y = leaf(2.0), leaf(3.0)
-    hidden = x * 2.0
-    out = checkpoint(lambda t: t * hidden, y) + hidden * 3.0
-    with pytest.raises(GraphError, match=r"computed outside of it; pass it as an argument, or detach\(\) it"):
-        out.backward()
-    hidden = x * 2.0
-    (checkpoint(lambda t, h: t * h, y, hidden) + hidden * 3.0).backward()
-    assert (x.grad.tolist(), y.grad.tolist()) == ([2 * 3 + 6.0], [4.0])
-    y.zero_grad()
-    checkpoint(lambda t: t * hidden.detach(), y).backward()
-    assert y.grad.tolist() == [4.0]
-
-
-@pytest.mark.unit
-def test_checkpoint_says_what_is_wrong_with_its_function() -> None:
-    with pytest.raises(GraphError, match="must return one Tensor, not tuple"):
-        checkpoint(lambda t: (t, t), leaf(1.0))
-    lengths = iter([2, 3])
-    out = checkpoint(lambda t: autograd.concatenate([t] * next(lengths)), leaf(1.0))
-    with pytest.raises(GraphError, match=r"gave shape \(3,\) when run again, and \(2,\) before"):
-        out.sum().backward()
-
-
-@pytest.mark.unit
-def test_a_block_that_fails_when_run_again_leaves_the_random_state_alone() -> None:
-    fail = []
-
-    def block(t: Tensor) -> Tensor:
-        out = dropout(t, 0.5)
-        if fail:
-            raise ConfigError("broken block")
-        return out
-
-    out = checkpoint(block, leaf(*range(8)))
-    dropout(out, 0.5)
-    state = random.get_state()
-    fail.append(True)
-    with pytest.raises(ConfigError, match="broken block"):
-        out.sum().backward()
-    assert random.get_state() == state
-
-
-@pytest.mark.gradient
-def test_a_cheaper_function_may_be_run_again() -> None:
-    calls = []
-
-    def block(t: Tensor, cheap: bool = False) -> Tensor:
-        calls.append(cheap)
-        inner = t * t
-        weight = Tensor(np.full((2, 3), 0.5))
-        return autograd.linear(inner, weight, product=unread_product(inner, weight) if cheap else None)
-
-    x, other = leaf(1.0, -2.0, 3.0), leaf(1.0, -2.0, 3.0)
-    y = checkpoint(block, x, again=functools.partial(block, cheap=True))
-    assert calls == [False]
-    np.testing.assert_array_equal(y.numpy(), [7.0, 7.0])
-    (y * y).sum().backward()
-    assert calls == [False, True]
-    kept = block(other)
-    (kept * kept).sum().backward()
-    np.testing.assert_array_equal(x.grad.numpy(), other.grad.numpy())
 
 
 # ---------------------------------------------------------------------------------- the seed

@@ -13,9 +13,8 @@ import entrenar
 from entrenar import autograd
 from entrenar._kernels import cpu
 from entrenar._kernels.cpu import PRECISIONS
-from entrenar.autograd import QuantizedTensor, Tensor, memory_stats, random, reset_peak_memory
-from entrenar.autograd.ops.matmul import linear_products, unread_product
-from entrenar.errors import ConfigError, GraphError, ShapeError
+from entrenar.autograd import LowRankUpdate, QuantizedTensor, Tensor, memory_stats, random, reset_peak_memory
+from entrenar.errors import ConfigError, ShapeError
 
 from .cases.dropout import SEED, STEP, mask
 from .cases.matmul import tolerance
@@ -157,40 +156,84 @@ def test_products_of_one_x_are_those_of_each_weight(m: int, precision: str, tier
         alone = [autograd.linear(x, weight) for weight in weights]
         for count in (1, 2, 3):
             cpu.set_num_threads(count)
-            products = linear_products(x, weights)
-            for one, product, weight in zip(alone, products, weights, strict=True):
-                assert autograd.linear(x, weight, product=product).numpy().tobytes() == one.numpy().tobytes()
+            for one, grouped in zip(alone, autograd.grouped_linear(x, weights), strict=True):
+                assert grouped.numpy().tobytes() == one.numpy().tobytes()
+
+
+def every_gradient(outputs: list[Tensor], upstream: list[np.ndarray], inputs: list[Tensor]) -> list[bytes]:
+    """The bytes of the outputs and of the gradients that they give the inputs together."""
+    autograd.concatenate([y.reshape(-1) for y in outputs]).backward(np.concatenate([g.reshape(-1) for g in upstream]))
+    found = [t.numpy().tobytes() for t in (*outputs, *(t.grad for t in inputs))]
+    for t in inputs:
+        t.grad = None
+    return found
+
+
+@pytest.mark.gradient
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_grouped_linears_are_linear_and_lora_linear_one_by_one(dropout: float, tier: str, threads: None) -> None:
+    """Values and every gradient, bit for bit: with and without biases, frozen ones too, and adapters on some."""
+    arrays = normal(8, (7, 64), (33, 64), (17, 64), (4, 64), (17, 4), (33,), (17,), (9,))
+    x, w, v, a, b, bias, frozen_bias, other_bias = (Tensor(array, requires_grad=True) for array in arrays)
+    frozen_bias.requires_grad = False
+    nf4 = frozen_weight("nf4", 9, 64)[0]
+    upstream = normal(9, (7, 33), (7, 17), (7, 9))
+    inputs = [x, w, v, a, b, bias, other_bias]
+
+    random.manual_seed(3)
+    grouped = autograd.grouped_linear(
+        x, [w, v, nf4], [bias, frozen_bias, other_bias], [None, LowRankUpdate(a, b, 0.5, dropout), None]
+    )
+    found = every_gradient(grouped, upstream, inputs)
+    random.manual_seed(3)
+    single = [
+        autograd.linear(x, w, bias),
+        autograd.lora_linear(x, v, a, b, 0.5, dropout, frozen_bias),
+        autograd.linear(x, nf4, other_bias),
+    ]
+    assert found == every_gradient(single, upstream, inputs)
 
 
 @pytest.mark.unit
-def test_a_product_serves_one_layer_with_its_own_x_and_weight() -> None:
-    x, w = Tensor(np.ones((4, 8)), requires_grad=True), Tensor(np.ones((3, 8)))
-    (product,) = linear_products(x, [w])
-    wrong = r"the product was used before, or belongs to another x or weight"
-    with pytest.raises(GraphError, match=wrong):
-        autograd.linear(Tensor(np.ones((4, 8))), w, product=product)
-    with pytest.raises(GraphError, match=wrong):
-        autograd.lora_linear(x, Tensor(np.ones((3, 8))), np.ones((1, 8)), np.ones((3, 1)), 1.0, product=product)
-    assert autograd.linear(x, w, product=product).tolist() == np.full((4, 3), 8.0).tolist()
-    with pytest.raises(GraphError, match=wrong):
-        autograd.linear(x, w, product=product)
+@pytest.mark.parametrize("m", [0, 1, 5, 70])
+def test_a_bias_is_added_to_each_row_and_takes_the_sum_of_the_gradients(m: int, tier: str) -> None:
+    x, w, b, a, down, dy = normal(10, (m, 64), (33, 64), (33,), (4, 64), (33, 4), (m, 33))
+    bias = Tensor(b, requires_grad=True)
+    for weight in (Tensor(w), frozen_weight("nf4", 33, 64)[0]):
+        for with_bias, without in [
+            (autograd.linear(x, weight, bias), autograd.linear(x, weight)),
+            (autograd.lora_linear(x, weight, a, 0 * down, 1.0, 0.0, bias), autograd.linear(x, weight)),
+        ]:
+            assert with_bias.numpy().tobytes() == (without.numpy() + b).tobytes()
+            bias.grad = None
+            with_bias.backward(dy)
+            np.testing.assert_allclose(bias.grad.numpy(), dy.sum(0, dtype=np.float64), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.unit
+def test_groups_that_do_not_fit_are_refused() -> None:
+    x, w, bias = Tensor(np.ones((4, 8))), Tensor(np.ones((3, 8))), Tensor(np.ones(3))
+    update = LowRankUpdate(np.ones((1, 8)), np.ones((3, 1)), 1.0)
     with pytest.raises(ShapeError, match="9 weights, expected 1 to 8"):
-        linear_products(x, [w] * 9)
-    with pytest.raises(ShapeError, match="linear_products: x of shape"):
-        linear_products(Tensor(np.ones((4, 7))), [w])
-
-
-@pytest.mark.unit
-def test_products_take_only_weights_that_stay() -> None:
-    x, one, other = normal(3, (40, 128), (70, 128), (96, 128))
-    with pytest.raises(
-        ConfigError, match="linear_products: weight 1 is ndarray, expected a Tensor or a QuantizedTensor"
-    ):
-        linear_products(Tensor(x), [Tensor(one), other])
-    with pytest.raises(ConfigError, match="unread_product: the weight is ndarray, expected a Tensor or a Quantized"):
-        unread_product(Tensor(x), other)
-    with pytest.raises(ShapeError, match="unread_product: x of shape"):
-        unread_product(Tensor(x), Tensor(other[:, :5]))
+        autograd.grouped_linear(x, [w] * 9)
+    with pytest.raises(ShapeError, match="0 weights, expected 1 to 8"):
+        autograd.grouped_linear(x, [])
+    with pytest.raises(ShapeError, match="grouped_linear: x of shape"):
+        autograd.grouped_linear(Tensor(np.ones((4, 7))), [w])
+    with pytest.raises(ShapeError, match="1 biases for 2 weights"):
+        autograd.grouped_linear(x, [w, w], [bias])
+    with pytest.raises(ShapeError, match=r"bias has shape \(3, 1\), expected \(3,\)"):
+        autograd.grouped_linear(x, [w], [np.ones((3, 1))])
+    with pytest.raises(ShapeError, match="3 updates for 2 weights"):
+        autograd.grouped_linear(x, [w, w], None, [update] * 3)
+    with pytest.raises(ShapeError, match=r"lora_A \(1, 8\) and lora_B \(3, 1\) do not fit a weight of shape \(2, 8\)"):
+        autograd.grouped_linear(x, [np.ones((2, 8))], None, [update])
+    with pytest.raises(ConfigError, match="an update is int, expected a LowRankUpdate or None"):
+        autograd.grouped_linear(x, [w], None, [1])
+    with pytest.raises(ConfigError, match="weights must be a list, not Tensor"):
+        autograd.grouped_linear(x, w)
+    with pytest.raises(ConfigError, match="bias is bfloat16"):
+        autograd.linear(x, w, Tensor(np.ones(3), dtype="bfloat16"))
 
 
 @pytest.mark.unit

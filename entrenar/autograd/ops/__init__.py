@@ -6,7 +6,7 @@ from entrenar.autograd.ops.cross_entropy import cross_entropy, linear_cross_entr
 from entrenar.autograd.ops.dropout import dropout
 from entrenar.autograd.ops.elementwise import add, div, mul, neg, sub
 from entrenar.autograd.ops.embedding import embedding
-from entrenar.autograd.ops.matmul import linear, lora_linear, matmul
+from entrenar.autograd.ops.matmul import LowRankUpdate, grouped_linear, linear, lora_linear, matmul
 from entrenar.autograd.ops.norm import layer_norm, rms_norm
 from entrenar.autograd.ops.reduce import max, mean, sum
 from entrenar.autograd.ops.rope import rope, rope_table
@@ -14,6 +14,7 @@ from entrenar.autograd.ops.shape import concatenate, reshape, slice, transpose
 from entrenar.autograd.ops.softmax import log_softmax, softmax
 
 __all__ = [
+    "LowRankUpdate",
     "add",
     "attention",
     "cached_attention",
@@ -24,6 +25,7 @@ __all__ = [
     "embedding",
     "exp",
     "gelu",
+    "grouped_linear",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
@@ -55,4 +57,4 @@ __all__ = [
 ]
 
 # Every operation that computes a tensor from tensors: each has cases in tests/kernels/cases (swish is silu).
-OPS = tuple(name for name in __all__ if name not in ("rope_table", "swish"))
+OPS = tuple(name for name in __all__ if name not in ("LowRankUpdate", "rope_table", "swish"))

@@ -2,7 +2,7 @@
 from entrenar._kernels.elementwise cimport ADD, DIV, MUL, SUB, Binary, Broadcast, binary, plan_broadcast, scale
 from entrenar.autograd.ops.reduce cimport sum_to
 from entrenar.autograd.tape cimport add_grad, grad_buffer, record, wants_grad
-from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, check_float32, new_like, new_tensor, \
+from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, check_dtype, check_float32, new_like, new_tensor, \
     same_shape, shape_str
 
 from entrenar.errors import ShapeError
@@ -28,6 +28,11 @@ cdef void _apply(Binary op, Tensor out, Tensor a, Tensor b, bint accumulate) noe
     with nogil:
         plan_broadcast(&plan, out.ndim, out.dims, strides_a, strides_b)
         binary(op, out.data, a.data, b.data, &plan, accumulate)
+
+
+cdef void add_rows(Tensor out, Tensor row) noexcept:
+    """out (..., n) += row (n,), in place, without the graph"""
+    _apply(ADD, out, out, row, False)
 
 
 cdef Tensor _new_broadcast(Tensor a, Tensor b, str op):
@@ -107,10 +112,17 @@ cdef class NegNode(Node):
 
 
 cdef Tensor _binary(Binary op, object x, object y, str name):
-    cdef Tensor a = check_float32(as_tensor(x), name, "the first operand")
-    cdef Tensor b = check_float32(as_tensor(y), name, "the second operand")
-    cdef Tensor out = _new_broadcast(a, b, name)
+    cdef Tensor a = as_tensor(x), b = as_tensor(y), out
     cdef BinaryNode node
+    if op == ADD or op == SUB:  # their backward needs neither operand, so their values may be left out
+        check_dtype(a, name, "the first operand")
+        check_dtype(b, name, "the second operand")
+        out = _new_broadcast(a, b, name)
+        out.product = a.product if a.product > b.product else b.product
+    else:
+        check_float32(a, name, "the first operand")
+        check_float32(b, name, "the second operand")
+        out = _new_broadcast(a, b, name)
     _apply(op, out, a, b, False)
     if wants_grad(a) or wants_grad(b):
         node = BinaryNode.__new__(BinaryNode)

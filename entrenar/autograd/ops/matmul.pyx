@@ -1,4 +1,4 @@
-"""matmul, linear and lora_linear: products of matrices, with the weight of a linear in any source format."""
+"""matmul, linear, grouped_linear and lora_linear: products of matrices, with the weight of a linear in any source format."""
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
@@ -19,7 +19,11 @@ from entrenar._kernels.gemm cimport (
 from entrenar._kernels.simd.matrix_view cimport WEIGHT_BF16, matrix_view
 from entrenar.autograd.quantized cimport QuantizedTensor
 from entrenar.autograd.random cimport next_stream, random_key
-from entrenar.autograd.tape cimport grad_buffer, grad_pointer, keep, kept, record, wants_grad
+from entrenar.autograd.ops.elementwise cimport add_rows
+from entrenar.autograd.ops.reduce cimport sum_to
+from entrenar.autograd.tape cimport (
+    grad_buffer, grad_pointer, leaves_out_product, record, save_for_backward, saved_tensor, wants_grad,
+)
 from entrenar.autograd.tensor cimport (
     BFLOAT16,
     MAX_DIMS,
@@ -30,9 +34,10 @@ from entrenar.autograd.tensor cimport (
     new_like,
     new_matrix,
     new_tensor,
+    note_read,
 )
 
-from entrenar.errors import ConfigError, GraphError, MemoryBudgetError, ShapeError
+from entrenar.errors import ConfigError, MemoryBudgetError, ShapeError
 
 
 cdef int check_scratch(int status, str op) except -1:
@@ -48,6 +53,7 @@ cdef int matrix_view_of(object weight, str op, matrix_view* s, Py_ssize_t* n, Py
         n[0], k[0] = weight.shape
         return 0
     t = as_tensor(weight)
+    note_read(t)
     if t.ndim != 2:
         raise ShapeError(f"{op}: the weight has shape {t.shape}, expected (out_features, in_features).")
     n[0] = t.dims[0]
@@ -85,88 +91,105 @@ cdef Tensor checked_input(object x, str op, Py_ssize_t n, Py_ssize_t k):
     return t
 
 
-# ---------------------------------------------------------------- several products of one x
+# ---------------------------------------------------------------- linear, grouped and with low-rank updates
 cdef enum:
     MAX_GROUP = 8
 
 
-cdef class Product:
-    """x weight^T for one x and one weight, which one `linear` or `lora_linear` turns into its output."""
-    cdef Tensor out
-    cdef Tensor x
-    cdef object weight
+cdef class LowRankUpdate:
+    """What `lora_linear` adds to a linear: scaling * (dropout(x) A^T) B^T, A (rank, in_features), B (out_features, rank)."""
+    cdef readonly Tensor lora_A
+    cdef readonly Tensor lora_B
+    cdef readonly double scaling
+    cdef readonly double dropout
+
+    def __init__(self, lora_A, lora_B, double scaling, double dropout=0.0):
+        if not 0.0 <= dropout < 1.0:
+            raise ConfigError(f"lora_linear: dropout is {dropout}, expected a probability in [0, 1).")
+        self.lora_A = check_float32(as_tensor(lora_A), "lora_linear", "lora_A")
+        self.lora_B = check_float32(as_tensor(lora_B), "lora_linear", "lora_B")
+        self.scaling = scaling
+        self.dropout = dropout
+
+    cdef int check_fits(self, Py_ssize_t n, Py_ssize_t k) except -1:
+        cdef Tensor a = self.lora_A, b = self.lora_B
+        if a.ndim != 2 or a.dims[1] != k or b.ndim != 2 or b.dims[0] != n or b.dims[1] != a.dims[0]:
+            raise ShapeError(f"lora_linear: lora_A {a.shape} and lora_B {b.shape} do not fit a weight of shape "
+                             f"({n}, {k}); expected (rank, {k}) and ({n}, rank).")
+        return 0
 
 
-def linear_products(Tensor x not None, weights):
-    """A Product of x with each of up to 8 Tensors or QuantizedTensors, x packed once for all.
+cdef Tensor checked_bias(object bias, Py_ssize_t n, str op):
+    cdef Tensor b
+    if bias is None:
+        return None
+    b = check_float32(as_tensor(bias), op, "bias")
+    if b.ndim != 1 or b.dims[0] != n:
+        raise ShapeError(f"{op}: bias has shape {b.shape}, expected ({n},).")
+    return b
 
-    Raises ShapeError where the shapes do not fit, ConfigError for another kind of weight.
-    """
+
+cdef int products_of(Tensor x, list weights, list biases, list outputs, str op) except -1:
+    """Append x weight^T + bias for each weight to `outputs`, without the graph; x is packed once for all."""
     cdef matrix_view[MAX_GROUP] sources
     cdef gemm_operand_b[MAX_GROUP] bs
-    cdef Py_ssize_t n, k = 0
-    cdef list products = [], kept_weights = list(weights)
-    cdef int count = len(kept_weights), i, status
-    cdef Tensor a = None
-    cdef Product product
-    if not 1 <= count <= MAX_GROUP:
-        raise ShapeError(f"linear_products: {count} weights, expected 1 to {MAX_GROUP}.")
+    cdef Py_ssize_t n = 0, k = 0, m = rows_of(x)
+    cdef int count = len(weights), i, status = 0
+    cdef Tensor out, bias
     for i in range(count):
-        if not isinstance(kept_weights[i], (Tensor, QuantizedTensor)):  # a temporary one would be gone before it is read
-            raise ConfigError(f"linear_products: weight {i} is {type(kept_weights[i]).__name__}, expected a Tensor or a "
-                              "QuantizedTensor.")
-        matrix_view_of(kept_weights[i], "linear_products", &sources[i], &n, &k)
-        a = checked_input(x, "linear_products", n, k)
-        product = Product.__new__(Product)
-        product.x = a
-        product.weight = kept_weights[i]
-        product.out = output_of(a, n)
-        products.append(product)
-        bs[i].c = product.out.data
+        matrix_view_of(weights[i], op, &sources[i], &n, &k)
+        out = output_of(x, n)
+        outputs.append(out)
+        bs[i].c = out.data
         bs[i].b = &sources[i]
         bs[i].n = n
-    cdef Py_ssize_t m = rows_of(a)
+    if count == 1 and leaves_out_product(out):
+        memset(out.data, 0, <size_t> out.nbytes)
+        return 0
     with nogil:
-        status = grouped_linear_forward(bs, count, a.data, m, k)
-    check_scratch(status, "linear_products")
-    return products
-
-
-def unread_product(x, weight):
-    """A Product of zeros in the place of x weight^T, for an output whose value nothing reads."""
-    cdef matrix_view source
-    cdef Py_ssize_t n, k
-    cdef Product product = Product.__new__(Product)
-    if not isinstance(weight, (Tensor, QuantizedTensor)):
-        raise ConfigError(f"unread_product: the weight is {type(weight).__name__}, expected a Tensor or a "
-                          "QuantizedTensor.")
-    matrix_view_of(weight, "unread_product", &source, &n, &k)
-    product.x = checked_input(x, "unread_product", n, k)
-    product.weight = weight
-    product.out = output_of(product.x, n)
-    memset(product.out.data, 0, <size_t> product.out.nbytes)
-    return product
-
-
-cdef Tensor product_of(Tensor x, object weight, Product product, const matrix_view* source, Py_ssize_t m,
-                       Py_ssize_t n, Py_ssize_t k, str op):
-    """x weight^T, taken from `product` where `linear_products` computed it."""
-    cdef int status
-    cdef Tensor out
-    if product is not None:
-        out = product.out
-        if out is None or product.x is not x or product.weight is not weight:
-            raise GraphError(f"{op}: the product was used before, or belongs to another x or weight.")
-        product.out = None
-        return out
-    out = output_of(x, n)
-    with nogil:
-        status = linear_forward(out.data, x.data, source, m, n, k)
+        if count == 1:
+            status = linear_forward(out.data, x.data, &sources[0], m, n, k)
+        else:
+            status = grouped_linear_forward(bs, count, x.data, m, k)
     check_scratch(status, op)
-    return out
+    for i in range(count):
+        bias = biases[i]
+        if bias is not None:
+            add_rows(<Tensor> outputs[i], bias)
+    return 0
 
 
-# ---------------------------------------------------------------- linear
+cdef list linears(object x, list weights, list biases, list updates, str op):
+    """The outputs of `grouped_linear`, recorded: a node each, so that backward takes them newest first."""
+    cdef Py_ssize_t n, k
+    cdef int count = len(weights), i
+    cdef matrix_view source
+    cdef Tensor t = None
+    cdef list outputs = []
+    for i in range(count):
+        if not isinstance(weights[i], QuantizedTensor):
+            weights[i] = as_tensor(weights[i])
+        matrix_view_of(weights[i], op, &source, &n, &k)
+        t = checked_input(x if t is None else t, op, n, k)
+        biases[i] = checked_bias(biases[i], n, op)
+        if updates[i] is not None:
+            (<LowRankUpdate?> updates[i]).check_fits(n, k)
+    products_of(t, weights, biases, outputs, op)
+    for i in range(count):
+        if updates[i] is None:
+            record_linear(<Tensor> outputs[i], t, weights[i], <Tensor> biases[i])
+        else:
+            add_low_rank(<Tensor> outputs[i], t, weights[i], <Tensor> biases[i], <LowRankUpdate> updates[i])
+    return outputs
+
+
+cdef int bias_backward(Tensor bias, Tensor grad) except -1:
+    """dbias (n,) = the sum of dy (..., n) over its rows."""
+    if bias is not None and bias.needs_grad:
+        sum_to(bias, grad, 1)
+    return 0
+
+
 cdef class LinearNode(Node):
     cdef int backward(self, Tensor grad) except -1:
         cdef Tensor x = <Tensor> self.inputs[0], dx, dw, w
@@ -176,6 +199,7 @@ cdef class LinearNode(Node):
         cdef int status
         matrix_view_of(self.saved[1], "linear", &source, &n, &k)
         m = x.size // k if k else 0
+        bias_backward(<Tensor> self.inputs[2], grad)
         if x.needs_grad:
             dx = grad_buffer(x, &accumulate)
             with nogil:
@@ -183,7 +207,7 @@ cdef class LinearNode(Node):
             check_scratch(status, "linear")
         if self.saved[0] is not None and (<Tensor> self.saved[1]).needs_grad:
             w = <Tensor> self.saved[1]
-            x = kept(self.saved[0])
+            x = saved_tensor(self.saved[0])
             dw = grad_buffer(w, &accumulate)
             with nogil:
                 status = linear_backward_weight(dw.data, grad.data, x.data, m, n, k, accumulate)
@@ -191,32 +215,53 @@ cdef class LinearNode(Node):
         return 0
 
 
-def linear(x, weight, bias=None, Product product=None):
+cdef int record_linear(Tensor out, Tensor x, object weight, Tensor bias) except -1:
+    cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
+    if wants_grad(x) or wants_grad(w) or wants_grad(bias):
+        # a frozen weight needs no x
+        record(out, LinearNode.__new__(LinearNode), (x, w, bias),
+               (save_for_backward(x) if wants_grad(w) else None, weight))
+    return 0
+
+
+def grouped_linear(x, weights, biases=None, updates=None):
+    """`linear` of the same x with each of 1 to 8 weights; x is packed for their multiplications once.
+
+    x (..., k) and weights (n_i, k) give a list of y_i (..., n_i); `biases` and `updates`, where given, hold a bias (n_i,)
+    or None, and a LowRankUpdate or None, for each weight. The bits are those of `linear` and `lora_linear` one by one.
+    Raises ShapeError where the shapes or the numbers of weights, biases and updates do not fit, ConfigError for what is
+    no weight or no LowRankUpdate.
+    """
+    cdef list listed = listed_or_none(weights, None, "weights")
+    cdef Py_ssize_t count = len(listed)
+    if not 1 <= count <= MAX_GROUP:
+        raise ShapeError(f"grouped_linear: {count} weights, expected 1 to {MAX_GROUP}.")
+    cdef list vectors = listed_or_none(biases, count, "biases"), low_rank = listed_or_none(updates, count, "updates")
+    for update in low_rank:
+        if update is not None and not isinstance(update, LowRankUpdate):
+            raise ConfigError(f"grouped_linear: an update is {type(update).__name__}, expected a LowRankUpdate or None.")
+    return linears(x, listed, vectors, low_rank, "grouped_linear")
+
+
+cdef list listed_or_none(object items, object count, str name):
+    """The items as a list of `count`; `count` times None where there are none."""
+    if items is None and count is not None:
+        return [None] * count
+    if not isinstance(items, (list, tuple)):
+        raise ConfigError(f"grouped_linear: {name} must be a list, not {type(items).__name__}.")
+    if count is not None and len(items) != count:
+        raise ShapeError(f"grouped_linear: {len(items)} {name} for {count} weights, expected one each.")
+    return list(items)
+
+
+def linear(x, weight, bias=None):
     """y (..., n) = x (..., k) weight^T + bias, for a weight (n, k) and a bias (n,).
 
     The weight is a float32 Tensor (which takes a gradient), a bfloat16 Tensor or a QuantizedTensor (frozen: decoded
-    inside the multiplication, never as a whole). `product` is x weight^T where `linear_products` computed it; it
-    becomes the output. Raises ShapeError where the shapes do not fit.
+    inside the multiplication, never as a whole); the bias is float32, with a gradient or frozen. Raises ShapeError where
+    the shapes do not fit.
     """
-    cdef matrix_view source
-    cdef Py_ssize_t n, k
-    if not isinstance(weight, QuantizedTensor):
-        weight = as_tensor(weight)
-    matrix_view_of(weight, "linear", &source, &n, &k)
-    cdef Tensor a = checked_input(x, "linear", n, k)
-    cdef Py_ssize_t m = rows_of(a)
-    cdef Tensor out = product_of(a, weight, product, &source, m, n, k, "linear")
-    cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
-    if wants_grad(a) or wants_grad(w):
-        # a frozen weight needs no x
-        record(out, LinearNode.__new__(LinearNode), (a, w), (keep(a) if wants_grad(w) else None, weight))
-    if bias is None:
-        return out
-    from entrenar.autograd.ops.elementwise import add
-    bias = as_tensor(bias)
-    if bias.shape != (n,):
-        raise ShapeError(f"linear: bias has shape {bias.shape}, expected ({n},).")
-    return add(out, bias)
+    return linears(x, [weight], [bias], [None], "linear")[0]
 
 
 # ---------------------------------------------------------------- LoRA
@@ -227,7 +272,7 @@ cdef class LoRALinearNode(Node):
     cdef uint64_t stream
 
     cdef int backward(self, Tensor grad) except -1:
-        # y = x W^T + h B^T with h = s dropout(x) A^T saved; g = s dy B: dB = dy^T h, dA = g^T dropout(x),
+        # y = x W^T + bias + h B^T with h = s dropout(x) A^T saved; g = s dy B: dB = dy^T h, dA = g^T dropout(x),
         # dx = dy W + dropout'(g A)
         cdef Tensor x = <Tensor> self.inputs[0], a = <Tensor> self.saved[2], b = <Tensor> self.saved[3]
         cdef Tensor h = <Tensor> self.saved[4], g, target, dropped, data = None
@@ -238,8 +283,9 @@ cdef class LoRALinearNode(Node):
         cdef int status = 0
         matrix_view_of(self.saved[1], "lora_linear", &source, &n, &k)
         m = x.size // k if k else 0
+        bias_backward(<Tensor> self.inputs[4], grad)
         if self.saved[0] is not None:
-            data = kept(self.saved[0])
+            data = saved_tensor(self.saved[0])
         g = new_matrix(m, r)
         db = grad_pointer(b, &accumulate)
         with nogil:
@@ -271,53 +317,44 @@ cdef class LoRALinearNode(Node):
         return check_scratch(status, "lora_linear")
 
 
-def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0, Product product=None):
-    """y (..., n) = x W^T + scaling * (dropout(x) A^T) B^T, one node that keeps x once and the small x A^T.
-
-    x (..., k), W (n, k) in float32, bfloat16 or codes, A (r, k) and B (n, r) float32. `dropout` is the probability of
-    a zero; its mask is drawn again in backward; `product` is as in `linear`. Hu et al., "LoRA", 2021 (arXiv 2106.09685).
-    Raises ShapeError where the shapes do not fit, ConfigError for a dropout outside [0, 1).
-    """
-    cdef matrix_view source
-    cdef Py_ssize_t n, k, m, r
-    cdef int status
-    cdef uint64_t key = 0, stream = 0
-    cdef float factor = scaling
-    cdef LoRALinearNode node
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"lora_linear: dropout is {dropout}, expected a probability in [0, 1).")
-    if not isinstance(weight, QuantizedTensor):
-        weight = as_tensor(weight)
-    matrix_view_of(weight, "lora_linear", &source, &n, &k)
-    cdef Tensor t = checked_input(x, "lora_linear", n, k)
-    cdef Tensor a = check_float32(as_tensor(lora_A), "lora_linear", "lora_A")
-    cdef Tensor b = check_float32(as_tensor(lora_B), "lora_linear", "lora_B")
-    if a.ndim != 2 or a.dims[1] != k or b.ndim != 2 or b.dims[0] != n or b.dims[1] != a.dims[0]:
-        raise ShapeError(f"lora_linear: lora_A {a.shape} and lora_B {b.shape} do not fit a weight of shape ({n}, {k}); "
-                         f"expected (rank, {k}) and ({n}, rank).")
-    r = a.dims[0]
-    cdef Tensor dropped = t
-    m = rows_of(t)
-    cdef Tensor out = product_of(t, weight, product, &source, m, n, k, "lora_linear")
+cdef int add_low_rank(Tensor out, Tensor x, object weight, Tensor bias, LowRankUpdate update) except -1:
+    """out += scaling * (dropout(x) A^T) B^T, recorded with the product that `out` holds as one node."""
+    cdef Tensor a = update.lora_A, b = update.lora_B, dropped = x
+    cdef Py_ssize_t m = rows_of(x), n = b.dims[0], k = a.dims[1], r = a.dims[0]
     cdef Tensor h = new_matrix(m, r)
-    if dropout > 0:
+    cdef uint64_t key = 0, stream = 0
+    cdef float factor = update.scaling
+    cdef LoRALinearNode node
+    cdef int status
+    if update.dropout > 0:
         key = random_key()
         stream = next_stream()
-        dropped = new_like(t)
-        dropout_forward(dropped.data, t.data, t.size, dropout, key, stream, False)
+        dropped = new_like(x)
+        dropout_forward(dropped.data, x.data, x.size, update.dropout, key, stream, False)
     with nogil:
         status = skinny_forward(out.data, h.data, dropped.data, a.data, b.data, factor, m, n, k, r)
     check_scratch(status, "lora_linear")
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
-    if wants_grad(t) or wants_grad(a) or wants_grad(b) or wants_grad(w):
+    if wants_grad(x) or wants_grad(a) or wants_grad(b) or wants_grad(w) or wants_grad(bias):
         node = LoRALinearNode.__new__(LoRALinearNode)
         node.scaling = factor
-        node.dropout = dropout
+        node.dropout = update.dropout
         node.key = key
         node.stream = stream
         # x itself is for dA and dW only
-        record(out, node, (t, a, b, w), (keep(t) if wants_grad(a) or wants_grad(w) else None, weight, a, b, h))
-    return out
+        record(out, node, (x, a, b, w, bias),
+               (save_for_backward(x) if wants_grad(a) or wants_grad(w) else None, weight, a, b, h))
+    return 0
+
+
+def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0, bias=None):
+    """y (..., n) = x W^T + bias + scaling * (dropout(x) A^T) B^T, one node that keeps x once and the small x A^T.
+
+    x (..., k), W (n, k) in float32, bfloat16 or codes, A (r, k), B (n, r) and bias (n,) float32. `dropout` is the
+    probability of a zero; its mask is drawn again in backward. Hu et al., "LoRA", 2021 (arXiv 2106.09685).
+    Raises ShapeError where the shapes do not fit, ConfigError for a dropout outside [0, 1).
+    """
+    return linears(x, [weight], [bias], [LowRankUpdate(lora_A, lora_B, scaling, dropout)], "lora_linear")[0]
 
 
 # ---------------------------------------------------------------- matmul

@@ -97,36 +97,64 @@ def same_weight_twice(x: autograd.Tensor, w: autograd.Tensor) -> autograd.Tensor
 
 # ---------------------------------------------------------------- lora_linear
 def lora_run(source: str, n: int, scaling: float, dropout: float) -> Callable[..., autograd.Tensor]:
-    def lora_linear(x, a, b, *w):
+    def lora_linear(x, a, b, *rest):  # rest: the weight where it is float32, and the bias where there is one
         random.manual_seed(SEED)
         random.set_step(STEP)
-        weight = w[0] if w else frozen_weight(source, n, x.shape[-1])[0]
-        return autograd.lora_linear(x, weight, a, b, scaling, dropout)
+        weight = rest[0] if source == "float32" else frozen_weight(source, n, x.shape[-1])[0]
+        bias = rest[-1] if rest and rest[-1].ndim == 1 else None
+        return autograd.lora_linear(x, weight, a, b, scaling, dropout, bias)
 
     return lora_linear
 
 
 def lora_reference(source: str, n: int, scaling: float, dropout: float) -> Callable[..., np.ndarray]:
-    def lora_linear(x, a, b, *w):
-        weight = w[0] if w else frozen_weight(source, n, x.shape[-1])[1]
+    def lora_linear(x, a, b, *rest):
+        weight = rest[0] if source == "float32" else frozen_weight(source, n, x.shape[-1])[1]
+        bias = rest[-1] if rest and rest[-1].ndim == 1 else 0.0
         kept = mask(x.size, dropout, SEED, STEP, 0).reshape(x.shape) / (1 - np.float64(np.float32(dropout)))
-        return x @ weight.T + np.float64(np.float32(scaling)) * (x * kept @ a.T) @ b.T
+        return x @ weight.T + bias + np.float64(np.float32(scaling)) * (x * kept @ a.T) @ b.T
 
     return lora_linear
 
 
 def lora_case(
-    source: str, x: Shape, n: int, rank: int, scaling: float = 2.0, dropout: float = 0.0, gradient: bool = True
+    source: str,
+    x: Shape,
+    n: int,
+    rank: int,
+    scaling: float = 2.0,
+    dropout: float = 0.0,
+    gradient: bool = True,
+    bias: bool = False,
 ) -> Case:
-    shapes = [x, (rank, x[-1]), (n, rank)] + ([(n, x[-1])] if source == "float32" else [])
+    shapes = [x, (rank, x[-1]), (n, rank)] + ([(n, x[-1])] if source == "float32" else []) + ([(n,)] if bias else [])
     return Case(
         "lora_linear",
-        f"{source} {x} to {n}, rank {rank}, scaling {scaling}, dropout {dropout}",
+        f"{source} {x} to {n}, rank {rank}, scaling {scaling}, dropout {dropout}{', with bias' if bias else ''}",
         normal(*shapes),  # B is not zero, as it is at the start of a training, so the gradient of A is not zero either
         lora_run(source, n, scaling, dropout),
         lora_reference(source, n, scaling, dropout),
         tolerance(x[-1]),
         gradient,
+    )
+
+
+# ---------------------------------------------------------------- grouped_linear
+def grouped_case(x: Shape, sizes: tuple[int, ...], bias: bool) -> Case:
+    count = len(sizes)
+
+    def grouped(x: autograd.Tensor, *terms: autograd.Tensor) -> autograd.Tensor:
+        return autograd.concatenate(autograd.grouped_linear(x, terms[:count], terms[count:] or None), axis=-1)
+
+    return Case(
+        "grouped_linear",
+        f"{x} to {sizes}{' with biases' if bias else ''}",
+        normal(x, *((n, x[-1]) for n in sizes), *((n,) for n in sizes if bias)),
+        grouped,
+        lambda x, *terms: np.concatenate(
+            [x @ w.T + (terms[count + i] if bias else 0.0) for i, w in enumerate(terms[:count])], -1
+        ),
+        tolerance(x[-1]),
     )
 
 
@@ -163,6 +191,12 @@ CASES += [
     *[lora_case(source, (3, 64), 5, 4, dropout=dropout) for source in FROZEN for dropout in (0.0, 0.5)],
     lora_case("float32", (6, 5), 4, 1, scaling=-0.3),
     lora_case("float32", (0, 5), 4, 2),
+    *[lora_case(source, (2, 3, 64), 5, 2, dropout=0.25, bias=True) for source in ("float32", "nf4")],
+    *[
+        grouped_case(x, sizes, bias)
+        for x, sizes in [((2, 3, 5), (4, 1, 3)), ((7, 6), (5,)), ((0, 3), (2, 2))]
+        for bias in (False, True)
+    ],
     *[lora_case(source, (37, 448), 65, 16, 2.0, 0.1, gradient=False) for source in ("float32", *FROZEN)],
     *[lora_case(source, (1, 448), 65, 8, 0.5, gradient=False) for source in ("float32", *FROZEN)],
 ]
