@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from .sources import ROOT, files, name, text
+from .imports import FLOORS
+from .sources import PACKAGE, ROOT, files, name, text
 
 pytestmark = pytest.mark.architecture
 GENERATED = {"edges.md"}  # written by a test run, from names that exist
+MADE_BY_RUNS = {"benchmarks/results"}
 PAGES = [ROOT / "CONTRIBUTING.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name not in GENERATED)]
 REQUIRED = "architecture one_step gemm glossary conventions howto/op howto/weight_type howto/adapter howto/family howto/cli_verb"
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -94,3 +96,23 @@ def test_a_path_that_is_not_there_is_seen(mention: str) -> None:
 def test_a_name_that_is_not_there_is_seen() -> None:
     assert "gradcheck" in words()
     assert "_".join(["never", "written", "anywhere"]) not in words()
+
+
+LAYOUTS = {
+    "README.md": (r"^## How the house is laid out\n(.*?)^## ", r"^    (\w+)(?:/|\.py)"),
+    "docs/architecture.md": (r"^```\n(.*?)^```$", r"\| +(\w+)(?:/|\.py)"),
+}
+
+
+@pytest.mark.parametrize("page", LAYOUTS)
+def test_the_picture_of_the_floors_is_that_of_the_imports(page: str) -> None:
+    """Every room of the package is in the picture, none above a room that imports it."""
+    where, what = LAYOUTS[page]
+    picture = re.search(where, text(ROOT / page), re.MULTILINE | re.DOTALL)
+    assert picture
+    rooms = re.findall(what, picture[1], re.MULTILINE)
+    levels = {room: level for level, floor in enumerate(FLOORS) for room in floor}
+    faces = {"lora", "qlora"}  # on the line of llama.py
+    ours = {path.name.split(".")[0] for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert set(rooms) | faces == ours - {"__init__", "__pycache__"}
+    assert [levels[room] for room in rooms] == sorted((levels[room] for room in rooms), reverse=True)
