@@ -27,6 +27,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+# The sections of a configuration file; those of adapters are kinds, each defined by entrenar/adapters/<section>.py.
+ADAPTER_SECTIONS = ("lora", "qlora")
+SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", *ADAPTER_SECTIONS)
+
 T = TypeVar("T")
 HINTS: dict[Any, dict[str, Any]] = {}
 

@@ -16,17 +16,16 @@ with atheris.instrument_imports(include=["entrenar"]):
     import numpy as np
 
     from entrenar.adapters.lora import LoRAConfig
-    from entrenar.adapters.peft_table import UNSUPPORTED
     from entrenar.adapters.qlora import QLoRAConfig
+    from entrenar.adapters.targets import LINEARS
     from entrenar.autograd import QuantizedTensor, Tensor, lora_linear
     from entrenar.errors import ConfigError
     from entrenar.llama import LLaMAConfig, LLaMAModel
-    from entrenar.models.config import LINEAR_LAYERS
 
 Choose = Callable[[int], int]
 
 WHOLE_NAME = "model.layers.0.self_attn.q_proj"
-NAMES = ["all-linear", *LINEAR_LAYERS, "lm_head", "q_prj", "", WHOLE_NAME]
+NAMES = ["all-linear", *LINEARS, "lm_head", "q_prj", "", WHOLE_NAME]
 RANKS: list[object] = [8, 1, 2, 3, 16, 64, 0, -4, 1.5, True, "8", None, 2**64]
 ALPHAS: list[object] = [32.0, 1, 16, 0.5, 0, -1.0, math.nan, math.inf, "32", False]
 DROPOUTS: list[object] = [0.0, 0, 0.05, 0.5, 1.0, -0.1, 2, "0.1", None, math.nan]
@@ -64,7 +63,7 @@ def fits(kind: type[LoRAConfig], given: dict[str, object]) -> bool:
     """The rules of an adapter's settings, written down again."""
     names = [given["target_modules"]] if isinstance(given["target_modules"], str) else given["target_modules"]
     # "all-linear" stands for every layer, whatever else is named
-    named = "all-linear" in names or (bool(names) and all(name in (*LINEAR_LAYERS, WHOLE_NAME) for name in names))
+    named = "all-linear" in names or (bool(names) and all(name in (*LINEARS, WHOLE_NAME) for name in names))
     numbers = isinstance(given["rank"], int) and is_number(given["rank"], 1, 2**63)
     numbers = numbers and is_number(given["alpha"], 5e-324, math.inf) and is_number(given["dropout"], 0, 1)
     flags = [given["use_rslora"], given.get("quantize_4bit", True), given.get("double_quantization", True)]
@@ -122,7 +121,7 @@ def check_peft(choose: Choose, config: LoRAConfig) -> None:
         assert getattr(again, name) == getattr(config, name), f"{name}: {getattr(again, name)} came back"
     how = choose(3)
     if how == 0:  # a setting that changes the result and is not computed
-        key = list(UNSUPPORTED)[choose(len(UNSUPPORTED))]
+        key = list(LoRAConfig.peft.unsupported)[choose(len(LoRAConfig.peft.unsupported))]
         try:
             LoRAConfig.from_peft(table | {key: ["something"]})
         except ConfigError as error:

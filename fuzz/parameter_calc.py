@@ -18,10 +18,11 @@ with atheris.instrument_imports(include=["entrenar"]):
     import numpy as np
 
     from entrenar.adapters.lora import LoRAConfig
+    from entrenar.adapters.targets import LINEARS
     from entrenar.config import dump_toml, from_table, tomllib
     from entrenar.errors import ConfigError
     from entrenar.models.api import LLaMAModel
-    from entrenar.models.config import LINEAR_LAYERS, LLaMAConfig
+    from entrenar.models.config import LLaMAConfig
     from entrenar.models.storage import StoragePolicy
 
 Choose = Callable[[int], int]
@@ -136,11 +137,9 @@ def target(data: bytes) -> None:
 
 
 def check_adapters(choose: Choose, c: LLaMAConfig) -> None:
-    rank, chosen = 1 + choose(64), [name for name in LINEAR_LAYERS if choose(2)]
+    rank, chosen = 1 + choose(64), [name for name in LINEARS if choose(2)]
     q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    ends = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": q} | dict.fromkeys(
-        LINEAR_LAYERS[4:], c.intermediate_size
-    )
+    ends = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": q} | dict.fromkeys(LINEARS[4:], c.intermediate_size)
     weights = c.num_hidden_layers * rank * sum(c.hidden_size + ends[name] for name in chosen)
     if chosen:
         assert LoRAConfig(rank=rank, target_modules=chosen).num_parameters(c) == weights

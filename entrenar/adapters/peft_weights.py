@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,7 @@ PREFIX = "base_model.model."
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 TYPES = ("F64", "F32", "F16", "BF16")
-# PEFT's names in memory have that of the adapter in them, and it loads a file with those for an adapter "default".
-IN_MEMORY = re.compile(r"(.*\.lora_[AB])\.default\.weight")
-# What else writes or trains beside A and B, by a part of a tensor's name.
+# What else tools write or train, by a part of a tensor's name.
 OTHERS = {
     "lora_magnitude_vector": "the magnitudes of DoRA, which is not supported",
     "lora_embedding_": "an adapter of an embedding, which is not supported",
@@ -33,13 +31,16 @@ OTHERS = {
 }
 
 
-def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The tensors by the names of `expected`, in float32; FormatError, naming the tensor, for whatever differs."""
-    stored = _by_name(open_weights(path), path)
+def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, np.ndarray]:
+    """The tensors by the names of `expected`, in float32; FormatError, naming the tensor, for whatever differs.
+
+    `prefix` begins the part of a tensor's name that the kind of adapter gives it ("lora_").
+    """
+    stored = _by_name(open_weights(path), {_in_memory(name, prefix): name for name in expected}, path)
     known = next((name for name in expected if name in stored), None)
     for name, shape in expected.items():
         if name not in stored:
-            raise FormatError(_missing(path, name, shape, stored, known is not None))
+            raise FormatError(_missing(path, name, shape, _with(prefix, stored), known is not None))
         if stored[name].shape != shape:
             raise FormatError(f"{path}: the tensor {name} has shape {stored[name].shape}, expected {shape}.")
     unknown = sorted(set(stored) - set(expected))
@@ -73,12 +74,16 @@ def open_weights(path: Path) -> dict[str, LazyTensor]:
     return open_safetensors(path)
 
 
-def _by_name(tensors: Mapping[str, LazyTensor], path: Path) -> dict[str, LazyTensor]:
-    """The tensors by the names that PEFT saves them under."""
+def _in_memory(name: str, prefix: str) -> str:
+    """PEFT's name in memory, which has that of the adapter in it: it loads a file with those for "default"."""
+    return re.sub(rf"(.*\.{prefix}\w+)", r"\1.default", name)
+
+
+def _by_name(tensors: Mapping[str, LazyTensor], in_memory: Mapping[str, str], path: Path) -> dict[str, LazyTensor]:
+    """The tensors by the names that PEFT saves them under; `in_memory` has those by the names in memory."""
     found: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
-        match = IN_MEMORY.fullmatch(name)
-        saved = f"{match[1]}.weight" if match else name
+        saved = in_memory.get(name, name)
         if saved in found:
             raise FormatError(
                 f"{path}: the tensors {found[saved].name} and {name} are the same weight; expected one of them."
@@ -87,9 +92,13 @@ def _by_name(tensors: Mapping[str, LazyTensor], path: Path) -> dict[str, LazyTen
     return found
 
 
-def _missing(path: Path, name: str, shape: tuple[int, ...], stored: Mapping[str, LazyTensor], others: bool) -> str:
+def _with(prefix: str, names: Iterable[str]) -> str | None:
+    """A name, of whatever tool, of a tensor of this kind of adapter."""
+    return next((name for name in sorted(names) if prefix.rstrip("_") in name.lower()), None)
+
+
+def _missing(path: Path, name: str, shape: tuple[int, ...], found: str | None, others: bool) -> str:
     text = f"{path}: the tensor {name} of shape {shape} is missing"
-    found = next((key for key in sorted(stored) if "lora" in key.lower()), None)
     if others or found is None:
         return f"{text}; the file is incomplete, or its adapter is one over another model or for other layers."
     return f"{text}; the file's tensors have other names (as {found}), under which PEFT does not load them either."

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
+from entrenar.adapters.base import check_no_adapters
 from entrenar.adapters.lora import LoRAConfig
-from entrenar.adapters.peft import check_no_adapters
 from entrenar.config import option
+from entrenar.errors import ConfigError
+from entrenar.nn.module import Module
 from entrenar.nn.quantize import quantize_linears
-
-if TYPE_CHECKING:
-    from entrenar.models.api import LLaMAModel
 
 
 @dataclass
@@ -37,10 +36,30 @@ class QLoRAConfig(LoRAConfig):
         """The adapters alone."""
         return LoRAConfig(**{spec.name: copy(getattr(self, spec.name)) for spec in fields(LoRAConfig)})
 
-    def apply(self, model: LLaMAModel, seed: int = 0) -> None:
-        """Quantize what is not yet 4-bit and put adapters on the target modules, in place."""
+    def check_use(self) -> None:
+        """A key about a format that is not made must stay as it is by default."""
+        for key, value, needs, used in (
+            ("quantize", self.quantize, "quantize_4bit = true", self.quantize_4bit or self.quantize == "auto"),
+            (
+                "double_quantization",
+                "false",
+                'quantize = "auto" or "nf4" in 4 bits',
+                self.double_quantization or (self.quantize_4bit and self.quantize != "int4"),
+            ),
+        ):
+            if not used:
+                raise ConfigError(f"qlora.{key} is {value}, which has no effect without {needs}; leave it out.")
+
+    def storage_options(self) -> dict[str, Any]:
+        """The base in 4 bits, unless it stays as it is."""
+        quantize = self.quantize if self.quantize_4bit else None
+        return {"quantize": quantize, "double_quantization": self.double_quantization}
+
+    def apply(self, model: Module, seed: int = 0) -> None:
+        """Quantize what is not yet 4-bit and put adapters on the target modules, in place; raises as LoRA's."""
         check_no_adapters(model)
         if self.quantize_4bit:
             kind = "nf4" if self.quantize == "auto" else self.quantize
-            model.unquantized |= quantize_linears(model, kind, self.double_quantization)
+            unquantized = quantize_linears(model, kind, self.double_quantization)
+            model.unquantized = {**model.unquantized, **unquantized}
         self.lora.apply(model, seed)

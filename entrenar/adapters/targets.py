@@ -1,4 +1,4 @@
-"""Which linears of a model an adapter's settings mean, by the rules of PEFT (peft/tuners/tuners_utils.py).
+"""Which linears of a module tree an adapter's settings mean, by the rules of PEFT (peft/tuners/tuners_utils.py).
 
 A name in a list means the module of that whole name and every module whose name ends in it; a text is a regular
 expression that whole names match. Patterns come from files of others: those that could take long are matched by a
@@ -12,10 +12,15 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
+from entrenar.config import nearest
 from entrenar.errors import ConfigError
 
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder layer
+ALL_LINEAR = "all-linear"  # all of them
+DECODER_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\..+")
 NAME = re.compile(r"[\w.-]*")  # what a list holds; any other text is a pattern
 QUICK = re.compile(r"[^(*+?{]*([*+?{][^(*+?{]*){0,3}")  # at most three repeats, none within another
 END = r"(.*\.)?({})"  # what PEFT makes of a key of rank_pattern and alpha_pattern
@@ -27,6 +32,13 @@ patterns, names = json.load(sys.stdin)
 found = [[name for name in names if re.fullmatch(pattern, name)] for pattern in patterns]
 json.dump(found, sys.stdout)
 """
+
+
+class Shaped(Protocol):
+    """A module tree, or what a plan knows of one before any weight is allocated."""
+
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every weight by name, in the tree's order; that of a linear is (out_features, in_features)."""
 
 
 def is_name(text: str) -> bool:
@@ -76,6 +88,44 @@ def _matched_elsewhere(patterns: tuple[str, ...], names: tuple[str, ...], where:
         raise ConfigError(f"{where}: the pattern {patterns[0][:200]!r} could not be matched ({error}).") from error
     found: list[list[str]] = json.loads(matcher.stdout)
     return found
+
+
+def listed(names: Any) -> Any:
+    """A text of names as a list of them; a pattern, a list and whatever is neither stay as they are."""
+    if not isinstance(names, str):
+        return names
+    parts = [part.strip() for part in names.split(",")]
+    if not all(map(is_name, parts)):
+        return names
+    return [ALL_LINEAR if part.lower() == ALL_LINEAR else part for part in parts] if names else []
+
+
+def checked_targets(names: list[str], where: str) -> list[str]:
+    """The names of linears in the order of a decoder layer, longer names after them.
+
+    ConfigError for an empty list, and for a name whose end is no linear of a decoder layer.
+    """
+    wanted = list(LINEARS) if ALL_LINEAR in names else names
+    if not wanted:
+        raise ConfigError(f"{where} is empty, expected at least one linear layer.")
+    for name in wanted:
+        if not is_linear(name):
+            raise ConfigError(
+                f"{where}: {name!r} is no linear of a decoder layer; {nearest(name, (*LINEARS, ALL_LINEAR))}"
+            )
+    longer = sorted({name for name in wanted if name not in LINEARS})
+    return [name for name in LINEARS if name in wanted] + longer
+
+
+def is_linear(name: str) -> bool:
+    """Whether the module of this name is a linear of a decoder layer."""
+    return name.rsplit(".", 1)[-1] in LINEARS
+
+
+def decoder_layer(name: str) -> int | None:
+    """The number of the decoder layer that the module of this whole name belongs to; None outside all of them."""
+    match = DECODER_LAYER.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def module_names(weights: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.base import AdapterConfig
 from entrenar.cli import synonyms
 from entrenar.config import ArgumentParser, add_arguments, from_arguments, text_argument
 from entrenar.train.config import TrainConfig
@@ -45,7 +45,7 @@ def config_path(arguments: Sequence[str] | None, default: str | None = None) -> 
 
 
 def parser_for(
-    description: str | None, defaults: TrainConfig, *, config: str | None, adapter: LoRAConfig | None
+    description: str | None, defaults: TrainConfig, *, config: str | None, adapter: AdapterConfig | None
 ) -> Parser:
     """Flags for every section, with the values of `defaults` as defaults, and for `adapter` where there is one."""
     parser = Parser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -60,13 +60,13 @@ def parser_for(
     return parser
 
 
-def config_from(parsed: argparse.Namespace, adapter: LoRAConfig | None) -> TrainConfig:
+def config_from(parsed: argparse.Namespace, adapter: AdapterConfig | None) -> TrainConfig:
     """The configuration that the flags say; ConfigError for a value out of range."""
     sections: dict[str, Any] = {
         spec.name: from_arguments(spec.default_factory, parsed, FLAGS.get(spec.name))  # type: ignore[arg-type]
         for spec in fields(TrainConfig)
-        if spec.name not in ("lora", "qlora")
+        if spec.name != "adapter"
     }
     if adapter is not None:
-        sections[adapter.section] = from_arguments(type(adapter), parsed)
+        sections["adapter"] = from_arguments(type(adapter), parsed)
     return TrainConfig(**sections)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.base import AdapterConfig
 from entrenar.cli.arguments import config_from, config_path, parser_for
 from entrenar.config import load_toml, text_argument
 from entrenar.errors import ConfigError
@@ -16,7 +16,9 @@ from entrenar.train import Result, TrainConfig, finetune
 from entrenar.train.config import Checkpointing
 
 
-def main(adapter: LoRAConfig, output: str, description: str | None, arguments: Sequence[str] | None = None) -> Result:
+def main(
+    adapter: AdapterConfig, output: str, description: str | None, arguments: Sequence[str] | None = None
+) -> Result:
     """Parse the flags and fine-tune; `adapter` and `output` are the defaults of the program."""
     path = config_path(arguments)
     defaults = TrainConfig(checkpointing=Checkpointing(directory=output))
@@ -52,7 +54,7 @@ def _shape(path: str) -> dict[str, Any]:
     return {key: getattr(config, key) for key in keys}
 
 
-def _from_file(path: str, adapter: LoRAConfig) -> TrainConfig:
+def _from_file(path: str, adapter: AdapterConfig) -> TrainConfig:
     """The sections of a file that fit this program."""
     config = TrainConfig.from_file(path)
     if config.adapter is not None and config.adapter.section != adapter.section:

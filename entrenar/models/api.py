@@ -42,9 +42,7 @@ class LLaMAModel(Decoder):
             check_weights_fit(StoragePolicy().storage(config.parameter_shapes()))
             weights = random_weights(seed, config.initializer_range)
         super().__init__(config, weights)
-        self.unquantized: dict[str, str] = {}  # matrices that stayed in full precision, and why
         self.remarks: list[str] = []  # what of the loaded files is not followed, and what their conversion cost
-        self.lora_config: Any = None  # of the adapters that are on the model
         self.origin: Origin | None = None  # what the weights were loaded from
 
     @staticmethod

@@ -1,53 +1,10 @@
-"""What a model's weights need in memory, and what the machine has: asked before anything is allocated."""
+"""What a model's weights need in memory, asked before anything is allocated."""
 
 from __future__ import annotations
 
-import math
-import re
-from pathlib import Path
-
 from entrenar.errors import MemoryBudgetError
 from entrenar.models.storage import Storage
-
-CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# the version's folder below CGROUPS; files of limit and usage; memory.stat's name of the pages that can be taken back
-CGROUP_V2 = (".", "memory.max", "memory.current", "inactive_file")
-CGROUP_V1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-
-
-def available_memory() -> int:
-    """Bytes that this process can still take: the machine's free memory, capped by the limits of its cgroups."""
-    import psutil
-
-    return int(max(0, min(psutil.virtual_memory().available, *_cgroup_rooms())))
-
-
-def _cgroup_rooms() -> list[float]:
-    """Bytes that the memory cgroups of this process, and those above them, have left; infinity for no limit."""
-    rooms = [math.inf]
-    try:
-        lines = MEMBERSHIP.read_text().splitlines()
-    except OSError:
-        return rooms
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        if number != "0" and "memory" not in controllers.split(","):
-            continue
-        version, *files = CGROUP_V2 if number == "0" else CGROUP_V1
-        root = CGROUPS / version
-        leaf = root / path.lstrip("/")
-        rooms += [_room(folder, *files) for folder in (leaf, *leaf.parents) if folder.is_relative_to(root)]
-    return rooms
-
-
-def _room(folder: Path, limit: str, usage: str, reclaimable: str) -> float:
-    """Limit - usage of one cgroup; infinity where it has no limit, or is not visible from this container."""
-    try:
-        left = int((folder / limit).read_text()) - int((folder / usage).read_text())
-        found = re.search(rf"^{reclaimable} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
-    except (OSError, ValueError):  # ValueError: "max"
-        return math.inf
-    return left + (int(found[1]) if found else 0)
+from entrenar.observe.hardware import available_memory
 
 
 def check_weights_fit(storage: Storage) -> None:

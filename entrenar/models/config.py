@@ -10,15 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from entrenar.config import check_dataclass, from_table, load_toml, nearest, option, shown
+from entrenar.config import SECTIONS, check_dataclass, from_table, load_toml, nearest, option, shown
 from entrenar.errors import ConfigError
 from entrenar.io.json_file import read_json_object
 from entrenar.models.gguf_keys import config_values
 from entrenar.models.hf_config import in_terms_of_hf, table_of, values_of
 from entrenar.models.rotary import SCALING_KEYS, inverse_frequencies, scaling_of_factors
-
-SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "lora", "qlora")
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass

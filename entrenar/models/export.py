@@ -46,9 +46,12 @@ def save(
     if dtype not in SAVED_DTYPES:
         raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")
     names = [name for name, _ in model.named_parameters()]
-    adapters = [name for name in names if ".lora_" in name]
+    adapters = [name for name in names if name not in model.config.parameter_shapes()]
     if adapters:
-        raise ConfigError(f"The model still has LoRA adapters ({adapters[0]}); merge them or save the adapter instead.")
+        kind = "" if model.adapter_config is None else f"{model.adapter_config.title} "
+        raise ConfigError(
+            f"The model still has {kind}adapters ({adapters[0]}); merge them or save the adapter instead."
+        )
     config = config_table(model, dtype)
     directory = Path(directory)
     if (directory / "adapter_config.json").exists():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
@@ -13,6 +15,9 @@ Weight = Tensor | QuantizedTensor
 
 class Module:
     """A part of a model: its attributes that are weights or modules are found by name, in the order they were set."""
+
+    adapter_config: Any = None  # of the adapters that are on the tree
+    unquantized: Mapping[str, str] = MappingProxyType({})  # matrices that stayed in full precision, and why
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of every direct part; the parts of a list are numbered."""
@@ -44,6 +49,10 @@ class Module:
                 if id(weight) not in seen:
                     seen.add(id(weight))
                     yield f"{prefix}.{name}" if prefix else name, weight
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every weight by name, each listed once even where it is used twice."""
+        return {name: weight.shape for name, weight in self.named_parameters()}
 
     def trainable_parameters(self) -> list[tuple[str, Tensor]]:
         """(name, tensor) of the weights that backward computes a gradient for."""

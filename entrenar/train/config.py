@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from entrenar._kernels.cpu import PRECISIONS
-from entrenar.adapters.lora import LoRAConfig
-from entrenar.adapters.qlora import QLoRAConfig
-from entrenar.config import check_dataclass, from_table, load_toml, nearest, option
+from entrenar.adapters.base import AdapterConfig
+from entrenar.adapters.registry import KINDS
+from entrenar.config import SECTIONS, check_dataclass, from_table, load_toml, nearest, option
 from entrenar.errors import ConfigError
-from entrenar.models.config import SECTIONS, LLaMAConfig
+from entrenar.models.config import LLaMAConfig
 from entrenar.optim import (
     SGD,
     Adam,
@@ -137,20 +137,17 @@ class Checkpointing(Section):
 
 @dataclass
 class TrainConfig:
-    """A whole run. `lora` and `qlora` are None where the file has no such section: then every weight is trained."""
+    """A whole run. `adapter` is None where the file has no section of an adapter: then every weight is trained."""
 
     training: Training = field(default_factory=Training)
     lr_schedule: LRSchedule = field(default_factory=LRSchedule)
     data: Data = field(default_factory=Data)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
-    lora: LoRAConfig | None = None
-    qlora: QLoRAConfig | None = None
+    adapter: AdapterConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.lora is not None and self.qlora is not None:
-            raise ConfigError("[lora] and [qlora] are both there; keep one.")
-        if self.qlora is not None:
-            _check_quantization(self.qlora)
+        if self.adapter is not None:
+            self.adapter.check_use()
         self._check_use("training", self.training.optimizer, OPTIMIZER_KEYS)
         self._check_use("lr_schedule", self.lr_schedule.name, SCHEDULE_KEYS)
         t, s = self.training, self.lr_schedule
@@ -183,11 +180,6 @@ class TrainConfig:
                     f"{' or '.join(used_by)}."
                 )
 
-    @property
-    def adapter(self) -> LoRAConfig | None:
-        """The adapters to train, or None for full fine-tuning."""
-        return self.qlora or self.lora
-
     @staticmethod
     def from_file(path: str | Path) -> TrainConfig:
         """The training sections of a TOML file ([model] is LLaMAConfig's); ConfigError naming file, section and key."""
@@ -208,7 +200,11 @@ class TrainConfig:
                 for name, content in table.items()
                 if name != "model"
             }
-            return TrainConfig(**sections)
+            adapters = [sections.pop(name) for name in KINDS if name in sections]
+            if len(adapters) > 1:
+                first, second, *_ = adapters
+                raise ConfigError(f"[{first.section}] and [{second.section}] are both there; keep one.")
+            return TrainConfig(**sections, adapter=adapters[0] if adapters else None)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 
@@ -241,27 +237,11 @@ class TrainConfig:
         return WarmupCosineLR(optimizer, warmup, steps, s.min_lr)
 
 
-def _check_quantization(qlora: QLoRAConfig) -> None:
-    """A key about a format that is not made must stay as it is by default."""
-    for key, value, needs, used in (
-        ("quantize", qlora.quantize, "quantize_4bit = true", qlora.quantize_4bit or qlora.quantize == "auto"),
-        (
-            "double_quantization",
-            "false",
-            'quantize = "auto" or "nf4" in 4 bits',
-            qlora.double_quantization or (qlora.quantize_4bit and qlora.quantize != "int4"),
-        ),
-    ):
-        if not used:
-            raise ConfigError(f"qlora.{key} is {value}, which has no effect without {needs}; leave it out.")
-
-
 SECTION_TYPES: dict[str, type] = {
     "training": Training,
     "lr_schedule": LRSchedule,
     "data": Data,
     "checkpointing": Checkpointing,
-    "lora": LoRAConfig,
-    "qlora": QLoRAConfig,
+    **KINDS,
 }
 SECTION_NAMES = {kind: name for name, kind in SECTION_TYPES.items()}

@@ -145,11 +145,8 @@ def _assemble(
 
 
 def _storage_policy(config: TrainConfig, dtype: str) -> StoragePolicy:
-    """How the base is stored: in 4 bits where [qlora] says so."""
-    qlora = config.qlora
-    if qlora is None:
-        return StoragePolicy(dtype)
-    return StoragePolicy(dtype, qlora.quantize if qlora.quantize_4bit else None, qlora.double_quantization)
+    """How the base is stored: in 4 bits where the section of the adapter says so."""
+    return StoragePolicy(dtype, **(config.adapter.storage_options() if config.adapter is not None else {}))
 
 
 def _check_can_be_saved(checkpoint: Checkpoint) -> None:

@@ -37,7 +37,9 @@ def fingerprint(
     fixed: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Settings, shape, engine and version as values; frozen weights and examples, whole, as hashes."""
-    sections = {name: getattr(config, name) for name in ("training", "lr_schedule", "data", "lora", "qlora")}
+    sections = {name: getattr(config, name) for name in ("training", "lr_schedule", "data")}
+    if config.adapter is not None:
+        sections[config.adapter.section] = config.adapter
     settings = {
         f"{name}.{key}": value
         for name, section in sections.items()

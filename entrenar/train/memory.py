@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.base import AdapterConfig
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.errors import MemoryBudgetError
-from entrenar.models.budget import available_memory
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.decoder import recomputed_layers
 from entrenar.models.storage import Storage, StoragePolicy
+from entrenar.observe.hardware import available_memory
 from entrenar.train.config import TrainConfig
 
 RUNTIME_BYTES = 112 << 20  # Python, the libraries, the documentation's examples
@@ -36,22 +36,22 @@ class MemoryEstimate:
         return sum(self.items.values())
 
 
-def layer_activation_floats(config: LLaMAConfig, lora: LoRAConfig | None) -> int:
+def layer_activation_floats(config: LLaMAConfig, adapter: AdapterConfig | None) -> int:
     """Floats a token that one decoder layer keeps for its backward pass.
 
-    Both residual inputs; q, k, v, the attention's output and its log-sum-exp; gate and up; each adapter's x A^T. The
+    Both residual inputs; q, k, v, the attention's output and its log-sum-exp; gate and up; what each adapter saves. The
     norms' scales are one float each; their outputs and the feed-forward product are computed again.
     """
     q, kv = config.num_attention_heads * config.head_size, config.kv_heads * config.head_size
     attention = 2 * q + 2 * kv + config.num_attention_heads
     floats = 2 * config.hidden_size + 2 + attention + 2 * config.intermediate_size
-    return floats + (lora.largest_layer_rank(config) if lora else 0)
+    return floats + (adapter.activation_floats(config) if adapter else 0)
 
 
 def estimate(
     config: LLaMAConfig,
     *,
-    lora: LoRAConfig | None,
+    adapter: AdapterConfig | None,
     storage: Storage | None = None,
     optimizer: str = "adamw",
     batch_size: int = 1,
@@ -59,21 +59,21 @@ def estimate(
     checkpointing: bool | int = False,
     data_bytes: int = 0,
 ) -> MemoryEstimate:
-    """What training holds at its peak, from the second step on; `lora` None is full fine-tuning.
+    """What training holds at its peak, from the second step on; `adapter` None is full fine-tuning.
 
     `storage` has the weight types, None is float32 for all; `checkpointing` is the number of layers whose activations
     are computed again, or True for all; `data_bytes` is what the examples take (`data_bytes`).
     """
     storage = storage or StoragePolicy().storage(config.parameter_shapes())
-    if lora is None:
+    if adapter is None:
         trainable = config.num_parameters()
     else:
-        trainable = lora.num_parameters(config)
+        trainable = adapter.num_parameters(config)
     token_bytes = 4 * batch_size * sequence_length  # of one float a token
-    layer, hidden = layer_activation_floats(config, lora) * token_bytes, config.hidden_size * token_bytes
+    layer, hidden = layer_activation_floats(config, adapter) * token_bytes, config.hidden_size * token_bytes
     recomputed = recomputed_layers(config, checkpointing)
     saved = recomputed * hidden + (config.num_hidden_layers - recomputed) * layer + 2 * hidden
-    head = config.vocab_size * config.hidden_size * 4 if lora is None else 0  # its gradient exists before any other
+    head = config.vocab_size * config.hidden_size * 4 if adapter is None else 0  # its gradient exists before any other
     chunks = -(-config.vocab_size * token_bytes // HEAD_CHUNK_BYTES)  # rounded up
     logits = config.vocab_size * token_bytes // chunks
     # the widest moment of a layer's backward: two gradients as wide as the feed-forward layer
@@ -86,12 +86,12 @@ def estimate(
     # the left factor of a product, in the kernels' order: tokens by what they are multiplied with
     tokens = batch_size * sequence_length
     factors = [(tokens, config.intermediate_size), (-(-tokens // chunks), config.vocab_size)]
-    if lora is None:  # the weights' gradients have it transposed
+    if adapter is None:  # the weights' gradients have it transposed
         factors += [(config.intermediate_size, tokens), (config.vocab_size, -(-tokens // chunks))]
     packed = 4 * max(min(rows, PACKED_ROWS) * min(steps, PACKED_STEPS) for rows, steps in factors)
     return MemoryEstimate(
         {
-            "weights": storage.nbytes + (gradients if lora else 0),
+            "weights": storage.nbytes + (gradients if adapter else 0),
             "gradients": gradients,
             "optimizer": gradients * OPTIMIZER_STATES[optimizer],
             "activations": activations,
@@ -138,7 +138,7 @@ def plan(
     def needed(checkpointing: int) -> MemoryEstimate:
         return estimate(
             shape,
-            lora=config.adapter,
+            adapter=config.adapter,
             storage=storage,
             optimizer=t.optimizer,
             batch_size=t.batch_size,

@@ -35,7 +35,9 @@ def pretrain(shape: LLaMAConfig, config: TrainConfig, console: Console | None = 
     console = console or report.Output()
     t = config.training
     if config.adapter is not None:
-        raise ConfigError("[lora] and [qlora] need a pretrained base; remove the section to train from scratch.")
+        raise ConfigError(
+            f"[{config.adapter.section}] needs a pretrained base; remove the section to train from scratch."
+        )
     if t.sequence_length > shape.max_position_embeddings:
         raise ConfigError(
             f"training.sequence_length is {t.sequence_length}, longer than model.max_position_embeddings = "

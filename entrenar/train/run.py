@@ -17,7 +17,7 @@ from entrenar.autograd.precision import auto_precision, matmul_precision
 from entrenar.data import Batch, DataLoader, Sample, evaluation_batches
 from entrenar.errors import EntrenarError, FormatError
 from entrenar.io.rendering import rendering_date
-from entrenar.models.budget import available_memory
+from entrenar.observe.hardware import available_memory
 from entrenar.train import checkpoint, folder, interrupt, report
 from entrenar.train.callbacks import Record
 from entrenar.train.config import TrainConfig

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from entrenar.adapters.peft import set_training
+from entrenar.adapters.base import set_training
 from entrenar.autograd import Tensor, manual_seed, random
 from entrenar.data import Batch, DataLoader
 from entrenar.distributed import Communicator, LocalCommunicator

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from entrenar.adapters.peft import lora_layers
+from entrenar.adapters.base import adapter_layers
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.llama import LLaMAConfig, LLaMAModel
@@ -44,7 +44,7 @@ def base_model(base: str = "fp32", config: LLaMAConfig | None = None, seed: int 
 def fill_adapters(model: LLaMAModel, seed: int = 1, scale: float = 0.05) -> None:
     """Give every B random values: a new one is zero and would hide the half of every mistake."""
     rng = np.random.default_rng(seed)
-    for _, layer in lora_layers(model):
+    for _, layer in adapter_layers(model):
         layer.lora_B.numpy()[...] = rng.standard_normal(layer.lora_B.shape) * scale
 
 
@@ -79,8 +79,8 @@ class TorchLLaMA:
         self.weights = {name: torch.from_numpy(a.astype(np.float64)) for name, a in arrays.items()}
         for name, weight in self.weights.items():
             weight.requires_grad_(".lora_" in name)
-        assert model.lora_config is not None
-        lora = model.lora_config
+        assert model.adapter_config is not None
+        lora = model.adapter_config
         self.scaling = lora.alpha / (lora.rank**0.5 if lora.use_rslora else lora.rank)
 
     def linear(self, x: Any, name: str) -> Any:

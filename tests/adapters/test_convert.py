@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from entrenar.adapters.peft import lora_layers
+from entrenar.adapters.base import adapter_layers
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.errors import QuantizationError
@@ -64,7 +64,7 @@ def test_only_the_block_linears_become_4_bit(options: dict[str, Any], kind: str,
         expected = QuantizedTensor.quantize(before[name], kind, double_quantization=double)
         assert weight.quantized_values.tobytes() == expected.quantized_values.tobytes(), name
         assert relative_error(weight.dequantize(), before[name]) < 0.11, name
-    assert [name for name, _ in lora_layers(model)] == [
+    assert [name for name, _ in adapter_layers(model)] == [
         f"model.layers.{i}.self_attn.{x}" for i in range(2) for x in ("q_proj", "v_proj")
     ]
     assert all(".lora_" in name for name, _ in model.trainable_parameters())
@@ -90,7 +90,7 @@ def test_without_quantize_4bit_it_is_lora() -> None:
     assert set(kinds(model).values()) == {"float32"}
     for name, weight in before.items():
         np.testing.assert_array_equal(weights_of(model)[name], weight)
-    assert len(list(lora_layers(model))) == 4
+    assert len(list(adapter_layers(model))) == 4
 
 
 @pytest.mark.unit
@@ -139,7 +139,7 @@ def test_a_weight_that_is_no_number_is_named() -> None:
     model.model.layers[1].mlp.up_proj.weight.numpy()[3, 5] = np.nan
     with pytest.raises(QuantizationError, match=r"^model\.layers\.1\.mlp\.up_proj\.weight cannot become nf4: .*row 3"):
         model.to_qlora(QLoRAConfig(rank=2))
-    assert not list(lora_layers(model))
+    assert not list(adapter_layers(model))
 
 
 @pytest.mark.unit
@@ -148,9 +148,9 @@ def test_logits_and_gradients_of_a_qlora_model_are_those_of_lora_on_the_dequanti
     fill_adapters(model)
     values = weights_of(model)
     plain = LLaMAModel(CONFIG, weights=lambda name, shape: Tensor(values[name], requires_grad=True))
-    assert model.lora_config is not None
-    plain.to_lora(model.lora_config)
-    for (_, ours), (_, theirs) in zip(lora_layers(model), lora_layers(plain), strict=True):
+    assert model.adapter_config is not None
+    plain.to_lora(model.adapter_config)
+    for (_, ours), (_, theirs) in zip(adapter_layers(model), adapter_layers(plain), strict=True):
         theirs.lora_A.numpy()[...] = ours.lora_A.numpy()
         theirs.lora_B.numpy()[...] = ours.lora_B.numpy()
     tokens, targets = batch(CONFIG)

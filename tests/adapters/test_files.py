@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from entrenar.adapters import peft
-from entrenar.adapters.peft import CONFIG_FILE, WEIGHTS_FILE, lora_layers
+from entrenar.adapters.base import adapter_layers
+from entrenar.adapters.peft import CONFIG_FILE, WEIGHTS_FILE
 from entrenar.data import Batch
 from entrenar.errors import ConfigError, FormatError, MemoryBudgetError
 from entrenar.llama import LLaMAModel
@@ -67,7 +68,7 @@ def test_generating_and_evaluating_drop_nothing_out_and_leave_the_switch_as_it_w
     bounds = np.arange(0, tokens.size + 1, tokens.shape[1])
     held_out = [Batch(tokens, targets, positions, bounds, int((targets != IGNORED).sum()))]
     assert evaluate(model, held_out) == evaluate(whole, held_out)
-    assert [layer.training for _, layer in lora_layers(model)] == [training] * len(list(lora_layers(model)))
+    assert [layer.training for _, layer in adapter_layers(model)] == [training] * len(list(adapter_layers(model)))
     stays = np.array_equal(logits_of(model, tokens), logits_of(model, tokens))
     assert stays is not training
 
@@ -109,7 +110,7 @@ def test_a_saved_adapter_loads_to_the_same_logits(base: str, use_rslora: bool, t
     save_adapter(model, tmp_path / "adapter")
     again = base_model(base, CONFIG)
     load_adapter(again, tmp_path / "adapter")
-    assert again.lora_config == model.lora_config
+    assert again.adapter_config == model.adapter_config
     tokens, _ = batch(CONFIG)
     np.testing.assert_array_equal(logits_of(again, tokens), logits_of(model, tokens))
     assert [name for name, _ in again.trainable_parameters()] == [name for name, _ in model.trainable_parameters()]
@@ -179,14 +180,14 @@ def test_ranks_and_strengths_of_single_layers_survive_the_files_and_the_merge(tm
         alpha_pattern={r"up_pro.": 3.5, "0.self_attn.q_proj": 16},
         use_rslora=True,
     )
-    assert [layer.rank for _, layer in lora_layers(model)] == [2, 7, 4]
-    assert [layer.scaling for _, layer in lora_layers(model)] == [16 / 2**0.5, 8 / 7**0.5, 3.5 / 2]
+    assert [layer.rank for _, layer in adapter_layers(model)] == [2, 7, 4]
+    assert [layer.scaling for _, layer in adapter_layers(model)] == [16 / 2**0.5, 8 / 7**0.5, 3.5 / 2]
     save_adapter(model, tmp_path / "adapter")
     again = base_model(config=CONFIG)
     load_adapter(again, tmp_path / "adapter")
-    assert again.lora_config == model.lora_config
-    assert again.lora_config is not None
-    assert list(again.lora_config.rank_pattern) == ["layers.1.self_attn.q_proj", "q_proj"]  # the first match decides
+    assert again.adapter_config == model.adapter_config
+    assert again.adapter_config is not None
+    assert list(again.adapter_config.rank_pattern) == ["layers.1.self_attn.q_proj", "q_proj"]  # the first match decides
     tokens, _ = batch(CONFIG)
     adapted = logits_of(model, tokens)
     np.testing.assert_array_equal(logits_of(again, tokens), adapted)
@@ -225,10 +226,10 @@ def test_an_interrupted_save_keeps_the_old_adapter(
 @pytest.mark.unit
 def test_there_must_be_adapters_to_save_or_merge_and_none_to_attach(tmp_path: Path) -> None:
     plain = base_model(config=CONFIG)
-    with pytest.raises(ConfigError, match=r"The model has no LoRA adapters to save\."):
+    with pytest.raises(ConfigError, match=r"The model has no adapters to save\."):
         save_adapter(plain, tmp_path / "adapter")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match=r"The model has no LoRA adapters to merge\."):
+    with pytest.raises(ConfigError, match=r"The model has no adapters to merge\."):
         merge(plain)
     model = small_lora()
     names = [name for name, _ in model.named_parameters()]
@@ -383,8 +384,8 @@ def test_a_bad_adapter_is_one_clear_sentence_and_leaves_the_model_as_it_was(case
     text = str(caught.value)
     assert str(saved) in text
     assert "\n" not in text
-    assert not list(lora_layers(model))
-    assert model.lora_config is None
+    assert not list(adapter_layers(model))
+    assert model.adapter_config is None
     assert all(weight.requires_grad for _, weight in model.named_parameters())
     np.testing.assert_array_equal(logits_of(model, tokens), before)
 
@@ -402,5 +403,5 @@ def test_a_type_that_cannot_be_read_is_refused_before_anything_changes(saved: Pa
     model = base_model(config=CONFIG)
     with pytest.raises(FormatError, match=re.escape("has type F8_E4M3; expected F32, F16 or BF16 weights.")):
         load_adapter(model, saved)
-    assert not list(lora_layers(model))
+    assert not list(adapter_layers(model))
     assert all(weight.requires_grad for _, weight in model.named_parameters())

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from entrenar.adapters.base import adapter_layers
 from entrenar.adapters.lora import LoRALinear
-from entrenar.adapters.peft import lora_layers
 from entrenar.autograd import Tensor, manual_seed
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.llama import LLaMAModel
@@ -46,7 +46,7 @@ def test_a_new_adapter_changes_nothing(base: str) -> None:
 def test_a_is_kaiming_uniform_and_b_is_zero() -> None:
     model = base_model(config=gqa_config(2))
     model.to_lora(LoRAConfig(rank=32, target_modules=["all-linear"]))
-    for name, layer in lora_layers(model):
+    for name, layer in adapter_layers(model):
         bound = 1 / math.sqrt(layer.in_features)
         a = layer.lora_A.numpy()
         assert a.shape == (32, layer.in_features), name
@@ -56,7 +56,7 @@ def test_a_is_kaiming_uniform_and_b_is_zero() -> None:
         assert np.abs(a).max() > 0.99 * bound, name
         assert abs(a.mean()) < 0.05 * bound, name
         assert a.std() == pytest.approx(bound / math.sqrt(3), rel=0.05), name
-    firsts = [layer.lora_A.numpy()[0, :4].tolist() for _, layer in lora_layers(model)]
+    firsts = [layer.lora_A.numpy()[0, :4].tolist() for _, layer in adapter_layers(model)]
     assert len({tuple(first) for first in firsts}) == len(firsts)  # no two layers begin alike
 
 
@@ -66,7 +66,7 @@ def test_the_seed_decides_the_initial_a() -> None:
     for seed in (0, 0, 1):
         model = base_model(config=gqa_config(1))
         LoRAConfig(rank=2).apply(model, seed)
-        drawn.append(b"".join(layer.lora_A.numpy().tobytes() for _, layer in lora_layers(model)))
+        drawn.append(b"".join(layer.lora_A.numpy().tobytes() for _, layer in adapter_layers(model)))
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
 
@@ -159,8 +159,8 @@ def test_only_the_named_linears_get_adapters() -> None:
     total = 0
     for _, tensor in model.trainable_parameters():
         total += tensor.size
-    assert model.lora_config is not None
-    assert total == model.lora_config.num_parameters(model.config)
+    assert model.adapter_config is not None
+    assert total == model.adapter_config.num_parameters(model.config)
 
 
 @pytest.mark.unit
@@ -173,7 +173,7 @@ def test_the_merged_model_answers_like_the_adapted_one(base: str) -> None:
     names = [name for name, _ in model.named_parameters() if ".lora_" not in name]
     merge(model)
     assert [name for name, _ in model.named_parameters()] == names
-    assert not list(lora_layers(model))
+    assert not list(adapter_layers(model))
     np.testing.assert_allclose(logits_of(model, tokens), adapted, rtol=0, atol=1e-4)
 
 
@@ -190,4 +190,4 @@ def test_merging_adds_the_update_to_the_dequantized_weights_and_to_nothing_else(
             expected = expected + np.float32(2) * (b @ a)  # alpha 8, rank 4
         np.testing.assert_allclose(weight, expected, rtol=1e-6, atol=1e-7, err_msg=name)
     merged_again = model.to_lora(LoRAConfig(rank=2))  # a merged model takes new adapters
-    assert len(list(lora_layers(merged_again))) == 8
+    assert len(list(adapter_layers(merged_again))) == 8

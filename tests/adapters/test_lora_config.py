@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from entrenar.adapters import targets
-from entrenar.adapters.peft_table import UNSUPPORTED
 from entrenar.config import shown
 from entrenar.errors import ConfigError
 from entrenar.lora import LoRAConfig
@@ -133,7 +132,7 @@ def test_a_setting_that_changes_the_result_and_is_not_computed_is_refused(settin
     message = f"a.json: {setting} is {shown(value)}, which is not supported (expected "
     with pytest.raises(ConfigError, match=re.escape(message)):
         LoRAConfig.from_peft(PEFT_TABLE | {setting: value}, "a.json")
-    for off in UNSUPPORTED[setting]:
+    for off in LoRAConfig.peft.unsupported[setting]:
         LoRAConfig.from_peft(PEFT_TABLE | {setting: off})
 
 
@@ -253,7 +252,7 @@ def test_the_first_pattern_that_matches_decides_rank_and_alpha() -> None:
     }
     config = LoRAConfig(rank=4, target_modules=["q_proj", "v_proj"], rank_pattern={"1.self_attn.v_proj": 5})
     assert config.num_parameters(SHAPE) == 4 * (128 + 96 + 128) + 5 * 96
-    assert config.largest_layer_rank(SHAPE) == 9
+    assert config.activation_floats(SHAPE) == 9
 
 
 @pytest.mark.unit

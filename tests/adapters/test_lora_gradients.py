@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from entrenar.adapters.peft import lora_layers
+from entrenar.adapters.base import adapter_layers
 from entrenar.autograd import Tensor, lora_linear, manual_seed, sum
 from entrenar.lora import LoRAConfig
 
@@ -112,11 +112,11 @@ def test_a_gets_no_gradient_and_b_one_where_the_adapter_is_new() -> None:
     model.to_lora(LoRAConfig(rank=4, alpha=8.0, target_modules=["all-linear"]))
     tokens, targets = batch(model.config)
     model.loss(tokens, targets).backward()
-    for name, layer in lora_layers(model):
+    for name, layer in adapter_layers(model):
         assert layer.lora_A.grad is not None, name
         assert layer.lora_B.grad is not None, name
         assert not layer.lora_A.grad.numpy().any(), name
         assert layer.lora_B.grad.numpy().any(), name
     fill_adapters(model)
     model.loss(tokens, targets).backward()
-    assert all(layer.lora_A.grad.numpy().any() for _, layer in lora_layers(model) if layer.lora_A.grad is not None)
+    assert all(layer.lora_A.grad.numpy().any() for _, layer in adapter_layers(model) if layer.lora_A.grad is not None)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from entrenar.adapters.targets import LINEARS
 from entrenar.errors import ConfigError
 from entrenar.llama import LLaMAModel
 from entrenar.lora import load_adapter, merge, save_adapter, set_training
-from entrenar.models.config import LINEAR_LAYERS
 
 from ..models.builders import gguf_name, random_arrays, relative_error, write_gguf, write_hf
 from .reference import base_model, batch, fill_adapters, gqa_config, logits_of, lora_model
@@ -111,9 +111,9 @@ def test_an_adapter_saved_by_peft_computes_the_same_here(
     )
     model = LLaMAModel.from_pretrained(base_directory)
     load_adapter(model, tmp_path / "adapter")
-    assert model.lora_config is not None
+    assert model.adapter_config is not None
     if targets == "all-linear":
-        assert model.lora_config.target_modules == list(LINEAR_LAYERS)
+        assert model.adapter_config.target_modules == list(LINEARS)
     expected = hf_logits(theirs)
     np.testing.assert_allclose(logits_of(model, TOKENS), expected, rtol=0, atol=1e-4)
     save_adapter(model, tmp_path / "again")  # and back
@@ -149,7 +149,7 @@ def test_what_peft_saves_and_we_do_not_compute_is_refused(
     model = LLaMAModel.from_pretrained(base_directory)
     with pytest.raises(ConfigError, match=message):
         load_adapter(model, tmp_path / "adapter")
-    assert model.lora_config is None
+    assert model.adapter_config is None
     assert all(weight.requires_grad for _, weight in model.named_parameters())
 
 
@@ -163,7 +163,7 @@ def test_an_adapter_over_the_codes_of_a_gguf_file_computes_the_same_in_peft(kind
     model = LLaMAModel.from_pretrained(tmp_path / "base.gguf", quantize="auto")
     kinds = {weight.dtype for name, weight in model.named_parameters() if name.endswith("_proj.weight")}
     assert kinds == {kind.lower()}
-    config = lora_model("fp32", CONFIG).lora_config
+    config = lora_model("fp32", CONFIG).adapter_config
     assert config is not None
     model.to_lora(config)
     fill_adapters(model)

@@ -164,7 +164,7 @@ def test_a_whole_run_touches_no_file_of_others(result: str, tmp_path: Path) -> N
         crowd(folder, tmp_path / f"elsewhere {number}")
     before = picture(tmp_path)
     for overwrite in (False, True):
-        config = config_for(data, tmp_path / "out", **({} if result == "adapter" else {"lora": None}))
+        config = config_for(data, tmp_path / "out", **({} if result == "adapter" else {"adapter": None}))
         config.checkpointing = replace(config.checkpointing, every=2, overwrite=overwrite)
         quiet(source, config)
         after = picture(tmp_path)

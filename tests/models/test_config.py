@@ -19,6 +19,7 @@ from entrenar.lora import LoRAConfig
 from entrenar.models import api as model_module
 from entrenar.models import budget
 from entrenar.models.storage import StoragePolicy
+from entrenar.observe import hardware
 
 from .builders import hf_table, small_config
 
@@ -149,8 +150,8 @@ def test_a_model_fits_exactly_up_to_the_available_memory(monkeypatch: pytest.Mon
         ("0::/user/job", "user/job", "memory.max", "memory.current", "inactive_file"),
         ("0::/user/job/part", "user", "memory.max", "memory.current", "inactive_file"),
         ("0::/", ".", "memory.max", "memory.current", "inactive_file"),
-        ("4:cpu:/other\n5:memory:/job", "memory/job", *budget.CGROUP_V1[1:]),
-        ("5:memory:/of/the/host", "memory", *budget.CGROUP_V1[1:]),
+        ("4:cpu:/other\n5:memory:/job", "memory/job", *hardware.CGROUP_V1[1:]),
+        ("5:memory:/of/the/host", "memory", *hardware.CGROUP_V1[1:]),
     ],
 )
 def test_the_available_memory_is_capped_by_the_cgroups(
@@ -158,17 +159,17 @@ def test_the_available_memory_is_capped_by_the_cgroups(
 ) -> None:
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     (tmp_path / "membership").write_text(line + "\n")
-    monkeypatch.setattr(budget, "CGROUPS", tmp_path)
-    monkeypatch.setattr(budget, "MEMBERSHIP", tmp_path / "membership")
-    assert budget.available_memory() > 8 << 20
+    monkeypatch.setattr(hardware, "CGROUPS", tmp_path)
+    monkeypatch.setattr(hardware, "MEMBERSHIP", tmp_path / "membership")
+    assert hardware.available_memory() > 8 << 20
     (tmp_path / folder / limit).write_text(f"{3 << 20}\n")
     (tmp_path / folder / usage).write_text(f"{2 << 20}\n")
     (tmp_path / folder / "memory.stat").write_text(f"anon 7\n{reclaimable} {1 << 20}\nactive_file {1 << 20}\n")
-    assert budget.available_memory() == 2 << 20, "pages of files that can be taken back are free"
+    assert hardware.available_memory() == 2 << 20, "pages of files that can be taken back are free"
     (tmp_path / folder / usage).write_text(f"{5 << 20}\n")
-    assert budget.available_memory() == 0
+    assert hardware.available_memory() == 0
     (tmp_path / folder / limit).write_text("max\n")
-    assert budget.available_memory() > 8 << 20
+    assert hardware.available_memory() > 8 << 20
 
 
 # ---------------------------------------------------------------------- TOML

@@ -138,7 +138,7 @@ def checkpoint(folder: Path) -> None:
         config = TrainConfig(
             training=Training(steps=steps, batch_size=2, sequence_length=48, threads=1),
             data=Data(path=str(folder / "data.jsonl"), held_out_fraction=0.2),
-            lora=LoRAConfig(rank=2),
+            adapter=LoRAConfig(rank=2),
             checkpointing=Checkpointing(str(directory), 1, resume, minutes=0, keep=1),
         )
         finetune(folder / "model", config, console=Console(file=io.StringIO()))

@@ -49,7 +49,7 @@ class Wrong(Exception):
 # ---------------------------------------------------------------------- one function a kind
 def train(model: LLaMAModel) -> None:
     """One step on a few tokens; a loss that is no number is for the trainer to stop, and it does."""
-    if model.lora_config is None and any(w.dtype != "float32" for _, w in model.named_parameters()):
+    if model.adapter_config is None and any(w.dtype != "float32" for _, w in model.named_parameters()):
         model.to_lora(LoRAConfig(rank=2))
     optimizer = AdamW(model.trainable_parameters(), lr=1e-3)
     tokens = np.arange(12).reshape(2, 6) % model.config.vocab_size
@@ -97,7 +97,7 @@ def go_on(folder: Path) -> bytes:
     config = TrainConfig(
         training=Training(steps=3, batch_size=2, sequence_length=48, threads=1),
         data=Data(path=str(folder / "data.jsonl"), held_out_fraction=0.2),
-        lora=LoRAConfig(rank=2),
+        adapter=LoRAConfig(rank=2),
         checkpointing=Checkpointing(str(folder / "run"), 1, True, minutes=0, keep=1),
     )
     finetune(folder / "model", config, console=Console(file=io.StringIO()))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from entrenar.adapters.base import AdapterConfig
 from entrenar.data import Batch, DataLoader, Sample, evaluation_batches
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
@@ -53,7 +54,7 @@ def samples(count: int = 20, seed: int = 0, vocab_size: int = SHAPE.vocab_size) 
 def run_config(
     directory: Path | str,
     *,
-    lora: LoRAConfig | None = None,
+    adapter: AdapterConfig | None = None,
     every: int = 0,
     resume: bool = False,
     minutes: float = 0,
@@ -68,7 +69,7 @@ def run_config(
         training=Training(**(values | training)),
         lr_schedule=schedule,
         checkpointing=Checkpointing(str(directory), every, resume, minutes, keep, overwrite),
-        lora=lora,
+        adapter=adapter,
     )
 
 
@@ -165,7 +166,7 @@ SMALL = Training(steps=4, batch_size=2, sequence_length=64, learning_rate=1e-2)
 
 def config_for(data: Path, output: Path, training: Training = SMALL, **sections: object) -> TrainConfig:
     """A short LoRA run over a file of examples."""
-    defaults: dict[str, object] = {"lora": LoRAConfig(rank=4, target_modules=["all-linear"])}
+    defaults: dict[str, object] = {"adapter": LoRAConfig(rank=4, target_modules=["all-linear"])}
     return TrainConfig(
         training=training,
         data=Data(path=str(data), held_out_fraction=0.2),

@@ -114,9 +114,9 @@ def test_an_error_on_an_error_does_not_hide_the_first(tmp_path: Path) -> None:
 
 @pytest.mark.unit
 def test_callbacks_change_no_bit(tmp_path: Path) -> None:
-    plain = trainer_of(run_config(tmp_path / "a", lora=DROPOUT))
+    plain = trainer_of(run_config(tmp_path / "a", adapter=DROPOUT))
     plain.run()
-    config = run_config(tmp_path / "b", lora=DROPOUT, every=1, evaluate_every=1)
+    config = run_config(tmp_path / "b", adapter=DROPOUT, every=1, evaluate_every=1)
     console = Console(file=io.StringIO())
     heard = trainer_of(config, callbacks=[Log(), Display(console), Record(tmp_path / "b", Summary())])
     with listening(Events()):
@@ -148,11 +148,11 @@ def test_the_record_has_the_steps_of_the_checkpoint(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the state
 @pytest.mark.unit
 def test_a_state_moves_a_run_to_another_trainer_to_the_same_bits(tmp_path: Path) -> None:
-    whole = trainer_of(run_config(tmp_path, lora=DROPOUT, steps=8))
+    whole = trainer_of(run_config(tmp_path, adapter=DROPOUT, steps=8))
     whole.run()
-    half = trainer_of(run_config(tmp_path, lora=DROPOUT, steps=4))
+    half = trainer_of(run_config(tmp_path, adapter=DROPOUT, steps=4))
     half.run()
-    other = trainer_of(run_config(tmp_path, lora=DROPOUT, steps=8))
+    other = trainer_of(run_config(tmp_path, adapter=DROPOUT, steps=8))
     other.load_state_dict(half.state_dict())
     half.parameters[0][1].numpy()[...] = 0  # what was loaded is a copy
     assert (other.step, other.run_id, other.date) == (4, half.run_id, half.date)
@@ -213,10 +213,10 @@ class Twins(LocalCommunicator):
 
 @pytest.mark.unit
 def test_gradients_losses_and_token_counts_are_sums_over_the_ranks(tmp_path: Path) -> None:
-    alone = trainer_of(run_config(tmp_path / "a", lora=DROPOUT, gradient_accumulation=2))
+    alone = trainer_of(run_config(tmp_path / "a", adapter=DROPOUT, gradient_accumulation=2))
     alone.run()
     twins = Twins()
-    both = trainer_of(run_config(tmp_path / "b", lora=DROPOUT, gradient_accumulation=2, every=3), communicator=twins)
+    both = trainer_of(run_config(tmp_path / "b", adapter=DROPOUT, gradient_accumulation=2, every=3), communicator=twins)
     both.run()
     assert losses(both) == losses(alone) and weights_hash(both) == weights_hash(alone)
     for ours, theirs in zip(both.reports, alone.reports, strict=True):

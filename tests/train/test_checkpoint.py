@@ -50,7 +50,7 @@ def stop_after(trainer: Trainer, step: int) -> None:
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     """The folder of a run that stopped after step 5 of 6; its checkpoint is of step 4."""
-    stop_after(trainer_of(run_config(tmp_path, lora=DROPOUT, every=2)), 5)
+    stop_after(trainer_of(run_config(tmp_path, adapter=DROPOUT, every=2)), 5)
     return tmp_path
 
 
@@ -69,12 +69,12 @@ def written(tmp_path: Path) -> Path:
 def test_a_run_that_broke_off_continues_to_the_bits_of_one_that_did_not(
     lora: LoRAConfig | None, settings: dict[str, Any], tmp_path: Path, threads: None
 ) -> None:
-    whole = trainer_of(run_config(tmp_path / "whole", lora=lora, steps=12, **settings))
+    whole = trainer_of(run_config(tmp_path / "whole", adapter=lora, steps=12, **settings))
     whole.run()  # 12 steps of 2 rows: the order of the second and third epoch matters too
-    broken = trainer_of(run_config(tmp_path / "run", lora=lora, steps=12, every=4, **settings))
+    broken = trainer_of(run_config(tmp_path / "run", adapter=lora, steps=12, every=4, **settings))
     stop_after(broken, 7)
     cpu.set_num_threads(2 if cpu.get_num_threads() == 1 else 1)
-    resumed = trainer_of(run_config(tmp_path / "run", lora=lora, steps=12, every=4, resume=True, **settings))
+    resumed = trainer_of(run_config(tmp_path / "run", adapter=lora, steps=12, every=4, resume=True, **settings))
     assert resumed.step == resumed.saved == 4
     reports = resumed.run()
     assert losses(resumed) == losses(whole)
@@ -87,10 +87,10 @@ def test_a_run_that_broke_off_continues_to_the_bits_of_one_that_did_not(
 
 @pytest.mark.unit
 def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
-    done = trainer_of(run_config(tmp_path, lora=DROPOUT, every=4))
+    done = trainer_of(run_config(tmp_path, adapter=DROPOUT, every=4))
     done.baseline["sample"] = "héllo\n"
     done.run()
-    again = trainer_of(run_config(tmp_path, lora=DROPOUT, every=4, resume=True))
+    again = trainer_of(run_config(tmp_path, adapter=DROPOUT, every=4, resume=True))
     assert again.run() == done.reports and weights_hash(again) == weights_hash(done)
     assert again.baseline == {"sample": "héllo\n"}
 
@@ -98,7 +98,7 @@ def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
 @pytest.mark.unit
 def test_more_steps_may_be_asked_for_and_what_changes_no_bit_may_change(written: Path) -> None:
     config = run_config(
-        written, lora=DROPOUT, resume=True, steps=8, threads=1, evaluate_every=4, gradient_checkpointing="on"
+        written, adapter=DROPOUT, resume=True, steps=8, threads=1, evaluate_every=4, gradient_checkpointing="on"
     )
     assert [report.step for report in trainer_of(config).run()] == list(range(1, 9))
 
@@ -108,7 +108,7 @@ def test_fewer_steps_than_there_are_is_refused(written: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"training\.steps is 3, and .*step-4 was written after step 4; resume with at"
     ):
-        trainer_of(run_config(written, lora=DROPOUT, resume=True, steps=3))
+        trainer_of(run_config(written, adapter=DROPOUT, resume=True, steps=3))
 
 
 @pytest.mark.unit
@@ -134,14 +134,14 @@ def test_held_out_losses_of_earlier_steps_are_kept(tmp_path: Path) -> None:
         ({"optimizer": "adam"}, r"training\.optimizer is 'adam' and was 'adamw'"),
         ({"max_grad_norm": 2.0}, r"training\.max_grad_norm is 2\.0 and was 1\.0"),
         ({"lr_schedule": LRSchedule(name="cosine")}, r"lr_schedule\.name is 'cosine' and was 'constant'"),
-        ({"lora": replace(DROPOUT, rank=8)}, r"lora\.rank is 8 and was 4"),
-        ({"lora": replace(DROPOUT, target_modules=["q_proj"])}, r"lora\.target_modules is \['q_proj'\] and was"),
-        ({"lora": None}, r"another base model"),
+        ({"adapter": replace(DROPOUT, rank=8)}, r"lora\.rank is 8 and was 4"),
+        ({"adapter": replace(DROPOUT, target_modules=["q_proj"])}, r"lora\.target_modules is \['q_proj'\] and was"),
+        ({"adapter": None}, r"another base model"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_other_settings_are_refused_with_both_values(change: dict[str, Any], message: str, written: Path) -> None:
-    values: dict[str, Any] = {"lora": DROPOUT, "resume": True} | change
+    values: dict[str, Any] = {"adapter": DROPOUT, "resume": True} | change
     with pytest.raises(ConfigError, match=message):
         trainer_of(run_config(written, **values))
 
@@ -149,7 +149,7 @@ def test_other_settings_are_refused_with_both_values(change: dict[str, Any], mes
 @pytest.mark.unit
 def test_other_examples_are_refused(written: Path) -> None:
     with pytest.raises(ConfigError, match=r"checkpoint/step-4: was written with other examples"):
-        trainer_of(run_config(written, lora=DROPOUT, resume=True), data_seed=1)
+        trainer_of(run_config(written, adapter=DROPOUT, resume=True), data_seed=1)
 
 
 @pytest.mark.unit
@@ -158,7 +158,7 @@ def test_another_base_model_is_refused(written: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(builders, "LLaMAModel", lambda shape, seed: LLaMAModel(shape, seed=seed + 1))
     with pytest.raises(ConfigError, match=r"checkpoint/step-4: was written with another base model"):
-        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+        trainer_of(run_config(written, adapter=DROPOUT, resume=True))
 
 
 # ---------------------------------------------------------------------- damaged ones
@@ -215,7 +215,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
 def message(folder: Path) -> str:
     """With which the run in `folder` does not resume."""
     with pytest.raises(EntrenarError) as error:
-        trainer_of(run_config(folder, lora=DROPOUT, resume=True))
+        trainer_of(run_config(folder, adapter=DROPOUT, resume=True))
     text = str(error.value)
     assert "\n" not in text
     assert "checkpoint/step-4" in text, text
@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_is_one_clear_error_whatever_its_checksums_say(dama
     seal(newest)
     message(written)
     shutil.rmtree(newest)
-    assert trainer_of(run_config(written, lora=DROPOUT, resume=True)).step == 2
+    assert trainer_of(run_config(written, adapter=DROPOUT, resume=True)).step == 2
 
 
 @pytest.mark.chaos
@@ -247,7 +247,7 @@ def test_no_flipped_bit_of_a_checkpoint_is_used(name: str, written: Path) -> Non
         file.write_bytes(flipped)
         assert "is damaged (its files do not have the checksums" in message(written)
     file.write_bytes(content)
-    assert trainer_of(run_config(written, lora=DROPOUT, resume=True)).step == 4
+    assert trainer_of(run_config(written, adapter=DROPOUT, resume=True)).step == 4
 
 
 @pytest.mark.chaos
@@ -263,7 +263,7 @@ def test_changed_values_under_right_checksums_are_the_state_of_a_run_or_one_sent
             (directory / "state.json").write_text(text[: match.start(1)] + value + text[match.end(1) :])
             seal(directory)
             try:
-                trainer_of(run_config(written, lora=DROPOUT, resume=True))
+                trainer_of(run_config(written, adapter=DROPOUT, resume=True))
             except EntrenarError as error:
                 assert "\n" not in str(error) and "step-4" in str(error)
                 refused += 1
@@ -287,7 +287,7 @@ def test_a_checkpoint_of_an_earlier_version_is_one_sentence(written: Path) -> No
     for step in ("step-2", "step-4"):
         shutil.rmtree(written / "checkpoint" / step)
     with pytest.raises(FormatError, match=r"checkpoint: was written by an earlier version of entrenar, and cannot be"):
-        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+        trainer_of(run_config(written, adapter=DROPOUT, resume=True))
 
 
 # ---------------------------------------------------------------------- which are kept, and when they are written
@@ -342,8 +342,8 @@ def test_a_linked_checkpoint_folder_is_followed(tmp_path: Path) -> None:
 @pytest.mark.unit
 def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(written: Path) -> None:
     with pytest.raises(ConfigError, match=r"checkpoint: holds checkpoints of an earlier run; resume, overwrite, or"):
-        trainer_of(run_config(written, lora=DROPOUT))
-    anew = trainer_of(run_config(written, lora=DROPOUT, every=4, overwrite=True))
+        trainer_of(run_config(written, adapter=DROPOUT))
+    anew = trainer_of(run_config(written, adapter=DROPOUT, every=4, overwrite=True))
     assert kept(written) == ["step-2", "step-4"]  # until the new run begins
     stop_after(anew, 3)
     assert not (written / "checkpoint").exists()
@@ -365,7 +365,7 @@ def test_another_shape_of_the_model_is_refused_by_name(
 
     monkeypatch.setattr(builders, "SHAPE", replace(builders.SHAPE, **change))
     with pytest.raises(ConfigError, match=name):
-        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+        trainer_of(run_config(written, adapter=DROPOUT, resume=True))
 
 
 @pytest.mark.unit
@@ -373,7 +373,7 @@ def test_one_bit_at_the_end_of_a_frozen_weight_is_seen(tmp_path: Path, monkeypat
     from tests.train import builders
 
     monkeypatch.setattr(builders, "SHAPE", replace(builders.SHAPE, vocab_size=600))
-    stop_after(trainer_of(run_config(tmp_path, lora=DROPOUT, every=2)), 3)
+    stop_after(trainer_of(run_config(tmp_path, adapter=DROPOUT, every=2)), 3)
 
     def changed(*arguments: Any, **options: Any) -> LLaMAModel:
         model = LLaMAModel(*arguments, **options)
@@ -383,10 +383,10 @@ def test_one_bit_at_the_end_of_a_frozen_weight_is_seen(tmp_path: Path, monkeypat
         bits[-1] ^= 1
         return model
 
-    assert trainer_of(run_config(tmp_path, lora=DROPOUT, resume=True)).step == 2
+    assert trainer_of(run_config(tmp_path, adapter=DROPOUT, resume=True)).step == 2
     monkeypatch.setattr(builders, "LLaMAModel", changed)
     with pytest.raises(ConfigError, match=r"step-2: was written with another base model"):
-        trainer_of(run_config(tmp_path, lora=DROPOUT, resume=True))
+        trainer_of(run_config(tmp_path, adapter=DROPOUT, resume=True))
 
 
 @pytest.mark.unit
@@ -394,17 +394,17 @@ def test_the_engine_and_the_version_are_part_of_the_fingerprint(
     written: Path, monkeypatch: pytest.MonkeyPatch, threads: None
 ) -> None:
     cpu.set_num_threads(2)
-    trainer_of(run_config(written, lora=DROPOUT, resume=True))  # threads change no bit
+    trainer_of(run_config(written, adapter=DROPOUT, resume=True))  # threads change no bit
     with matmul_precision("high"), pytest.raises(ConfigError, match=r"matmul precision is 'high' and was 'highest'"):
-        trainer_of(run_config(written, lora=DROPOUT, resume=True))
+        trainer_of(run_config(written, adapter=DROPOUT, resume=True))
     with monkeypatch.context() as patch:
         patch.setattr("entrenar.train.fingerprint.version", lambda name: "0.0.7")
         with pytest.raises(ConfigError, match=r"entrenar's version is '0\.0\.7' and was"):
-            trainer_of(run_config(written, lora=DROPOUT, resume=True))
+            trainer_of(run_config(written, adapter=DROPOUT, resume=True))
     with monkeypatch.context() as patch:
         patch.setattr(cpu, "tier", lambda: "v9")
         with pytest.raises(ConfigError, match=r"SIMD tier is 'v9' and was"):
-            trainer_of(run_config(written, lora=DROPOUT, resume=True))
+            trainer_of(run_config(written, adapter=DROPOUT, resume=True))
 
 
 @pytest.mark.unit
@@ -434,14 +434,14 @@ def test_a_full_disk_keeps_the_previous_checkpoint(written: Path, monkeypatch: p
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    trainer = trainer_of(run_config(written, lora=DROPOUT, every=2, resume=True))
+    trainer = trainer_of(run_config(written, adapter=DROPOUT, every=2, resume=True))
     monkeypatch.setattr("entrenar.train.checkpoint.save_safetensors", full)
     with pytest.raises(
         FormatError, match=r"checkpoint/step-6: cannot be written \(No space left on device\); make room"
     ):
         trainer.run()
     assert sorted(path.name for path in written.iterdir()) == ["checkpoint"]
-    assert trainer_of(run_config(written, lora=DROPOUT, resume=True)).step == 4
+    assert trainer_of(run_config(written, adapter=DROPOUT, resume=True)).step == 4
 
 
 # ---------------------------------------------------------------------- killed processes
@@ -452,7 +452,7 @@ from entrenar.io import atomic as files
 sys.path.append(sys.argv[3])  # last: the checkout's entrenar is not compiled
 from tests.train.builders import DROPOUT, listen, run_config, trainer_of
 
-trainer = trainer_of(run_config(sys.argv[1], lora=DROPOUT, every=2))
+trainer = trainer_of(run_config(sys.argv[1], adapter=DROPOUT, every=2))
 moment = sys.argv[2]
 sync = files.sync
 
@@ -481,10 +481,10 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(moment: str, 
     command = [sys.executable, "-c", KILLED, str(tmp_path), moment, str(ROOT)]
     killed = subprocess.run(command, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert killed.returncode == -signal.SIGKILL
-    resumed = trainer_of(run_config(tmp_path, lora=DROPOUT, every=2, resume=True))
+    resumed = trainer_of(run_config(tmp_path, adapter=DROPOUT, every=2, resume=True))
     assert resumed.step == step
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"], "leftovers of the killed process"
-    whole = trainer_of(run_config(tmp_path / "whole", lora=DROPOUT))
+    whole = trainer_of(run_config(tmp_path / "whole", adapter=DROPOUT))
     whole.run()
     resumed.run()
     assert weights_hash(resumed) == weights_hash(whole)

@@ -146,12 +146,14 @@ def test_sections_that_contradict_each_other_are_refused(
 
 # ---------------------------------------------------------------------- adapters
 @pytest.mark.unit
-def test_one_kind_of_adapter_at_most() -> None:
+def test_one_kind_of_adapter_at_most(tmp_path: Path) -> None:
     assert TrainConfig().adapter is None
-    assert TrainConfig(lora=LoRAConfig(rank=3)).adapter == LoRAConfig(rank=3)
-    assert TrainConfig(qlora=QLoRAConfig(rank=3)).adapter == QLoRAConfig(rank=3)
+    assert TrainConfig(adapter=LoRAConfig(rank=3)).adapter == LoRAConfig(rank=3)
+    assert TrainConfig(adapter=QLoRAConfig(rank=3)).adapter == QLoRAConfig(rank=3)
+    path = tmp_path / "run.toml"
+    path.write_text("[lora]\nrank = 4\n[qlora]\nrank = 4\n")
     with pytest.raises(ConfigError, match=r"\[lora\] and \[qlora\] are both there; keep one"):
-        TrainConfig(lora=LoRAConfig(), qlora=QLoRAConfig())
+        TrainConfig.from_file(path)
 
 
 @pytest.mark.unit
@@ -168,7 +170,7 @@ def test_one_kind_of_adapter_at_most() -> None:
 )
 def test_a_key_about_a_format_that_is_not_made_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        TrainConfig(qlora=QLoRAConfig(**settings))
+        TrainConfig(adapter=QLoRAConfig(**settings))
 
 
 @pytest.mark.unit
@@ -177,7 +179,7 @@ def test_a_key_about_a_format_that_is_not_made_is_refused(settings: dict[str, An
     [{}, {"quantize_4bit": False}, {"quantize": "int4"}, {"quantize": "nf4", "double_quantization": False}],
 )
 def test_formats_that_are_made_are_accepted(settings: dict[str, Any]) -> None:
-    assert TrainConfig(qlora=QLoRAConfig(**settings)).qlora == QLoRAConfig(**settings)
+    assert TrainConfig(adapter=QLoRAConfig(**settings)).adapter == QLoRAConfig(**settings)
 
 
 # ---------------------------------------------------------------------- files

@@ -240,7 +240,7 @@ def test_what_a_plain_text_has_no_place_for_is_refused(more: dict[str, object], 
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     record = {"messages": turns, **more} if "tools" in more else {"messages": [turns[0], turns[1] | more]}
     (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "c", "completion": "d"}) + "\n" + json.dumps(record))
-    config = config_for(tmp_path / "data.jsonl", tmp_path / "run", lora=None)
+    config = config_for(tmp_path / "data.jsonl", tmp_path / "run", adapter=None)
     config.data = replace(config.data, held_out_fraction=0.0)
     with pytest.raises(ConfigError, match=rf"data\.jsonl, line 2: has {name}, which training from scratch on plain"):
         pretrain(replace(SHAPE, vocab_size=270), config, Console(file=io.StringIO()))

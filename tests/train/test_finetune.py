@@ -209,7 +209,7 @@ def test_the_held_out_loss_after_is_that_of_the_adapter_that_was_written(
 def test_without_adapters_every_weight_is_trained_and_a_model_is_written(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
-    result, printed = quiet(model, config_for(data, tmp_path, lora=None))
+    result, printed = quiet(model, config_for(data, tmp_path, adapter=None))
     assert result.output == tmp_path / "model"
     assert "(100.00 %)" in printed
     before, after = open_safetensors(model / "model.safetensors"), open_safetensors(result.output / "model.safetensors")
@@ -225,7 +225,7 @@ def test_without_adapters_every_weight_is_trained_and_a_model_is_written(
 @pytest.mark.unit
 def test_frozen_storage_cannot_be_trained_whole(model: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dtype is bfloat16, which is storage of frozen weights"):
-        quiet(model, config_for(data, tmp_path / "run", lora=None), dtype="bfloat16")
+        quiet(model, config_for(data, tmp_path / "run", adapter=None), dtype="bfloat16")
     assert not (tmp_path / "run").exists()
 
 
@@ -242,7 +242,7 @@ def test_frozen_storage_cannot_be_trained_whole(model: Path, data: Path, tmp_pat
 def test_the_base_is_in_the_format_that_is_asked_for(
     qlora: QLoRAConfig, kinds: str | None, model: Path, data: Path, tmp_path: Path
 ) -> None:
-    _, printed = quiet(model, config_for(data, tmp_path, replace(SMALL, steps=1), lora=None, qlora=qlora))
+    _, printed = quiet(model, config_for(data, tmp_path, replace(SMALL, steps=1), adapter=qlora))
     (weights,) = re.findall(r"weights\s+│ (.*?) │", printed)
     assert [part.split()[-1] for part in weights.strip().split(", ")] == ["float32"] + ([kinds] if kinds else [])
 
@@ -263,7 +263,7 @@ def test_training_on_prompts_trains_and_evaluates_all_tokens(model: Path, data: 
 @pytest.mark.unit
 def test_training_from_scratch_writes_a_model_that_generates(data: Path, tmp_path: Path) -> None:
     shape = replace(SHAPE, vocab_size=270, tie_word_embeddings=True)
-    config = config_for(data, tmp_path, replace(SMALL, steps=8, sequence_length=32), lora=None)
+    config = config_for(data, tmp_path, replace(SMALL, steps=8, sequence_length=32), adapter=None)
     out = io.StringIO()
     result = pretrain(shape, config, Console(file=out, width=200))
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -281,7 +281,7 @@ def test_training_from_scratch_writes_a_model_that_generates(data: Path, tmp_pat
 @pytest.mark.unit
 def test_a_text_that_yields_fewer_tokens_than_the_shape_has_leaves_rows_unused(data: Path, tmp_path: Path) -> None:
     shown = io.StringIO()
-    config = config_for(data, tmp_path, replace(SMALL, steps=2, sequence_length=32), lora=None)
+    config = config_for(data, tmp_path, replace(SMALL, steps=2, sequence_length=32), adapter=None)
     result = pretrain(replace(SHAPE, vocab_size=5000), config, Console(file=shown, width=200))
     model, tokenizer = LLaMAModel.from_pretrained(result.output), Tokenizer.from_directory(result.output)
     assert model.config.vocab_size == 5000
@@ -297,13 +297,15 @@ def test_a_text_that_yields_fewer_tokens_than_the_shape_has_leaves_rows_unused(d
     [
         (100, 32, {}, r"vocab_size is 100, expected at least 260"),
         (270, 65, {}, r"training\.sequence_length is 65, longer than model\.max_position_embeddings = 64"),
-        (270, 32, {"lora": LoRAConfig()}, r"\[lora\] and \[qlora\] need a pretrained base"),
+        (270, 32, {"adapter": LoRAConfig()}, r"\[lora\] needs a pretrained base"),
     ],
 )
 def test_a_shape_that_does_not_fit_the_text_is_refused(
     vocab: int, length: int, sections: dict[str, object], message: str, data: Path, tmp_path: Path
 ) -> None:
-    config = config_for(data, tmp_path / "run", replace(SMALL, sequence_length=length), **({"lora": None} | sections))
+    config = config_for(
+        data, tmp_path / "run", replace(SMALL, sequence_length=length), **({"adapter": None} | sections)
+    )
     with pytest.raises(ConfigError, match=message):
         pretrain(replace(SHAPE, vocab_size=vocab), config, Console(file=io.StringIO()))
     assert not (tmp_path / "run").exists()
@@ -322,7 +324,7 @@ def test_a_shape_that_does_not_fit_the_text_is_refused(
 def test_a_key_that_training_from_scratch_does_not_use_is_refused(
     keys: dict[str, bool], shape: dict[str, int], message: str, data: Path, tmp_path: Path
 ) -> None:
-    config = config_for(data, tmp_path / "run", lora=None)
+    config = config_for(data, tmp_path / "run", adapter=None)
     config.data = replace(config.data, **keys)
     with pytest.raises(ConfigError, match=message):
         pretrain(replace(SHAPE, vocab_size=270, **shape), config, Console(file=io.StringIO()))
@@ -352,6 +354,6 @@ def test_a_tokenizer_larger_than_its_model_is_refused(model: Path, data: Path, t
 def test_too_little_text_for_a_row_is_refused(tmp_path: Path) -> None:
     short = tmp_path / "short.jsonl"
     short.write_text("\n".join(json.dumps({"prompt": f"{i}", "completion": f"{i}"}) for i in range(30)))
-    config = config_for(short, tmp_path / "run", replace(SMALL, sequence_length=64), lora=None)
+    config = config_for(short, tmp_path / "run", replace(SMALL, sequence_length=64), adapter=None)
     with pytest.raises(ConfigError, match="is too short for a row of 64 tokens to train on and one to hold out"):
         pretrain(replace(SHAPE, vocab_size=260), config, Console(file=io.StringIO()))

@@ -84,7 +84,7 @@ def test_the_estimate_is_near_the_measured_peak(
     shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, length: int, checkpointing: bool
 ) -> None:
     items = memory.estimate(
-        shape, lora=lora, batch_size=batch, sequence_length=length, checkpointing=checkpointing
+        shape, adapter=lora, batch_size=batch, sequence_length=length, checkpointing=checkpointing
     ).items
     estimated = items["gradients"] + items["optimizer"] + items["activations"]
     assert estimated == pytest.approx(measured_peak(shape, lora, batch, length, checkpointing), rel=0.12)
@@ -112,7 +112,7 @@ def test_the_weights_of_the_estimate_are_those_of_the_model(
         half = dtype == "bfloat16" and isinstance(weight, Tensor) and not weight.requires_grad
         held += weight.nbytes // (2 if half else 1)
     storage = StoragePolicy(dtype, quantize).storage(SHAPE.parameter_shapes())
-    items = memory.estimate(SHAPE, lora=lora, storage=storage).items
+    items = memory.estimate(SHAPE, adapter=lora, storage=storage).items
     assert items["weights"] == pytest.approx(held, rel=0.01)
 
 
@@ -132,7 +132,7 @@ MEASURED = {
 def test_whole_runs_need_what_was_measured(dtype: str, quantize: str | None, checkpointing: bool) -> None:
     stored = {"model.embed_tokens.weight": "Q8_0"}
     storage = StoragePolicy(dtype, quantize).storage(SMOLLM2.parameter_shapes(), stored)
-    needed = memory.estimate(SMOLLM2, lora=ALL, storage=storage, checkpointing=checkpointing)
+    needed = memory.estimate(SMOLLM2, adapter=ALL, storage=storage, checkpointing=checkpointing)
     assert needed.total / 2**20 == pytest.approx(MEASURED[dtype, quantize, checkpointing], rel=0.1)
 
 
@@ -144,26 +144,26 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def needs(checkpointing: bool | int) -> int:
-    return memory.estimate(SMOLLM2, lora=ALL, checkpointing=checkpointing).total
+    return memory.estimate(SMOLLM2, adapter=ALL, checkpointing=checkpointing).total
 
 
 def planned(mode: str | int = "auto", **training: int) -> tuple[int, memory.MemoryEstimate]:
-    return memory.plan(SMOLLM2, TrainConfig(training=Training(gradient_checkpointing=mode, **training), lora=ALL))
+    return memory.plan(SMOLLM2, TrainConfig(training=Training(gradient_checkpointing=mode, **training), adapter=ALL))
 
 
 @pytest.mark.memory
 def test_as_few_layers_are_recomputed_as_let_the_estimate_fit(machine: Callable[[int], None]) -> None:
     assert needs(True) < 0.8 * needs(False)
     machine(needs(False))
-    assert planned() == (0, memory.estimate(SMOLLM2, lora=ALL))
+    assert planned() == (0, memory.estimate(SMOLLM2, adapter=ALL))
     assert [planned(mode)[0] for mode in ("on", "off", 7, 99)] == [30, 0, 7, 30]
     for count in (1, 17, 29):  # with a margin for what the estimate may be off by
         machine(min(int(1.1 * needs(count)) + 1, needs(False) - 1))
         chosen, estimate = planned()
-        assert chosen >= count and estimate == memory.estimate(SMOLLM2, lora=ALL, checkpointing=chosen)
+        assert chosen >= count and estimate == memory.estimate(SMOLLM2, adapter=ALL, checkpointing=chosen)
         assert 1.1 * needs(chosen) <= min(1.1 * needs(count) + 2, needs(False)) < 1.1 * needs(chosen - 1) + 1
     machine(needs(True))
-    assert planned() == (30, memory.estimate(SMOLLM2, lora=ALL, checkpointing=True))
+    assert planned() == (30, memory.estimate(SMOLLM2, adapter=ALL, checkpointing=True))
 
 
 @pytest.mark.memory
@@ -194,7 +194,7 @@ def test_the_examples_of_a_file_count_and_need_no_more_than_is_estimated(tmp_pat
     ]
     path.write_text("\n".join(map(json.dumps, records)))
     size = path.stat().st_size
-    config = TrainConfig(data=Data(path=str(path), held_out_fraction=0.0), lora=ALL)
+    config = TrainConfig(data=Data(path=str(path), held_out_fraction=0.0), adapter=ALL)
     needed = memory.plan(SHAPE, config)[1]
     assert needed.items["data"] == memory.data_bytes(config) == int(memory.DATA_SHARE * size)
     tokenizer = Tokenizer.train([record["completion"] for record in records[:50]], 300)
@@ -227,4 +227,4 @@ def test_where_the_data_are_what_is_too_large_fewer_are_advised(machine: Callabl
     with pytest.raises(
         MemoryBudgetError, match=r"GiB of data .*; use fewer examples \(data\.max_examples\), a shorter"
     ):
-        memory.check_budget(memory.estimate(SMOLLM2, lora=ALL, data_bytes=1 << 40), 1 << 34)
+        memory.check_budget(memory.estimate(SMOLLM2, adapter=ALL, data_bytes=1 << 40), 1 << 34)

@@ -36,7 +36,7 @@ def gguf_of(directory: Path, path: Path) -> Path:
 def test_what_requantizing_costs_is_said_before_training_and_in_the_summary(tmp_path: Path) -> None:
     model = gguf_of(write_model(tmp_path / "source"), tmp_path / "m.gguf")
     data = write_examples(tmp_path / "examples.jsonl")
-    config = config_for(data, tmp_path / "run", replace(SMALL, steps=1), lora=None, qlora=QLoRAConfig(rank=2))
+    config = config_for(data, tmp_path / "run", replace(SMALL, steps=1), adapter=QLoRAConfig(rank=2))
     _, printed = quiet(model, config)
     said = "3 matrices of type Q5_0 are requantized to NF4, which changes their values by "
     assert printed.index(said) < printed.index("step 1/1")

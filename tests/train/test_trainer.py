@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from entrenar._kernels import cpu
-from entrenar.adapters.peft import lora_layers
+from entrenar.adapters.base import adapter_layers
 from entrenar.autograd import Tensor
 from entrenar.data import DataLoader, collate
 from entrenar.errors import ConfigError, NumericsError
@@ -145,9 +145,9 @@ def test_gradients_are_scaled_down_to_the_norm_that_is_asked_for(tmp_path: Path)
 
 @pytest.mark.unit
 def test_the_held_out_set_is_evaluated_as_often_as_asked_and_changes_nothing(tmp_path: Path) -> None:
-    plain = trainer_of(run_config(tmp_path, lora=DROPOUT))
+    plain = trainer_of(run_config(tmp_path, adapter=DROPOUT))
     plain.run()
-    watched = trainer_of(run_config(tmp_path, lora=DROPOUT, evaluate_every=2))
+    watched = trainer_of(run_config(tmp_path, adapter=DROPOUT, evaluate_every=2))
     reports = watched.run()
     assert [report.step for report in reports if report.held_out] == [2, 4, 6]
     assert reports[-1].held_out == evaluate(watched.model, held_out_batches())
@@ -169,10 +169,10 @@ def test_evaluation_weighs_tokens_and_not_batches(tmp_path: Path) -> None:
 
 @pytest.mark.unit
 def test_evaluation_leaves_dropout_out_and_switches_it_on_again(tmp_path: Path) -> None:
-    trainer = trainer_of(run_config(tmp_path, lora=DROPOUT, steps=2))
+    trainer = trainer_of(run_config(tmp_path, adapter=DROPOUT, steps=2))
     trainer.run()  # B is no longer zero
     assert evaluate(trainer.model, trainer.held_out) == evaluate(trainer.model, trainer.held_out)
-    assert all(layer.training for _, layer in lora_layers(trainer.model))
+    assert all(layer.training for _, layer in adapter_layers(trainer.model))
     without = LLaMAModel(SHAPE, seed=7)
     replace(DROPOUT, dropout=0.0).apply(without)
     for (_, theirs), (_, ours) in zip(trainer.parameters, without.trainable_parameters(), strict=True):
@@ -197,7 +197,7 @@ def test_one_seed_gives_one_result_for_any_number_of_threads(
     runs = []
     for count in (1, 2, 2):
         cpu.set_num_threads(count)
-        trainer = trainer_of(run_config(tmp_path, lora=lora))
+        trainer = trainer_of(run_config(tmp_path, adapter=lora))
         trainer.run()
         runs.append((losses(trainer), weights_hash(trainer)))
     assert runs[0] == runs[1] == runs[2]
@@ -205,7 +205,7 @@ def test_one_seed_gives_one_result_for_any_number_of_threads(
 
 @pytest.mark.unit
 def test_another_seed_gives_another_result(tmp_path: Path) -> None:
-    first, second = (trainer_of(run_config(tmp_path, lora=DROPOUT, seed=seed)) for seed in (3, 4))
+    first, second = (trainer_of(run_config(tmp_path, adapter=DROPOUT, seed=seed)) for seed in (3, 4))
     assert losses_of_run(first) != losses_of_run(second)
 
 
@@ -216,7 +216,7 @@ def losses_of_run(trainer: Trainer) -> list[str]:
 
 @pytest.mark.unit
 def test_recomputing_layers_changes_no_bit(tmp_path: Path) -> None:
-    plain, recomputed = (trainer_of(run_config(tmp_path, lora=DROPOUT)) for _ in range(2))
+    plain, recomputed = (trainer_of(run_config(tmp_path, adapter=DROPOUT)) for _ in range(2))
     recomputed.model.gradient_checkpointing = True
     assert losses_of_run(plain) == losses_of_run(recomputed)
     assert weights_hash(plain) == weights_hash(recomputed)

@@ -43,7 +43,7 @@ def run(model: Path, data: Path, output: Path, lora: LoRAConfig | None = None) -
         training=ONE_STEP,
         data=Data(path=str(data), held_out_fraction=0.2),
         checkpointing=Checkpointing(str(output)),
-        lora=lora,
+        adapter=lora,
     )
     finetune(model, config, console=Console(file=out, width=300))
     return out.getvalue()

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from entrenar.adapters.peft import lora_layers
+from entrenar.adapters.base import adapter_layers
 from entrenar.lora import LoRAConfig, save_adapter, set_training
 from entrenar.qlora import QLoRAConfig
 from tests.models.builders import weights_of
@@ -253,7 +253,7 @@ def written(config: LoRAConfig, folder: Path) -> Verdict:
     )
     set_training(model, False)
     rng = np.random.default_rng(1)
-    for _, layer in lora_layers(model):
+    for _, layer in adapter_layers(model):
         layer.lora_B.numpy()[...] = 0.1 * rng.standard_normal(layer.lora_B.shape)
     save_adapter(model, folder / "adapter")
     plain = {name: array for name, array in weights_of(model).items() if ".lora_" not in name}
