@@ -43,12 +43,14 @@ lint:  ## ruff, mypy, clang-format, cython-lint, and no performance hints from C
 	$(PYTHON) -m mypy
 	"$(SCRIPTS)/clang-format" --dry-run -Werror $(C_FILES)
 	PATH="$(SCRIPTS):$$PATH" cython-lint entrenar
+	$(PYTHON) scripts/simd_pxd.py --check
 	$(PYTHON) scripts/check_cython.py
 
-format:  ## let ruff format and sort imports, and clang-format format C
+format:  ## let ruff format and sort imports, clang-format format C, and write simd/*.pxd
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 	"$(SCRIPTS)/clang-format" -i $(C_FILES)
+	$(PYTHON) scripts/simd_pxd.py
 
 gradients: install  ## print the finite-difference error of every op's cases
 	$(PYTHON) scripts/gradient_table.py

@@ -1,4 +1,4 @@
-from entrenar._kernels.simd.dispatch cimport simd_table
+from entrenar._kernels.simd.simd cimport simd_table
 
 # The table of the tier in use. Read through the pointer at every call: set_tier changes it.
 cdef const simd_table* simd

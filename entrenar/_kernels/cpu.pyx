@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cpython.pycapsule cimport PyCapsule_New
 
-from entrenar._kernels.simd.dispatch cimport simd_find, simd_supported
+from entrenar._kernels.simd.simd cimport simd_find, simd_supported
 from entrenar.errors import ConfigError
 
 cdef extern from "scratch.h" nogil:
@@ -106,7 +106,8 @@ def set_matmul_precision(name):
     "highest" is fp32. "high" multiplies block-scaled 16-bit integers (64 steps of the contraction share a scale, 32
     where x has few rows; relative error 1e-4 to 4e-4, closer than TF32). "medium" multiplies 8-bit ones where the
     weight is 4-bit and x has more than a few rows (1e-2), and is "high" elsewhere. A tier that lacks the instructions
-    computes the next finer one, which a RuntimeWarning says once; `effective_precision` tells which. Raises ConfigError for another name.
+    computes the next finer one, which a RuntimeWarning says once; `effective_precision` tells which. Raises ConfigError
+    for another name.
     """
     global matmul_format
     if name not in PRECISIONS:

@@ -43,7 +43,8 @@ cdef void adam_job(const optimizer_run* r, Py_ssize_t at, const adam_options* op
 
 
 # options[count], one of each run. g' = scale g + weight_decay p;
-# state = momentum state + (1 - dampening) g' (g' itself on the first step); p -= lr state, or lr (g' + momentum state) with Nesterov, or lr g' without momentum (state NULL).
+# state = momentum state + (1 - dampening) g' (g' itself on the first step);
+# p -= lr state, or lr (g' + momentum state) with Nesterov, or lr g' without momentum (state NULL).
 cdef void sgd_step(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs,
                    const sgd_options* options) noexcept nogil:
     cdef Py_ssize_t job, i

@@ -264,7 +264,8 @@ cdef class Tensor:
                               "use Tensor(array) to copy.")
         if not array.flags.c_contiguous or not array.flags.aligned:
             raise ShapeError(f"Tensor.from_numpy needs a C-contiguous, aligned array; this one of shape {array.shape} "
-                             f"has strides {array.strides} at address {array.ctypes.data:#x}; use Tensor(array) to copy.")
+                             f"has strides {array.strides} at address {array.ctypes.data:#x}; use Tensor(array) to "
+                             "copy.")
         cdef Tensor t = _wrap_array(array)
         t.requires_grad = requires_grad
         return t

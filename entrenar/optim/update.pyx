@@ -1,7 +1,8 @@
 """In-place updates of parameters: the checked entries to the optimizer kernels. Everything is float32."""
 from libc.stdlib cimport free, malloc
 
-from entrenar._kernels.elementwise cimport fill, scale
+from entrenar._kernels.elementwise cimport fill as fill_kernel
+from entrenar._kernels.elementwise cimport scale
 from entrenar._kernels.optimizer cimport adam_step as adam_kernel
 from entrenar._kernels.optimizer cimport clamp as clamp_kernel
 from entrenar._kernels.optimizer cimport number_jobs, optimizer_run
@@ -26,7 +27,7 @@ def zeros_like(Tensor t not None):
     """Zeros of t's shape."""
     cdef Tensor z = new_like(t)
     with nogil:
-        fill(z.data, 0, z.size)
+        fill_kernel(z.data, 0, z.size)
     return z
 
 

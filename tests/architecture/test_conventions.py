@@ -224,6 +224,17 @@ def test_openmp_is_asked_in_one_place() -> None:
     assert callers == {"entrenar/_kernels/team_calls.c"}
 
 
+def test_c_has_no_macros_that_stand_for_code() -> None:
+    pasting = {"TIER_PASTE_", "TIER_PASTE", "TIERED", "QUOTE_", "QUOTE"}
+    found = {
+        f"{name(path)}: {macro}"
+        for path in files(".c", ".h", under=("entrenar",))
+        for macro in re.findall(r"^\s*#\s*define (\w+)\(", text(path), re.MULTILINE)
+        if macro not in pasting
+    }
+    assert found == set()
+
+
 def test_kernels_allocate_nothing_themselves() -> None:
     for path in files(".pyx", ".c", under=("entrenar/_kernels",)):
         if path.name not in ("cpu.pyx", "scratch.c", "team.c"):

@@ -29,42 +29,59 @@ INLINE vf exp_slope(vf y) { return y; }
 INLINE vf sqrt_slope(vf y) { return 0.5f / y; }
 
 // The tail is one vector whose missing lanes hold 1, a point where every function is finite.
-#define FORWARD(name, function)                                                                                        \
-    static void name(float *y, const float *x, ptrdiff_t n) {                                                          \
-        ptrdiff_t i = 0;                                                                                               \
-        for (; i + VLEN <= n; i += VLEN) vstore(y + i, function(vload(x + i)));                                        \
-        if (i < n) vstore_n(y + i, function(vload_n(x + i, n - i, 1.0f)), n - i);                                      \
+INLINE void map(float *y, const float *x, ptrdiff_t n, vf function(vf)) {
+    ptrdiff_t i = 0;
+    for (; i + VLEN <= n; i += VLEN) vstore(y + i, function(vload(x + i)));
+    if (i < n) vstore_n(y + i, function(vload_n(x + i, n - i, 1.0f)), n - i);
+}
+INLINE void map_slope(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate, vf slope(vf)) {
+    ptrdiff_t i = 0;
+    for (; i + VLEN <= n; i += VLEN) {
+        vf d = vload(dy + i) * slope(vload(saved + i));
+        vstore(dx + i, accumulate ? vload(dx + i) + d : d);
     }
-#define BACKWARD(name, slope)                                                                                          \
-    static void name(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) {                    \
-        ptrdiff_t i = 0;                                                                                               \
-        for (; i + VLEN <= n; i += VLEN) {                                                                             \
-            vf d = vload(dy + i) * slope(vload(saved + i));                                                            \
-            vstore(dx + i, accumulate ? vload(dx + i) + d : d);                                                        \
-        }                                                                                                              \
-        if (i < n) {                                                                                                   \
-            vf d = vload_n(dy + i, n - i, 0.0f) * slope(vload_n(saved + i, n - i, 1.0f));                              \
-            vstore_n(dx + i, accumulate ? vload_n(dx + i, n - i, 0.0f) + d : d, n - i);                                \
-        }                                                                                                              \
+    if (i < n) {
+        vf d = vload_n(dy + i, n - i, 0.0f) * slope(vload_n(saved + i, n - i, 1.0f));
+        vstore_n(dx + i, accumulate ? vload_n(dx + i, n - i, 0.0f) + d : d, n - i);
     }
-FORWARD(relu, relu_)
-FORWARD(gelu, gelu_)
-FORWARD(gelu_tanh, gelu_tanh_)
-FORWARD(silu, silu_)
-FORWARD(sigmoid, vsigmoid)
-FORWARD(tanh_forward, vtanh)
-FORWARD(exp_forward, vexp)
-FORWARD(log_forward, vlog)
-FORWARD(sqrt_forward, vsqrt)
-BACKWARD(relu_backward, relu_slope)
-BACKWARD(gelu_backward, gelu_slope)
-BACKWARD(gelu_tanh_backward, gelu_tanh_slope)
-BACKWARD(silu_backward, silu_slope)
-BACKWARD(log_backward, log_slope)
-BACKWARD(sigmoid_backward, sigmoid_slope)
-BACKWARD(tanh_backward, tanh_slope)
-BACKWARD(exp_backward, exp_slope)
-BACKWARD(sqrt_backward, sqrt_slope)
+}
+
+static void relu(float *y, const float *x, ptrdiff_t n) { map(y, x, n, relu_); }
+static void gelu(float *y, const float *x, ptrdiff_t n) { map(y, x, n, gelu_); }
+static void gelu_tanh(float *y, const float *x, ptrdiff_t n) { map(y, x, n, gelu_tanh_); }
+static void silu(float *y, const float *x, ptrdiff_t n) { map(y, x, n, silu_); }
+static void sigmoid(float *y, const float *x, ptrdiff_t n) { map(y, x, n, vsigmoid); }
+static void tanh_forward(float *y, const float *x, ptrdiff_t n) { map(y, x, n, vtanh); }
+static void exp_forward(float *y, const float *x, ptrdiff_t n) { map(y, x, n, vexp); }
+static void log_forward(float *y, const float *x, ptrdiff_t n) { map(y, x, n, vlog); }
+static void sqrt_forward(float *y, const float *x, ptrdiff_t n) { map(y, x, n, vsqrt); }
+static void relu_backward(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) {
+    map_slope(dx, dy, saved, n, accumulate, relu_slope);
+}
+static void gelu_backward(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) {
+    map_slope(dx, dy, saved, n, accumulate, gelu_slope);
+}
+static void gelu_tanh_backward(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) {
+    map_slope(dx, dy, saved, n, accumulate, gelu_tanh_slope);
+}
+static void silu_backward(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) {
+    map_slope(dx, dy, saved, n, accumulate, silu_slope);
+}
+static void log_backward(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) {
+    map_slope(dx, dy, saved, n, accumulate, log_slope);
+}
+static void sigmoid_backward(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) {
+    map_slope(dx, dy, saved, n, accumulate, sigmoid_slope);
+}
+static void tanh_backward(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) {
+    map_slope(dx, dy, saved, n, accumulate, tanh_slope);
+}
+static void exp_backward(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) {
+    map_slope(dx, dy, saved, n, accumulate, exp_slope);
+}
+static void sqrt_backward(float *dx, const float *dy, const float *saved, ptrdiff_t n, int accumulate) {
+    map_slope(dx, dy, saved, n, accumulate, sqrt_slope);
+}
 
 // powf is libm's: a vector exp(e log x) loses digits as e grows
 static void power(float *y, const float *x, float exponent, ptrdiff_t n) {

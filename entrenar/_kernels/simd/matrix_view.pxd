@@ -1,5 +1,4 @@
-# The source of a weight matrix (fp32, bf16, NF4, Q4_0, Q4_1, Q8_0 or int16 rows): Cython fills it in, micro-kernels
-# decode it.
+# Made from the header by scripts/simd_pxd.py.
 from libc.stdint cimport uint8_t
 
 cdef extern from "simd/matrix_view.h" nogil:

@@ -2,18 +2,42 @@
 #include "simd/norm.h"
 #include "simd/vec.h"
 
-// Four sums keep the additions independent and the rounding error that of a sum four (times VLEN) times shorter.
-#define REDUCE(total, vector, scalar)                                                                                  \
-    do {                                                                                                               \
-        vf part[4] = {{0}, {0}, {0}, {0}};                                                                             \
-        ptrdiff_t i = 0;                                                                                               \
-        for (; i + 4 * VLEN <= dim; i += 4 * VLEN)                                                                     \
-            _Pragma("GCC unroll 4") for (int q = 0; q < 4; q++) part[q] += vector(i + q * VLEN);                       \
-        for (; i + VLEN <= dim; i += VLEN) part[0] += vector(i);                                                       \
-        total = vsum((part[0] + part[1]) + (part[2] + part[3]));                                                       \
-        for (; i < dim; i++) total += scalar(i);                                                                       \
-    } while (0)
-#define V(p, i) vload((p) + (i))
+// What a sum over a row may be of; NULL where a term has no use for it.
+typedef struct {
+    const float *x, *w, *dy;
+    float shift;
+} operands;
+typedef vf load(const float *p, ptrdiff_t i);
+typedef vf term(const operands *o, ptrdiff_t i, load *at);
+
+INLINE vf load_vector(const float *p, ptrdiff_t i) { return vload(p + i); }
+INLINE vf load_everywhere(const float *p, ptrdiff_t i) { return vset(p[i]); }
+
+// Four sums keep the additions independent and the rounding error that of a sum four (times VLEN) times shorter. The
+// tail is added a float at a time, in every lane.
+INLINE float row_sum(const operands o, ptrdiff_t dim, term *f) {
+    vf part[4] = {{0}, {0}, {0}, {0}};
+    ptrdiff_t i = 0;
+    for (; i + 4 * VLEN <= dim; i += 4 * VLEN)
+        _Pragma("GCC unroll 4") for (int q = 0; q < 4; q++) part[q] += f(&o, i + q * VLEN, load_vector);
+    for (; i + VLEN <= dim; i += VLEN) part[0] += f(&o, i, load_vector);
+    vf total = vset(vsum((part[0] + part[1]) + (part[2] + part[3])));
+    for (; i < dim; i++) total += f(&o, i, load_everywhere);
+    return total[0];
+}
+INLINE vf value(const operands *o, ptrdiff_t i, load *at) { return at(o->x, i); }
+INLINE vf deviation(const operands *o, ptrdiff_t i, load *at) { return at(o->x, i) - o->shift; }
+INLINE vf square(const operands *o, ptrdiff_t i, load *at) { return at(o->x, i) * at(o->x, i); }
+INLINE vf squared_deviation(const operands *o, ptrdiff_t i, load *at) {
+    return (at(o->x, i) - o->shift) * (at(o->x, i) - o->shift);
+}
+INLINE vf gradient_value(const operands *o, ptrdiff_t i, load *at) { return at(o->dy, i) * at(o->w, i) * at(o->x, i); }
+INLINE vf gradient(const operands *o, ptrdiff_t i, load *at) {
+    return o->w ? at(o->dy, i) * at(o->w, i) : at(o->dy, i);
+}
+INLINE vf gradient_deviation(const operands *o, ptrdiff_t i, load *at) {
+    return gradient(o, i, at) * (at(o->x, i) - o->shift);
+}
 
 // 1 / sqrt(squares / dim + eps), where `squares` is the sum of (x - shift)^2; where that overflowed, summed in float64
 static float reciprocal_deviation(float squares, const float *x, float shift, ptrdiff_t dim, float eps) {
@@ -24,15 +48,10 @@ static float reciprocal_deviation(float squares, const float *x, float shift, pt
 }
 
 static float rms_forward(float *y, const float *x, const float *w, ptrdiff_t dim, float eps) {
-    float squares;
-#define VECTOR(i) (V(x, i) * V(x, i))
-#define SCALAR(i) (x[i] * x[i])
-    REDUCE(squares, VECTOR, SCALAR);
-#undef VECTOR
-#undef SCALAR
+    const float squares = row_sum((operands){.x = x}, dim, square);
     const float rstd = reciprocal_deviation(squares, x, 0.0f, dim, eps);
     ptrdiff_t i = 0;
-    for (; i + VLEN <= dim; i += VLEN) vstore(y + i, V(x, i) * rstd * V(w, i));
+    for (; i + VLEN <= dim; i += VLEN) vstore(y + i, vload(x + i) * rstd * vload(w + i));
     for (; i < dim; i++) y[i] = x[i] * rstd * w[i];
     return rstd;
 }
@@ -40,17 +59,12 @@ static float rms_forward(float *y, const float *x, const float *w, ptrdiff_t dim
 static void rms_backward(float *dx, float *dw, const float *dy, const float *x, const float *w, float rstd,
                          ptrdiff_t dim, int accumulate) {
     if (dx) {
-        float dot;
-#define VECTOR(i) (V(dy, i) * V(w, i) * V(x, i))
-#define SCALAR(i) (dy[i] * w[i] * x[i])
-        REDUCE(dot, VECTOR, SCALAR);
-#undef VECTOR
-#undef SCALAR
+        const float dot = row_sum((operands){x, w, dy, 0}, dim, gradient_value);
         const float back = dot * rstd * rstd / (float)dim;
         ptrdiff_t i = 0;
         for (; i + VLEN <= dim; i += VLEN) {
-            vf d = (V(dy, i) * V(w, i) - V(x, i) * back) * rstd;
-            vstore(dx + i, accumulate ? V(dx, i) + d : d);
+            vf d = (vload(dy + i) * vload(w + i) - vload(x + i) * back) * rstd;
+            vstore(dx + i, accumulate ? vload(dx + i) + d : d);
         }
         for (; i < dim; i++) {
             float d = (dy[i] * w[i] - x[i] * back) * rstd;
@@ -59,37 +73,24 @@ static void rms_backward(float *dx, float *dw, const float *dy, const float *x, 
     }
     if (dw) {
         ptrdiff_t i = 0;
-        for (; i + VLEN <= dim; i += VLEN) vstore(dw + i, V(dw, i) + V(dy, i) * V(x, i) * rstd);
+        for (; i + VLEN <= dim; i += VLEN) vstore(dw + i, vload(dw + i) + vload(dy + i) * vload(x + i) * rstd);
         for (; i < dim; i++) dw[i] += dy[i] * x[i] * rstd;
     }
 }
 
 static void layer_forward(float *y, float *mean_out, float *rstd_out, const float *x, const float *w, const float *b,
                           ptrdiff_t dim, float eps) {
-    float sum, squares;
-#define VECTOR(i) V(x, i)
-#define SCALAR(i) x[i]
-    REDUCE(sum, VECTOR, SCALAR);
-#undef VECTOR
-#undef SCALAR
-    const float rounded = sum / (float)dim;
-#define VECTOR(i) (V(x, i) - rounded)
-#define SCALAR(i) (x[i] - rounded)
-    REDUCE(sum, VECTOR, SCALAR);  // what a long sum of large values has rounded away
-#undef VECTOR
-#undef SCALAR
-    const float mean = rounded + sum / (float)dim;
-#define VECTOR(i) ((V(x, i) - mean) * (V(x, i) - mean))
-#define SCALAR(i) ((x[i] - mean) * (x[i] - mean))
-    REDUCE(squares, VECTOR, SCALAR);  // a second pass: the difference of squares would cancel
-#undef VECTOR
-#undef SCALAR
+    const float rounded = row_sum((operands){.x = x}, dim, value) / (float)dim;
+    // what a long sum of large values has rounded away
+    const float mean = rounded + row_sum((operands){.x = x, .shift = rounded}, dim, deviation) / (float)dim;
+    // a second pass: the difference of squares would cancel
+    const float squares = row_sum((operands){.x = x, .shift = mean}, dim, squared_deviation);
     const float rstd = reciprocal_deviation(squares, x, mean, dim, eps);
     ptrdiff_t i = 0;
     for (; i + VLEN <= dim; i += VLEN) {
-        vf h = (V(x, i) - mean) * rstd;
-        if (w) h *= V(w, i);
-        if (b) h += V(b, i);
+        vf h = (vload(x + i) - mean) * rstd;
+        if (w) h *= vload(w + i);
+        if (b) h += vload(b + i);
         vstore(y + i, h);
     }
     for (; i < dim; i++) {
@@ -105,23 +106,14 @@ static void layer_forward(float *y, float *mean_out, float *rstd_out, const floa
 static void layer_backward(float *dx, float *dw, float *db, const float *dy, const float *x, const float *w, float mean,
                            float rstd, ptrdiff_t dim, int accumulate) {
     if (dx) {
-        float sum, dot;
-#define VECTOR(i) (w ? V(dy, i) * V(w, i) : V(dy, i))
-#define SCALAR(i) (w ? dy[i] * w[i] : dy[i])
-        REDUCE(sum, VECTOR, SCALAR);
-#undef VECTOR
-#undef SCALAR
-#define VECTOR(i) ((w ? V(dy, i) * V(w, i) : V(dy, i)) * (V(x, i) - mean))
-#define SCALAR(i) ((w ? dy[i] * w[i] : dy[i]) * (x[i] - mean))
-        REDUCE(dot, VECTOR, SCALAR);
-#undef VECTOR
-#undef SCALAR
+        const float sum = row_sum((operands){x, w, dy, 0}, dim, gradient);
+        const float dot = row_sum((operands){x, w, dy, mean}, dim, gradient_deviation);
         const float center = sum / (float)dim, back = dot * rstd * rstd / (float)dim;
         ptrdiff_t i = 0;
         for (; i + VLEN <= dim; i += VLEN) {
-            vf g = w ? V(dy, i) * V(w, i) : V(dy, i);
-            vf d = (g - center - (V(x, i) - mean) * back) * rstd;
-            vstore(dx + i, accumulate ? V(dx, i) + d : d);
+            vf g = w ? vload(dy + i) * vload(w + i) : vload(dy + i);
+            vf d = (g - center - (vload(x + i) - mean) * back) * rstd;
+            vstore(dx + i, accumulate ? vload(dx + i) + d : d);
         }
         for (; i < dim; i++) {
             float d = ((w ? dy[i] * w[i] : dy[i]) - center - (x[i] - mean) * back) * rstd;

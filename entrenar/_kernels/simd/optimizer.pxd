@@ -1,3 +1,4 @@
+# Made from the header by scripts/simd_pxd.py.
 cdef extern from "simd/optimizer.h" nogil:
     ctypedef struct sgd_options:
         float scale
@@ -5,8 +6,8 @@ cdef extern from "simd/optimizer.h" nogil:
         float momentum
         float dampening
         float weight_decay
-        bint nesterov
-        bint first
+        int nesterov
+        int first
     ctypedef struct adam_options:
         float scale
         float beta1
@@ -19,7 +20,7 @@ cdef extern from "simd/optimizer.h" nogil:
         float decay
         float l2
     ctypedef struct optimizer_ops:
-        void (*sgd)(float* p, float* buffer, const float* g, Py_ssize_t n, const sgd_options* o) noexcept nogil
-        void (*adam)(float* p, float* m, float* v, const float* g, Py_ssize_t n, const adam_options* o) noexcept nogil
-        double (*sum_squares)(const float* x, Py_ssize_t n) noexcept nogil
-        void (*clamp)(float* x, float limit, Py_ssize_t n) noexcept nogil
+        void (* sgd)(float* p, float* buffer, const float* g, Py_ssize_t n, const sgd_options* o) noexcept nogil
+        void (* adam)(float* p, float* m, float* v, const float* g, Py_ssize_t n, const adam_options* o) noexcept nogil
+        double (* sum_squares)(const float* x, Py_ssize_t n) noexcept nogil
+        void (* clamp)(float* x, float limit, Py_ssize_t n) noexcept nogil

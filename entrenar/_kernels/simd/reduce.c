@@ -39,22 +39,24 @@ static float max(const float *x, ptrdiff_t n) {
     return m;
 }
 
-// Columns [i, i + 4 * VLEN) of a block of rows, in registers
-#define COLUMNS(start, step)                                                                                           \
-    vf c0 = start, c1 = c0, c2 = c0, c3 = c0;                                                                          \
-    for (ptrdiff_t r = 0; r < rows; r++) {                                                                             \
-        const float *row = x + r * stride;                                                                             \
-        c0 = step(c0, vload(row));                                                                                     \
-        c1 = step(c1, vload(row + VLEN));                                                                              \
-        c2 = step(c2, vload(row + 2 * VLEN));                                                                          \
-        c3 = step(c3, vload(row + 3 * VLEN));                                                                          \
-    }                                                                                                                  \
+// Columns [0, 4 * VLEN) of a block of rows, in registers
+INLINE void fold_columns(float *out, const float *x, ptrdiff_t rows, ptrdiff_t stride, vf start, vf step(vf, vf)) {
+    vf c0 = start, c1 = start, c2 = start, c3 = start;
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        const float *row = x + r * stride;
+        c0 = step(c0, vload(row));
+        c1 = step(c1, vload(row + VLEN));
+        c2 = step(c2, vload(row + 2 * VLEN));
+        c3 = step(c3, vload(row + 3 * VLEN));
+    }
     vstore(out, c0), vstore(out + VLEN, c1), vstore(out + 2 * VLEN, c2), vstore(out + 3 * VLEN, c3);
-
+}
 INLINE vf vadd(vf a, vf b) { return a + b; }
-static void sum_columns(float *out, const float *x, ptrdiff_t rows, ptrdiff_t stride) { COLUMNS((vf){0}, vadd) }
+static void sum_columns(float *out, const float *x, ptrdiff_t rows, ptrdiff_t stride) {
+    fold_columns(out, x, rows, stride, (vf){0}, vadd);
+}
 static void max_columns(float *out, const float *x, ptrdiff_t rows, ptrdiff_t stride) {
-    COLUMNS(vset(-INFINITY), vmax_nan)
+    fold_columns(out, x, rows, stride, vset(-INFINITY), vmax_nan);
 }
 
 static void sum_rows(double *acc, const float *x, ptrdiff_t rows, ptrdiff_t stride, ptrdiff_t n) {

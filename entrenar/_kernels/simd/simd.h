@@ -13,26 +13,22 @@
 #include "shape.h"
 #include "softmax.h"
 
-// Every family of micro-kernels: X(norm) needs simd/norm.{c,h}, which define `norm_ops` and `norm_table_<tier>`.
-#define SIMD_FAMILIES(X)                                                                                               \
-    X(elementwise)                                                                                                     \
-    X(gemm)                                                                                                            \
-    X(reduce)                                                                                                          \
-    X(dropout)                                                                                                         \
-    X(optimizer)                                                                                                       \
-    X(attention)                                                                                                       \
-    X(rope)                                                                                                            \
-    X(quantize)                                                                                                        \
-    X(norm)                                                                                                            \
-    X(activation)                                                                                                      \
-    X(softmax)                                                                                                         \
-    X(shape)
-
-#define SIMD_MEMBER(family) const family##_ops *family;
+// Every member `norm` is the `norm_ops` of simd/norm.h, which simd/norm.c fills in as `norm_table_<tier>`.
 typedef struct simd_table {
     const char *tier;
     int vector_floats;  // floats in one vector register as this tier uses it
-    SIMD_FAMILIES(SIMD_MEMBER)
+    const activation_ops *activation;
+    const attention_ops *attention;
+    const dropout_ops *dropout;
+    const elementwise_ops *elementwise;
+    const gemm_ops *gemm;
+    const norm_ops *norm;
+    const optimizer_ops *optimizer;
+    const quantize_ops *quantize;
+    const reduce_ops *reduce;
+    const rope_ops *rope;
+    const shape_ops *shape;
+    const softmax_ops *softmax;
 } simd_table;
 
 const simd_table *simd_find(const char *tier);  // NULL where this build has no such tier

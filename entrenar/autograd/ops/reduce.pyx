@@ -26,7 +26,7 @@ cdef int reduce_axes(Reduction kind, float* y, Tensor x, unsigned int reduced, d
     cdef int groups = 0, i, j
     cdef Py_ssize_t outer, inner
     cdef const float* source = x.data
-    cdef Tensor part = None, pass_source = None
+    cdef Tensor part = None, _previous = None
     for i in range(x.ndim):
         if x.dims[i] == 1:
             continue
@@ -42,7 +42,7 @@ cdef int reduce_axes(Reduction kind, float* y, Tensor x, unsigned int reduced, d
         inner = sizes[groups - 1] if i == groups - 2 else 1
         for j in range(i):
             outer *= sizes[j]
-        pass_source = part  # it stays alive through the pass
+        _previous = part  # the source of this pass stays alive through it
         part = new_vector(outer * inner)
         _reduce(kind, part.data, source, outer, sizes[i], inner, 1, False)
         source = part.data

@@ -24,8 +24,8 @@ def rope_table(max_positions, inv_freq):
     """The cosines and sines of position * inv_freq: two float32 tensors (max_positions, head size / 2).
 
     `inv_freq` (head size / 2) holds radians per position: theta^(-2 i / head size) (Su et al., "RoFormer", 2021),
-    scaled as the model's rope scaling says. Computed in float64 and rounded once; the last tables are kept and shared, so
-    treat them as read-only. Raises ShapeError for an inv_freq that is no vector or a negative max_positions.
+    scaled as the model's rope scaling says. Computed in float64 and rounded once; the last tables are kept and shared,
+    so treat them as read-only. Raises ShapeError for an inv_freq that is no vector or a negative max_positions.
     """
     frequencies = np.asarray(inv_freq, dtype=np.float64)
     if frequencies.ndim != 1:

@@ -1,4 +1,4 @@
-# The dispatch table as Cython sees it: one member a family, the same order as SIMD_FAMILIES in simd.h.
+# Made from the header by scripts/simd_pxd.py.
 from entrenar._kernels.simd.activation cimport activation_ops
 from entrenar._kernels.simd.attention cimport attention_ops
 from entrenar._kernels.simd.dropout cimport dropout_ops
@@ -16,17 +16,17 @@ cdef extern from "simd/simd.h" nogil:
     ctypedef struct simd_table:
         const char* tier
         int vector_floats
+        const activation_ops* activation
+        const attention_ops* attention
+        const dropout_ops* dropout
         const elementwise_ops* elementwise
         const gemm_ops* gemm
-        const reduce_ops* reduce
-        const dropout_ops* dropout
-        const optimizer_ops* optimizer
-        const attention_ops* attention
-        const rope_ops* rope
-        const quantize_ops* quantize
         const norm_ops* norm
-        const activation_ops* activation
-        const softmax_ops* softmax
+        const optimizer_ops* optimizer
+        const quantize_ops* quantize
+        const reduce_ops* reduce
+        const rope_ops* rope
         const shape_ops* shape
-    const simd_table* simd_find(const char* tier)
-    bint simd_supported(const char* tier)
+        const softmax_ops* softmax
+    const simd_table* simd_find(const char* tier) noexcept
+    int simd_supported(const char* tier) noexcept
