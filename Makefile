@@ -68,7 +68,7 @@ tier3: tier2  ## tier2 and killed processes, hostile input, memory
 	$(ON_TREE) -m "(chaos or memory) and not (unit or gradient or property or mutation)"
 
 llama-tests: build  ## the tests of models, adapters and training, on the tree
-	$(ON_TREE) tests/models tests/adapters tests/train
+	$(ON_TREE) tests/nn tests/models tests/adapters tests/train
 
 llama-properties: build  ## the tests on generated inputs
 	$(ON_TREE) -m property
