@@ -41,13 +41,15 @@ def finetune(
     config: TrainConfig,
     *,
     dtype: str = "auto",
+    quantize: str | None = None,
     shape: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> run.Result:
     """Fine-tune the checkpoint at `model_path` as `config` says and write the adapter (or model) and metrics.csv.
 
-    `dtype` is that of the weights which [qlora] does not make 4-bit, as in `LLaMAModel.from_pretrained`; where all
-    weights are trained it is float32. `shape` holds keys of [model] with the values that the checkpoint must have.
+    `dtype` and `quantize` are those of `LLaMAModel.from_pretrained`; [qlora] has its own `quantize`, and where all
+    weights are trained they stay in float32. `shape` holds keys of [model] with the values that the checkpoint must
+    have.
     Raises EntrenarError with one clear sentence for everything that is wrong with the input, before training starts
     wherever it can be known.
     """
@@ -55,10 +57,13 @@ def finetune(
     if config.adapter is None:
         if dtype not in ("auto", "float32"):
             raise ConfigError(f"dtype is {dtype}, which is storage of frozen weights; train all weights in float32.")
+        if quantize is not None:
+            raise ConfigError(f"quantize is {quantize}, which is storage of frozen weights; train all in float32.")
         dtype = "float32"
+    policy = _storage_policy(config, dtype, quantize)
     with run.prepared(config):
         with console.status("reading model and examples"):
-            trainer, tokenizer, example, needed, record = _assemble(model_path, config, dtype, shape or {}, console)
+            trainer, tokenizer, example, needed, record = _assemble(model_path, config, policy, shape or {}, console)
         return _run(trainer, tokenizer, example, needed, record, console, str(model_path))
 
 
@@ -107,10 +112,10 @@ def _check_shape(actual: LLaMAConfig, wanted: Mapping[str, Any], model_path: str
 
 
 def _assemble(
-    model_path: str | Path, config: TrainConfig, dtype: str, shape: Mapping[str, Any], console: Console
+    model_path: str | Path, config: TrainConfig, policy: StoragePolicy, shape: Mapping[str, Any], console: Console
 ) -> tuple[Trainer, Tokenizer, Example, MemoryEstimate, Record]:
     """The trainer, the tokenizer, the held-out example to sample, the memory estimate, and what is to be written."""
-    t, policy = config.training, _storage_policy(config, dtype)
+    t = config.training
     checkpoint = Checkpoint.open(model_path)
     checkpoint.check()
     _check_shape(checkpoint.config, shape, model_path)
@@ -144,9 +149,14 @@ def _assemble(
     return trainer, tokenizer, data.shown, needed, record
 
 
-def _storage_policy(config: TrainConfig, dtype: str) -> StoragePolicy:
-    """How the base is stored: in 4 bits where the section of the adapter says so."""
-    return StoragePolicy(dtype, **(config.adapter.storage_options() if config.adapter is not None else {}))
+def _storage_policy(config: TrainConfig, dtype: str, quantize: str | None) -> StoragePolicy:
+    """How the base is stored; ConfigError where the adapter's section says that too, as [qlora] does."""
+    adapter = config.adapter
+    options = adapter.storage_options() if adapter is not None else {}
+    if adapter is not None and options and quantize is not None:
+        section = adapter.section
+        raise ConfigError(f"quantize is {quantize}, and [{section}] has its own; set {section}.quantize.")
+    return StoragePolicy(dtype, **({"quantize": quantize} | options))
 
 
 def _check_can_be_saved(checkpoint: Checkpoint) -> None:

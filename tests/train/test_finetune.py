@@ -226,6 +226,8 @@ def test_without_adapters_every_weight_is_trained_and_a_model_is_written(
 def test_frozen_storage_cannot_be_trained_whole(model: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dtype is bfloat16, which is storage of frozen weights"):
         quiet(model, config_for(data, tmp_path / "run", adapter=None), dtype="bfloat16")
+    with pytest.raises(ConfigError, match="quantize is nf4, which is storage of frozen weights"):
+        quiet(model, config_for(data, tmp_path / "run", adapter=None), quantize="nf4")
     assert not (tmp_path / "run").exists()
 
 
@@ -245,6 +247,20 @@ def test_the_base_is_in_the_format_that_is_asked_for(
     _, printed = quiet(model, config_for(data, tmp_path, replace(SMALL, steps=1), adapter=qlora))
     (weights,) = re.findall(r"weights\s+│ (.*?) │", printed)
     assert [part.split()[-1] for part in weights.strip().split(", ")] == ["float32"] + ([kinds] if kinds else [])
+
+
+@pytest.mark.unit
+def test_4_bits_are_of_the_base_whatever_the_adapter(model: Path, data: Path, tmp_path: Path) -> None:
+    runs = {
+        "lora": quiet(model, config_for(data, tmp_path / "lora", adapter=LoRAConfig(rank=2)), quantize="nf4"),
+        "qlora": quiet(model, config_for(data, tmp_path / "qlora", adapter=QLoRAConfig(rank=2, quantize="nf4"))),
+    }
+    assert all("M nf4" in printed for _, printed in runs.values())
+    files = [result.output / "adapter_model.safetensors" for result, _ in runs.values()]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with pytest.raises(ConfigError, match=r"quantize is nf4, and \[qlora\] has its own; set qlora\.quantize"):
+        quiet(model, config_for(data, tmp_path / "both", adapter=QLoRAConfig()), quantize="nf4")
+    assert not (tmp_path / "both").exists()
 
 
 @pytest.mark.unit
