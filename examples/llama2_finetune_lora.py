@@ -11,9 +11,8 @@ from entrenar.cli.run import run
 
 def main() -> None:
     from entrenar.cli.finetune import main as finetune
-    from entrenar.lora import LoRAConfig
 
-    finetune(LoRAConfig(rank=16, alpha=32.0, target_modules=["all-linear"]), "outputs/lora", __doc__)
+    finetune(kind="lora", description=__doc__)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from entrenar.cli.run import run
 
 def main() -> None:
     from entrenar.cli.finetune import main as finetune
-    from entrenar.qlora import QLoRAConfig
 
-    finetune(QLoRAConfig(rank=16, alpha=32.0, target_modules=["all-linear"]), "outputs/qlora", __doc__)
+    finetune(kind="qlora", description=__doc__)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from entrenar.cli.run import run
 def main() -> None:
     from entrenar.cli.train import main as train
 
-    train("llama2/tiny", __doc__)
+    train(description=__doc__)
 
 
 if __name__ == "__main__":

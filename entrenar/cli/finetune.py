@@ -1,12 +1,14 @@
-"""The program behind the fine-tuning examples: flags from the configuration's own definition, then `finetune`."""
+"""The verb `finetune`: flags from the configuration's own definition, then `entrenar.train.finetune`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from entrenar.adapters.base import AdapterConfig
-from entrenar.cli.arguments import config_from, config_path, parser_for
+from entrenar.adapters.registry import KINDS
+from entrenar.cli.flags import CONFIG, config_from, early, parser_for
 from entrenar.config import load_toml, text_argument
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
@@ -15,18 +17,43 @@ from entrenar.models.storage import DTYPES
 from entrenar.train import Result, TrainConfig, finetune
 from entrenar.train.config import Checkpointing
 
+DESCRIPTION = """Fine-tune a pretrained LLaMA on CPUs: by default SmolLM2-135M on Python's documentation.
+
+    entrenar finetune --model DIRECTORY_OR_GGUF --data my_examples.jsonl --steps 200
+    entrenar finetune --adapter lora --dtype bfloat16 --rank 8 --target-modules q_proj,v_proj
+
+The adapter that is written loads in PEFT; --adapter none trains all weights and writes a model.
+"""
+ADAPTER, DEFAULT, NONE = "--adapter", "qlora", "none"
+# The defaults of the program, for a kind that has such a key.
+SETTINGS: dict[str, Any] = {"rank": 16, "alpha": 32.0, "target_modules": ["all-linear"]}
+
 
 def main(
-    adapter: AdapterConfig, output: str, description: str | None, arguments: Sequence[str] | None = None
+    arguments: Sequence[str] | None = None,
+    *,
+    kind: str | None = None,
+    description: str = DESCRIPTION,
+    prog: str | None = None,
 ) -> Result:
-    """Parse the flags and fine-tune; `adapter` and `output` are the defaults of the program."""
-    path = config_path(arguments)
-    defaults = TrainConfig(checkpointing=Checkpointing(directory=output))
-    shape = {}
-    if path is not None:
-        defaults, shape = _from_file(path, adapter), _shape(path)
-        adapter = defaults.adapter or adapter
-    parser = parser_for(description, defaults, config=path, adapter=adapter)
+    """Parse the flags and fine-tune; with `kind` (a section of an adapter) the program has no --adapter.
+
+    EntrenarError for what is wrong with the input; SystemExit, with one sentence, for what is wrong with a flag.
+    """
+    path = early(arguments, CONFIG, prog=prog)
+    written = TrainConfig.from_file(path) if path is not None else None
+    chosen = kind or _chosen(arguments, written, prog)
+    adapter = _adapter(chosen, path, written, by_flag=kind is None)
+    defaults = written or TrainConfig(checkpointing=Checkpointing(directory=f"outputs/{chosen}"))
+    parser = parser_for(description, defaults, config=path, adapter=adapter, prog=prog)
+    if kind is None:
+        kinds = [*KINDS, NONE]
+        parser.add_argument(
+            ADAPTER,
+            choices=kinds,
+            metavar="KIND",
+            help=f"what is trained; none is all weights ({', '.join(kinds)}; default: {chosen})",
+        )
     parser.add_argument(
         "--model",
         type=text_argument,
@@ -42,7 +69,29 @@ def main(
     parsed = parser.parse_args(arguments)
     config = config_from(parsed, adapter)
     model = fetch_default_model() if parsed.model is None else parsed.model
-    return finetune(model, config, dtype=parsed.dtype, shape=shape)
+    return finetune(model, config, dtype=parsed.dtype, shape=_shape(path) if path is not None else {})
+
+
+def _chosen(arguments: Sequence[str] | None, written: TrainConfig | None, prog: str | None) -> str:
+    """The kind of adapter that --adapter names, or the file has, or that is the default."""
+    section = written.adapter.section if written is not None and written.adapter is not None else DEFAULT
+    chosen = early(arguments, ADAPTER, section, choices=[*KINDS, NONE], prog=prog)
+    assert chosen is not None
+    return chosen
+
+
+def _adapter(chosen: str, path: str | None, written: TrainConfig | None, *, by_flag: bool) -> AdapterConfig | None:
+    """The adapter with the file's values, or the program's defaults; ConfigError where the file has another's."""
+    found = written.adapter if written is not None else None
+    if found is not None:
+        if found.section != chosen:
+            wanted = f"{ADAPTER} is {chosen}; give one of both" if by_flag else f"this program reads [{chosen}]"
+            raise ConfigError(f"{path}: has a [{found.section}] section, and {wanted}.")
+        return found
+    if chosen == NONE:
+        return None
+    known = {spec.name for spec in fields(KINDS[chosen])}  # type: ignore[arg-type]
+    return KINDS[chosen](**{key: value for key, value in SETTINGS.items() if key in known})
 
 
 def _shape(path: str) -> dict[str, Any]:
@@ -52,13 +101,3 @@ def _shape(path: str) -> dict[str, Any]:
         return {}
     config = LLaMAConfig.from_file(path)
     return {key: getattr(config, key) for key in keys}
-
-
-def _from_file(path: str, adapter: AdapterConfig) -> TrainConfig:
-    """The sections of a file that fit this program."""
-    config = TrainConfig.from_file(path)
-    if config.adapter is not None and config.adapter.section != adapter.section:
-        raise ConfigError(
-            f"{path}: has a [{config.adapter.section}] section, and this program reads [{adapter.section}]."
-        )
-    return config

@@ -51,10 +51,10 @@ LACKING = {
     "eval-data val-data valid-data validation-data test-data eval-dataset validation-file val-batches test": HELD_OUT,
     "test-batches eval-strategy evaluation-strategy per-device-eval-batch-size eval-batch-size do-eval": HELD_OUT,
     "warmup-ratio": "say the number of steps with --warmup-steps",
-    "load-in-8bit": "a base is kept in 4 bits (examples/llama2_finetune_qlora.py) or as --dtype says",
+    "load-in-8bit": "a base is kept in 4 bits (entrenar finetune --adapter qlora) or as --dtype says",
     "mask-prompt completion-only-loss assistant-only-loss": "prompts are masked unless --train-on-prompt is given",
-    "adapter fine-tune-type use-peft peft finetuning-type": "examples/llama2_finetune_qlora.py and "
-    "examples/llama2_finetune_lora.py train adapters, llama2_train.py a whole model",
+    "adapter fine-tune-type use-peft peft finetuning-type": "entrenar finetune --adapter "
+    "says which adapter, or none for all weights; entrenar train trains a model from scratch",
     "num-layers lora-num-layers": "adapters go into all blocks; --target-modules chooses the linears",
     "report-to wandb-project project-name wandb logging-dir logging-steps steps-per-report log-every": "every step is "
     "written to metrics.csv in --output",

@@ -126,6 +126,8 @@ def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     for line in ("Name: entrenar", "Requires-Python: >=3.10", "License-Expression: MIT", "Requires-Dist: numpy>=1.26"):
         assert line in said
     assert any(path.endswith("LICENSE") for path in wheel.namelist())
+    (scripts,) = (path for path in wheel.namelist() if path.endswith(".dist-info/entry_points.txt"))
+    assert "entrenar = entrenar.cli.main:main" in wheel.read(scripts).decode()
     (tags,) = (path for path in wheel.namelist() if path.endswith(".dist-info/WHEEL"))
     python = f"cp{sys.version_info[0]}{sys.version_info[1]}"
     assert f"Tag: {python}-{python}-" in wheel.read(tags).decode()
@@ -158,7 +160,7 @@ def imported(*modules: str) -> tuple[float, set[str]]:
         ("entrenar",),
         ("entrenar.autograd", "entrenar.optim"),
         ("entrenar.llama", "entrenar.lora", "entrenar.qlora"),
-        ("entrenar.train", "entrenar.data", "entrenar.io.hub", "entrenar.cli.finetune"),
+        ("entrenar.train", "entrenar.data", "entrenar.io.hub", "entrenar.cli.main", "entrenar.cli.finetune"),
     ],
     ids=lambda modules: modules[0],
 )

@@ -17,13 +17,10 @@ from safetensors.numpy import load_file, save_file
 
 from entrenar.cli.finetune import main
 from entrenar.errors import EntrenarError
-from entrenar.lora import LoRAConfig
-from entrenar.qlora import QLoRAConfig
 from tests.models.builders import random_arrays, small_config, write_gguf
 from tests.train.builders import ROOT, run_example
 
 SETTINGS = ["--steps", "2", "--sequence-length", "48", "--held-out-fraction", "0.2"]
-ADAPTER = QLoRAConfig(rank=4, target_modules=["all-linear"])
 
 
 def sentence(text: str) -> str:
@@ -93,13 +90,13 @@ def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(
 
 
 # ---------------------------------------------------------------------- the same in this process
-def refused(model: Path, data: Path, output: Path, *arguments: str, adapter: LoRAConfig = ADAPTER) -> str:
+def refused(model: Path, data: Path, output: Path, *arguments: str, kind: str = "qlora") -> str:
     """The message with which a run is refused; nothing may be written."""
     files = ["--model", str(model), "--data", str(data), "--output", str(output)]
     pairs = zip(SETTINGS[::2], SETTINGS[1::2], strict=True)
     others = [word for pair in pairs if pair[0] not in arguments for word in pair]
     with pytest.raises(EntrenarError) as error:
-        main(adapter, "outputs/none", None, [*files, *others, *arguments])
+        main([*files, *others, *arguments], kind=kind)
     assert not output.exists()
     return sentence(f"{error.value}\n")
 
@@ -245,7 +242,7 @@ def test_a_bad_gguf_file_is_named(kind: str, data: Path, tmp_path: Path) -> None
     write_gguf(file, config, random_arrays(config))
     content = file.read_bytes()
     file.write_bytes({"truncated": content[:-5000], "magic": b"GGML" + content[4:], "empty": b""}[kind])
-    message = refused(file, data, tmp_path / "run", adapter=LoRAConfig(rank=2))
+    message = refused(file, data, tmp_path / "run", kind="lora")
     assert re.search(
         r"model\.gguf: (is truncated|begins with the bytes 47 47 4d 4c, expected 47 47 55 46|is empty)", message
     )

@@ -129,6 +129,7 @@ def test_a_help_that_cannot_be_written_is_said() -> None:
     ("module", "absent"),
     [
         ("entrenar", ["numpy", "rich"]),
+        ("entrenar.cli.main", ["numpy", "rich"]),
         ("entrenar.cli.run", ["numpy", "rich"]),  # what an environment variable breaks is reported too
         ("entrenar.cli.finetune", ["gguf", "tokenizers", "jinja2", "torch", "psutil", "ml_dtypes", "safetensors"]),
     ],

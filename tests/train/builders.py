@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,6 +153,22 @@ def run_example(name: str, *arguments: str | Path, **environment: str) -> subpro
     command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
     return subprocess.run(command, capture_output=True, text=True, env=variables, check=False, timeout=600)
+
+
+def entrenar_command(*words: str | Path) -> list[str]:
+    """The console script as an installer writes it, from what pyproject.toml says."""
+    found = re.search(r'^entrenar = "([\w.]+):(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert found is not None
+    program = f"import sys; sys.argv[0] = 'entrenar'; from {found[1]} import {found[2]}; sys.exit({found[2]}())"
+    return [sys.executable, "-c", program, *map(str, words)]
+
+
+def run_entrenar(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `entrenar` as `run_example` runs an example."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
+    return subprocess.run(
+        entrenar_command(*words), capture_output=True, text=True, env=variables, check=False, timeout=600
+    )
 
 
 def metrics(directory: Path) -> list[dict[str, str]]:

@@ -105,7 +105,7 @@ def test_every_temporary_name_of_a_run_is_known_to_the_next(files: tuple[Path, P
     for path in left:
         path.mkdir()
         (path / "half").write_text("half")
-    mine = [output / ".notes.0123abcd.part", output / "adapter" / ".config.json.part"]
+    mine = [output / ".remarks.0123abcd.part", output / "adapter" / ".config.json.part"]
     for path in mine:
         path.write_text("of another program")
     config.checkpointing = replace(config.checkpointing, resume=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from entrenar.cli import synonyms
-from entrenar.cli.arguments import Parser, config_path, parser_for
+from entrenar.cli.flags import CONFIG, Parser, early, parser_for
 from entrenar.config import shown, text_argument
 from entrenar.qlora import QLoRAConfig
 from entrenar.train import TrainConfig
@@ -99,8 +99,9 @@ def test_a_number_below_zero_is_a_value(text: str, parser: Parser) -> None:
 
 @pytest.mark.unit
 def test_the_configuration_is_named_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert config_path(["--steps", "3"]) is None
-    assert config_path(["--config", "a.toml", "--steps", "3"]) == "a.toml"
+    assert early(["--steps", "3"], CONFIG) is None
+    assert early(["--steps", "3"], CONFIG, "b.toml") == "b.toml"
+    assert early(["--config", "a.toml", "--steps", "3"], CONFIG) == "a.toml"
     with pytest.raises(SystemExit):
-        config_path(["--config", "a.toml", "--config=b.toml"])
+        early(["--config", "a.toml", "--config=b.toml"], CONFIG)
     assert "--config is given twice" in capsys.readouterr().err

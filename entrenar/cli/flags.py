@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
 from entrenar.adapters.base import AdapterConfig
 from entrenar.cli import synonyms
-from entrenar.config import ArgumentParser, add_arguments, from_arguments, text_argument
+from entrenar.config import ArgumentParser, add_arguments, from_arguments, nearest, shown, text_argument
 from entrenar.train.config import TrainConfig
 
 # Flags that are called otherwise than their key.
@@ -32,23 +32,40 @@ class Parser(ArgumentParser):
     """Knows what other programs call our flags."""
 
     def hint(self, flag: str) -> str:
+        if not flag.startswith("-"):
+            return "a value stands after its flag (--data FILE)."
         return synonyms.hint(flag, self.flags()) or super().hint(flag)
 
 
-def config_path(arguments: Sequence[str] | None, default: str | None = None) -> str | None:
-    """What --config says: it is read before the other flags, whose defaults it sets."""
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(CONFIG, default=default, type=text_argument)
+def early(
+    arguments: Sequence[str] | None,
+    flag: str,
+    default: str | None = None,
+    *,
+    choices: Collection[str] = (),
+    prog: str | None = None,
+) -> str | None:
+    """What `flag` says, which is read before the others because their defaults follow from it."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, prog=prog)
+    parser.add_argument(flag, default=default, type=text_argument, dest="value")
     given = sys.argv[1:] if arguments is None else arguments
     parser.refuse_repeated(given)
-    return parser.parse_known_args(given)[0].config
+    value = parser.parse_known_args(given)[0].value
+    if choices and value not in choices:
+        parser.error(f"argument {flag}: {shown(value)} is not known; {nearest(value, choices)}")
+    return value
 
 
 def parser_for(
-    description: str | None, defaults: TrainConfig, *, config: str | None, adapter: AdapterConfig | None
+    description: str | None,
+    defaults: TrainConfig,
+    *,
+    config: str | None,
+    adapter: AdapterConfig | None,
+    prog: str | None = None,
 ) -> Parser:
     """Flags for every section, with the values of `defaults` as defaults, and for `adapter` where there is one."""
-    parser = Parser(description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument(
         CONFIG, metavar="FILE", help=f"TOML file that sets the defaults of the flags (default: {config or 'unset'})"
     )

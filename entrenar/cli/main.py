@@ -1,0 +1,59 @@
+"""The program `entrenar`: a verb, whose file has its flags and its work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+import entrenar
+from entrenar.cli.run import run
+from entrenar.config import ArgumentParser, named_stdout, nearest, shown
+
+PROGRAM = "entrenar"
+# What each verb is for. A verb is a file beside this one with `main(arguments, prog=...)`, and a row.
+VERBS = {
+    "finetune": "train an adapter of a pretrained model, or all its weights, on examples",
+    "train": "train a tokenizer and a model from scratch",
+}
+
+
+class _Parser(ArgumentParser):
+    """What stands before the verb."""
+
+    def hint(self, flag: str) -> str:
+        if not flag.startswith("-"):
+            return f"a verb stands first: {PROGRAM} {flag} --help."
+        return f"flags stand after the verb: {PROGRAM} {' or '.join(VERBS)} {flag}."
+
+    def format_help(self) -> str:
+        width = max(map(len, VERBS)) + 2
+        verbs = "\n".join(f"  {verb:{width}}{purpose}" for verb, purpose in VERBS.items())
+        return (
+            f"usage: {PROGRAM} VERB [FLAGS]\n\nFine-tune LLaMA-family models on ordinary CPUs.\n\n{verbs}\n\n"
+            f"  {PROGRAM} VERB --help lists the flags of a verb; {PROGRAM} --version says which version this is.\n"
+        )
+
+
+def main() -> NoReturn:
+    """The console script: exits as `run` says, 2 where the command is wrong."""
+    run(lambda: dispatch(sys.argv[1:]))
+
+
+def dispatch(words: Sequence[str]) -> object:
+    """Do what a command line says, its program left out; what the verb returns."""
+    parser = _Parser(prog=PROGRAM, allow_abbrev=False)
+    parser.add_argument("--version", action="store_true")
+    if not words:
+        parser.error(f"expected a verb ({', '.join(VERBS)}); {PROGRAM} --help says what they do.")
+    verb, *arguments = words
+    if verb.startswith("-"):
+        parser.parse_args(words)
+        with named_stdout():
+            print(PROGRAM, entrenar._version(Path(entrenar.__path__[0])))
+        return None
+    if verb not in VERBS:
+        parser.error(f"{shown(verb)} is no verb; {nearest(verb, VERBS)}")
+    return import_module(f"entrenar.cli.{verb}").main(arguments, prog=f"{PROGRAM} {verb}")
