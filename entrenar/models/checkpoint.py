@@ -12,6 +12,7 @@ from entrenar.io.lazy import LazyTensor
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.io.tokenizer_gguf import end_ids
 from entrenar.models.config import LLaMAConfig
+from entrenar.models.families import FAMILIES
 from entrenar.models.generation import Generation
 from entrenar.models.gguf_model import read_gguf
 from entrenar.models.hf_config import shape_keys
@@ -42,7 +43,7 @@ class Checkpoint:
 
     def interleaved(self, name: str) -> bool:
         """Whether the rows of this matrix are stored for an interleaved rotary embedding."""
-        return self.metadata is not None and name.split(".")[-2] in ("q_proj", "k_proj")
+        return self.metadata is not None and name.split(".")[-2] in FAMILIES[self.config.family].interleaved
 
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
@@ -90,7 +91,7 @@ class Checkpoint:
             if found != tuple(shape):
                 raise FormatError(
                     f"{self.path}: the tensor {name} has shape {found}, expected {tuple(shape)} by "
-                    f"{shape_keys(name)} of config.json; take both from one model."
+                    f"{shape_keys(name, len(shape))} of config.json; take both from one model."
                 )
             if self.tensors[name].type in INTEGERS:
                 raise FormatError(
@@ -109,5 +110,5 @@ class Checkpoint:
         if re.sub(r"\.layers\.\d+\.", ".layers.0.", name) in self.config.parameter_shapes():
             return f"belongs to a layer beyond config.json's num_hidden_layers = {self.config.num_hidden_layers}"
         if name.endswith(".bias"):
-            return "is a bias; models with biases are not supported"
+            return "is a bias, which the models of this family do not have"
         return "has no place in a LLaMA; expected the files of a causal language model of that architecture alone"

@@ -13,6 +13,8 @@ import numpy as np
 from entrenar.config import SECTIONS, check_dataclass, from_table, load_toml, nearest, option, shown
 from entrenar.errors import ConfigError
 from entrenar.io.json_file import read_json_object
+from entrenar.models.decoder import linear_shapes, weight_shapes
+from entrenar.models.families import FAMILIES
 from entrenar.models.gguf_keys import config_values
 from entrenar.models.hf_config import in_terms_of_hf, table_of, values_of
 from entrenar.models.rotary import SCALING_KEYS, inverse_frequencies, scaling_of_factors
@@ -22,6 +24,7 @@ from entrenar.models.rotary import SCALING_KEYS, inverse_frequencies, scaling_of
 class LLaMAConfig:
     """The architecture of a LLaMA-family model, with Hugging Face's names. Raises ConfigError for impossible shapes."""
 
+    family: str = option("llama", help="kind of decoder", choices=tuple(FAMILIES))
     vocab_size: int = option(32000, help="entries of the vocabulary", unit="tokens", minimum=1)
     hidden_size: int = option(4096, help="width of the residual stream", minimum=1)
     intermediate_size: int = option(11008, help="width inside the feed-forward layers", minimum=1)
@@ -131,14 +134,12 @@ class LLaMAConfig:
         except ConfigError as error:
             raise ConfigError(f"{where}: {in_terms_of_hf(str(error), table)}") from error
 
-    def to_hf(self, family: str = "llama") -> dict[str, Any]:
+    def to_hf(self) -> dict[str, Any]:
         """The content of a config.json that transformers 4 and 5 read.
 
         Raises ConfigError where the rotary frequency factors of a GGUF file are none that it can express.
         """
-        return table_of(
-            {name: getattr(self, name) for name in self.__dataclass_fields__} | self._scaling_of_factors(), family
-        )
+        return table_of({name: getattr(self, name) for name in self.__dataclass_fields__} | self._scaling_of_factors())
 
     def _scaling_of_factors(self) -> dict[str, Any]:
         """The rope_scaling with the frequencies of `rope_frequency_factors`; nothing where there are none."""
@@ -162,26 +163,7 @@ class LLaMAConfig:
     # ------------------------------------------------------------------ what follows from the shape
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight by Hugging Face name; `lm_head.weight` is absent where it is the embedding."""
-        hidden, inner = self.hidden_size, self.intermediate_size
-        q_size, kv_size = self.num_attention_heads * self.head_size, self.kv_heads * self.head_size
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
-        for i in range(self.num_hidden_layers):
-            prefix = f"model.layers.{i}"
-            shapes |= {
-                f"{prefix}.input_layernorm.weight": (hidden,),
-                f"{prefix}.self_attn.q_proj.weight": (q_size, hidden),
-                f"{prefix}.self_attn.k_proj.weight": (kv_size, hidden),
-                f"{prefix}.self_attn.v_proj.weight": (kv_size, hidden),
-                f"{prefix}.self_attn.o_proj.weight": (hidden, q_size),
-                f"{prefix}.post_attention_layernorm.weight": (hidden,),
-                f"{prefix}.mlp.gate_proj.weight": (inner, hidden),
-                f"{prefix}.mlp.up_proj.weight": (inner, hidden),
-                f"{prefix}.mlp.down_proj.weight": (hidden, inner),
-            }
-        shapes["model.norm.weight"] = (hidden,)
-        if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, hidden)
-        return shapes
+        return weight_shapes(self)
 
     @property
     def head_size(self) -> int:
@@ -213,8 +195,7 @@ class LLaMAConfig:
 
     def num_decoder_linear_parameters(self) -> int:
         """The weights of the decoder linears: those that QLoRA keeps in 4 bits."""
-        shapes = self.parameter_shapes()
-        return sum(math.prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2)
+        return sum(math.prod(shape) for shape in linear_shapes(self).values())
 
     def inverse_frequencies(self) -> np.ndarray:
         """Rotary frequencies (head_dim / 2,), float64, scaled as the configuration says."""

@@ -7,7 +7,7 @@ the half-split rotary embedding are those of Hugging Face transformers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -23,11 +23,12 @@ from entrenar.autograd import (
     swiglu,
 )
 from entrenar.errors import ConfigError, ShapeError
-from entrenar.models.config import LLaMAConfig
 from entrenar.nn.layers import Embedding, Linear, RMSNorm, grouped
+from entrenar.nn.meta import MetaWeights
 from entrenar.nn.module import Module, Weight
 
 if TYPE_CHECKING:
+    from entrenar.models.config import LLaMAConfig
     from entrenar.models.generate import LayerCache
 
 WeightSource = Callable[[str, tuple[int, ...]], Weight]
@@ -75,6 +76,10 @@ class Attention(Module):
             out = cached_attention(q, *cache.append(k, v))
         return self.o_proj(out.reshape(batch, length, self.heads * self.head_dim))
 
+    def saved_floats(self) -> int:
+        """Floats a token that forward saves for backward: q, k, v, the output and its log-sum-exp."""
+        return 2 * (self.heads + self.kv_heads) * self.head_dim + self.heads
+
 
 class MLP(Module):
     """down(silu(gate(x)) * up(x))."""
@@ -88,11 +93,13 @@ class MLP(Module):
     def __call__(self, x: Tensor) -> Tensor:
         return self.down_proj(swiglu(*grouped(x, self.gate_proj, self.up_proj)))
 
+    def saved_floats(self) -> int:
+        """Floats a token that forward saves for backward: gate and up; their product is computed again."""
+        return self.gate_proj.out_features + self.up_proj.out_features
+
 
 def _norm(config: LLaMAConfig, name: str, weights: WeightSource) -> RMSNorm:
-    weight = weights(name, (config.hidden_size,))
-    assert isinstance(weight, Tensor)  # norms are never quantized
-    return RMSNorm(weight, config.rms_norm_eps)
+    return RMSNorm(cast(Tensor, weights(name, (config.hidden_size,))), config.rms_norm_eps)  # norms are never quantized
 
 
 class DecoderLayer(Module):
@@ -113,6 +120,10 @@ class DecoderLayer(Module):
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotary, cu_seqlens, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+    def saved_floats(self) -> int:
+        """Floats a token that forward saves for backward: both residual inputs, the norms' scales, what is inside."""
+        return 2 * (self.mlp.gate_proj.in_features + 1) + self.self_attn.saved_floats() + self.mlp.saved_floats()
 
 
 class Backbone(Module):
@@ -135,8 +146,7 @@ class Decoder(Module):
         self.lm_head: Linear | None = None
         if not config.tie_word_embeddings:
             self.lm_head = Linear(weights("lm_head.weight", (config.vocab_size, config.hidden_size)))
-        self._inv_freq = config.inverse_frequencies()
-        self._tables = rope_table(1, self._inv_freq)
+        self._rotary_tables: tuple[Tensor, Tensor] | None = None
 
     @property
     def head_weight(self) -> Weight:
@@ -218,7 +228,26 @@ class Decoder(Module):
                 f"A sequence of {length} positions is longer than the model's context of "
                 f"{self.config.max_position_embeddings}; use a shorter sequence."
             )
-        if length > self._tables[0].shape[0]:
+        if self._rotary_tables is None or length > self._rotary_tables[0].shape[0]:
             size = min(self.config.max_position_embeddings, max(512, 1 << (length - 1).bit_length()))
-            self._tables = rope_table(size, self._inv_freq)
-        return RotaryEmbedding(*self._tables, positions)
+            self._rotary_tables = rope_table(size, self.config.inverse_frequencies())
+        return RotaryEmbedding(*self._rotary_tables, positions)
+
+
+def weight_shapes(config: LLaMAConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight by Hugging Face name, in the tree's order; a tied head is absent. Allocates nothing."""
+    weights = MetaWeights()
+    Decoder(config, weights)
+    return weights.shapes
+
+
+def linear_shapes(config: LLaMAConfig) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear of the decoder layers by module name, in the tree's order. Allocates nothing."""
+    modules = Decoder(config, MetaWeights()).named_modules()
+    linears = {name: module for name, module in modules if isinstance(module, Linear) and ".layers." in name}
+    return {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
+
+
+def saved_floats(config: LLaMAConfig) -> int:
+    """Floats a token that one decoder layer saves for its backward pass, adapters apart. Allocates nothing."""
+    return DecoderLayer(config, "", MetaWeights()).saved_floats()

@@ -76,8 +76,7 @@ def save(
 def config_table(model: LLaMAModel, dtype: str) -> dict[str, Any]:
     """The model's config.json: its shape, and what else the one that it was loaded with has."""
     kept = {} if model.origin is None else {k: v for k, v in model.origin.config.items() if k not in WRITTEN}
-    family = "llama" if model.origin is None else model.origin.config.get("model_type", "llama")
-    return kept | model.config.to_hf(family) | {"torch_dtype": dtype}
+    return kept | model.config.to_hf() | {"torch_dtype": dtype}
 
 
 def generation_table(model: LLaMAModel) -> dict[str, Any]:

@@ -1,13 +1,14 @@
-"""GGUF files as LLaMA checkpoints: tensor names, row order, configuration.
+"""GGUF files as checkpoints: tensor names, row order, configuration.
 
-GGUF names are mapped to Hugging Face's. The rows of q and k matrices are stored for an interleaved rotary embedding;
-`half_split_rows` says how they come back into half-split order.
+GGUF names are mapped to Hugging Face's. Where the family's row says so, the rows of q and k matrices are stored for an
+interleaved rotary embedding; `half_split_rows` says how they come back into half-split order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from entrenar.errors import ConfigError, FormatError
 from entrenar.io.gguf import GGUFFile, GGUFTensor
 from entrenar.io.lazy import LazyTensor
 from entrenar.models.config import LLaMAConfig
+from entrenar.models.families import FAMILIES, PARTS, gguf_name
 from entrenar.models.gguf_keys import (
     EMBEDDING,
     FEED_FORWARD,
@@ -31,65 +33,18 @@ from entrenar.models.gguf_keys import (
     config_values,
 )
 
-GGUF_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-GGUF_TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
 ROPE_FACTORS = "rope_freqs.weight"
-_QUERY, _KEY = (f"{HEADS} x {KEY_LENGTH}", EMBEDDING), (f"{KEY_HEADS} x {KEY_LENGTH}", EMBEDDING)
-SHAPE_KEYS = {  # by the part of a tensor's name: the metadata that give its shape
-    "token_embd": (f"the entries of {TOKENS} (or {VOCABULARY})", EMBEDDING),
-    "output": (f"the entries of {TOKENS} (or {VOCABULARY})", EMBEDDING),
-    "output_norm": (EMBEDDING,),
-    "attn_norm": (EMBEDDING,),
-    "ffn_norm": (EMBEDDING,),
-    "attn_q": _QUERY,
-    "attn_output": _QUERY[::-1],
-    "attn_k": _KEY,
-    "attn_v": _KEY,
-    "ffn_gate": (FEED_FORWARD, EMBEDDING),
-    "ffn_up": (FEED_FORWARD, EMBEDDING),
-    "ffn_down": (EMBEDDING, FEED_FORWARD),
-    "rope_freqs": (f"half of {KEY_LENGTH}",),
-}
 
 
-def hugging_face_name(gguf_name: str) -> str | None:
-    """The Hugging Face name of a GGUF tensor, or None for one that is no weight of a LLaMA (rope_freqs)."""
-    if gguf_name in GGUF_TOP:
-        return GGUF_TOP[gguf_name]
-    parts = gguf_name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in GGUF_LAYER and parts[3] == "weight":
-        return f"model.layers.{parts[1]}.{GGUF_LAYER[parts[2]]}.weight"
-    return None
+def hugging_face_names(config: LLaMAConfig) -> dict[str, str]:
+    """The Hugging Face name of every tensor of such a GGUF file, by the file's own name."""
+    return {gguf_name(name): name for name in config.parameter_shapes()}
 
 
 def half_split_rows(count: int, head_dim: int) -> np.ndarray:
     """The GGUF row that holds each row of a half-split q or k matrix: rows (2 i, 2 i + 1) of a head were halves."""
     rows = np.arange(count).reshape(-1, head_dim // 2, 2)
     return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
-
-
-def gguf_name(name: str) -> str:
-    """The GGUF name of a Hugging Face tensor of a LLaMA."""
-    for ours, theirs in GGUF_TOP.items():
-        if theirs == name:
-            return ours
-    _, _, block, layer = name.removesuffix(".weight").split(".", 3)
-    (ours,) = (ours for ours, theirs in GGUF_LAYER.items() if theirs == layer)
-    return f"blk.{block}.{ours}.weight"
 
 
 def read_gguf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], dict[str, Any], list[str]]:
@@ -108,29 +63,30 @@ def read_gguf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], dict[str,
             config = replace(config, rope_frequency_factors=_rope_factors(path, file.tensors[ROPE_FACTORS]))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    names = {hugging_face_name(name): tensor for name, tensor in file.tensors.items()}
-    tensors: dict[str, LazyTensor] = {name: tensor for name, tensor in names.items() if name is not None}
+    names = hugging_face_names(config)
+    tensors: dict[str, LazyTensor] = {names[name]: t for name, t in file.tensors.items() if name in names}
     return config, tensors, file.metadata, [f"{path.name}: {remark}" for remark in remarks]
 
 
 def _check_tensors(path: Path, config: LLaMAConfig, tensors: Mapping[str, GGUFTensor]) -> None:
     """Every tensor that the metadata ask for is there in its shape and in a type of weights, and no other."""
+    family = FAMILIES[config.family]
     expected = {gguf_name(name): shape for name, shape in config.parameter_shapes().items()}
-    if ROPE_FACTORS in tensors:
+    if ROPE_FACTORS in tensors and family.rope_factors:
         expected[ROPE_FACTORS] = (config.head_size // 2,)
     for name in tensors:
         if name not in expected:
-            raise FormatError(f"{path}: the tensor {name} {_foreign(name, config.num_hidden_layers)}.")
+            raise FormatError(f"{path}: the tensor {name} {_foreign(name, expected, config)}.")
     for name, shape in expected.items():
         if name not in tensors:
-            wrong = f", or its {LAYERS} = {config.num_hidden_layers} is wrong" if name.startswith("blk.") else ""
+            layers = f", or its {family.architecture}.{LAYERS} = {config.num_hidden_layers} is wrong"
+            wrong = layers if name.startswith("blk.") else ""
             raise FormatError(f"{path}: the tensor {name} of shape {shape} is missing; the file is incomplete{wrong}.")
         tensor = tensors[name]
         if tensor.shape != shape:
-            keys = " and ".join(SHAPE_KEYS[name.split(".")[-2]])
             raise FormatError(
-                f"{path}: the tensor {name} has shape {tensor.shape}, expected {shape} by {keys}; the file contradicts "
-                "itself."
+                f"{path}: the tensor {name} has shape {tensor.shape}, expected {shape} by "
+                f"{_shape_keys(name, len(shape), family.architecture)}; the file contradicts itself."
             )
         if not tensor.weights:
             raise FormatError(
@@ -152,13 +108,31 @@ def _rope_factors(path: Path, tensor: GGUFTensor) -> list[float]:
     return factors
 
 
-def _foreign(name: str, layers: int) -> str:
-    """What to say of a tensor that a LLaMA of this configuration has no place for."""
+def _shape_keys(name: str, axes: int, architecture: str) -> str:
+    """The metadata that give the shape of this tensor."""
+    words = {
+        "vocabulary": f"the entries of {TOKENS} (or {architecture}.{VOCABULARY})",
+        "hidden": f"{architecture}.{EMBEDDING}",
+        "inner": f"{architecture}.{FEED_FORWARD}",
+        "queries": f"{architecture}.{HEADS} x {architecture}.{KEY_LENGTH}",
+        "keys": f"{architecture}.{KEY_HEADS} x {architecture}.{KEY_LENGTH}",
+        "head": f"{architecture}.{KEY_LENGTH}",
+    }
+    if name == ROPE_FACTORS:
+        return f"half of {words['head']}"
+    part = next(part for part in PARTS.values() if part.gguf == name.split(".")[-2])
+    return " and ".join(words[size] for size in part.sizes(axes))
+
+
+def _foreign(name: str, expected: Collection[str], config: LLaMAConfig) -> str:
+    """What to say of a tensor that a model of this configuration has no place for."""
     part = name.split(".")[-2] if name.count(".") else name
-    if hugging_face_name(name) is not None:
-        return f"belongs to a layer beyond {LAYERS} = {layers}; the file contradicts itself"
-    if name.endswith(".bias") and hugging_face_name(name.removesuffix("bias") + "weight"):
-        return "is a bias; models with biases are not supported"
+    layers = f"{FAMILIES[config.family].architecture}.{LAYERS} = {config.num_hidden_layers}"
+    first = re.sub(r"^blk\.\d+\.", "blk.0.", name)
+    if first in expected:
+        return f"belongs to a layer beyond {layers}; the file contradicts itself"
+    if first.endswith(".bias") and first.removesuffix("bias") + "weight" in expected:
+        return "is a bias, which the models of this family do not have"
     if "exp" in part or part == "ffn_gate_inp":
         return "belongs to a mixture of experts, which is not supported"
     if part.startswith("rope_factors"):

@@ -11,24 +11,10 @@ from typing import Any
 
 from entrenar.config import nearest, shown
 from entrenar.errors import ConfigError
+from entrenar.models.families import FAMILIES, PARTS, REQUIRED, Family, one_of
 from entrenar.models.generation import SETTINGS, words
 from entrenar.models.rotary import SCALING_KEYS
 
-# What a config.json that leaves a key out means by it, where that is not our own default; REQUIRED: it must be there.
-REQUIRED = object()
-COMMON: dict[str, Any] = {
-    "vocab_size": REQUIRED,
-    "hidden_size": REQUIRED,
-    "intermediate_size": REQUIRED,
-    "num_hidden_layers": REQUIRED,
-    "num_attention_heads": REQUIRED,
-    "rms_norm_eps": 1e-6,
-}
-ABSENT: dict[str, dict[str, Any]] = {
-    "llama": COMMON | {"max_position_embeddings": 2048},
-    "mistral": COMMON | {"max_position_embeddings": 131072, "num_key_value_heads": 8},
-}
-MISTRAL_WINDOW = 4096  # the sliding_window of a Mistral config.json that has none
 ROPE_KEYS = {"default": (), **SCALING_KEYS}
 # Read here, or without an effect on logits and training; any other key is said to be ignored.
 READ = words(
@@ -56,16 +42,13 @@ ELSEWHERE = {  # keys by which transformers looks for the model in another place
     "transformers_weights": "another file than model.safetensors has the weights; rename that and remove the key.",
     "text_config": "the model is a part of a larger one; expected the folder of a language model alone.",
 }
-SHAPE_KEYS = {  # by the part of a tensor's name: the keys that give its shape
-    "q_proj": "num_attention_heads x head_dim and hidden_size",
-    "k_proj": "num_key_value_heads x head_dim and hidden_size",
-    "v_proj": "num_key_value_heads x head_dim and hidden_size",
-    "o_proj": "hidden_size and num_attention_heads x head_dim",
-    "gate_proj": "intermediate_size and hidden_size",
-    "up_proj": "intermediate_size and hidden_size",
-    "down_proj": "hidden_size and intermediate_size",
-    "embed_tokens": "vocab_size and hidden_size",
-    "lm_head": "vocab_size and hidden_size",
+SIZES = {  # the keys that give each size of `families.PARTS`
+    "vocabulary": "vocab_size",
+    "hidden": "hidden_size",
+    "inner": "intermediate_size",
+    "queries": "num_attention_heads x head_dim",
+    "keys": "num_key_value_heads x head_dim",
+    "head": "head_dim",
 }
 QUANTIZED_KEYS = {"quantization_config": "", "compression_config": "compressed-tensors", "quantization": "MLX"}
 
@@ -75,23 +58,25 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
 
     Raises ConfigError, naming the key, for another architecture and for whatever would change the result unread.
     """
-    family = table.get("model_type", "llama")
-    if not isinstance(family, str) or family not in ABSENT:
-        raise ConfigError(f"{where}: model_type is {shown(family)}, expected 'llama' or 'mistral'.")
+    model_type = table.get("model_type", "llama")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ConfigError(f"{where}: model_type is {shown(model_type)}, expected {one_of(tuple(FAMILIES))}.")
+    family = FAMILIES[model_type]
     refuse_quantized(table, where)
     for key, what in ELSEWHERE.items():
         if table.get(key) is not None:
             raise ConfigError(f"{where}: {key} is {shown(table[key])}: {what}")
-    _refuse_other_layers(table, where)
-    values = {name: table[name] for name in fields if name in table}
-    for name, default in ABSENT[family].items():
+    _refuse_other_layers(table, family, where)
+    values = {name: table[name] for name in fields if name in table and name != "family"} | {"family": model_type}
+    for name, default in family.defaults.items():
         if default is REQUIRED and values.get(name) is None:
             raise ConfigError(f"{where}: {name} is {'null' if name in values else 'missing'}, expected an integer.")
         values.setdefault(name, default)
-    if family == "mistral" and values["num_key_value_heads"] is None:
-        raise ConfigError(f"{where}: num_key_value_heads is null, expected an integer; transformers refuses it too.")
+    for name in family.never_null:
+        if name in values and values[name] is None:
+            raise ConfigError(f"{where}: {name} is null, expected an integer; transformers refuses it too.")
     _check_divides(values, family, where)
-    _check_window(table, values["max_position_embeddings"], where)
+    _check_window(table, family, values, where)
     values |= _rope(table, values["max_position_embeddings"], where, remarks)
     if table.get("attention_dropout"):
         remarks.append(f"{where}: attention_dropout is {shown(table['attention_dropout'])}; training goes without it.")
@@ -101,9 +86,9 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
     return values
 
 
-def shape_keys(name: str) -> str:
+def shape_keys(name: str, axes: int) -> str:
     """The keys of config.json that give the shape of this tensor."""
-    return SHAPE_KEYS.get(name.split(".")[-2], "hidden_size")
+    return " and ".join(SIZES[size] for size in PARTS[name.split(".")[-2]].sizes(axes))
 
 
 def in_terms_of_hf(text: str, table: Mapping[str, Any]) -> str:
@@ -138,7 +123,7 @@ def refuse_quantized(table: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _refuse_other_layers(table: Mapping[str, Any], where: str) -> None:
+def _refuse_other_layers(table: Mapping[str, Any], family: Family, where: str) -> None:
     if not table.get("is_causal", True):
         raise ConfigError(
             f"{where}: is_causal is {shown(table['is_causal'])}, with which every token sees those that follow it; "
@@ -162,10 +147,10 @@ def _refuse_other_layers(table: Mapping[str, Any], where: str) -> None:
         return
     if not isinstance(types, list) or set(map(str, types)) - {"full_attention", "attention"}:
         raise ConfigError(f"{where}: layer_types is {shown(types)}; only 'full_attention' in every layer is supported.")
-    if table.get("model_type") == "mistral" and table.get("sliding_window", MISTRAL_WINDOW) is None:
+    if family.layer_types_need_window and table.get("sliding_window", family.default_window) is None:
         raise ConfigError(
-            f"{where}: layer_types is given and sliding_window is null, with which transformers cannot run a Mistral; "
-            "remove layer_types."
+            f"{where}: layer_types is given and sliding_window is null, with which transformers cannot run a "
+            f"{family.model_type.capitalize()}; remove layer_types."
         )
     if len(types) != table.get("num_hidden_layers"):
         raise ConfigError(
@@ -174,19 +159,24 @@ def _refuse_other_layers(table: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _check_divides(values: Mapping[str, Any], family: str, where: str) -> None:
+def _check_divides(values: Mapping[str, Any], family: Family, where: str) -> None:
     """LlamaConfig refuses a hidden_size that its heads do not divide, even where head_dim is given."""
     hidden, heads = values["hidden_size"], values["num_attention_heads"]
-    if family == "llama" and isinstance(hidden, int) and isinstance(heads, int) and heads > 0 and hidden % heads:
+    if not family.heads_divide_hidden or not isinstance(hidden, int) or not isinstance(heads, int):
+        return
+    if heads > 0 and hidden % heads:
         raise ConfigError(
             f"{where}: hidden_size is {hidden}, expected a multiple of num_attention_heads = {heads} where model_type "
-            "is 'llama'."
+            f"is {family.model_type!r}."
         )
 
 
-def _check_window(table: Mapping[str, Any], context: Any, where: str) -> None:
-    """A window as wide as the context hides nothing; transformers heeds no use_sliding_window here."""
-    window = table.get("sliding_window", MISTRAL_WINDOW if table.get("model_type") == "mistral" else None)
+def _check_window(table: Mapping[str, Any], family: Family, values: Mapping[str, Any], where: str) -> None:
+    """A window as wide as the context hides nothing; only some families heed use_sliding_window."""
+    context = values["max_position_embeddings"]
+    window = table.get("sliding_window", family.default_window)
+    if family.window_switch and not _has_windows(table, values["num_hidden_layers"]):
+        return
     if window is None or (isinstance(window, int) and isinstance(context, int) and window >= context):
         return
     if isinstance(window, bool) or not isinstance(window, int):
@@ -195,6 +185,13 @@ def _check_window(table: Mapping[str, Any], context: Any, where: str) -> None:
         f"{where}: sliding_window is {shown(window)}, less than the context of {context}; windowed attention is not "
         "supported."
     )
+
+
+def _has_windows(table: Mapping[str, Any], layers: Any) -> bool:
+    """Whether some layer of a family with a switch has a window: those from max_window_layers on, where it is on."""
+    full = table.get("layer_types") is not None  # what else it may hold is refused
+    first = table.get("max_window_layers", 28)
+    return bool(table.get("use_sliding_window")) and not full and not (isinstance(first, int) and first >= layers)
 
 
 def _rope(table: Mapping[str, Any], context: Any, where: str, remarks: list[str]) -> dict[str, Any]:
@@ -262,19 +259,17 @@ def _without_theta(rope: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in rope.items() if key != "rope_theta"}
 
 
-def table_of(fields: Mapping[str, Any], family: str = "llama") -> dict[str, Any]:
-    """A config.json from the fields of LLaMAConfig, rotation in the spelling of transformers 4 and of 5.
-
-    `family` is the model_type that it is to have: by it transformers chooses the tokenizer's class, too.
-    """
+def table_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json from the fields of LLaMAConfig, rotation in the spelling of transformers 4 and of 5."""
     rope = {"rope_type": "default", **(fields["rope_scaling"] or {})} | {"rope_theta": fields["rope_theta"]}
-    # LlamaConfig refuses such a shape; a Mistral without a window is the same model
-    mistral = family == "mistral" or fields["hidden_size"] % fields["num_attention_heads"] != 0
+    family = FAMILIES[fields["family"]]
+    if family.saved_undivided_as and fields["hidden_size"] % fields["num_attention_heads"]:
+        family = FAMILIES[family.saved_undivided_as]
     return {
-        "architectures": ["MistralForCausalLM" if mistral else "LlamaForCausalLM"],
-        "model_type": "mistral" if mistral else "llama",
-        **({"sliding_window": None} if mistral else {"attention_bias": False, "mlp_bias": False}),
+        "architectures": [family.model_class],
+        "model_type": family.model_type,
+        **family.written,
         "hidden_act": "silu",
-        **{name: value for name, value in fields.items() if name != "rope_frequency_factors"},
+        **{name: value for name, value in fields.items() if name not in ("family", "rope_frequency_factors")},
         "rope_parameters": rope,
     }

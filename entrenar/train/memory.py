@@ -9,7 +9,7 @@ from entrenar.adapters.base import AdapterConfig
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.errors import MemoryBudgetError
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.decoder import recomputed_layers
+from entrenar.models.decoder import recomputed_layers, saved_floats
 from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.observe.hardware import available_memory
 from entrenar.train.config import TrainConfig
@@ -37,15 +37,8 @@ class MemoryEstimate:
 
 
 def layer_activation_floats(config: LLaMAConfig, adapter: AdapterConfig | None) -> int:
-    """Floats a token that one decoder layer keeps for its backward pass.
-
-    Both residual inputs; q, k, v, the attention's output and its log-sum-exp; gate and up; what each adapter saves. The
-    norms' scales are one float each; their outputs and the feed-forward product are computed again.
-    """
-    q, kv = config.num_attention_heads * config.head_size, config.kv_heads * config.head_size
-    attention = 2 * q + 2 * kv + config.num_attention_heads
-    floats = 2 * config.hidden_size + 2 + attention + 2 * config.intermediate_size
-    return floats + (adapter.activation_floats(config) if adapter else 0)
+    """Floats a token that one decoder layer saves for its backward pass: its own, and what each adapter saves."""
+    return saved_floats(config) + (adapter.activation_floats(config) if adapter else 0)
 
 
 def estimate(

@@ -138,10 +138,10 @@ def test_a_tensor_that_belongs_to_no_layer_is_named(tmp_path: Path) -> None:
     arrays = random_arrays(config)
     bias = {"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)}
     write_hf(tmp_path / "hf", config, arrays | bias)
-    with pytest.raises(FormatError, match=r"self_attn\.q_proj\.bias is a bias; models with biases are not supported"):
+    with pytest.raises(FormatError, match=r"self_attn\.q_proj\.bias is a bias, which the models of this family"):
         load(tmp_path / "hf")
     for name, message in {
-        "blk.0.attn_q.bias": "is a bias; models with biases are not supported",
+        "blk.0.attn_q.bias": "is a bias, which the models of this family do not have",
         "blk.2.attn_q.weight": "belongs to a layer beyond llama.block_count",
         "blk.x.attn_q.weight": "belongs to no LLaMA layer",
         "blk.0.ffn_up_exps.weight": "belongs to a mixture of experts",

@@ -9,7 +9,8 @@ from typing import Any
 
 import gguf
 
-from entrenar.models.gguf_keys import DESCRIPTIVE, NO_MODEL, UNUSED, USED
+from entrenar.models import gguf_keys
+from entrenar.models.gguf_keys import NO_MODEL
 
 from ..gguf_models import (
     BOS,
@@ -24,6 +25,9 @@ from ..gguf_models import (
 from ..harness import Variation, Verdict
 
 AREA = "GGUF metadata"
+USED, UNUSED, DESCRIPTIVE = (
+    {f"llama.{key}" for key in keys} for keys in (gguf_keys.USED, gguf_keys.UNUSED, gguf_keys.DESCRIPTIVE)
+)
 OTHER_ARCHITECTURES = ("clip.", "diffusion.", "xielu.", "adapter.", "imatrix.", "split.", "{arch}.{dense}")
 TEXT_SPLITTING = (  # the tokenizers' area
     "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",

@@ -1,0 +1,46 @@
+"""What follows from the module tree: the shapes of weights and linears, what forward saves; nothing is allocated."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+
+from entrenar.llama import LLaMAConfig
+from entrenar.models.decoder import linear_shapes, saved_floats, weight_shapes
+
+from .builders import random_model, small_config
+
+
+def test_the_shapes_are_those_of_a_model_of_the_configuration() -> None:
+    for changes in ({}, {"tie_word_embeddings": True}, {"head_dim": 24}):
+        model = random_model(small_config(**changes))
+        shapes = {name: weight.shape for name, weight in model.named_parameters()}
+        assert list(weight_shapes(model.config).items()) == list(shapes.items())
+
+
+def test_the_linears_are_those_of_the_decoder_layers() -> None:
+    config = small_config(num_hidden_layers=1, head_dim=24)
+    assert linear_shapes(config) == {
+        "model.layers.0.self_attn.q_proj": (96, 64),
+        "model.layers.0.self_attn.k_proj": (48, 64),
+        "model.layers.0.self_attn.v_proj": (48, 64),
+        "model.layers.0.self_attn.o_proj": (64, 96),
+        "model.layers.0.mlp.gate_proj": (96, 64),
+        "model.layers.0.mlp.up_proj": (96, 64),
+        "model.layers.0.mlp.down_proj": (64, 96),
+    }
+
+
+def test_a_layer_saves_the_inputs_of_what_backward_reads() -> None:
+    """Two residual inputs with the scale of a norm each; q, k, v, the output and a sum a head; gate and up."""
+    assert saved_floats(small_config()) == 2 * (64 + 1) + (64 + 32 + 32 + 64 + 4) + 2 * 96
+
+
+def test_the_shapes_of_the_largest_model_take_no_memory_and_little_time() -> None:
+    config = LLaMAConfig(num_hidden_layers=10_000, hidden_size=8192, num_attention_heads=64)
+    tracemalloc.start()
+    start = time.perf_counter()
+    assert len(weight_shapes(config)) == 90_003
+    elapsed, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6 and elapsed < 30
