@@ -74,9 +74,23 @@ class LLaMAConfig:
                 f"model.pad_token_id is {pad}, and the model has {self.vocab_size} tokens, so that transformers "
                 "refuses it too; set it to null, or add a row for the token to the model."
             )
-        self._check_rope()
+        self._check_rope_scaling()
+        self._check_frequencies()
 
-    def _check_rope(self) -> None:
+    def _check_frequencies(self) -> None:
+        """Rotary angles are finite at every position: numbers near the ends of float64 make infinities and NaN."""
+        with np.errstate(all="ignore"):
+            plain = inverse_frequencies(self.head_size, self.rope_theta, None)
+            scaled = self.inverse_frequencies()
+            angles = [frequencies * self.max_position_embeddings for frequencies in (plain, scaled)]
+        for name, values in zip(("rope_theta", "rope_scaling"), angles, strict=True):
+            if not np.isfinite(values).all():
+                raise ConfigError(
+                    f"model.{name} is {shown(getattr(self, name))}, with which rotary angles are not finite; expected "
+                    "larger numbers."
+                )
+
+    def _check_rope_scaling(self) -> None:
         factors = self.rope_frequency_factors
         if factors is not None and (len(factors) != self.head_size // 2 or not all(0 < f < math.inf for f in factors)):
             raise ConfigError(

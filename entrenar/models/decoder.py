@@ -146,7 +146,8 @@ class Decoder(Module):
         self.lm_head: Linear | None = None
         if not config.tie_word_embeddings:
             self.lm_head = Linear(weights("lm_head.weight", (config.vocab_size, config.hidden_size)))
-        self._rotary_tables: tuple[Tensor, Tensor] | None = None
+        self._inv_freq = config.inverse_frequencies()
+        self._rotary_tables = rope_table(1, self._inv_freq)
 
     @property
     def head_weight(self) -> Weight:
@@ -228,9 +229,9 @@ class Decoder(Module):
                 f"A sequence of {length} positions is longer than the model's context of "
                 f"{self.config.max_position_embeddings}; use a shorter sequence."
             )
-        if self._rotary_tables is None or length > self._rotary_tables[0].shape[0]:
+        if length > self._rotary_tables[0].shape[0]:
             size = min(self.config.max_position_embeddings, max(512, 1 << (length - 1).bit_length()))
-            self._rotary_tables = rope_table(size, self.config.inverse_frequencies())
+            self._rotary_tables = rope_table(size, self._inv_freq)
         return RotaryEmbedding(*self._rotary_tables, positions)
 
 

@@ -14,6 +14,8 @@ class Linear(Module):
     An adapter is a subclass: it changes the input in `prepare`, the product in `terms`, or the output in `finish`.
     """
 
+    watched = False
+
     def __init__(self, weight: Weight, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
 

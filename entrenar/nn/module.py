@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
@@ -16,6 +16,7 @@ Weight = Tensor | QuantizedTensor
 class Module:
     """A part of a model: its attributes that are weights or modules are found by name, in the order they were set."""
 
+    watched: ClassVar[bool] = True  # whether `watching` is told of its outputs
     adapter_config: Any = None  # of the adapters that are on the tree
     unquantized: Mapping[str, str] = MappingProxyType({})  # matrices that stayed in full precision, and why
 
@@ -77,6 +78,21 @@ class Module:
             for module in active:
                 vars(module)["training"] = True
 
+    @contextmanager
+    def watching(self, watch: Callable[[str, Any], None]) -> Iterator[None]:
+        """Inside the block `watch(name, output)` gets what every module below this one returns, innermost first.
+
+        Linears are left out: those that read the same input are computed together.
+        """
+        parts = [(name, part) for name, part in self.named_modules() if name and part.watched and callable(part)]
+        for name, part in reversed(parts):  # a part is replaced before the module that holds it
+            self.replace(name, _Watched(name, part, watch))
+        try:
+            yield
+        finally:
+            for name, part in parts:
+                self.replace(name, part)
+
     def replace(self, name: str, module: Module) -> None:
         """Put `module` in the place of the part with this dotted name."""
         *path, last = name.split(".")
@@ -87,3 +103,18 @@ class Module:
             parent[int(last)] = module
         else:
             setattr(parent, last, module)
+
+
+class _Watched(Module):
+    """In a module's place while `watching`: calls it, and shows what it returns."""
+
+    def __init__(self, name: str, part: Any, watch: Callable[[str, Any], None]) -> None:
+        self._name, self._part, self._watch = name, part, watch
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        output = self._part(*args, **options)
+        self._watch(self._name, output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)

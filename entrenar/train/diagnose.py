@@ -1,4 +1,4 @@
-"""Where a loss that is not finite comes from: found by running the batch again, a layer at a time."""
+"""Where a loss that is not finite comes from: found by running the batch again and watching every module."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ def first_nonfinite_weight(weights: list[tuple[str, Tensor]]) -> str | None:
 
 @no_grad()
 def first_nonfinite(model: LLaMAModel, batch: Batch) -> str:
-    """What first holds NaN or infinity on this batch: a weight, or else the output of an operation of a layer."""
+    """What first holds NaN or infinity on this batch: a weight, or else the output of a module."""
     plain = [(name, weight) for name, weight in model.named_parameters() if isinstance(weight, Tensor)]
     name = first_nonfinite_weight(plain)
     if name is not None:
         return f"the weight {name}"
-    rotary = model._rotary_embedding(batch.tokens, batch.positions)
-    x = model.model.embed_tokens(batch.tokens)
-    for index, layer in enumerate(model.model.layers):
-        x = x + layer.self_attn(layer.input_layernorm(x), rotary, batch.cu_seqlens, None)
-        if not _finite(x):
-            return f"the output of model.layers.{index}.self_attn"
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
-        if not _finite(x):
-            return f"the output of model.layers.{index}.mlp"
-    return "the logits of the head"
+    found: list[str] = []
+
+    def watch(name: str, output: Tensor) -> None:
+        if not found and not _finite(output):
+            found.append(name)
+
+    with model.watching(watch):
+        model.hidden_states(batch.tokens, batch.positions, batch.cu_seqlens)
+    return f"the output of {found[0]}" if found else "the logits of the head"

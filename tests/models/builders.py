@@ -26,6 +26,8 @@ GGUF_NAMES = {  # as llama.cpp's converter writes them
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -55,7 +57,7 @@ def random_arrays(config: LLaMAConfig, seed: int = 0, std: float = 0.1) -> Array
     arrays = {}
     for name, shape in config.parameter_shapes().items():
         values = rng.standard_normal(shape).astype(np.float32) * np.float32(std)
-        arrays[name] = values if len(shape) == 2 else 1 + values
+        arrays[name] = 1 + values if name.endswith("norm.weight") else values
     return arrays
 
 
@@ -104,11 +106,11 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 # ---------------------------------------------------------------------- GGUF
 def gguf_name(name: str) -> str:
     """The name that llama.cpp gives a Hugging Face tensor."""
-    stem = name.removesuffix(".weight")
+    stem, kind = name.rsplit(".", 1)
     if stem in GGUF_NAMES:
-        return f"{GGUF_NAMES[stem]}.weight"
+        return f"{GGUF_NAMES[stem]}.{kind}"
     _, _, layer, rest = stem.split(".", 3)
-    return f"blk.{layer}.{GGUF_NAMES[rest]}.weight"
+    return f"blk.{layer}.{GGUF_NAMES[rest]}.{kind}"
 
 
 def permute_rows(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -150,26 +152,28 @@ def write_gguf(
     metadata: Mapping[str, Any] | None = None,
     drop: Iterable[str] = (),
     extra: Mapping[str, np.ndarray] | None = None,
-    architecture: str = "llama",
+    architecture: str | None = None,
 ) -> Arrays:
-    """Write matrices as `kind` (or as it says for a Hugging Face name), norms in float32; returns what they mean.
+    """Write matrices as `kind` (or as it says for a Hugging Face name), vectors in float32; returns what they mean.
 
-    `metadata` replaces or adds keys (None leaves one out); `drop` and `extra` are GGUF tensor names.
+    `metadata` replaces or adds keys (None leaves one out); `drop` and `extra` are GGUF tensor names; `architecture` is
+    that of the configuration's family where nothing else is given, whose name its keys have.
     """
-    writer = gguf.GGUFWriter(path, architecture)
+    own = "llama" if config.family == "mistral" else config.family
+    writer = gguf.GGUFWriter(path, architecture or own)
     values: dict[str, Any] = {
-        "llama.context_length": config.max_position_embeddings,
-        "llama.embedding_length": config.hidden_size,
-        "llama.block_count": config.num_hidden_layers,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_attention_heads,
-        "llama.attention.head_count_kv": config.num_key_value_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.value_length": config.head_dim,
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": float(config.rope_theta),
-        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "llama.vocab_size": config.vocab_size,
+        f"{own}.context_length": config.max_position_embeddings,
+        f"{own}.embedding_length": config.hidden_size,
+        f"{own}.block_count": config.num_hidden_layers,
+        f"{own}.feed_forward_length": config.intermediate_size,
+        f"{own}.attention.head_count": config.num_attention_heads,
+        f"{own}.attention.head_count_kv": config.num_key_value_heads,
+        f"{own}.attention.key_length": config.head_dim,
+        f"{own}.attention.value_length": config.head_dim,
+        f"{own}.rope.dimension_count": config.head_dim,
+        f"{own}.rope.freq_base": float(config.rope_theta),
+        f"{own}.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        f"{own}.vocab_size": config.vocab_size,
         **(metadata or {}),
     }
     for key, value in values.items():
@@ -179,9 +183,9 @@ def write_gguf(
     for name, array in arrays.items():
         type_name = "F32" if array.ndim == 1 else kind if isinstance(kind, str) else kind(name)
         rows, expected[name] = stored(array, type_name)
-        if name.endswith("q_proj.weight"):
+        if own == "llama" and name.endswith("q_proj.weight"):
             rows = permute_rows(rows, config.num_attention_heads)
-        elif name.endswith("k_proj.weight"):
+        elif own == "llama" and name.endswith("k_proj.weight"):
             rows = permute_rows(rows, config.kv_heads)
         if gguf_name(name) not in drop:
             raw_type = None if type_name in FLOAT_TYPES else gguf.GGMLQuantizationType[type_name]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from entrenar.autograd import rope_table
 from entrenar.errors import ConfigError, EntrenarError, FormatError, MemoryBudgetError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
@@ -256,6 +257,7 @@ def test_a_missing_or_binary_file_is_a_clear_error(tmp_path: Path) -> None:
 @pytest.mark.unit
 def test_every_key_of_the_model_section_reaches_the_configuration(tmp_path: Path) -> None:
     values: dict[str, Any] = {
+        "family": "mistral",
         "vocab_size": 11,
         "hidden_size": 24,
         "intermediate_size": 13,
@@ -561,3 +563,28 @@ def test_transformers_reads_our_config_json_and_we_read_theirs(rope: dict[str, A
 def test_every_error_of_a_configuration_is_ours() -> None:
     for error in (ConfigError, FormatError, MemoryBudgetError):
         assert issubclass(error, EntrenarError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"head_dim": 64, "rope_theta": 1e-300, "max_position_embeddings": 2**60}, "rope_theta"),
+        ({"head_dim": 64, "rope_theta": 5e-324}, "rope_theta"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 1e-320}}, "rope_scaling"),
+        ({"rope_theta": 1e-200, "rope_scaling": {"rope_type": "linear", "factor": 1e-200}}, "rope_scaling"),
+        ({"rope_scaling": LLAMA3_SCALING | {"factor": 1e-320}}, "rope_scaling"),
+    ],
+)
+def test_rotary_angles_that_are_not_finite_are_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.{named} is .*, with which rotary angles are not finite"):
+        small_config(**changes)
+    (tmp_path / "config.json").write_text(json.dumps(hf_table(small_config()) | changes))
+    with pytest.raises(ConfigError, match=rf"config\.json: {named} is .*, with which rotary angles are not finite"):
+        LLaMAConfig.from_hf(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("theta", [1e300, 1e308, 1e-100])
+def test_extreme_bases_whose_angles_are_finite_make_finite_tables(theta: float) -> None:
+    config = small_config(rope_theta=theta)
+    for table in rope_table(config.max_position_embeddings, config.inverse_frequencies()):
+        assert np.isfinite(table.numpy()).all()
