@@ -8,16 +8,17 @@ import numpy as np
 
 from entrenar.errors import ConfigError
 from entrenar.models.budget import check_weights_fit
+from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.decoder import Decoder, WeightSource
 from entrenar.models.generation import Generation
-from entrenar.models.storage import StoragePolicy
+from entrenar.models.storage import Storage, StoragePolicy
+from entrenar.models.weights import WeightLoader, storage_of
 from entrenar.nn.init import random_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from entrenar.models.checkpoint import Checkpoint
     from entrenar.models.origin import Origin
 
 
@@ -53,13 +54,34 @@ class LLaMAModel(Decoder):
         dtype: str = "float32",
         double_quantization: bool = True,
     ) -> LLaMAModel:
-        """Load a Hugging Face directory or a GGUF file, one tensor at a time.
+        """Load a Hugging Face directory or a GGUF file, or one that `Checkpoint.open` opened, one tensor at a time.
 
-        The options are those of `entrenar.models.storage.StoragePolicy`; see `entrenar.models.weights.load`.
+        The options are those of `entrenar.models.storage.StoragePolicy`. Raises FormatError for a file that is missing,
+        truncated or no model of these families, or has weights that are not finite, MemoryBudgetError before anything
+        is allocated.
         """
-        from entrenar.models.weights import load
+        checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
+        checkpoint.check()
+        return LLaMAModel.from_checkpoint(
+            checkpoint, storage_of(checkpoint, StoragePolicy(dtype, quantize, double_quantization))
+        )
 
-        return load(path, StoragePolicy(dtype, quantize, double_quantization))
+    @staticmethod
+    def from_checkpoint(checkpoint: Checkpoint, storage: Storage) -> LLaMAModel:
+        """The model of a checkpoint that was checked, with weights of these types; raises as `from_pretrained`.
+
+        A matrix whose rows are no multiple of the block size stays in full precision and is listed in the model's
+        `unquantized`. What it costs to replace a file's quantized values by others is measured and said in the
+        checkpoint's `remarks`.
+        """
+        check_weights_fit(storage)
+        loader = WeightLoader(checkpoint, storage)
+        model = LLaMAModel(checkpoint.config, weights=loader)
+        model.unquantized = {name: w.unquantized for name, w in storage.weights.items() if w.unquantized}
+        model.origin = checkpoint.origin
+        checkpoint.remarks += [cost for cost in loader.costs() if cost not in checkpoint.remarks]
+        model.remarks = list(checkpoint.remarks)
+        return model
 
     def save_pretrained(self, directory: str | Path, **options: Any) -> None:
         """Write a Hugging Face directory; see `entrenar.models.export.save`."""

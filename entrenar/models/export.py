@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,11 +15,13 @@ from entrenar.errors import ConfigError
 from entrenar.io.atomic import atomic_files
 from entrenar.io.safetensors import save_sharded, weight_files
 from entrenar.io.tokenizer import OVERRIDING, Tokenizer
-from entrenar.models.api import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.generation import GENERATION_FILE, METADATA, SETTINGS
 from entrenar.models.hf_config import WRITTEN
 from entrenar.models.origin import Origin
+
+if TYPE_CHECKING:
+    from entrenar.models.api import LLaMAModel
 
 SAVED_DTYPES = ("float32", "bfloat16")
 

@@ -1,9 +1,8 @@
-"""Checkpoints -> models, one tensor in memory at a time."""
+"""Checkpoints -> weights, one tensor in memory at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -11,8 +10,6 @@ from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import BLOCK_SIZE, QuantizedTensor
 from entrenar.errors import FormatError, QuantizationError
 from entrenar.io.lazy import LazyTensor
-from entrenar.models.api import LLaMAModel
-from entrenar.models.budget import check_weights_fit
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.gguf_model import half_split_rows
 from entrenar.models.requantized import MEASURED_ROWS, Requantized
@@ -23,12 +20,20 @@ CHECKED_BYTES = 1 << 20  # of stored bfloat16, at a time
 ROW_CHUNK_BYTES = 32 << 20  # what a conversion holds in float32 beside the tensor it fills
 
 
-class _Loader:
-    """Makes the model's weights from a checkpoint, each in the weight type that `storage` has for it."""
+class WeightLoader:
+    """Makes a model's weights from a checkpoint that was checked, each in the weight type that `storage` has for it.
+
+    Stored bfloat16 is mapped: the file must not be written to meanwhile. Raises FormatError for weights that are not
+    finite.
+    """
 
     def __init__(self, checkpoint: Checkpoint, storage: Storage) -> None:
         self.checkpoint, self.storage = checkpoint, storage
         self.requantized: dict[tuple[str, str], Requantized] = {}  # by stored type and new one
+
+    def costs(self) -> list[str]:
+        """What it cost to replace a file's quantized values by others, a sentence for each pair of types."""
+        return [cost.sentence(*types) for types, cost in self.requantized.items()]
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Weight:
         lazy, weight = self.checkpoint.tensors[name], self.storage.weights[name]
@@ -124,32 +129,3 @@ def storage_of(checkpoint: Checkpoint, policy: StoragePolicy) -> Storage:
     """The weight types of a checkpoint that was checked."""
     types = {name: lazy.type for name, lazy in checkpoint.tensors.items()}
     return policy.storage(checkpoint.config.parameter_shapes(), types)
-
-
-def load(path: str | Path | Checkpoint, policy: StoragePolicy) -> LLaMAModel:
-    """Load a GGUF file or a Hugging Face directory, or one that `Checkpoint.open` opened.
-
-    Raises FormatError for a file that is missing, truncated or no LLaMA, or has weights that are not finite,
-    MemoryBudgetError before anything is allocated.
-    """
-    checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
-    checkpoint.check()
-    return load_as(checkpoint, storage_of(checkpoint, policy))
-
-
-def load_as(checkpoint: Checkpoint, storage: Storage) -> LLaMAModel:
-    """The model of a checkpoint that was checked, with weights of these types.
-
-    Stored bfloat16 is mapped: the file must not be written to meanwhile. A matrix whose rows are no multiple of the
-    block size stays in full precision and is listed in the model's `unquantized`. What it costs to replace a file's
-    quantized values by others is measured and said in the checkpoint's `remarks`. Raises as `load`.
-    """
-    check_weights_fit(storage)
-    loader = _Loader(checkpoint, storage)
-    model = LLaMAModel(checkpoint.config, weights=loader)
-    model.unquantized = {name: w.unquantized for name, w in storage.weights.items() if w.unquantized}
-    model.origin = checkpoint.origin
-    costs = [cost.sentence(*types) for types, cost in loader.requantized.items()]
-    checkpoint.remarks += [cost for cost in costs if cost not in checkpoint.remarks]
-    model.remarks = list(checkpoint.remarks)
-    return model

@@ -20,7 +20,7 @@ from entrenar.models.api import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.storage import StoragePolicy
-from entrenar.models.weights import load_as, storage_of
+from entrenar.models.weights import storage_of
 from entrenar.train import dataset, report, run
 from entrenar.train.callbacks import Display, Record
 from entrenar.train.config import TrainConfig
@@ -137,7 +137,7 @@ def _assemble(
             raise
         raise FormatError(f"{model_path}: {error}") from error
     loader, batches = run.batches(config, data.training, data.held_out, padding(tokenizer, rows))
-    model = load_as(checkpoint, storage)
+    model = LLaMAModel.from_checkpoint(checkpoint, storage)
     if config.adapter is not None:
         config.adapter.apply(model, t.seed)
     model.gradient_checkpointing = checkpointing

@@ -38,7 +38,7 @@ def leaf(*values: float) -> Tensor:
 
 
 def network(parameters: list[Tensor], run: Callable[..., Tensor]) -> Tensor:
-    """Four residual blocks with dropout, each through `run`."""
+    """Four decoder layers with dropout, each through `run`."""
     x = parameters[0]
     for w in parameters[1:]:
         block = run(lambda h, w=w: dropout(autograd.gelu(autograd.linear(h, w)), 0.2) + dropout(h, 0.1) * h, x)

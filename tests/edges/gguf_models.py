@@ -11,7 +11,7 @@ import numpy as np
 
 from entrenar.autograd import no_grad
 from entrenar.llama import LLaMAModel
-from entrenar.models.weights import Checkpoint
+from entrenar.models.checkpoint import Checkpoint
 
 from ..models.builders import Arrays, random_arrays, small_config, write_gguf
 from .harness import Verdict, judge

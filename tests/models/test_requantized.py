@@ -11,7 +11,7 @@ import pytest
 from entrenar.autograd import QuantizedTensor
 from entrenar.errors import FormatError
 from entrenar.llama import LLaMAModel
-from entrenar.models.weights import Checkpoint
+from entrenar.models.checkpoint import Checkpoint
 
 from .builders import random_arrays, relative_error, small_config, write_gguf
 

@@ -52,7 +52,7 @@ def test_a_checkpoint_that_cannot_fit_is_refused_before_a_tensor_is_read(
     config = small_config(hidden_size=256, intermediate_size=256)
     write_hf(tmp_path, config, random_arrays(config))
     monkeypatch.setattr(budget, "available_memory", lambda: 3 * config.num_parameters())
-    monkeypatch.setattr(weights._Loader, "__call__", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(weights.WeightLoader, "__call__", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(MemoryBudgetError, match="use a 4-bit base"):
         load(tmp_path)
     monkeypatch.undo()
