@@ -60,11 +60,10 @@ class LLaMAModel(Decoder):
         truncated or no model of these families, or has weights that are not finite, MemoryBudgetError before anything
         is allocated.
         """
+        policy = StoragePolicy(dtype, quantize, double_quantization)
         checkpoint = path if isinstance(path, Checkpoint) else Checkpoint.open(path)
         checkpoint.check()
-        return LLaMAModel.from_checkpoint(
-            checkpoint, storage_of(checkpoint, StoragePolicy(dtype, quantize, double_quantization))
-        )
+        return LLaMAModel.from_checkpoint(checkpoint, storage_of(checkpoint, policy))
 
     @staticmethod
     def from_checkpoint(checkpoint: Checkpoint, storage: Storage) -> LLaMAModel:
