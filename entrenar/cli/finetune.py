@@ -8,12 +8,12 @@ from typing import Any
 
 from entrenar.adapters.base import AdapterConfig
 from entrenar.adapters.registry import KINDS
-from entrenar.cli.flags import CONFIG, config_from, early, parser_for
+from entrenar.cli.flags import CONFIG, Parser, config_from, early, parser_for
 from entrenar.config import load_toml, text_argument
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
 from entrenar.llama import LLaMAConfig
-from entrenar.models.storage import DTYPES
+from entrenar.models.storage import DTYPES, QUANTIZE
 from entrenar.train import Result, TrainConfig, finetune
 from entrenar.train.config import Checkpointing
 
@@ -25,6 +25,7 @@ DESCRIPTION = """Fine-tune a pretrained LLaMA on CPUs: by default SmolLM2-135M o
 The adapter that is written loads in PEFT; --adapter none trains all weights and writes a model.
 """
 ADAPTER, DEFAULT, NONE = "--adapter", "qlora", "none"
+QUANTIZED = "base_quantize"  # where --quantize stands that is none of the adapter's own
 # The defaults of the program, for a kind that has such a key.
 SETTINGS: dict[str, Any] = {"rank": 16, "alpha": 32.0, "target_modules": ["all-linear"]}
 
@@ -44,16 +45,43 @@ def main(
     written = TrainConfig.from_file(path) if path is not None else None
     chosen = kind or _chosen(arguments, written, prog)
     adapter = _adapter(chosen, path, written, by_flag=kind is None)
-    defaults = written or TrainConfig(checkpointing=Checkpointing(directory=f"outputs/{chosen}"))
+    folder = "outputs/full" if chosen == NONE else f"outputs/{chosen}"
+    defaults = written or TrainConfig(checkpointing=Checkpointing(directory=folder))
     parser = parser_for(description, defaults, config=path, adapter=adapter, prog=prog)
     if kind is None:
-        kinds = [*KINDS, NONE]
+        _add_choices(parser, chosen, adapter)
+    _add_base(parser)
+    parsed = parser.parse_args(arguments)
+    config = config_from(parsed, adapter)
+    model = fetch_default_model() if parsed.model is None else parsed.model
+    quantize = getattr(parsed, QUANTIZED, None)
+    shape = _shape(path) if path is not None else {}
+    return finetune(model, config, dtype=parsed.dtype, quantize=quantize, shape=shape)
+
+
+def _add_choices(parser: Parser, chosen: str, adapter: AdapterConfig | None) -> None:
+    """What a program for one kind alone has no flags for: the kind, and 4 bits where its section does not say them."""
+    kinds = [*KINDS, NONE]
+    parser.add_argument(
+        ADAPTER,
+        choices=kinds,
+        metavar="KIND",
+        help=f"what is trained; none is all weights ({', '.join(kinds)}; default: {chosen})",
+    )
+    if adapter is not None and not adapter.storage_options():
+        formats = [value for value in QUANTIZE if value is not None]
         parser.add_argument(
-            ADAPTER,
-            choices=kinds,
-            metavar="KIND",
-            help=f"what is trained; none is all weights ({', '.join(kinds)}; default: {chosen})",
+            "--quantize",
+            dest=QUANTIZED,
+            choices=formats,
+            metavar="FORMAT",
+            help="4-bit format of the base's decoder linears; auto keeps a GGUF file's own and makes NF4 of others "
+            f"({', '.join(formats)}; default: unset)",
         )
+
+
+def _add_base(parser: Parser) -> None:
+    """Which model, and how its frozen weights are stored."""
     parser.add_argument(
         "--model",
         type=text_argument,
@@ -66,10 +94,6 @@ def main(
         help="of the frozen weights that are not in 4 bits; auto keeps bfloat16 as it is stored and makes float32 of "
         "the others (default: auto)",
     )
-    parsed = parser.parse_args(arguments)
-    config = config_from(parsed, adapter)
-    model = fetch_default_model() if parsed.model is None else parsed.model
-    return finetune(model, config, dtype=parsed.dtype, shape=_shape(path) if path is not None else {})
 
 
 def _chosen(arguments: Sequence[str] | None, written: TrainConfig | None, prog: str | None) -> str:

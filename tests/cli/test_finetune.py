@@ -68,13 +68,24 @@ def test_the_file_says_which_adapter(model: Path, data: Path, tmp_path: Path) ->
     assert "4-bit" not in ended.stdout and "nf4" not in ended.stdout
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not KINDS[kind]().storage_options()])
+def test_every_kind_sits_on_a_base_in_4_bits(kind: str, model: Path, data: Path, tmp_path: Path) -> None:
+    words = ("finetune", "--adapter", kind, "--quantize", "nf4", *files(model, data, tmp_path / "run"), *SETTINGS)
+    ended = run_entrenar(*words)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert re.search(r"weights +│ .* nf4", ended.stdout)
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").exists()
+
+
 # ---------------------------------------------------------------------- what is wrong
 @pytest.mark.unit
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--adapter", "loar"], "argument --adapter: 'loar' is not known; did you mean 'lora'?"),
-        (["--adapter", "lora", "--quantize", "nf4"], "unknown argument --quantize; "),
+        (["--adapter", "lora", "--quantize", "nf3"], "argument --quantize: invalid choice: 'nf3'"),
+        (["--adapter", "none", "--quantize", "nf4"], "unknown argument --quantize; "),
         (["--adapter", "none", "--rank", "4"], "unknown argument --rank; "),
         (["--adapter", "lora", "--adapter", "qlora"], "--adapter is given twice; expected it once."),
         (["--fine-tune-type", "lora"], "unknown argument --fine-tune-type; there is none here: entrenar finetune --ad"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -83,6 +85,15 @@ def version() -> str | None:
 def test_every_verb_is_a_file_and_a_row() -> None:
     folder = Path(module.__file__).parent
     assert {path.stem for path in folder.glob("*.py")} - FRAME == set(VERBS)
+
+
+@pytest.mark.architecture
+def test_a_file_and_a_row_are_all_that_a_verb_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ModuleType("entrenar.cli.count")
+    file.main = lambda arguments, *, prog: (len(arguments), prog)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, file.__name__, file)
+    monkeypatch.setitem(VERBS, "count", "count words")
+    assert dispatch(["count", "a", "--b"]) == (2, "entrenar count")
 
 
 @pytest.mark.architecture
