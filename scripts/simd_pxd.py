@@ -1,6 +1,6 @@
 """Write entrenar/_kernels/simd/*.pxd, what Cython sees of the C headers beside them; `--check` says which are stale.
 
-Every header that simd/simd.h includes gets one. What a header has below `#ifdef TIER` is for micro-kernels and left out.
+Every header that simd/simd.h includes gets one; what stands below `#ifdef TIER` is for micro-kernels and left out.
 """
 
 from __future__ import annotations

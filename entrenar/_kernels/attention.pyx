@@ -1,14 +1,10 @@
 """Grouped-query attention, tiled with an online softmax (FlashAttention-2, Dao 2023, https://arxiv.org/abs/2307.08691).
 
-    out[i] = sum_j p[i, j] v[j]        p[i] = softmax over the visible keys j of scale * q[i] . k[j]
-
-q, out: (tokens, heads.q, dim); k, v: (key tokens, heads.kv, dim), contiguous. The query heads that share a key head are
-stacked as rows of one matrix, token by token, so k and v are never repeated. Memory is linear in the number of tokens:
-forward keeps two floats a row, the log-sum-exp as maximum and 1/sum, from which backward recomputes each tile of p.
-With g the gradient of out and delta[i] = g[i] . out[i]:
-
-    dv[j] = sum_i p[i, j] g[i]         ds[i, j] = scale * p[i, j] * (g[i] . v[j] - delta[i])
-    dq[i] = sum_j ds[i, j] k[j]        dk[j] = sum_i ds[i, j] q[i]
+The query heads that share a key head are stacked as rows of one matrix, token by token, so k and v are never repeated.
+A q tile is ATTENTION_ROWS of these rows, a kv tile ATTENTION_KEYS keys and their values; a score tile is transposed,
+(keys, rows). Q_TILES neighbouring q tiles, a block, meet a kv tile once it is copied. Memory is linear in the number of
+tokens: forward saves two floats a row, the log-sum-exp as its parts row_max and 1 / row_sum, from which backward
+recomputes each tile of p.
 """
 from cython.parallel cimport prange, threadid
 from libc.float cimport FLT_MAX
@@ -19,426 +15,474 @@ from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport (
     SCRATCH_ATTENTION, bisect, ceil_div, max, min, round_up, scratch, threads_for,
 )
-from entrenar._kernels.simd.attention cimport ATTENTION_KEYS, ATTENTION_ROWS, attention_rows
+from entrenar._kernels.simd.attention cimport ATTENTION_KEYS, ATTENTION_ROWS, attention_rows, attention_tile
 from entrenar._kernels.simd.gemm cimport gemm_ones
 
 cdef enum:
     GRAIN = 1 << 15              # FLOPs / 8 for which waking a thread pays
-    BACKWARD_UNITS = 32          # independent pieces of backward to aim at; never depends on the number of threads
-    SPLIT_ROWS = 4 * ATTENTION_ROWS  # fewest query rows of a piece, when a head is split
-    TOGETHER = 4                 # blocks of query rows that meet a tile of keys and values once it is copied
-    FORWARD_UNITS = 32           # where there are fewer pieces of forward, fewer blocks go together
+    Q_TILES = 4                  # most q tiles of a block
+    FORWARD_UNITS = 32           # independent blocks of forward to aim at: where there are fewer, they are smaller
+    BACKWARD_UNITS = 32          # independent units of backward to aim at; never depends on the number of threads
+    SPLIT_ROWS = 4 * ATTENTION_ROWS  # fewest query rows of a unit of backward, when a head is split
 
-# What one block of query rows needs; the pointers lie in the thread's part of the scratch.
-ctypedef struct Block:
-    attention_rows rows          # the query rows
+# The tiles lie in the thread's part of the scratch; rows of (., ld) are padded to whole vectors.
+ctypedef struct KVTile:
+    Py_ssize_t ld
+    float* key                   # (KEYS, ld)
+    float* value                 # (KEYS, ld)
+    float* scores                # (KEYS, ROWS)  becomes p
+
+ctypedef struct KVGradients:     # of a kv tile, from all q tiles of a block
+    float* dp                    # (KEYS, ROWS)  becomes ds
+    float* dk                    # (KEYS, ld)
+    float* dv                    # (KEYS, ld)
+
+ctypedef struct QTile:
+    attention_rows rows          # where the query rows lie
     Py_ssize_t padded_rows       # up to whole vectors
-    Py_ssize_t ld                # row stride of the (., dim) tiles
     Py_ssize_t first_row         # index of row 0 of the view in tokens * heads.q
     Py_ssize_t keys              # keys that the last row sees
     Py_ssize_t unmasked_keys     # keys that every row sees
-    float* key                   # (KEYS, ld)
-    float* value                 # (KEYS, ld)
     float* query_t               # (dim, ROWS), times scale
-    float* out                   # (ROWS, ld)  forward: output; backward: gradient of the queries
-    float* scores                # (KEYS, ROWS)
-    float* query                 # (ROWS, ld)  from here on backward only
-    float* grad                  # (ROWS, ld)
-    float* grad_t                # (dim, ROWS)
-    float* dp                    # (KEYS, ROWS)
-    float* dk                    # (KEYS, ld)    what the blocks that go together add
-    float* dv                    # (KEYS, ld)
-    float* maximum               # (ROWS)
-    float* sum                   # (ROWS)      backward: 1 / sum
-    float* keep                  # (ROWS)      backward: delta
-    int32_t* limit               # (ROWS)      last visible key
+    float* row_max               # (ROWS)
+    int32_t* limit               # (ROWS)  last visible key
+
+ctypedef struct ForwardTile:
+    QTile q
+    float* out                   # (ROWS, ld)
+    float* row_sum               # (ROWS)
+    float* correction            # (ROWS)  what earlier sums and outputs are multiplied with
+
+ctypedef struct BackwardTile:
+    QTile q
+    float* query                 # (ROWS, ld)
+    float* dout                  # (ROWS, ld)
+    float* dout_t                # (dim, ROWS)
+    float* dq                    # (ROWS, ld)
+    float* inverse_row_sum       # (ROWS)
+    float* delta                 # (ROWS)
 
 
+# ---------------------------------------------------------------------- tiles: where they lie and what they cover
 cdef inline float* take(float** cursor, Py_ssize_t floats) noexcept nogil:
     cdef float* taken = cursor[0]
     cursor[0] += round_up(floats, 16)
     return taken
 
 
-cdef Py_ssize_t carve(Block* blocks, int count, float* memory, Py_ssize_t dim, bint backward) noexcept nogil:
-    """Point the tiles of `count` blocks into `memory`; gives the floats used (memory may be NULL to ask)."""
+cdef void place_kv(KVTile* kv, float** cursor, Py_ssize_t dim) noexcept nogil:
+    kv.ld = round_up(dim, 16)
+    kv.key = take(cursor, ATTENTION_KEYS * kv.ld)
+    kv.value = take(cursor, ATTENTION_KEYS * kv.ld)
+    kv.scores = take(cursor, ATTENTION_KEYS * ATTENTION_ROWS)
+
+
+cdef void place_q(QTile* q, float** cursor, Py_ssize_t dim) noexcept nogil:
+    q.query_t = take(cursor, dim * ATTENTION_ROWS)
+    q.row_max = take(cursor, ATTENTION_ROWS)
+    q.limit = <int32_t*> take(cursor, ATTENTION_ROWS)
+
+
+cdef Py_ssize_t place_forward(KVTile* kv, ForwardTile* tiles, int count, float* memory,
+                              Py_ssize_t dim) noexcept nogil:
+    """Point the tiles of a block into `memory`; gives the floats used (memory may be NULL to ask)."""
     cdef float* cursor = memory
-    cdef Block* b
     cdef int i
+    place_kv(kv, &cursor, dim)
     for i in range(count):
-        b = &blocks[i]
-        b.ld = round_up(dim, 16)
-        if i == 0:
-            b.key = take(&cursor, ATTENTION_KEYS * b.ld)
-            b.value = take(&cursor, ATTENTION_KEYS * b.ld)
-            b.scores = take(&cursor, ATTENTION_KEYS * ATTENTION_ROWS)
-            if backward:
-                b.dp = take(&cursor, ATTENTION_KEYS * ATTENTION_ROWS)
-                b.dk = take(&cursor, ATTENTION_KEYS * b.ld)
-                b.dv = take(&cursor, ATTENTION_KEYS * b.ld)
-        else:  # blocks take turns at a tile of keys
-            b.key, b.value, b.scores = blocks.key, blocks.value, blocks.scores
-            if backward:
-                b.dp, b.dk, b.dv = blocks.dp, blocks.dk, blocks.dv
-        b.query_t = take(&cursor, dim * ATTENTION_ROWS)
-        b.out = take(&cursor, ATTENTION_ROWS * b.ld)
-        b.maximum = take(&cursor, ATTENTION_ROWS)
-        b.sum = take(&cursor, ATTENTION_ROWS)
-        b.keep = take(&cursor, ATTENTION_ROWS)
-        b.limit = <int32_t*> take(&cursor, ATTENTION_ROWS)
-        if backward:
-            b.query = take(&cursor, ATTENTION_ROWS * b.ld)
-            b.grad = take(&cursor, ATTENTION_ROWS * b.ld)
-            b.grad_t = take(&cursor, dim * ATTENTION_ROWS)
+        place_q(&tiles[i].q, &cursor, dim)
+        tiles[i].out = take(&cursor, ATTENTION_ROWS * kv.ld)
+        tiles[i].row_sum = take(&cursor, ATTENTION_ROWS)
+        tiles[i].correction = take(&cursor, ATTENTION_ROWS)
     return cursor - memory
 
 
-cdef Py_ssize_t set_pieces(Segment* segments, Py_ssize_t n_segments, Heads heads, bint causal, int together,
-                           Py_ssize_t* work) noexcept nogil:
-    """Number the pieces of one key head, `together` blocks of query rows each; gives their count, and the FLOPs / 8 of
-    forward in work."""
-    cdef Py_ssize_t i, group = heads.q // heads.kv, pieces = 0
+cdef Py_ssize_t place_backward(KVTile* kv, KVGradients* d, BackwardTile* tiles, int count, float* memory,
+                               Py_ssize_t dim) noexcept nogil:
+    """The same for backward."""
+    cdef float* cursor = memory
+    cdef int i
+    place_kv(kv, &cursor, dim)
+    d.dp = take(&cursor, ATTENTION_KEYS * ATTENTION_ROWS)
+    d.dk = take(&cursor, ATTENTION_KEYS * kv.ld)
+    d.dv = take(&cursor, ATTENTION_KEYS * kv.ld)
+    for i in range(count):
+        place_q(&tiles[i].q, &cursor, dim)
+        tiles[i].query = take(&cursor, ATTENTION_ROWS * kv.ld)
+        tiles[i].dout = take(&cursor, ATTENTION_ROWS * kv.ld)
+        tiles[i].dout_t = take(&cursor, dim * ATTENTION_ROWS)
+        tiles[i].dq = take(&cursor, ATTENTION_ROWS * kv.ld)
+        tiles[i].inverse_row_sum = take(&cursor, ATTENTION_ROWS)
+        tiles[i].delta = take(&cursor, ATTENTION_ROWS)
+    return cursor - memory
+
+
+cdef inline Py_ssize_t group_of(const Attention* a) noexcept nogil:
+    """Query heads that share a key head."""
+    return a.heads.q // a.heads.kv
+
+
+cdef Py_ssize_t number_blocks(const Attention* a, int q_tiles, Py_ssize_t* work) noexcept nogil:
+    """Number the blocks of `q_tiles` of one key head; gives their count, and the FLOPs / 8 of forward in work."""
+    cdef Py_ssize_t i, blocks = 0
     cdef Segment* s
     work[0] = 0
-    for i in range(n_segments):
-        s = &segments[i]
-        s.first_piece = pieces
-        pieces += ceil_div(s.q_len * group, together * ATTENTION_ROWS)
-        work[0] += s.q_len * (s.k_len - (s.q_len // 2 if causal else 0)) * heads.q * heads.dim // 2
-    return pieces
+    for i in range(a.n_segments):
+        s = &a.segments[i]
+        s.first_block = blocks
+        blocks += ceil_div(s.q_len * group_of(a), q_tiles * ATTENTION_ROWS)
+        work[0] += s.q_len * (s.k_len - (s.q_len // 2 if a.causal else 0)) * a.heads.q * a.heads.dim // 2
+    return blocks
 
 
-cdef inline Py_ssize_t find_segment(const Segment* segments, Py_ssize_t n_segments, Py_ssize_t piece) noexcept nogil:
-    """The segment that holds a piece (segments without rows hold none)."""
-    return bisect(&segments.first_piece, sizeof(Segment), n_segments, piece)
+cdef void cover(QTile* t, const Attention* a, const Segment* s, Py_ssize_t head, Py_ssize_t first) noexcept nogil:
+    """Set t to the query rows [first, first + ROWS) of one key head of a segment, and to the keys they see."""
+    cdef Py_ssize_t i, group = group_of(a), offset = s.k_len - s.q_len, total = s.q_len * group
+    t.rows.first = first
+    t.rows.rows = min(ATTENTION_ROWS, total - first)
+    t.rows.group = group
+    t.rows.stride = a.heads.q * a.heads.dim
+    t.rows.dim = a.heads.dim
+    t.padded_rows = round_up(t.rows.rows, simd.vector_floats)
+    t.first_row = s.q_start * a.heads.q + head * group
+    t.keys = s.k_len
+    t.unmasked_keys = s.k_len
+    if a.causal:
+        t.keys = (first + t.rows.rows - 1) // group + offset + 1
+        t.unmasked_keys = first // group + offset + 1
+    for i in range(t.padded_rows):
+        t.limit[i] = <int32_t> (min(first + i, total - 1) // group + offset if a.causal else s.k_len)
 
 
-cdef void place(Block* b, const Segment* s, Heads heads, Py_ssize_t head, Py_ssize_t first,
-                bint causal) noexcept nogil:
-    """Set b to the query rows [first, first + ROWS) of one key head of a segment, and to the keys they see."""
-    cdef Py_ssize_t i, group = heads.q // heads.kv, offset = s.k_len - s.q_len, total = s.q_len * group
-    b.rows.first = first
-    b.rows.rows = min(ATTENTION_ROWS, total - first)
-    b.rows.group = group
-    b.rows.stride = heads.q * heads.dim
-    b.rows.dim = heads.dim
-    b.padded_rows = round_up(b.rows.rows, simd.vector_floats)
-    b.first_row = s.q_start * heads.q + head * group
-    b.keys = s.k_len
-    b.unmasked_keys = s.k_len
-    if causal:
-        b.keys = (first + b.rows.rows - 1) // group + offset + 1
-        b.unmasked_keys = first // group + offset + 1
-    for i in range(b.padded_rows):
-        b.limit[i] = <int32_t> (min(first + i, total - 1) // group + offset if causal else s.k_len)
+cdef inline Py_ssize_t row_index(const QTile* t, const Attention* a, Py_ssize_t i) noexcept nogil:
+    """Where row i of the tile stands among the tokens * heads.q rows of q."""
+    cdef Py_ssize_t r = t.rows.first + i
+    return t.first_row + r // t.rows.group * a.heads.q + r % t.rows.group
 
 
-cdef inline Py_ssize_t row_index(const Block* b, Heads heads, Py_ssize_t i) noexcept nogil:
-    """Where row i of the block stands among the tokens * heads.q rows of q."""
-    cdef Py_ssize_t r = b.rows.first + i
-    return b.first_row + r // b.rows.group * heads.q + r % b.rows.group
-
-
-cdef inline attention_rows key_rows(Heads heads, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
+cdef inline attention_rows key_rows(const Attention* a, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
     cdef attention_rows view
     view.first, view.rows, view.group = first, rows, 1
-    view.stride, view.dim = heads.kv * heads.dim, heads.dim
+    view.stride, view.dim = a.heads.kv * a.heads.dim, a.heads.dim
     return view
 
 
-cdef int place_all(Block* blocks, int count, const Segment* s, Heads heads, Py_ssize_t head, Py_ssize_t first,
-                   Py_ssize_t end, bint causal) noexcept nogil:
-    """Set up to `count` blocks to the query rows [first, end) of one key head; gives how many it took."""
-    cdef int i = 0
-    while i < count and first < end:
-        place(&blocks[i], s, heads, head, first, causal)
-        first += ATTENTION_ROWS
-        i += 1
-    return i
+cdef void copy_kv(KVTile* kv, const Attention* a, Py_ssize_t start, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
+    """The keys and values [first, first + keys) of one head, whose first ones are at `start` of k and v."""
+    cdef attention_rows view = key_rows(a, first, keys)
+    simd.attention.gather(kv.key, kv.ld, a.k + start, &view)
+    simd.attention.gather(kv.value, kv.ld, a.v + start, &view)
 
 
-cdef void copy_tile(Block* b, const float* k, const float* v, Heads heads, Py_ssize_t first,
-                    Py_ssize_t keys) noexcept nogil:
-    """The keys and values [first, first + keys) of one head, from where they lie far apart."""
-    cdef attention_rows view = key_rows(heads, first, keys)
-    simd.attention.gather(b.key, b.ld, k, &view)
-    simd.attention.gather(b.value, b.ld, v, &view)
+cdef inline attention_tile score_tile(KVTile* kv, QTile* q, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
+    cdef attention_tile t
+    t.scores, t.limit, t.keys, t.rows = kv.scores, q.limit, keys, q.padded_rows
+    t.first_key = <int32_t> first
+    t.masked = first + keys > q.unmasked_keys
+    return t
 
 
-cdef void forward_tile(Block* b, Heads heads, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
-    """One block of query rows against the copied keys [first, first + keys)."""
-    simd.gemm.skinny(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
-                      keys, b.padded_rows, heads.dim, NULL)
-    simd.attention.softmax_step(b.scores, b.maximum, b.sum, b.keep, b.limit, <int32_t> first, keys, b.padded_rows,
-                                first + keys > b.unmasked_keys)
-    simd.gemm.skinny(b.out, b.ld, b.scores, 1, ATTENTION_ROWS, b.value, b.ld,
-                      b.rows.rows, round_up(heads.dim, simd.vector_floats), keys, b.keep if first else NULL)
+cdef inline void scores_of(float* scores, const float* key, const float* query_t, Py_ssize_t ld, Py_ssize_t keys,
+                           Py_ssize_t rows, Py_ssize_t dim) noexcept nogil:
+    """scores (keys, ROWS) = key (keys, ld) query_t (dim, ROWS)"""
+    simd.gemm.skinny(scores, ATTENTION_ROWS, key, ld, 1, query_t, ATTENTION_ROWS, keys, rows, dim, NULL)
 
 
-cdef void forward_end(Block* b, float* out, float* maxima, float* inverse_sums, Heads heads) noexcept nogil:
-    """Write a block's outputs, divided by their sums, and what backward needs."""
+cdef inline void rows_from_keys(float* out, const float* p, const float* value, Py_ssize_t ld, Py_ssize_t rows,
+                                Py_ssize_t columns, Py_ssize_t keys, const float* beta) noexcept nogil:
+    """out (ROWS, ld) = diag(beta) out + p^T value, p (keys, ROWS), value (keys, ld)"""
+    simd.gemm.skinny(out, ld, p, 1, ATTENTION_ROWS, value, ld, rows, columns, keys, beta)
+
+
+cdef inline void keys_from_rows(float* out, const float* p, const float* x, Py_ssize_t ld, Py_ssize_t keys,
+                                Py_ssize_t columns, Py_ssize_t rows, const float* beta) noexcept nogil:
+    """out (KEYS, ld) = diag(beta) out + p x, p (keys, ROWS), x (rows, ld)"""
+    simd.gemm.skinny(out, ld, p, ATTENTION_ROWS, 1, x, ld, keys, columns, rows, beta)
+
+
+# ---------------------------------------------------------------------- forward
+cdef void forward_begin(ForwardTile* t, const Attention* a) noexcept nogil:
+    cdef Py_ssize_t i
+    simd.attention.gather_transposed(t.q.query_t, ATTENTION_ROWS, a.q + t.q.first_row * a.heads.dim, &t.q.rows, a.scale)
+    for i in range(t.q.padded_rows):
+        t.q.row_max[i] = -FLT_MAX
+        t.row_sum[i] = 0
+
+
+cdef void forward_tile(ForwardTile* t, KVTile* kv, Py_ssize_t dim, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
+    """A q tile against the kv tile of the keys [first, first + keys)."""
+    cdef attention_tile s = score_tile(kv, &t.q, first, keys)
+    scores_of(kv.scores, kv.key, t.q.query_t, kv.ld, keys, t.q.padded_rows, dim)
+    simd.attention.softmax_step(&s, t.q.row_max, t.row_sum, t.correction)
+    rows_from_keys(t.out, kv.scores, kv.value, kv.ld, t.q.rows.rows, round_up(dim, simd.vector_floats), keys,
+                   t.correction if first else NULL)
+
+
+cdef void forward_end(ForwardTile* t, Py_ssize_t ld, float* out, float* row_max, float* inverse_row_sum,
+                      const Attention* a) noexcept nogil:
+    """Write a tile's outputs, divided by their sums, and what backward needs."""
     cdef Py_ssize_t i, row
-    if b.keys <= 0:
-        memset(b.out, 0, ATTENTION_ROWS * b.ld * sizeof(float))
-    for i in range(b.rows.rows):
-        row = row_index(b, heads, i)
-        b.keep[i] = 0 if b.sum[i] == 0 else 1 / b.sum[i]     # a row that sees no key gives zeros; NaN stays NaN
-        maxima[row] = b.maximum[i]
-        inverse_sums[row] = b.keep[i]
-    simd.attention.scatter(out + b.first_row * heads.dim, b.out, b.ld, b.keep, &b.rows, 0)
+    if t.q.keys <= 0:
+        memset(t.out, 0, ATTENTION_ROWS * ld * sizeof(float))
+    for i in range(t.q.rows.rows):
+        row = row_index(&t.q, a, i)
+        t.correction[i] = 0 if t.row_sum[i] == 0 else 1 / t.row_sum[i]  # a row that sees no key gives 0; NaN stays
+        row_max[row] = t.q.row_max[i]
+        inverse_row_sum[row] = t.correction[i]
+    simd.attention.scatter(out + t.q.first_row * a.heads.dim, t.out, ld, t.correction, &t.q.rows, 0)
 
 
-cdef void forward_blocks(Block* blocks, int count, float* out, float* maxima, float* inverse_sums, const float* q,
-                         const float* k, const float* v, Heads heads, float scale) noexcept nogil:
-    """Neighbouring blocks of query rows against their keys; k and v point to the segment's first key of this head."""
-    cdef Py_ssize_t i, j, first = 0, keys, most_keys = blocks[count - 1].keys
-    cdef Block* b
-    for j in range(count):
-        b = &blocks[j]
-        simd.attention.gather_transposed(b.query_t, ATTENTION_ROWS, q + b.first_row * heads.dim, &b.rows, scale)
-        for i in range(b.padded_rows):
-            b.maximum[i] = -FLT_MAX
-            b.sum[i] = 0
+cdef void forward_block(float* memory, int q_tiles, Py_ssize_t block, Py_ssize_t head, float* out, float* row_max,
+                        float* inverse_row_sum, const Attention* a) noexcept nogil:
+    """One block of q tiles of one key head against the keys they see."""
+    cdef KVTile kv
+    cdef ForwardTile tiles[Q_TILES]
+    cdef const Segment* s = &a.segments[bisect(&a.segments.first_block, sizeof(Segment), a.n_segments, block)]
+    cdef Py_ssize_t start = (s.k_start * a.heads.kv + head) * a.heads.dim, rows = s.q_len * group_of(a)
+    cdef Py_ssize_t row = (block - s.first_block) * q_tiles * ATTENTION_ROWS, first = 0, keys, most_keys
+    cdef int count = 0, i
+    place_forward(&kv, tiles, q_tiles, memory, a.heads.dim)
+    while count < q_tiles and row < rows:
+        cover(&tiles[count].q, a, s, head, row)
+        forward_begin(&tiles[count], a)
+        row += ATTENTION_ROWS
+        count += 1
+    most_keys = tiles[count - 1].q.keys
     while first < most_keys:
         keys = min(ATTENTION_KEYS, most_keys - first)
-        copy_tile(blocks, k, v, heads, first, keys)
-        for j in range(count):
-            if first < blocks[j].keys:
-                forward_tile(&blocks[j], heads, first, min(keys, blocks[j].keys - first))
+        copy_kv(&kv, a, start, first, keys)
+        for i in range(count):
+            if first < tiles[i].q.keys:
+                forward_tile(&tiles[i], &kv, a.heads.dim, first, min(keys, tiles[i].q.keys - first))
         first += keys
-    for j in range(count):
-        forward_end(&blocks[j], out, maxima, inverse_sums, heads)
+    for i in range(count):
+        forward_end(&tiles[i], kv.ld, out, row_max, inverse_row_sum, a)
 
 
-cdef void forward_unit(float* memory, int together, Py_ssize_t piece, Py_ssize_t head, float* out, float* maxima,
-                       float* inverse_sums, const float* q, const float* k, const float* v, const Segment* segments,
-                       Py_ssize_t n_segments, Heads heads, float scale, bint causal) noexcept nogil:
-    cdef Block blocks[TOGETHER]
-    cdef const Segment* s = &segments[find_segment(segments, n_segments, piece)]
-    cdef Py_ssize_t start = (s.k_start * heads.kv + head) * heads.dim
-    cdef Py_ssize_t first = (piece - s.first_piece) * together * ATTENTION_ROWS
-    cdef int count
-    carve(blocks, together, memory, heads.dim, False)
-    count = place_all(blocks, together, s, heads, head, first, s.q_len * (heads.q // heads.kv), causal)
-    forward_blocks(blocks, count, out, maxima, inverse_sums, q, k + start, v + start, heads, scale)
+# ---------------------------------------------------------------------- backward
+# The units of backward: a key head of a segment, whose query rows are split where there are few of them. A split adds
+# to dk and dv of its own, which are summed in order.
+ctypedef struct Unit:
+    const Segment* segment
+    Py_ssize_t head
+    Py_ssize_t split
+    Py_ssize_t splits
 
 
-# out (tokens, heads.q, dim); maxima, inverse_sums (tokens, heads.q); see the formula above. -1 when memory is out.
-cdef int attention_forward(float* out, float* maxima, float* inverse_sums, const float* q, const float* k,
-                           const float* v, Segment* segments, Py_ssize_t n_segments, Heads heads, float scale,
-                           bint causal) noexcept nogil:
-    cdef Py_ssize_t work, unit, piece, floats
-    cdef Py_ssize_t units = set_pieces(segments, n_segments, heads, causal, 1, &work) * heads.kv
-    cdef int threads = threads_for(work, GRAIN)
-    cdef int together = <int> max(1, min(TOGETHER, units // FORWARD_UNITS))
-    cdef Block sizes[TOGETHER]
-    cdef float* memory
-    units = set_pieces(segments, n_segments, heads, causal, together, &work) * heads.kv  # counted before, numbered now
-    floats = carve(sizes, together, NULL, heads.dim, False)
-    memory = <float*> scratch(SCRATCH_ATTENTION, threads * floats * sizeof(float))
-    if memory == NULL:
-        return -1
-    if threads == 1:  # waking OpenMP costs more than the attention of one token
-        for unit in range(units):
-            forward_unit(memory, together, unit // heads.kv, unit % heads.kv, out, maxima, inverse_sums, q, k, v,
-                         segments, n_segments, heads, scale, causal)
-        return 0
-    # the last rows of a causal segment see the most keys: they go first
-    for unit in prange(units, schedule="dynamic", num_threads=threads):
-        piece = (units - 1 - unit) // heads.kv
-        forward_unit(memory + threadid() * floats, together, piece, (units - 1 - unit) % heads.kv, out, maxima,
-                     inverse_sums, q, k, v, segments, n_segments, heads, scale, causal)
-    return 0
+cdef inline Py_ssize_t split_start(const Attention* a, const Segment* s, Py_ssize_t split,
+                                   Py_ssize_t splits) noexcept nogil:
+    """First query row of a split: the q tiles of a segment are dealt out in order, as evenly as they go."""
+    cdef Py_ssize_t rows = s.q_len * group_of(a)
+    return min(rows, split * ceil_div(rows, ATTENTION_ROWS) // splits * ATTENTION_ROWS)
 
 
-# What backward reads and writes; in a unit k, v, dk, dv point to the segment's first key of a head. NULL gradients are
-# not wanted.
-ctypedef struct BackwardData:
-    float* dq
-    float* dk
-    float* dv
-    const float* grad
-    const float* q
-    const float* k
-    const float* v
-    const float* out
-    const float* maxima
-    const float* inverse_sums
-    Heads heads
-    float scale
-
-
-cdef void backward_start(Block* b, const BackwardData* g) noexcept nogil:
-    """Copy what a block of query rows needs, and its delta."""
-    cdef Py_ssize_t i, row, start = b.first_row * g.heads.dim
-    simd.attention.gather_transposed(b.query_t, ATTENTION_ROWS, g.q + start, &b.rows, g.scale)
-    simd.attention.gather_transposed(b.grad_t, ATTENTION_ROWS, g.grad + start, &b.rows, 1)
-    simd.attention.gather(b.grad, b.ld, g.grad + start, &b.rows)
-    simd.attention.gather(b.query, b.ld, g.out + start, &b.rows)
-    memset(b.keep, 0, ATTENTION_ROWS * sizeof(float))
-    simd.attention.row_dots(b.keep, b.grad, b.query, b.ld, b.rows.rows, g.heads.dim)
-    simd.attention.gather(b.query, b.ld, g.q + start, &b.rows)
-    for i in range(b.padded_rows):
-        row = row_index(b, g.heads, min(i, b.rows.rows - 1))
-        b.maximum[i] = g.maxima[row]
-        b.sum[i] = g.inverse_sums[row]
-
-
-cdef void backward_tile(Block* b, const BackwardData* g, Py_ssize_t first, Py_ssize_t keys, bint fresh) noexcept nogil:
-    """One block of query rows against the copied keys [first, first + keys): adds to dq, and to dk and dv of the tile,
-    which are overwritten where `fresh`."""
-    cdef Py_ssize_t dim = g.heads.dim, whole = round_up(dim, simd.vector_floats)
-    simd.gemm.skinny(b.scores, ATTENTION_ROWS, b.key, b.ld, 1, b.query_t, ATTENTION_ROWS,
-                      keys, b.padded_rows, dim, NULL)
-    simd.gemm.skinny(b.dp, ATTENTION_ROWS, b.value, b.ld, 1, b.grad_t, ATTENTION_ROWS,
-                      keys, b.padded_rows, dim, NULL)
-    simd.attention.softmax_backward(b.scores, b.dp, b.maximum, b.sum, b.keep, g.scale, b.limit, <int32_t> first,
-                                    keys, b.padded_rows, first + keys > b.unmasked_keys)
-    if g.dv != NULL:
-        simd.gemm.skinny(b.dv, b.ld, b.scores, ATTENTION_ROWS, 1, b.grad, b.ld,
-                          keys, whole, b.rows.rows, gemm_ones if not fresh else NULL)
-    if g.dk != NULL:
-        simd.gemm.skinny(b.dk, b.ld, b.dp, ATTENTION_ROWS, 1, b.query, b.ld,
-                          keys, whole, b.rows.rows, gemm_ones if not fresh else NULL)
-    if g.dq != NULL:
-        simd.gemm.skinny(b.out, b.ld, b.dp, 1, ATTENTION_ROWS, b.key, b.ld,
-                          b.rows.rows, whole, keys, gemm_ones if first else NULL)
-
-
-cdef void backward_blocks(Block* blocks, int count, const BackwardData* g, bint accumulate_q) noexcept nogil:
-    """BackwardData from neighbouring blocks of query rows; dk and dv are added to."""
-    cdef Py_ssize_t j, first = 0, keys, most_keys = blocks[count - 1].keys
-    cdef attention_rows view
-    cdef Block* b
-    cdef bint fresh
-    for j in range(count):
-        backward_start(&blocks[j], g)
-    while first < most_keys:
-        keys = min(ATTENTION_KEYS, most_keys - first)
-        copy_tile(blocks, g.k, g.v, g.heads, first, keys)
-        fresh = True
-        for j in range(count - 1, -1, -1):  # the last block sees all keys of the tile
-            if first < blocks[j].keys:
-                backward_tile(&blocks[j], g, first, min(keys, blocks[j].keys - first), fresh)
-                fresh = False
-        view = key_rows(g.heads, first, keys)
-        if g.dk != NULL:
-            simd.attention.scatter(g.dk, blocks.dk, blocks.ld, NULL, &view, 1)
-        if g.dv != NULL:
-            simd.attention.scatter(g.dv, blocks.dv, blocks.ld, NULL, &view, 1)
-        first += keys
-    for j in range(count):
-        b = &blocks[j]
-        if g.dq != NULL:
-            if b.keys <= 0:
-                memset(b.out, 0, ATTENTION_ROWS * b.ld * sizeof(float))
-            simd.attention.scatter(g.dq + b.first_row * g.heads.dim, b.out, b.ld, NULL, &b.rows, accumulate_q)
-
-
-cdef inline Py_ssize_t split_start(const Segment* s, Heads heads, Py_ssize_t split, Py_ssize_t splits) noexcept nogil:
-    """First query row of a split: the blocks of a segment are dealt out in order, as evenly as they go."""
-    cdef Py_ssize_t rows = s.q_len * (heads.q // heads.kv)
-    cdef Py_ssize_t blocks = ceil_div(rows, ATTENTION_ROWS)
-    return min(rows, split * blocks // splits * ATTENTION_ROWS)
-
-
-cdef Py_ssize_t split_keys(const Segment* s, Heads heads, Py_ssize_t split, Py_ssize_t splits,
-                           bint causal) noexcept nogil:
+cdef Py_ssize_t split_keys(const Attention* a, const Segment* s, Py_ssize_t split, Py_ssize_t splits) noexcept nogil:
     """How many keys the rows of a split see."""
-    cdef Py_ssize_t first = split_start(s, heads, split, splits), end = split_start(s, heads, split + 1, splits)
+    cdef Py_ssize_t first = split_start(a, s, split, splits), end = split_start(a, s, split + 1, splits)
     if first == end:
         return 0
-    return (end - 1) // (heads.q // heads.kv) + s.k_len - s.q_len + 1 if causal else s.k_len
+    return (end - 1) // group_of(a) + s.k_len - s.q_len + 1 if a.causal else s.k_len
 
 
-cdef void clear(float* x, const Segment* s, Heads heads, Py_ssize_t head, Py_ssize_t keys) noexcept nogil:
+cdef void backward_begin(BackwardTile* t, Py_ssize_t ld, const float* dout, const float* out, const float* row_max,
+                         const float* inverse_row_sum, const Attention* a) noexcept nogil:
+    """Copy what a q tile needs, and delta = rowsum(dout * out)."""
+    cdef Py_ssize_t i, row, start = t.q.first_row * a.heads.dim
+    simd.attention.gather_transposed(t.q.query_t, ATTENTION_ROWS, a.q + start, &t.q.rows, a.scale)
+    simd.attention.gather_transposed(t.dout_t, ATTENTION_ROWS, dout + start, &t.q.rows, 1)
+    simd.attention.gather(t.dout, ld, dout + start, &t.q.rows)
+    simd.attention.gather(t.query, ld, out + start, &t.q.rows)
+    memset(t.delta, 0, ATTENTION_ROWS * sizeof(float))
+    simd.attention.row_dots(t.delta, t.dout, t.query, ld, t.q.rows.rows, a.heads.dim)
+    simd.attention.gather(t.query, ld, a.q + start, &t.q.rows)
+    for i in range(t.q.padded_rows):
+        row = row_index(&t.q, a, min(i, t.q.rows.rows - 1))
+        t.q.row_max[i] = row_max[row]
+        t.inverse_row_sum[i] = inverse_row_sum[row]
+
+
+cdef void backward_scores(BackwardTile* t, KVTile* kv, KVGradients* d, const Attention* a, Py_ssize_t first,
+                          Py_ssize_t keys) noexcept nogil:
+    """p and ds of a q tile and the kv tile of the keys [first, first + keys)."""
+    cdef attention_tile s = score_tile(kv, &t.q, first, keys)
+    scores_of(kv.scores, kv.key, t.q.query_t, kv.ld, keys, t.q.padded_rows, a.heads.dim)
+    scores_of(d.dp, kv.value, t.dout_t, kv.ld, keys, t.q.padded_rows, a.heads.dim)
+    simd.attention.softmax_backward(&s, d.dp, t.q.row_max, t.inverse_row_sum, t.delta, a.scale)
+
+
+cdef void backward_dkv(KVGradients* d, const AttentionGradients* wanted, BackwardTile* t, KVTile* kv, Py_ssize_t dim,
+                       Py_ssize_t keys, bint accumulate) noexcept nogil:
+    """dv (+)= p dout, dk (+)= ds q: the q tile's share of the gradients of the kv tile."""
+    cdef Py_ssize_t columns = round_up(dim, simd.vector_floats)
+    cdef const float* beta = gemm_ones if accumulate else NULL
+    if wanted.dv != NULL:
+        keys_from_rows(d.dv, kv.scores, t.dout, kv.ld, keys, columns, t.q.rows.rows, beta)
+    if wanted.dk != NULL:
+        keys_from_rows(d.dk, d.dp, t.query, kv.ld, keys, columns, t.q.rows.rows, beta)
+
+
+cdef void backward_dq(BackwardTile* t, KVTile* kv, KVGradients* d, Py_ssize_t dim, Py_ssize_t keys,
+                      bint accumulate) noexcept nogil:
+    """dq (+)= ds^T k"""
+    rows_from_keys(t.dq, d.dp, kv.key, kv.ld, t.q.rows.rows, round_up(dim, simd.vector_floats), keys,
+                   gemm_ones if accumulate else NULL)
+
+
+cdef void backward_block(BackwardTile* tiles, int count, KVTile* kv, KVGradients* d, const AttentionGradients* wanted,
+                         const Attention* a, Py_ssize_t start) noexcept nogil:
+    """A block of q tiles against the keys they see: their dq, and their share of dk and dv."""
+    cdef Py_ssize_t first = 0, keys, seen, most_keys = tiles[count - 1].q.keys
+    cdef attention_rows view
+    cdef int i
+    while first < most_keys:
+        keys = min(ATTENTION_KEYS, most_keys - first)
+        copy_kv(kv, a, start, first, keys)
+        for i in range(count - 1, -1, -1):  # the last q tile sees all keys of the kv tile
+            seen = min(keys, tiles[i].q.keys - first)
+            if seen > 0:
+                backward_scores(&tiles[i], kv, d, a, first, seen)
+                backward_dkv(d, wanted, &tiles[i], kv, a.heads.dim, seen, i < count - 1)
+                if wanted.dq != NULL:
+                    backward_dq(&tiles[i], kv, d, a.heads.dim, seen, first > 0)
+        view = key_rows(a, first, keys)
+        if wanted.dk != NULL:
+            simd.attention.scatter(wanted.dk + start, d.dk, kv.ld, NULL, &view, 1)
+        if wanted.dv != NULL:
+            simd.attention.scatter(wanted.dv + start, d.dv, kv.ld, NULL, &view, 1)
+        first += keys
+    for i in range(count):
+        if wanted.dq != NULL:
+            if tiles[i].q.keys <= 0:
+                memset(tiles[i].dq, 0, ATTENTION_ROWS * kv.ld * sizeof(float))
+            simd.attention.scatter(wanted.dq + tiles[i].q.first_row * a.heads.dim, tiles[i].dq, kv.ld, NULL,
+                                   &tiles[i].q.rows, wanted.accumulate_q)
+
+
+cdef void clear(float* x, const Attention* a, const Segment* s, Py_ssize_t head, Py_ssize_t keys) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(keys):
-        memset(x + ((s.k_start + j) * heads.kv + head) * heads.dim, 0, heads.dim * sizeof(float))
+        memset(x + ((s.k_start + j) * a.heads.kv + head) * a.heads.dim, 0, a.heads.dim * sizeof(float))
 
 
-cdef void backward_unit(float* memory, int together, BackwardData g, const Segment* s, Py_ssize_t head,
-                        Py_ssize_t split, Py_ssize_t splits, bint causal, bint accumulate_q, bint accumulate_k,
-                        bint accumulate_v) noexcept nogil:
+cdef void backward_unit(float* memory, int q_tiles, const AttentionGradients* d, Unit unit, const float* dout,
+                        const float* out, const float* row_max, const float* inverse_row_sum,
+                        const Attention* a) noexcept nogil:
     """One split of the query rows of one key head of one segment: its rows of dq, and its share of dk and dv."""
-    cdef Block blocks[TOGETHER]
-    cdef Py_ssize_t start = (s.k_start * g.heads.kv + head) * g.heads.dim
-    cdef Py_ssize_t first = split_start(s, g.heads, split, splits), end = split_start(s, g.heads, split + 1, splits)
-    cdef Py_ssize_t keys = s.k_len if split == 0 else split_keys(s, g.heads, split, splits, causal)
-    if g.dk != NULL:
-        if not accumulate_k:
-            clear(g.dk, s, g.heads, head, keys)
-        g.dk += start
-    if g.dv != NULL:
-        if not accumulate_v:
-            clear(g.dv, s, g.heads, head, keys)
-        g.dv += start
-    g.k += start
-    g.v += start
-    carve(blocks, together, memory, g.heads.dim, True)
-    while first < end:
-        backward_blocks(blocks, place_all(blocks, together, s, g.heads, head, first, end, causal), &g, accumulate_q)
-        first += together * ATTENTION_ROWS
+    cdef KVTile kv
+    cdef KVGradients gradients
+    cdef BackwardTile tiles[Q_TILES]
+    cdef const Segment* s = unit.segment
+    cdef Py_ssize_t row = split_start(a, s, unit.split, unit.splits)
+    cdef Py_ssize_t end = split_start(a, s, unit.split + 1, unit.splits)
+    cdef Py_ssize_t keys = s.k_len if unit.split == 0 else split_keys(a, s, unit.split, unit.splits)
+    cdef int count
+    if d.dk != NULL and not d.accumulate_k:
+        clear(d.dk, a, s, unit.head, keys)
+    if d.dv != NULL and not d.accumulate_v:
+        clear(d.dv, a, s, unit.head, keys)
+    place_backward(&kv, &gradients, tiles, q_tiles, memory, a.heads.dim)
+    while row < end:
+        count = 0
+        while count < q_tiles and row < end:
+            cover(&tiles[count].q, a, s, unit.head, row)
+            backward_begin(&tiles[count], kv.ld, dout, out, row_max, inverse_row_sum, a)
+            row += ATTENTION_ROWS
+            count += 1
+        backward_block(tiles, count, &kv, &gradients, d, a, (s.k_start * a.heads.kv + unit.head) * a.heads.dim)
 
 
-cdef void add_splits(float* x, const float* shares, const Segment* segments, Py_ssize_t n_segments, Heads heads,
-                     Py_ssize_t size, Py_ssize_t splits, bint causal, int threads) noexcept nogil:
-    """x += the shares of splits 1, 2, ... in that order; a share is (key tokens, heads.kv, dim), valid where it saw."""
-    cdef Py_ssize_t j, i, split, row, width = heads.kv * heads.dim
+cdef void add_splits(float* x, const float* shares, const Attention* a, Py_ssize_t splits, int threads) noexcept nogil:
+    """x += the shares of splits 1, 2, ... in that order; a share is (k_tokens, heads.kv, dim), valid where it saw."""
+    cdef Py_ssize_t j, i, split, row, width = a.heads.kv * a.heads.dim
     cdef const Segment* s
-    for i in range(n_segments):
-        s = &segments[i]
+    for i in range(a.n_segments):
+        s = &a.segments[i]
         for j in prange(s.k_len, schedule="static", num_threads=threads):
             row = (s.k_start + j) * width
             for split in range(1, splits):
-                if j < split_keys(s, heads, split, splits, causal):
-                    simd.elementwise.add(x + row, x + row, shares + (split - 1) * size + row, width)
+                if j < split_keys(a, s, split, splits):
+                    simd.elementwise.add(x + row, x + row, shares + (split - 1) * a.k_tokens * width + row, width)
 
 
-# dq (tokens, heads.q, dim); dk, dv (key tokens, heads.kv, dim): any may be NULL, each is overwritten or added to.
-# The segments cover every token and key. -1 when memory is out.
-cdef int attention_backward(float* dq, float* dk, float* dv, const float* grad, const float* q, const float* k,
-                            const float* v, const float* out, const float* maxima, const float* inverse_sums,
-                            Segment* segments, Py_ssize_t n_segments, Py_ssize_t k_tokens, Heads heads, float scale,
-                            bint causal, bint accumulate_q, bint accumulate_k, bint accumulate_v) noexcept nogil:
-    cdef Py_ssize_t work, unit, split, head, i, floats, units, size = k_tokens * heads.kv * heads.dim
-    cdef Py_ssize_t blocks = set_pieces(segments, n_segments, heads, causal, 1, &work)
-    cdef int threads = threads_for(5 * work // 2, GRAIN)
-    cdef Py_ssize_t pieces = max(1, n_segments * heads.kv)
-    cdef Py_ssize_t longest = blocks * ATTENTION_ROWS // max(1, n_segments)
-    # few heads and segments: split the query rows too, each split with its own share of dk and dv
-    cdef Py_ssize_t splits = max(1, min(ceil_div(BACKWARD_UNITS, pieces), longest // SPLIT_ROWS))
-    cdef Py_ssize_t shares = (splits - 1) * size
-    cdef int together = <int> max(1, min(TOGETHER, blocks))
-    cdef Block sizes[TOGETHER]
-    cdef BackwardData whole, share
+cdef inline Unit unit_of(const Attention* a, Py_ssize_t number, Py_ssize_t splits) noexcept nogil:
+    """Unit `number`; the last split sees the most keys: it goes first."""
+    cdef Unit unit
+    unit.split = splits - 1 - number // (a.n_segments * a.heads.kv)
+    unit.splits = splits
+    unit.segment = &a.segments[number // a.heads.kv % a.n_segments]
+    unit.head = number % a.heads.kv
+    return unit
+
+
+cdef inline AttentionGradients share_of(const AttentionGradients* d, float* dk_shares, float* dv_shares,
+                                        Py_ssize_t split, Py_ssize_t size) noexcept nogil:
+    """Where a split writes: the first one to dk and dv, each of the others to a share of its own."""
+    cdef AttentionGradients share = d[0]
+    if split > 0:
+        share.dk = dk_shares + (split - 1) * size if d.dk != NULL else NULL
+        share.dv = dv_shares + (split - 1) * size if d.dv != NULL else NULL
+        share.accumulate_k = share.accumulate_v = False
+    return share
+
+
+# ---------------------------------------------------------------------- the pair
+# q, out, dq, dout (tokens, heads.q, dim); k, v, dk, dv (k_tokens, heads.kv, dim), contiguous; row_max, inverse_row_sum
+# (tokens, heads.q). For each query head, j over the keys that query i sees:
+#     out[i] = sum_j p[i, j] v[j]                    p[i, j] = e^(s[i, j] - lse[i]),  s[i, j] = scale q[i] . k[j]
+#     lse[i] = row_max[i] + ln row_sum[i]            row_max[i] = max_j s[i, j]
+#     dv[j] (+)= sum_i p[i, j] dout[i]               ds[i, j] = scale p[i, j] (dout[i] . v[j] - delta[i])
+#     dq[i] (+)= sum_j ds[i, j] k[j]                 delta[i] = dout[i] . out[i]
+#     dk[j] (+)= sum_i ds[i, j] q[i]
+# -1 where scratch memory is out.
+cdef int attention_forward(float* out, float* row_max, float* inverse_row_sum, const Attention* a) noexcept nogil:
+    cdef Py_ssize_t work, unit, floats
+    cdef Py_ssize_t units = number_blocks(a, 1, &work) * a.heads.kv
+    cdef int threads = threads_for(work, GRAIN)
+    cdef int q_tiles = <int> max(1, min(Q_TILES, units // FORWARD_UNITS))
+    cdef KVTile kv
+    cdef ForwardTile sizes[Q_TILES]
     cdef float* memory
-    cdef float* dk_shares = NULL
-    cdef float* dv_shares = NULL
-    floats = carve(sizes, together, NULL, heads.dim, True)
-    memory = <float*> scratch(SCRATCH_ATTENTION, (threads * floats + 2 * shares) * sizeof(float))
+    units = number_blocks(a, q_tiles, &work) * a.heads.kv  # counted before, numbered now
+    floats = place_forward(&kv, sizes, q_tiles, NULL, a.heads.dim)
+    memory = <float*> scratch(SCRATCH_ATTENTION, threads * floats * sizeof(float))
     if memory == NULL:
         return -1
-    if dk != NULL:
-        dk_shares = memory + threads * floats
-    if dv != NULL:
-        dv_shares = memory + threads * floats + shares
-    whole.dq, whole.dk, whole.dv, whole.grad, whole.q, whole.k, whole.v = dq, dk, dv, grad, q, k, v
-    whole.out, whole.maxima, whole.inverse_sums = out, maxima, inverse_sums
-    whole.heads, whole.scale = heads, scale
-    units = n_segments * heads.kv * splits
-    for unit in prange(units, schedule="dynamic", num_threads=threads):
-        split = splits - 1 - unit // (n_segments * heads.kv)     # the last split sees the most keys: it goes first
-        i = unit // heads.kv % n_segments
-        head = unit % heads.kv
-        share = whole
-        if split > 0:
-            share.dk = dk_shares + (split - 1) * size if dk != NULL else NULL
-            share.dv = dv_shares + (split - 1) * size if dv != NULL else NULL
-        backward_unit(memory + threadid() * floats, together, share, &segments[i], head, split, splits, causal,
-                      accumulate_q, accumulate_k and split == 0, accumulate_v and split == 0)
-    if splits > 1 and dk != NULL:
-        add_splits(dk, dk_shares, segments, n_segments, heads, size, splits, causal, threads)
-    if splits > 1 and dv != NULL:
-        add_splits(dv, dv_shares, segments, n_segments, heads, size, splits, causal, threads)
+    # the last rows of a causal segment see the most keys: they go first
+    for unit in prange(units - 1, -1, -1, schedule="dynamic", num_threads=threads):
+        forward_block(memory + threadid() * floats, q_tiles, unit // a.heads.kv, unit % a.heads.kv, out, row_max,
+                      inverse_row_sum, a)
+    return 0
+
+
+cdef int attention_backward(const AttentionGradients* d, const float* dout, const float* out, const float* row_max,
+                            const float* inverse_row_sum, const Attention* a) noexcept nogil:
+    cdef Py_ssize_t work, number, floats, size = a.k_tokens * a.heads.kv * a.heads.dim
+    cdef Py_ssize_t tiles = number_blocks(a, 1, &work), heads = max(1, a.n_segments * a.heads.kv)
+    cdef int threads = threads_for(5 * work // 2, GRAIN)
+    cdef Py_ssize_t longest = tiles * ATTENTION_ROWS // max(1, a.n_segments)
+    # few heads and segments: split the query rows too, each split with its own share of dk and dv
+    cdef Py_ssize_t splits = max(1, min(ceil_div(BACKWARD_UNITS, heads), longest // SPLIT_ROWS))
+    cdef int q_tiles = <int> max(1, min(Q_TILES, tiles))
+    cdef KVTile kv
+    cdef KVGradients gradients
+    cdef BackwardTile sizes[Q_TILES]
+    cdef AttentionGradients share
+    cdef Unit unit
+    cdef float* memory
+    cdef float* dk_shares
+    cdef float* dv_shares
+    floats = place_backward(&kv, &gradients, sizes, q_tiles, NULL, a.heads.dim)
+    memory = <float*> scratch(SCRATCH_ATTENTION, (threads * floats + 2 * (splits - 1) * size) * sizeof(float))
+    if memory == NULL:
+        return -1
+    dk_shares = memory + threads * floats
+    dv_shares = dk_shares + (splits - 1) * size
+    for number in prange(a.n_segments * a.heads.kv * splits, schedule="dynamic", num_threads=threads):
+        unit = unit_of(a, number, splits)
+        share = share_of(d, dk_shares, dv_shares, unit.split, size)
+        backward_unit(memory + threadid() * floats, q_tiles, &share, unit, dout, out, row_max, inverse_row_sum, a)
+    if splits > 1 and d.dk != NULL:
+        add_splits(d.dk, dk_shares, a, splits, threads)
+    if splits > 1 and d.dv != NULL:
+        add_splits(d.dv, dv_shares, a, splits, threads)
     return 0

@@ -1,4 +1,4 @@
-// Tiles of attention (see attention.h). Every product is an instance of `matmul` on scratch that fits L1 and L2.
+// Tiles of attention (see attention.h), in scratch that fits L1 and L2.
 #include "simd/attention.h"
 #include <float.h>
 #include "simd/gemm.h"
@@ -56,44 +56,42 @@ static void scatter(float *x, const float *tile, ptrdiff_t ld, const float *fact
 }
 
 // `masked` is a constant at every call, so that tiles below the diagonal do not pay for the comparison
-INLINE void step(float *scores, float *maximum, float *sum, float *keep, const int32_t *limit, int32_t first_key,
-                 ptrdiff_t keys, ptrdiff_t rows, int masked) {
-    for (ptrdiff_t r = 0; r < rows; r += VLEN) {
-        vf before = vload(maximum + r), m = before;
-        vi last = viload(limit + r);
-        for (ptrdiff_t k = 0; k < keys; k++) {
-            vf s = vload(scores + k * ROWS + r);
-            m = vmax(masked ? vselect(first_key + (int32_t)k <= last, s, vset(-FLT_MAX)) : s, m);
+INLINE void step(const attention_tile t, float *row_max, float *row_sum, float *correction, int masked) {
+    for (ptrdiff_t r = 0; r < t.rows; r += VLEN) {
+        vf before = vload(row_max + r), m = before;
+        vi last = viload(t.limit + r);
+        for (ptrdiff_t k = 0; k < t.keys; k++) {
+            vf s = vload(t.scores + k * ROWS + r);
+            m = vmax(masked ? vselect(t.first_key + (int32_t)k <= last, s, vset(-FLT_MAX)) : s, m);
         }
-        vf factor = vexp(before - m), total = vload(sum + r) * factor;
-        for (ptrdiff_t k = 0; k < keys; k++) {
-            vf p = vexp(vload(scores + k * ROWS + r) - m);
-            if (masked) p = vselect(first_key + (int32_t)k <= last, p, vset(0));
+        vf factor = vexp(before - m), total = vload(row_sum + r) * factor;
+        for (ptrdiff_t k = 0; k < t.keys; k++) {
+            vf p = vexp(vload(t.scores + k * ROWS + r) - m);
+            if (masked) p = vselect(t.first_key + (int32_t)k <= last, p, vset(0));
             total += p;
-            vstore(scores + k * ROWS + r, p);
+            vstore(t.scores + k * ROWS + r, p);
         }
-        vstore(maximum + r, m);
-        vstore(sum + r, total);
-        vstore(keep + r, factor);
+        vstore(row_max + r, m);
+        vstore(row_sum + r, total);
+        vstore(correction + r, factor);
     }
 }
 
-static void softmax_step(float *scores, float *maximum, float *sum, float *keep, const int32_t *limit,
-                         int32_t first_key, ptrdiff_t keys, ptrdiff_t rows, int masked) {
-    if (masked) step(scores, maximum, sum, keep, limit, first_key, keys, rows, 1);
-    else step(scores, maximum, sum, keep, limit, first_key, keys, rows, 0);
+static void softmax_step(const attention_tile *t, float *row_max, float *row_sum, float *correction) {
+    if (t->masked) step(*t, row_max, row_sum, correction, 1);
+    else step(*t, row_max, row_sum, correction, 0);
 }
 
-INLINE void backward(float *scores, float *dp, const float *maximum, const float *inverse_sum, const float *delta,
-                     float scale, const int32_t *limit, int32_t first_key, ptrdiff_t keys, ptrdiff_t rows, int masked) {
-    for (ptrdiff_t r = 0; r < rows; r += VLEN) {
-        vf m = vload(maximum + r), inverse = vload(inverse_sum + r), mean = vload(delta + r);
-        vi last = viload(limit + r);
-        for (ptrdiff_t k = 0; k < keys; k++) {
-            float *s = scores + k * ROWS + r, *d = dp + k * ROWS + r;
+INLINE void backward(const attention_tile t, float *dp, const float *row_max, const float *inverse_row_sum,
+                     const float *delta, float scale, int masked) {
+    for (ptrdiff_t r = 0; r < t.rows; r += VLEN) {
+        vf m = vload(row_max + r), inverse = vload(inverse_row_sum + r), mean = vload(delta + r);
+        vi last = viload(t.limit + r);
+        for (ptrdiff_t k = 0; k < t.keys; k++) {
+            float *s = t.scores + k * ROWS + r, *d = dp + k * ROWS + r;
             vf p = vexp(vload(s) - m) * inverse, g = p * (vload(d) - mean) * scale;
             if (masked) {
-                vi valid = first_key + (int32_t)k <= last;
+                vi valid = t.first_key + (int32_t)k <= last;
                 p = vselect(valid, p, vset(0));
                 g = vselect(valid, g, vset(0));
             }
@@ -103,11 +101,10 @@ INLINE void backward(float *scores, float *dp, const float *maximum, const float
     }
 }
 
-static void softmax_backward(float *scores, float *dp, const float *maximum, const float *inverse_sum,
-                             const float *delta, float scale, const int32_t *limit, int32_t first_key, ptrdiff_t keys,
-                             ptrdiff_t rows, int masked) {
-    if (masked) backward(scores, dp, maximum, inverse_sum, delta, scale, limit, first_key, keys, rows, 1);
-    else backward(scores, dp, maximum, inverse_sum, delta, scale, limit, first_key, keys, rows, 0);
+static void softmax_backward(const attention_tile *t, float *dp, const float *row_max, const float *inverse_row_sum,
+                             const float *delta, float scale) {
+    if (t->masked) backward(*t, dp, row_max, inverse_row_sum, delta, scale, 1);
+    else backward(*t, dp, row_max, inverse_row_sum, delta, scale, 0);
 }
 
 static void row_dots(float *dot, const float *a, const float *b, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t dim) {

@@ -1,4 +1,4 @@
-// Tiles of attention: copies into padded scratch, one register-blocked matmul, and the two softmax steps.
+// Tiles of attention: copies into padded scratch and the two softmax steps.
 // A score tile is transposed, (keys, rows): softmax statistics are then lanes of vectors, and K and V need no packing.
 #pragma once
 #include <stddef.h>
@@ -13,6 +13,15 @@ typedef struct attention_rows {
     ptrdiff_t first, rows, group, stride, dim;
 } attention_rows;
 
+// The scores of a q tile (rows) and a kv tile (keys), transposed.
+typedef struct attention_tile {
+    float *scores;         // (keys, ATTENTION_ROWS)
+    const int32_t *limit;  // last key that each row sees
+    ptrdiff_t keys, rows;  // rows up to whole vectors
+    int32_t first_key;
+    int masked;  // a row sees fewer keys than there are
+} attention_tile;
+
 typedef struct attention_ops {
     // tile (rows, ld) = x, columns padded with zeros to whole vectors
     void (*gather)(float *tile, ptrdiff_t ld, const float *x, const attention_rows *view);
@@ -21,14 +30,12 @@ typedef struct attention_ops {
     // x = tile (rows, ld) with row i times factor[i] (NULL: 1), or x += that where accumulate is set
     void (*scatter)(float *x, const float *tile, ptrdiff_t ld, const float *factor, const attention_rows *view,
                     int accumulate);
-    // One online softmax step: scores (keys, ROWS) become exp(score - maximum), 0 where first_key + key > limit[row];
-    // maximum and sum move on; keep[row] is what earlier sums and outputs must be multiplied with.
-    void (*softmax_step)(float *scores, float *maximum, float *sum, float *keep, const int32_t *limit,
-                         int32_t first_key, ptrdiff_t keys, ptrdiff_t rows, int masked);
-    // scores become p = exp(score - maximum) * inverse_sum, and dp becomes scale * p * (dp - delta)
-    void (*softmax_backward)(float *scores, float *dp, const float *maximum, const float *inverse_sum,
-                             const float *delta, float scale, const int32_t *limit, int32_t first_key, ptrdiff_t keys,
-                             ptrdiff_t rows, int masked);
+    // One online softmax step: scores become exp(score - row_max), 0 where first_key + key > limit[row]; row_max and
+    // row_sum move on; correction[row] is what earlier sums and outputs must be multiplied with.
+    void (*softmax_step)(const attention_tile *t, float *row_max, float *row_sum, float *correction);
+    // scores become p = exp(score - row_max) * inverse_row_sum, and dp becomes ds = scale * p * (dp - delta)
+    void (*softmax_backward)(const attention_tile *t, float *dp, const float *row_max, const float *inverse_row_sum,
+                             const float *delta, float scale);
     // dot[i] = a row i . b row i, both (rows, ld) padded with zeros to whole vectors
     void (*row_dots)(float *dot, const float *a, const float *b, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t dim);
 } attention_ops;

@@ -5,7 +5,9 @@ import numpy as np
 
 from libc.stdlib cimport free, malloc
 
-from entrenar._kernels.attention cimport Heads, Segment, attention_backward, attention_forward
+from entrenar._kernels.attention cimport (
+    Attention, AttentionGradients, Heads, Segment, attention_backward, attention_forward,
+)
 from entrenar.autograd.tape cimport add_grad, grad_buffer, record, wants_grad
 from entrenar.autograd.tensor cimport (
     Node,
@@ -89,6 +91,12 @@ cdef Heads check_heads(str op, Tensor q, Tensor k, Tensor v, str k_name, str v_n
     return Heads(q.dims[2], k.dims[2], q.dims[3])
 
 
+cdef Attention problem_of(Tensor q, Tensor k, Tensor v, Segments segments, Heads heads, float scale, bint causal):
+    """The kernel's view of the problem: valid as long as the tensors and the segments live."""
+    return Attention(q.data, k.data, v.data, segments.items, segments.count, k.dims[0] * k.dims[1], heads, scale,
+                     causal)
+
+
 cdef float check_scale(str op, scale, Py_ssize_t dim) except *:
     if scale is None:
         return <float> (1 / math.sqrt(dim))
@@ -110,9 +118,12 @@ cdef class AttentionNode(Node):
 
     cdef int backward(self, Tensor grad) except -1:
         cdef Tensor q = <Tensor> self.saved[0], k = <Tensor> self.saved[1], v = <Tensor> self.saved[2]
-        cdef Tensor out = <Tensor> self.saved[3], maxima = <Tensor> self.saved[4], inverse = <Tensor> self.saved[5]
+        cdef Tensor out = <Tensor> self.saved[3]
+        cdef Tensor row_max = <Tensor> self.saved[4], inverse_row_sum = <Tensor> self.saved[5]
         cdef Tensor dq = None, dk = None, dv = None
         cdef bint add_q = False, add_k = False, add_v = False, shared = q is k or q is v or k is v
+        cdef Attention problem = problem_of(q, k, v, self.segments, self.heads, self.scale, self.causal)
+        cdef AttentionGradients wanted
         cdef int status
         if q.needs_grad:
             dq = new_like(q) if shared else grad_buffer(q, &add_q)
@@ -120,14 +131,12 @@ cdef class AttentionNode(Node):
             dk = new_like(k) if shared else grad_buffer(k, &add_k)
         if v.needs_grad:
             dv = new_like(v) if shared else grad_buffer(v, &add_v)
-        cdef float* dq_data = dq.data if dq is not None else NULL
-        cdef float* dk_data = dk.data if dk is not None else NULL
-        cdef float* dv_data = dv.data if dv is not None else NULL
+        wanted.dq = dq.data if dq is not None else NULL
+        wanted.dk = dk.data if dk is not None else NULL
+        wanted.dv = dv.data if dv is not None else NULL
+        wanted.accumulate_q, wanted.accumulate_k, wanted.accumulate_v = add_q, add_k, add_v
         with nogil:
-            status = attention_backward(
-                dq_data, dk_data, dv_data, grad.data, q.data, k.data, v.data, out.data, maxima.data, inverse.data,
-                self.segments.items, self.segments.count, k.dims[0] * k.dims[1], self.heads, self.scale, self.causal,
-                add_q, add_k, add_v)
+            status = attention_backward(&wanted, grad.data, out.data, row_max.data, inverse_row_sum.data, &problem)
         if status < 0:
             out_of_memory("attention", q)
         if shared:  # one tensor in two roles: its gradients are written apart, then added
@@ -168,16 +177,16 @@ def attention(q, k, v, cu_seqlens=None, scale=None, causal=True):
         segments = packed_segments(cu_seqlens, a.dims[0] * a.dims[1])
     cdef Tensor out = new_like(a)
     cdef Py_ssize_t rows = a.dims[0] * a.dims[1] * a.dims[2]
-    cdef Tensor maxima = new_vector(rows), inverse = new_vector(rows)
+    cdef Tensor row_max = new_vector(rows), inverse_row_sum = new_vector(rows)
+    cdef Attention problem = problem_of(a, b, c, segments, heads, factor, masked)
     with nogil:
-        status = attention_forward(out.data, maxima.data, inverse.data, a.data, b.data, c.data, segments.items,
-                                   segments.count, heads, factor, masked)
+        status = attention_forward(out.data, row_max.data, inverse_row_sum.data, &problem)
     if status < 0:
         out_of_memory("attention", a)
     if wants_grad(a) or wants_grad(b) or wants_grad(c):
         node = AttentionNode.__new__(AttentionNode)
         node.segments, node.heads, node.scale, node.causal = segments, heads, factor, masked
-        record(out, node, (a, b, c), (a, b, c, out, maxima, inverse))
+        record(out, node, (a, b, c), (a, b, c, out, row_max, inverse_row_sum))
     return out
 
 
@@ -203,10 +212,10 @@ def cached_attention(q, key_cache, value_cache, length, scale=None):
     cdef Segments segments = batch_segments(a, b, keys)
     cdef Tensor out = new_like(a)
     cdef Py_ssize_t rows = a.dims[0] * a.dims[1] * a.dims[2]
-    cdef Tensor maxima = new_vector(rows), inverse = new_vector(rows)
+    cdef Tensor row_max = new_vector(rows), inverse_row_sum = new_vector(rows)
+    cdef Attention problem = problem_of(a, b, c, segments, heads, factor, True)
     with nogil:
-        status = attention_forward(out.data, maxima.data, inverse.data, a.data, b.data, c.data, segments.items,
-                                   segments.count, heads, factor, True)
+        status = attention_forward(out.data, row_max.data, inverse_row_sum.data, &problem)
     if status < 0:
         out_of_memory("cached_attention", a)
     return out
