@@ -7,6 +7,7 @@ the half-split rotary embedding are those of Hugging Face transformers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -97,6 +98,10 @@ class MLP(Module):
         """Floats a token that forward saves for backward: gate and up; their product is computed again."""
         return self.gate_proj.out_features + self.up_proj.out_features
 
+    def backward_floats(self) -> int:
+        """Floats a token at the widest moment of backward: the gradients of the product, of gate and of up."""
+        return self.down_proj.in_features + self.gate_proj.out_features + self.up_proj.out_features
+
 
 def _norm(config: LLaMAConfig, name: str, weights: WeightSource) -> RMSNorm:
     return RMSNorm(cast(Tensor, weights(name, (config.hidden_size,))), config.rms_norm_eps)  # norms are never quantized
@@ -122,8 +127,9 @@ class DecoderLayer(Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def saved_floats(self) -> int:
-        """Floats a token that forward saves for backward: both residual inputs, the norms' scales, what is inside."""
-        return 2 * (self.mlp.gate_proj.in_features + 1) + self.self_attn.saved_floats() + self.mlp.saved_floats()
+        """Floats a token that forward saves for backward: what the parts save; their inputs are computed again."""
+        parts = (self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp)
+        return sum(part.saved_floats() for part in parts)
 
 
 class Backbone(Module):
@@ -249,6 +255,27 @@ def linear_shapes(config: LLaMAConfig) -> dict[str, tuple[int, int]]:
     return {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
 
 
-def saved_floats(config: LLaMAConfig) -> int:
-    """Floats a token that one decoder layer saves for its backward pass, adapters apart. Allocates nothing."""
-    return DecoderLayer(config, "", MetaWeights()).saved_floats()
+@dataclass(frozen=True)
+class Activations:
+    """What a training step holds beside weights and gradients, in floats a token, adapters apart."""
+
+    hidden: int  # the residual stream
+    layer: int  # what a decoder layer saves for its backward pass
+    backward: int  # at the widest moment of a layer's backward pass
+    widest: int  # the input of a layer's widest linear
+    logits: int
+
+
+def activations(config: LLaMAConfig) -> Activations:
+    """The table of activations, as the modules say it. Allocates nothing."""
+    tree = Decoder(config, MetaWeights())
+    logits, hidden = tree.head_weight.shape
+    layers = tree.model.layers
+    linears = [part for layer in layers for _, part in layer.named_modules() if isinstance(part, Linear)]
+    return Activations(
+        hidden=hidden,
+        layer=max(layer.saved_floats() for layer in layers),
+        backward=max(layer.mlp.backward_floats() for layer in layers),
+        widest=max(linear.in_features for linear in linears),
+        logits=logits,
+    )

@@ -79,3 +79,7 @@ class RMSNorm(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    def saved_floats(self) -> int:
+        """Floats a token that forward saves for backward: x and 1 / rms(x)."""
+        return self.weight.shape[0] + 1

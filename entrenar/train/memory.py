@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from entrenar.adapters.base import AdapterConfig
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.errors import MemoryBudgetError
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.decoder import recomputed_layers, saved_floats
+from entrenar.models.decoder import activations, recomputed_layers
 from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.observe.hardware import available_memory
 from entrenar.train.config import TrainConfig
@@ -36,63 +36,73 @@ class MemoryEstimate:
         return sum(self.items.values())
 
 
-def layer_activation_floats(config: LLaMAConfig, adapter: AdapterConfig | None) -> int:
-    """Floats a token that one decoder layer saves for its backward pass: its own, and what each adapter saves."""
-    return saved_floats(config) + (adapter.activation_floats(config) if adapter else 0)
+class StepMemory:
+    """What a training step holds at its peak, from the second step on, by how many layers are computed again.
 
-
-def estimate(
-    config: LLaMAConfig,
-    *,
-    adapter: AdapterConfig | None,
-    storage: Storage | None = None,
-    optimizer: str = "adamw",
-    batch_size: int = 1,
-    sequence_length: int = 512,
-    checkpointing: bool | int = False,
-    data_bytes: int = 0,
-) -> MemoryEstimate:
-    """What training holds at its peak, from the second step on; `adapter` None is full fine-tuning.
-
-    `storage` has the weight types, None is float32 for all; `checkpointing` is the number of layers whose activations
-    are computed again, or True for all; `data_bytes` is what the examples take (`data_bytes`).
+    `adapter` None is full fine-tuning; `storage` has the weight types, None is float32 for all; `data_bytes` is what
+    the examples take (`data_bytes`).
     """
-    storage = storage or StoragePolicy().storage(config.parameter_shapes())
-    if adapter is None:
-        trainable = config.num_parameters()
-    else:
-        trainable = adapter.num_parameters(config)
-    token_bytes = 4 * batch_size * sequence_length  # of one float a token
-    layer, hidden = layer_activation_floats(config, adapter) * token_bytes, config.hidden_size * token_bytes
-    recomputed = recomputed_layers(config, checkpointing)
-    saved = recomputed * hidden + (config.num_hidden_layers - recomputed) * layer + 2 * hidden
-    head = config.vocab_size * config.hidden_size * 4 if adapter is None else 0  # its gradient exists before any other
-    chunks = -(-config.vocab_size * token_bytes // HEAD_CHUNK_BYTES)  # rounded up
-    logits = config.vocab_size * token_bytes // chunks
-    # the widest moment of a layer's backward: two gradients as wide as the feed-forward layer
-    working = 3 * config.intermediate_size * token_bytes
-    if recomputed == config.num_hidden_layers:  # else those of the last layer are free before one is computed again
-        working += layer
-    # backward frees activations as it makes gradients, so at any moment the larger of the two counts
-    gradients = trainable * 4
-    activations = max(saved + head + max(logits, working), gradients + working) - gradients
-    # the left factor of a product, in the kernels' order: tokens by what they are multiplied with
-    tokens = batch_size * sequence_length
-    factors = [(tokens, config.intermediate_size), (-(-tokens // chunks), config.vocab_size)]
-    if adapter is None:  # the weights' gradients have it transposed
-        factors += [(config.intermediate_size, tokens), (config.vocab_size, -(-tokens // chunks))]
-    packed = 4 * max(min(rows, PACKED_ROWS) * min(steps, PACKED_STEPS) for rows, steps in factors)
-    return MemoryEstimate(
-        {
-            "weights": storage.nbytes + (gradients if adapter else 0),
-            "gradients": gradients,
-            "optimizer": gradients * OPTIMIZER_STATES[optimizer],
-            "activations": activations,
-            "scratch": packed,
-            "data": data_bytes,
-            "runtime": RUNTIME_BYTES + config.vocab_size * ENTRY_BYTES,
+
+    def __init__(
+        self,
+        config: LLaMAConfig,
+        *,
+        adapter: AdapterConfig | None,
+        storage: Storage | None = None,
+        optimizer: str = "adamw",
+        batch_size: int = 1,
+        sequence_length: int = 512,
+        data_bytes: int = 0,
+    ) -> None:
+        self.config, self.full = config, adapter is None
+        self.tokens = batch_size * sequence_length
+        table = activations(config)
+        adapted = 0 if adapter is None else adapter.activation_floats(config)
+        self.table = replace(table, layer=table.layer + adapted)
+        self.gradients = 4 * (config.num_parameters() if adapter is None else adapter.num_parameters(config))
+        weights = (storage or StoragePolicy().storage(config.parameter_shapes())).nbytes
+        self.fixed = {
+            "weights": weights + (0 if self.full else self.gradients),
+            "gradients": self.gradients,
+            "optimizer": self.gradients * OPTIMIZER_STATES[optimizer],
         }
-    )
+        self.data_bytes = data_bytes
+
+    @property
+    def chunks(self) -> int:
+        """The parts in which the loss computes logits, one at a time."""
+        return -(-self.table.logits * 4 * self.tokens // HEAD_CHUNK_BYTES)  # rounded up
+
+    def estimate(self, checkpointing: bool | int) -> MemoryEstimate:
+        """The items where `checkpointing` layers are computed again in backward, or True for all."""
+        return MemoryEstimate(
+            {
+                **self.fixed,
+                "activations": self._activations(recomputed_layers(self.config, checkpointing)),
+                "scratch": self._packed(),
+                "data": self.data_bytes,
+                "runtime": RUNTIME_BYTES + self.config.vocab_size * ENTRY_BYTES,
+            }
+        )
+
+    def _activations(self, recomputed: int) -> int:
+        """Beside the gradients: backward frees activations as it makes those, so at any moment the larger counts."""
+        token_bytes, table, layers = 4 * self.tokens, self.table, self.config.num_hidden_layers
+        saved = (recomputed * table.hidden + (layers - recomputed) * table.layer + 2 * table.hidden) * token_bytes
+        head = 4 * table.logits * table.hidden if self.full else 0  # its gradient exists before any other
+        logits = table.logits * token_bytes // self.chunks
+        working = table.backward * token_bytes
+        if recomputed == layers:  # else those of the last layer are free before one is computed again
+            working += table.layer * token_bytes
+        return max(saved + head + max(logits, working), self.gradients + working) - self.gradients
+
+    def _packed(self) -> int:
+        """A of a product, packed in the kernels' order: tokens by what they are multiplied with."""
+        tokens, table, rows_of_logits = self.tokens, self.table, -(-self.tokens // self.chunks)
+        operands = [(tokens, table.widest), (rows_of_logits, table.logits)]
+        if self.full:  # the weights' gradients have it transposed
+            operands += [(table.widest, tokens), (table.logits, rows_of_logits)]
+        return 4 * max(min(rows, PACKED_ROWS) * min(steps, PACKED_STEPS) for rows, steps in operands)
 
 
 def data_bytes(config: TrainConfig, share: float = DATA_SHARE) -> int:
@@ -126,27 +136,24 @@ def plan(
     data_share: float = DATA_SHARE,
 ) -> tuple[int, MemoryEstimate]:
     """How many layers to compute again in backward, and the estimate of the run; MemoryBudgetError where none fits."""
-    t, examples = config.training, data_bytes(config, data_share)
-
-    def needed(checkpointing: int) -> MemoryEstimate:
-        return estimate(
-            shape,
-            adapter=config.adapter,
-            storage=storage,
-            optimizer=t.optimizer,
-            batch_size=t.batch_size,
-            sequence_length=t.sequence_length,
-            checkpointing=checkpointing,
-            data_bytes=examples,
-        )
-
+    t = config.training
+    step = StepMemory(
+        shape,
+        adapter=config.adapter,
+        storage=storage,
+        optimizer=t.optimizer,
+        batch_size=t.batch_size,
+        sequence_length=t.sequence_length,
+        data_bytes=data_bytes(config, data_share),
+    )
     every, wanted, available = shape.num_hidden_layers, t.gradient_checkpointing, available_memory()
     if wanted != "auto":
         checkpointing = recomputed_layers(shape, wanted if isinstance(wanted, int) else wanted == "on")
-    elif needed(0).total <= available:
+    elif step.estimate(0).total <= available:
         checkpointing = 0
     else:
-        fitting = (count for count in range(1, every) if MARGIN * needed(count).total <= available)
+        fitting = (count for count in range(1, every) if MARGIN * step.estimate(count).total <= available)
         checkpointing = next(fitting, every)
-    check_budget(needed(checkpointing), available)
-    return checkpointing, needed(checkpointing)
+    needed = step.estimate(checkpointing)
+    check_budget(needed, available)
+    return checkpointing, needed

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from dataclasses import replace
 
 from entrenar.llama import LLaMAConfig
-from entrenar.models.decoder import linear_shapes, saved_floats, weight_shapes
+from entrenar.models.decoder import Activations, activations, linear_shapes, weight_shapes
 
 from .builders import random_model, small_config
 
@@ -33,7 +34,10 @@ def test_the_linears_are_those_of_the_decoder_layers() -> None:
 
 def test_a_layer_saves_the_inputs_of_what_backward_reads() -> None:
     """Two residual inputs with the scale of a norm each; q, k, v, the output and a sum a head; gate and up."""
-    assert saved_floats(small_config()) == 2 * (64 + 1) + (64 + 32 + 32 + 64 + 4) + 2 * 96
+    config = small_config()
+    layer = 2 * (64 + 1) + (64 + 32 + 32 + 64 + 4) + 2 * 96
+    expected = Activations(hidden=64, layer=layer, backward=3 * 96, widest=96, logits=config.vocab_size)
+    assert activations(config) == expected == activations(replace(config, tie_word_embeddings=True))
 
 
 def test_the_shapes_of_the_largest_model_take_no_memory_and_little_time() -> None:

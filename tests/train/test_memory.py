@@ -83,9 +83,8 @@ def measured_peak(shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, lengt
 def test_the_estimate_is_near_the_measured_peak(
     shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, length: int, checkpointing: bool
 ) -> None:
-    items = memory.estimate(
-        shape, adapter=lora, batch_size=batch, sequence_length=length, checkpointing=checkpointing
-    ).items
+    step = memory.StepMemory(shape, adapter=lora, batch_size=batch, sequence_length=length)
+    items = step.estimate(checkpointing).items
     estimated = items["gradients"] + items["optimizer"] + items["activations"]
     assert estimated == pytest.approx(measured_peak(shape, lora, batch, length, checkpointing), rel=0.12)
 
@@ -112,7 +111,7 @@ def test_the_weights_of_the_estimate_are_those_of_the_model(
         half = dtype == "bfloat16" and isinstance(weight, Tensor) and not weight.requires_grad
         held += weight.nbytes // (2 if half else 1)
     storage = StoragePolicy(dtype, quantize).storage(SHAPE.parameter_shapes())
-    items = memory.estimate(SHAPE, adapter=lora, storage=storage).items
+    items = memory.StepMemory(SHAPE, adapter=lora, storage=storage).estimate(False).items
     assert items["weights"] == pytest.approx(held, rel=0.01)
 
 
@@ -132,7 +131,7 @@ MEASURED = {
 def test_whole_runs_need_what_was_measured(dtype: str, quantize: str | None, checkpointing: bool) -> None:
     stored = {"model.embed_tokens.weight": "Q8_0"}
     storage = StoragePolicy(dtype, quantize).storage(SMOLLM2.parameter_shapes(), stored)
-    needed = memory.estimate(SMOLLM2, adapter=ALL, storage=storage, checkpointing=checkpointing)
+    needed = memory.StepMemory(SMOLLM2, adapter=ALL, storage=storage).estimate(checkpointing)
     assert needed.total / 2**20 == pytest.approx(MEASURED[dtype, quantize, checkpointing], rel=0.1)
 
 
@@ -143,8 +142,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda available: monkeypatch.setattr(memory, "available_memory", lambda: available)
 
 
+def estimated(checkpointing: bool | int = False) -> memory.MemoryEstimate:
+    return memory.StepMemory(SMOLLM2, adapter=ALL).estimate(checkpointing)
+
+
 def needs(checkpointing: bool | int) -> int:
-    return memory.estimate(SMOLLM2, adapter=ALL, checkpointing=checkpointing).total
+    return estimated(checkpointing).total
 
 
 def planned(mode: str | int = "auto", **training: int) -> tuple[int, memory.MemoryEstimate]:
@@ -155,15 +158,15 @@ def planned(mode: str | int = "auto", **training: int) -> tuple[int, memory.Memo
 def test_as_few_layers_are_recomputed_as_let_the_estimate_fit(machine: Callable[[int], None]) -> None:
     assert needs(True) < 0.8 * needs(False)
     machine(needs(False))
-    assert planned() == (0, memory.estimate(SMOLLM2, adapter=ALL))
+    assert planned() == (0, estimated())
     assert [planned(mode)[0] for mode in ("on", "off", 7, 99)] == [30, 0, 7, 30]
     for count in (1, 17, 29):  # with a margin for what the estimate may be off by
         machine(min(int(1.1 * needs(count)) + 1, needs(False) - 1))
         chosen, estimate = planned()
-        assert chosen >= count and estimate == memory.estimate(SMOLLM2, adapter=ALL, checkpointing=chosen)
+        assert chosen >= count and estimate == estimated(chosen)
         assert 1.1 * needs(chosen) <= min(1.1 * needs(count) + 2, needs(False)) < 1.1 * needs(chosen - 1) + 1
     machine(needs(True))
-    assert planned() == (30, memory.estimate(SMOLLM2, adapter=ALL, checkpointing=True))
+    assert planned() == (30, estimated(True))
 
 
 @pytest.mark.memory
@@ -227,4 +230,4 @@ def test_where_the_data_are_what_is_too_large_fewer_are_advised(machine: Callabl
     with pytest.raises(
         MemoryBudgetError, match=r"GiB of data .*; use fewer examples \(data\.max_examples\), a shorter"
     ):
-        memory.check_budget(memory.estimate(SMOLLM2, adapter=ALL, data_bytes=1 << 40), 1 << 34)
+        memory.check_budget(memory.StepMemory(SMOLLM2, adapter=ALL, data_bytes=1 << 40).estimate(False), 1 << 34)
