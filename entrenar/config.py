@@ -28,7 +28,7 @@ else:
     import tomli as tomllib
 
 # The sections of a configuration file; those of adapters are kinds, each defined by entrenar/adapters/<section>.py.
-ADAPTER_SECTIONS = ("lora", "qlora")
+ADAPTER_SECTIONS = ("lora", "qlora", "ia3")
 SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", *ADAPTER_SECTIONS)
 
 T = TypeVar("T")
