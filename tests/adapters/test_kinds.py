@@ -1,4 +1,4 @@
-"""Every registered kind of adapter: found by section and peft_type, applied, trained, planned, saved, loaded, merged."""
+"""Every registered kind of adapter: found, applied, trained, planned, saved, loaded, merged, read by PEFT."""
 
 from __future__ import annotations
 
