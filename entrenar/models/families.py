@@ -58,6 +58,7 @@ class Family:
     default_window: int | None = None  # the sliding_window of a file without one
     window_switch: bool = False  # no window without use_sliding_window, none below max_window_layers
     layer_types_need_window: bool = False
+    without_bias: tuple[str, ...] = ("attention_bias", "mlp_bias")  # keys that must be false
     # ------ GGUF
     interleaved: tuple[str, ...] = ()  # linears whose rows are stored for an interleaved rotary embedding
     rope_factors: bool = False  # a file may hold rope_freqs, divisors of the rotary frequencies

@@ -129,7 +129,7 @@ def _refuse_other_layers(table: Mapping[str, Any], family: Family, where: str) -
             f"{where}: is_causal is {shown(table['is_causal'])}, with which every token sees those that follow it; "
             "expected true, a model that can write text."
         )
-    for key in ("attention_bias", "mlp_bias"):
+    for key in family.without_bias:
         if table.get(key, False) is not False:
             said = shown(table[key])
             raise ConfigError(f"{where}: {key} is {said}; linear layers with a bias are not supported, expected false.")

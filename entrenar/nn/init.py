@@ -11,11 +11,15 @@ from entrenar.autograd import Tensor
 
 
 def random_weights(seed: int, std: float) -> Callable[[str, tuple[int, ...]], Tensor]:
-    """Initial weights by name: normal with `std` for matrices, ones for norms; each name has its own random stream."""
+    """Initial weights by name: normal with `std` for matrices, ones for norms, zeros for biases.
+
+    Each name has its own random stream.
+    """
 
     def make(name: str, shape: tuple[int, ...]) -> Tensor:
         if len(shape) == 1:
-            return Tensor.from_numpy(np.ones(shape, np.float32), requires_grad=True)
+            values = np.zeros(shape, np.float32) if name.endswith(".bias") else np.ones(shape, np.float32)
+            return Tensor.from_numpy(values, requires_grad=True)
         digest = hashlib.blake2b(name.encode(), digest_size=8).digest()  # long names that differ only in the middle
         stream = np.random.Generator(np.random.Philox(key=[seed, int.from_bytes(digest, "little")]))
         values = stream.standard_normal(shape, np.float32)
