@@ -24,6 +24,7 @@ from entrenar.autograd import (
     swiglu,
 )
 from entrenar.errors import ConfigError, ShapeError
+from entrenar.models.families import FAMILIES
 from entrenar.nn.layers import Embedding, Linear, RMSNorm, grouped
 from entrenar.nn.meta import MetaWeights
 from entrenar.nn.module import Module, Weight
@@ -52,16 +53,22 @@ class RotaryEmbedding:
         return rope(x, self.cos, self.sin, self.positions)
 
 
+def _linear(config: LLaMAConfig, name: str, shape: tuple[int, int], weights: WeightSource) -> Linear:
+    """The linear of this name with the bias that its family gives it; a bias is never quantized."""
+    weight, biased = weights(f"{name}.weight", shape), name.split(".")[-1] in FAMILIES[config.family].biased
+    return Linear(weight, cast(Tensor, weights(f"{name}.bias", shape[:1])) if biased else None)
+
+
 class Attention(Module):
     """Causal grouped-query self-attention with rotary positions."""
 
     def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.kv_heads, config.head_size
         hidden, q_size, kv_size = config.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q_proj = Linear(weights(f"{prefix}.q_proj.weight", (q_size, hidden)))
-        self.k_proj = Linear(weights(f"{prefix}.k_proj.weight", (kv_size, hidden)))
-        self.v_proj = Linear(weights(f"{prefix}.v_proj.weight", (kv_size, hidden)))
-        self.o_proj = Linear(weights(f"{prefix}.o_proj.weight", (hidden, q_size)))
+        self.q_proj = _linear(config, f"{prefix}.q_proj", (q_size, hidden), weights)
+        self.k_proj = _linear(config, f"{prefix}.k_proj", (kv_size, hidden), weights)
+        self.v_proj = _linear(config, f"{prefix}.v_proj", (kv_size, hidden), weights)
+        self.o_proj = _linear(config, f"{prefix}.o_proj", (hidden, q_size), weights)
 
     def __call__(
         self, x: Tensor, rotary: RotaryEmbedding, cu_seqlens: np.ndarray | None, cache: LayerCache | None
@@ -87,9 +94,9 @@ class MLP(Module):
 
     def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = Linear(weights(f"{prefix}.gate_proj.weight", (inner, hidden)))
-        self.up_proj = Linear(weights(f"{prefix}.up_proj.weight", (inner, hidden)))
-        self.down_proj = Linear(weights(f"{prefix}.down_proj.weight", (hidden, inner)))
+        self.gate_proj = _linear(config, f"{prefix}.gate_proj", (inner, hidden), weights)
+        self.up_proj = _linear(config, f"{prefix}.up_proj", (inner, hidden), weights)
+        self.down_proj = _linear(config, f"{prefix}.down_proj", (hidden, inner), weights)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down_proj(swiglu(*grouped(x, self.gate_proj, self.up_proj)))

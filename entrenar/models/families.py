@@ -59,6 +59,8 @@ class Family:
     window_switch: bool = False  # no window without use_sliding_window, none below max_window_layers
     layer_types_need_window: bool = False
     without_bias: tuple[str, ...] = ("attention_bias", "mlp_bias")  # keys that must be false
+    # ------ the decoder
+    biased: tuple[str, ...] = ()  # linears with a bias
     # ------ GGUF
     interleaved: tuple[str, ...] = ()  # linears whose rows are stored for an interleaved rotary embedding
     rope_factors: bool = False  # a file may hold rope_freqs, divisors of the rotary frequencies
@@ -95,6 +97,18 @@ _ROWS = (
         layer_types_need_window=True,
         interleaved=("q_proj", "k_proj"),
         rope_factors=True,
+    ),
+    Family(
+        model_type="qwen2",
+        model_class="Qwen2ForCausalLM",
+        architecture="qwen2",
+        defaults=_COMMON | {"max_position_embeddings": 32768, "num_key_value_heads": 32},
+        never_null=("head_dim",),
+        written={"use_sliding_window": False},
+        default_window=4096,
+        window_switch=True,
+        without_bias=("mlp_bias",),
+        biased=("q_proj", "k_proj", "v_proj"),
     ),
 )
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}

@@ -126,7 +126,8 @@ def _of(key: str) -> Iterator[Variation]:
         for value in TYPES:
             yield _variation(f"{key} = {value!r}", {key: value}, [key, value])
     elif key == "general.architecture":
-        yield from (_variation(f"{key} = {value!r}", {key: value}, [key]) for value in ("clip", "qwen2", "mistral3", 3))
+        for value, named in (("clip", key), ("qwen2", "qwen2.block_count"), ("mistral3", key), (3, key)):
+            yield _variation(f"{key} = {value!r}", {key: value}, [named])
     elif key in UNUSED | DESCRIPTIVE or key.startswith("general."):
         value = PLAIN_VALUES.get(key, 3)
         yield _variation(f"{key} = {value!r}", {key: value}, [])

@@ -62,6 +62,7 @@ NAMED_BY: dict[str, str] = {  # a shape is refused by the first tensor that has 
     "num_attention_heads": "num_attention_heads|q_proj",
     "num_key_value_heads": "num_key_value_heads|k_proj",
     "head_dim": "head_dim|q_proj",
+    "model_type": "model_type|q_proj.bias",  # of a family whose tensors the sound model does not have
 }
 # Keys of older, newer and other writers; where the reference ignores them, so do we.
 OTHERS: dict[str, list[Any]] = {
