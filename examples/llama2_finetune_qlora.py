@@ -3,7 +3,7 @@
     python examples/llama2_finetune_qlora.py
     python examples/llama2_finetune_qlora.py --model DIRECTORY_OR_GGUF --data my_examples.jsonl --steps 200
 
-The base stays in 4 bits (a GGUF file's own codes are kept); the adapter that is written loads in PEFT.
+The base stays in 4 bits (a GGUF file's own quantized values stay); the adapter that is written loads in PEFT.
 """
 
 from entrenar.cli.run import run

@@ -40,15 +40,15 @@ class DataLoader:
         self.samples, self.batch_size, self.sequence_length = samples, batch_size, sequence_length
         self.seed, self.packing, self.pad_id = seed, packing, pad_id
         self._lengths = _lengths(samples)
-        kept = int(np.minimum(self._lengths, sequence_length).sum())
+        tokens = int(np.minimum(self._lengths, sequence_length).sum())
         trained = sum(int(sample.trained[1:sequence_length].sum()) for sample in samples)
         if not trained:
             raise ConfigError(
-                f"None of the {kept} tokens of {len(samples)} examples is trained; the answers are missing, or cut off "
-                f"by the sequence length of {sequence_length}."
+                f"None of the {tokens} tokens of {len(samples)} examples is trained; the answers are missing, or cut "
+                f"off by the sequence length of {sequence_length}."
             )
-        self.tokens, self.trained_tokens = kept, trained
-        self.trained_fraction = trained / kept
+        self.tokens, self.trained_tokens = tokens, trained
+        self.trained_fraction = trained / tokens
         self.truncated = sum(sample.truncated or len(sample) > sequence_length for sample in samples)
         self.epoch, self.position = 0, 0
         self._order = self._shuffled()

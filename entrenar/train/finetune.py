@@ -171,13 +171,13 @@ def _show_summary(console: Console, trainer: Trainer, needed: MemoryEstimate, su
     model = trainer.model
     total = sum(weight.size for _, weight in model.named_parameters())
     trainable = sum(tensor.size for _, tensor in trainer.parameters)
-    kinds: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for _, weight in model.named_parameters():
-        kind = weight.dtype if isinstance(weight, Tensor) else weight.weight_type
-        kinds[kind] = kinds.get(kind, 0) + weight.size
+        weight_type = weight.dtype if isinstance(weight, Tensor) else weight.weight_type
+        sizes[weight_type] = sizes.get(weight_type, 0) + weight.size
     share = f"{trainable:,} of {total:,} ({100 * trainable / total:.2f} %)"
     rows = run.summary_rows(trainer, share, needed)
-    rows["weights"] = ", ".join(f"{count / 1e6:.1f} M {kind}" for kind, count in kinds.items())
+    rows["weights"] = ", ".join(f"{count / 1e6:.1f} M {weight_type}" for weight_type, count in sizes.items())
     recomputed, layers = model.gradient_checkpointing, model.config.num_hidden_layers
     rows["gradient checkpointing"] = f"{recomputed} of {layers} layers" if recomputed else "off"
     report.summary(console, "Fine-tuning", rows)
@@ -194,8 +194,8 @@ def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example, train_on_
     new = min(SAMPLE_TOKENS, model.config.max_position_embeddings - 1)
     prompt, _ = encode_prompt(tokenizer, example, train_on_prompt)
     stop = tuple(_end_tokens(model, tokenizer))
-    kept = prompt[-(model.config.max_position_embeddings - new) :]
-    answer = model.generate(kept, max_new_tokens=new, stop=stop, generation=model.generation.plain())
+    shown = prompt[-(model.config.max_position_embeddings - new) :]
+    answer = model.generate(shown, max_new_tokens=new, stop=stop, generation=model.generation.plain())
     return tokenizer.decode(answer)
 
 

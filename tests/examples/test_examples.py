@@ -38,7 +38,7 @@ def test_the_basics_print_the_gradients_and_learn_xor() -> None:
 
 
 @pytest.mark.unit
-def test_a_few_steps_of_training_from_scratch_on_the_documentation(tmp_path: Path) -> None:
+def test_a_few_steps_of_pretraining_on_the_documentation(tmp_path: Path) -> None:
     settings = ("--steps", "3", "--max-examples", "600", "--batch-size", "2", "--output", tmp_path / "tiny")
     run = run_example("llama2_train.py", "--config", ROOT / "configs/llama2/tiny.toml", *settings)
     assert (run.returncode, run.stderr) == (0, "")

@@ -102,7 +102,7 @@ def test_an_output_touches_no_file_of_others(output: str, twice: bool, tmp_path:
         write(folder)
     crowd(folder, elsewhere)
     ours = {str(path) for path in folder.iterdir() if path.name in names or path.name.startswith("model-0")}
-    before = {path: facts for path, facts in picture(folder, elsewhere).items() if path not in ours}
+    before = {path: seen for path, seen in picture(folder, elsewhere).items() if path not in ours}
     write(folder)
     after = picture(folder, elsewhere)
     assert before.items() <= after.items()
@@ -265,7 +265,7 @@ def test_a_process_killed_while_it_saves_leaves_the_old_the_new_or_one_sentence(
         model_of(1).save_pretrained(folder)
     crowd(folder, tmp_path / "theirs")
     ours = {"adapter_config.json", "adapter_model.safetensors", *MODEL_FILES}
-    before = {path: facts for path, facts in picture(folder).items() if str(Path(path).relative_to(folder)) not in ours}
+    before = {path: seen for path, seen in picture(folder).items() if str(Path(path).relative_to(folder)) not in ours}
     command = [sys.executable, "-c", KILLED, str(ROOT), str(folder), what, str(seed)]
     done = subprocess.run(command, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
     assert done.returncode == -signal.SIGKILL

@@ -277,7 +277,7 @@ def test_training_on_prompts_trains_and_evaluates_all_tokens(model: Path, data: 
 
 # ---------------------------------------------------------------------- from scratch
 @pytest.mark.unit
-def test_training_from_scratch_writes_a_model_that_generates(data: Path, tmp_path: Path) -> None:
+def test_pretraining_writes_a_model_that_generates(data: Path, tmp_path: Path) -> None:
     shape = replace(SHAPE, vocab_size=270, tie_word_embeddings=True)
     config = config_for(data, tmp_path, replace(SMALL, steps=8, sequence_length=32), adapter=None)
     out = io.StringIO()
@@ -337,7 +337,7 @@ def test_a_shape_that_does_not_fit_the_text_is_refused(
         ({}, {"bos_token_id": 0}, r"model\.bos_token_id is 0, and the tokenizer made of the text has 1; leave it out"),
     ],
 )
-def test_a_key_that_training_from_scratch_does_not_use_is_refused(
+def test_a_key_that_pretraining_does_not_use_is_refused(
     keys: dict[str, bool], shape: dict[str, int], message: str, data: Path, tmp_path: Path
 ) -> None:
     config = config_for(data, tmp_path / "run", adapter=None)

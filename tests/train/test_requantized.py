@@ -1,4 +1,4 @@
-"""A QLoRA run over a GGUF file whose codes become others says so before it trains, and in its summary."""
+"""A QLoRA run over a GGUF file whose quantized values become others says so before it trains, and in its summary."""
 
 from __future__ import annotations
 

@@ -397,7 +397,7 @@ class _Full(io.StringIO):
 @pytest.mark.chaos
 def test_a_standard_output_without_room_is_named_and_loses_no_step(model: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="standard output"):
-        finetune(model, config_for(data, tmp_path / "facts"), console=report.Output(file=_Full(0)))
+        finetune(model, config_for(data, tmp_path / "none"), console=report.Output(file=_Full(0)))
     written = _Full(10_000)
 
     def fill(trainer: Trainer) -> StepReport:
