@@ -18,6 +18,7 @@ from .sources import ROOT, text
 
 pytestmark = pytest.mark.architecture
 README = text(ROOT / "README.md")
+SCRIPT = "from entrenar.cli.main import main; main()"  # as an installer writes it
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -107,10 +108,12 @@ def test_every_file_exists() -> None:
 def test_every_flag_is_one_that_the_program_takes() -> None:
     checked = 0
     for command in commands():
-        match = re.match(r"python (examples/\w+\.py)\b(.*)", command)
+        match = re.match(r"(python examples/\w+\.py|entrenar [a-z]+)\b(.*)", command)
         if match and "--" in match[2]:
+            program = match[1].split()
+            run = program[1:] if program[0] == "python" else ["-c", SCRIPT, program[1]]
             helped = subprocess.run(
-                [sys.executable, match[1], "--help"],
+                [sys.executable, *run, *re.findall(r"--adapter|(?<=--adapter )\w+", match[2]), "--help"],
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": str(Path(entrenar.__file__).parents[1])},
                 capture_output=True,

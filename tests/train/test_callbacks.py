@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from entrenar._kernels import cpu
 from entrenar.distributed import LocalCommunicator
 from entrenar.errors import ConfigError, EntrenarError, FormatError
 from entrenar.observe import Metric, Span, Subscriber, subscribe, unsubscribe
@@ -223,6 +225,59 @@ def test_gradients_losses_and_token_counts_are_sums_over_the_ranks(tmp_path: Pat
         assert (ours.tokens, ours.trained_tokens) == (2 * theirs.tokens, 2 * theirs.trained_tokens)
     assert len(twins.reduced) == 6 * (2 + len(both.parameters))
     assert twins.barriers == 2
+
+
+class Threads:
+    """A rank of several in one process, each in a thread of its own."""
+
+    def __init__(self, rank: int, shared: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.size = rank, len(shared)
+        self._shared, self._barrier = shared, barrier
+
+    def _gather(self, value: Any) -> list[Any]:
+        self._shared[self.rank] = value
+        self._barrier.wait(60)
+        values = list(self._shared)
+        self._barrier.wait(60)
+        return values
+
+    def all_reduce(self, array: np.ndarray) -> None:
+        array[...] = sum(self._gather(array.copy()))
+
+    def broadcast(self, value: Any) -> Any:
+        return self._gather(value)[0]
+
+    def barrier(self) -> None:
+        self._barrier.wait(60)
+
+
+@pytest.mark.unit
+def test_two_ranks_take_the_steps_of_one(tmp_path: Path, threads: None) -> None:
+    cpu.set_num_threads(1)
+    alone = trainer_of(run_config(tmp_path / "alone", gradient_accumulation=4, every=3))
+    alone.run()
+    shared: list[Any] = [None, None]
+    barrier, found = threading.Barrier(2), {}
+
+    def work(rank: int) -> None:
+        config = run_config(tmp_path / "both", gradient_accumulation=4, every=3)
+        found[rank] = trainer_of(config, communicator=Threads(rank, shared, barrier))
+        found[rank].run()
+
+    workers = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    first, second = found[0], found[1]
+    assert losses(first) == losses(second) and weights_hash(first) == weights_hash(second)
+    assert first.run_id == second.run_id
+    for ours, theirs in zip(first.reports, alone.reports, strict=True):
+        assert (ours.tokens, ours.trained_tokens) == (theirs.tokens, theirs.trained_tokens)
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-3)
+    resumed = trainer_of(run_config(tmp_path / "both", gradient_accumulation=4, resume=True))
+    assert weights_hash(resumed) == weights_hash(first)
 
 
 @pytest.mark.unit
