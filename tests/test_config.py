@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrenar.config import (
+    ADAPTER_SECTIONS,
     ArgumentParser,
     add_arguments,
     check_dataclass,
@@ -379,7 +380,7 @@ def test_every_key_of_a_file_is_read(path: Path) -> None:
 @every_file
 def test_the_sections_that_are_commented_out_are_valid_as_they_stand(path: Path, tmp_path: Path) -> None:
     text = path.read_text()
-    for section in ("lora", "qlora"):
+    for section in ADAPTER_SECTIONS:
         start = text.index(f"# [{section}]\n")
         block = list(itertools.takewhile(lambda line: line.startswith("# "), text[start:].splitlines()))
         other = tmp_path / f"{section}.toml"

@@ -322,6 +322,7 @@ TOML_LINES = (
     "[training]",
     "[lora]",
     "[qlora]",
+    "[ia3]",
     "[[data]]",
     "[a.b.c]",
     '"\\ud800" = 1',

@@ -22,6 +22,8 @@ from entrenar._kernels import cpu
 from entrenar.autograd.precision import matmul_precision
 from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
 from entrenar.llama import LLaMAModel
+from entrenar.adapters.base import AdapterConfig
+from entrenar.adapters.ia3 import IA3Config
 from entrenar.lora import LoRAConfig
 from entrenar.train import Trainer
 from entrenar.train.config import LRSchedule
@@ -57,24 +59,25 @@ def written(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------------- the same bits
 @pytest.mark.chaos
 @pytest.mark.parametrize(
-    ("lora", "settings"),
+    ("adapter", "settings"),
     [
         (None, {}),
         (DROPOUT, {"gradient_accumulation": 3}),
         (DROPOUT, {"optimizer": "sgd", "learning_rate": 0.1}),
         (DROPOUT, {"lr_schedule": LRSchedule(name="warmup_cosine", warmup_steps=3, min_lr=1e-4)}),
+        (IA3Config(target_modules=["all-linear"]), {}),
     ],
-    ids=["full", "lora with dropout, accumulation", "sgd with momentum", "warmup and cosine"],
+    ids=["full", "lora with dropout, accumulation", "sgd with momentum", "warmup and cosine", "ia3"],
 )
 def test_a_run_that_broke_off_continues_to_the_bits_of_one_that_did_not(
-    lora: LoRAConfig | None, settings: dict[str, Any], tmp_path: Path, threads: None
+    adapter: AdapterConfig | None, settings: dict[str, Any], tmp_path: Path, threads: None
 ) -> None:
-    whole = trainer_of(run_config(tmp_path / "whole", adapter=lora, steps=12, **settings))
+    whole = trainer_of(run_config(tmp_path / "whole", adapter=adapter, steps=12, **settings))
     whole.run()  # 12 steps of 2 rows: the order of the second and third epoch matters too
-    broken = trainer_of(run_config(tmp_path / "run", adapter=lora, steps=12, every=4, **settings))
+    broken = trainer_of(run_config(tmp_path / "run", adapter=adapter, steps=12, every=4, **settings))
     stop_after(broken, 7)
     cpu.set_num_threads(2 if cpu.get_num_threads() == 1 else 1)
-    resumed = trainer_of(run_config(tmp_path / "run", adapter=lora, steps=12, every=4, resume=True, **settings))
+    resumed = trainer_of(run_config(tmp_path / "run", adapter=adapter, steps=12, every=4, resume=True, **settings))
     assert resumed.step == resumed.saved == 4
     reports = resumed.run()
     assert losses(resumed) == losses(whole)

@@ -25,7 +25,8 @@ from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig, load_adapter
 from entrenar.qlora import QLoRAConfig
-from entrenar.train import evaluate, finetune, pretrain, report
+from entrenar.cli.main import dispatch
+from entrenar.train import Result, evaluate, finetune, pretrain, report
 from entrenar.train.report import COLUMNS
 from tests.train.builders import (
     ROOT,
@@ -152,6 +153,32 @@ def test_a_configuration_file_sets_the_defaults_and_flags_win(model: Path, data:
     assert (run.returncode, run.stderr) == (0, "")
     assert "1 of 1 x 48 tokens" in run.stdout
     assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["r"] == 5
+
+
+@pytest.mark.unit
+def test_ia3_trains_over_a_4_bit_base_by_a_file_of_its_section_and_resumes(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        f'[training]\nsteps = 2\nsequence_length = 48\nlearning_rate = 0.02\n[ia3]\ntarget_modules = ["all-linear"]\n'
+        f'[data]\npath = "{data}"\nheld_out_fraction = 0.2\n[checkpointing]\ndirectory = "{tmp_path}/run"\nevery = 2\n'
+    )
+    flags = ["finetune", "--config", str(file), "--model", str(model), "--quantize", "nf4"]
+    dispatch(flags)
+    resumed = dispatch([*flags, "--steps", "4", "--resume"])
+    whole = dispatch([*flags, "--steps", "4", "--output", str(tmp_path / "whole")])
+    assert isinstance(resumed, Result)
+    assert isinstance(whole, Result)
+    assert resumed.output.name == "adapter"
+    written = [result.output / "adapter_model.safetensors" for result in (resumed, whole)]
+    assert written[0].read_bytes() == written[1].read_bytes()
+    settings = json.loads((resumed.output / "adapter_config.json").read_text())
+    assert (settings["peft_type"], settings["feedforward_modules"]) == ("IA3", ["down_proj"])
+    again = LLaMAModel.from_pretrained(model, quantize="nf4")
+    load_adapter(again, resumed.output)
+    assert {weight.dtype for name, weight in again.named_parameters() if name.endswith("_proj.weight")} == {"nf4"}
+    assert resumed.after.loss < resumed.before.loss
 
 
 @pytest.mark.unit

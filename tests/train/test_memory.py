@@ -17,6 +17,7 @@ from entrenar.data import DataLoader
 from entrenar.errors import MemoryBudgetError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
+from entrenar.adapters.ia3 import IA3Config
 from entrenar.lora import LoRAConfig
 from entrenar.models.storage import StoragePolicy
 from entrenar.optim import AdamW
@@ -75,10 +76,12 @@ def measured_peak(shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, lengt
         (SHAPE, replace(ALL, target_modules=["q_proj", "v_proj"]), 2, 128),
         (SHAPE, replace(ALL, target_modules=["down_proj"]), 1, 256),
         (SHAPE, QLoRAConfig(rank=8, target_modules=["all-linear"]), 1, 256),
+        (SHAPE, IA3Config(), 2, 128),
+        (SHAPE, IA3Config(target_modules=["all-linear"]), 1, 256),
         (replace(SHAPE, vocab_size=20000, num_hidden_layers=2), ALL, 2, 256),
         (replace(SHAPE, num_key_value_heads=4, intermediate_size=128), ALL, 1, 256),
     ],
-    ids=["full", "tied", "lora", "q and v", "down", "qlora", "wide head", "narrow mlp"],
+    ids=["full", "tied", "lora", "q and v", "down", "qlora", "ia3", "ia3 everywhere", "wide head", "narrow mlp"],
 )
 def test_the_estimate_is_near_the_measured_peak(
     shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, length: int, checkpointing: bool
