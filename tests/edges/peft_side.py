@@ -41,6 +41,11 @@ SETTINGS: dict[str, Any] = {
     "lora_alpha": 6,
     "target_modules": ["q_proj", "down_proj"],
 }
+IA3_SETTINGS: dict[str, Any] = {
+    "task_type": "CAUSAL_LM",
+    "target_modules": ["k_proj", "down_proj"],
+    "feedforward_modules": ["down_proj"],
+}
 
 
 @functools.cache
@@ -111,24 +116,32 @@ def compare(folder: Path, names: list[str]) -> Verdict:
 
 # ---------------------------------------------------------------------- adapters that PEFT makes
 @functools.cache
-def _made(text: str) -> tuple[str, dict[str, Any]]:
-    """The configuration's text and the tensors of an adapter that PEFT made with these settings, filled."""
+def _made(kind: str, trained: str, text: str) -> tuple[str, dict[str, Any]]:
+    """The configuration's text and the tensors of an adapter that PEFT made with these settings, `trained` filled."""
     import tempfile
 
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        model = peft.get_peft_model(their_base(), peft.LoraConfig(**json.loads(text)))
+        model = peft.get_peft_model(their_base(), getattr(peft, kind)(**json.loads(text)))
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape))
+            if trained in name:
+                parameter.copy_(parameter + 0.1 * torch.randn(parameter.shape))
         model.save_pretrained(folder)
         return (Path(folder) / CONFIG_FILE).read_text(), load_file(Path(folder) / WEIGHTS_FILE)
 
 
 def make(folder: Path, **settings: Any) -> None:
     """An adapter that PEFT made, whose B is not zero."""
-    text, tensors = _made(json.dumps(SETTINGS | settings))
+    _write(folder, *_made("LoraConfig", "lora_B", json.dumps(SETTINGS | settings)))
+
+
+def make_ia3(folder: Path, **settings: Any) -> None:
+    """An IA3 adapter that PEFT made, whose scales are not one."""
+    _write(folder, *_made("IA3Config", "ia3_l", json.dumps(IA3_SETTINGS | settings)))
+
+
+def _write(folder: Path, text: str, tensors: dict[str, Any]) -> None:
     (folder / CONFIG_FILE).write_text(text)
     save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
 

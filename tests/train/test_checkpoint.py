@@ -19,12 +19,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from entrenar._kernels import cpu
+from entrenar.adapters.base import AdapterConfig
+from entrenar.adapters.ia3 import IA3Config
 from entrenar.autograd.precision import matmul_precision
 from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
 from entrenar.llama import LLaMAModel
-from entrenar.adapters.base import AdapterConfig
-from entrenar.adapters.ia3 import IA3Config
-from entrenar.lora import LoRAConfig
 from entrenar.train import Trainer
 from entrenar.train.config import LRSchedule
 from entrenar.train.step import StepReport

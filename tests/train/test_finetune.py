@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from entrenar.cli.main import dispatch
 from entrenar.data import encode_example, evaluation_batches, read_examples, split_held_out
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.safetensors import open_safetensors
@@ -25,7 +26,6 @@ from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig, load_adapter
 from entrenar.qlora import QLoRAConfig
-from entrenar.cli.main import dispatch
 from entrenar.train import Result, evaluate, finetune, pretrain, report
 from entrenar.train.report import COLUMNS
 from tests.train.builders import (
@@ -161,7 +161,8 @@ def test_ia3_trains_over_a_4_bit_base_by_a_file_of_its_section_and_resumes(
 ) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
-        f'[training]\nsteps = 2\nsequence_length = 48\nlearning_rate = 0.02\n[ia3]\ntarget_modules = ["all-linear"]\n'
+        "[training]\nsteps = 2\nsequence_length = 48\nlearning_rate = 0.02\n"
+        '[lr_schedule]\nname = "constant"\n[ia3]\ntarget_modules = ["all-linear"]\n'
         f'[data]\npath = "{data}"\nheld_out_fraction = 0.2\n[checkpointing]\ndirectory = "{tmp_path}/run"\nevery = 2\n'
     )
     flags = ["finetune", "--config", str(file), "--model", str(model), "--quantize", "nf4"]

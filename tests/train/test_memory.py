@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from entrenar.adapters.ia3 import IA3Config
 from entrenar.autograd import Tensor, empty_cache, memory_stats, reset_peak_memory
 from entrenar.data import DataLoader
 from entrenar.errors import MemoryBudgetError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
-from entrenar.adapters.ia3 import IA3Config
 from entrenar.lora import LoRAConfig
 from entrenar.models.storage import StoragePolicy
 from entrenar.optim import AdamW

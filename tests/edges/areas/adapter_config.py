@@ -164,7 +164,8 @@ def of_keys() -> Iterator[Variation]:
             shown = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
             yield variation(f"{key}, made by PEFT: {shown}", partial(made, settings, [key]))
         for value in EDITED.get(key, []):
-            yield variation(f"{key} = {value!r}", partial(edited, setting(key, value), [key]))
+            names = ["bias is"] if value == "IA3" else [key]  # which keys are there depends on the kind
+            yield variation(f"{key} = {value!r}", partial(edited, setting(key, value), names))
         for value in OTHER_TYPES:
             yield variation(f"{key}, another type: {value!r}", partial(edited, setting(key, value), [key]))
         yield variation(f"{key} left out", partial(edited, lambda table, key=key: table.pop(key, None), [key]))
