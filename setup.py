@@ -57,7 +57,7 @@ def extensions() -> list[Extension]:
         sources = [str(source)]
         sources += EXTRA_SOURCES.get(name, [])
         if name == "entrenar._kernels.cpu":
-            depends += [str(path) for path in sorted(SIMD.glob("*.c"))]
+            depends += [str(path) for path in sorted(SIMD.rglob("*.c"))]
         found.append(
             Extension(name, sources, include_dirs=[str(KERNELS), "entrenar/autograd", "entrenar/io"], depends=depends)
         )
@@ -92,12 +92,12 @@ class BuildExt(build_ext):
     def simd_objects(self) -> list[str]:
         """Compile what is out of date and return every object file."""
         # the flags stand in this file
-        headers = max(path.stat().st_mtime for path in [*SIMD.glob("*.h"), Path(__file__)])
+        headers = max(path.stat().st_mtime for path in [*SIMD.rglob("*.h"), Path(__file__)])
         jobs, objects = [], []
         for tier, flags in TIERS.items():
             folder = Path(self.build_temp, "simd", tier)
             folder.mkdir(parents=True, exist_ok=True)
-            for source in sorted(SIMD.glob("*.c")):
+            for source in sorted(SIMD.rglob("*.c")):
                 target = folder / f"{source.stem}.o"
                 objects.append(str(target))
                 if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, headers):

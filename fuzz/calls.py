@@ -14,13 +14,14 @@ from nodes import Choose
 
 from entrenar import autograd
 from entrenar.autograd import QuantizedTensor, Tensor
-from entrenar.autograd.quantized import BLOCK_SIZE
+from entrenar.autograd.weight_types import ALIASES, WEIGHT_TYPES, weight_type
 from entrenar.errors import EntrenarError
 
 SIZES = [1, 2, 3, 4, 5, 0, 17, 32, 64, 65, 130]
 MOST_ELEMENTS = 4096
 MOST_AXES = 8
 TOLERANCE = 1e-5
+QUANTIZED = [*ALIASES, *(row.name for row in WEIGHT_TYPES.values() if row.is_quantized)]
 
 Arrays = list[np.ndarray]
 # the inputs that take a gradient, the call on tensors, and what float64 arrays give (or raise)
@@ -117,9 +118,9 @@ def lora_linear(choose: Choose) -> Call:
 
 
 def quantized(choose: Choose) -> Call:
-    x, n, kind = shape(choose), SIZES[choose(len(SIZES))], ["nf4", "int4", "q4_0", "q4_1", "q8_0", "int16"][choose(6)]
+    x, n, kind = shape(choose), SIZES[choose(len(SIZES))], QUANTIZED[choose(len(QUANTIZED))]
     (w,) = numbers(choose, like(choose, (n, x[-1] if x else 64)))
-    block = BLOCK_SIZE[kind]
+    block = weight_type(kind).block_size
     made: list[QuantizedTensor] = []
 
     def ours(x: Tensor) -> Tensor:

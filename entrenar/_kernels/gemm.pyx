@@ -15,9 +15,11 @@ from libc.string cimport memset
 from entrenar._kernels.cpu cimport matmul_format, simd
 from entrenar._kernels.partition cimport SCRATCH_PACKED_A, SCRATCH_PACKED_B, scratch, threads_for
 from entrenar._kernels.simd.gemm cimport (
-    GEMM_BLOCK, GEMV_ROWS, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemv_words, gemm_format, gemm_ones, gemm_packer,
+    GEMM_BLOCK, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_ones, gemm_packer,
 )
-from entrenar._kernels.simd.matrix_view cimport WEIGHT_F32, WEIGHT_NF4, WEIGHT_Q4_1, matrix_view
+from entrenar._kernels.simd.gemv cimport GEMV_ROWS, gemv_args, gemv_words
+from entrenar._kernels.simd.matrix_view cimport matrix_view
+from entrenar._kernels.simd.weights.types cimport WEIGHT_F32
 
 cdef enum:
     DEPTH = 384          # of one block of the contraction: an A panel stays in L1, the B panels of a job in L2
@@ -50,47 +52,61 @@ cdef inline Py_ssize_t gemv_jobs(Py_ssize_t n) noexcept nogil:
     return (n + GEMV_N - 1) // GEMV_N
 
 
-cdef void gemv_job(const gemm_operand_b* bs, const float* x, const float* codes, Py_ssize_t m, Py_ssize_t k,
-                       Py_ssize_t job, bint accumulate) noexcept nogil:
-    """A block of rows of one of the weights; in integers where there are `codes` of x and the weight has codes."""
-    cdef Py_ssize_t n = bs[0].n, first
+cdef inline bint has_integer_gemv(const matrix_view* w) noexcept nogil:
+    return simd.weight_types[w.type].kernels.gemv_integer != NULL
+
+
+cdef void gemv_job(const gemm_operand_b* bs, const float* x, const float* words, Py_ssize_t m, Py_ssize_t k,
+                   Py_ssize_t job, bint accumulate) noexcept nogil:
+    """A block of rows of one of the weights; in integers where x is there in `words` and the weight type has such."""
+    cdef Py_ssize_t n = bs[0].n
+    cdef gemv_args g
     cdef int i = 0
     while job >= gemv_jobs(n):
         job -= gemv_jobs(n)
         i += 1
         n = bs[i].n
-    first = job * GEMV_N
-    if codes != NULL and bs[i].b.type >= WEIGHT_NF4:
-        simd.gemm.gemv_integer(bs[i].c, n, codes, <int> m, bs[i].b, first, least(GEMV_N, n - first), k)
+    g.y = bs[i].c
+    g.ldy = n
+    g.w = bs[i].b
+    g.k = k
+    g.m = <int> m
+    g.first = job * GEMV_N
+    g.count = least(GEMV_N, n - g.first)
+    g.ldx = k
+    g.accumulate = accumulate
+    if words != NULL and has_integer_gemv(g.w):
+        g.x = words
+        simd.gemv.multiply_integer(&g)
     else:
-        simd.gemm.gemv(bs[i].c, n, x, k, <int> m, bs[i].b, first, least(GEMV_N, n - first), k,
-                           accumulate)
+        g.x = x
+        simd.gemv.multiply(&g)
 
 
 cdef int grouped_gemv(const gemm_operand_b* bs, int count, const float* x, Py_ssize_t m, Py_ssize_t k,
-                        bint accumulate) noexcept nogil:
-    """Y_i (m, n_i) (+)= X (m, k) W_i (n_i, k)^T for few rows: each weight is read and decoded once."""
+                      bint accumulate) noexcept nogil:
+    """Y_i (m, n_i) (+)= X (m, k) W_i (n_i, k)^T for few rows: each weight is read and dequantized once."""
     cdef Py_ssize_t jobs = 0, columns = 0, job
-    cdef float* codes = NULL
-    cdef bint coded = False
+    cdef float* words = NULL
+    cdef bint integers = False
     cdef int i, threads
     for i in range(count):
         jobs += gemv_jobs(bs[i].n)
         columns += bs[i].n
-        coded = coded or bs[i].b.type >= WEIGHT_NF4
-    if coded and matmul_format != GEMM_FP32 and simd.gemm.gemv_quantize != NULL:
-        codes = <float*> scratch(SCRATCH_PACKED_A, <size_t> (m * gemv_words(k)) * sizeof(float))
-        if codes == NULL:
+        integers = integers or has_integer_gemv(bs[i].b)
+    if integers and matmul_format != GEMM_FP32:
+        words = <float*> scratch(SCRATCH_PACKED_A, <size_t> (m * gemv_words(k)) * sizeof(float))
+        if words == NULL:
             return -1
         for i in range(m):
-            simd.gemm.gemv_quantize(codes + i * gemv_words(k), x + i * k, k)
+            simd.gemv.quantize(words + i * gemv_words(k), x + i * k, k)
     threads = threads_for(m * columns * k, GRAIN // 8)
     if threads == 1:  # without OpenMP, whose team costs as much as a small product
         for job in range(jobs):
-            gemv_job(bs, x, codes, m, k, job, accumulate)
+            gemv_job(bs, x, words, m, k, job, accumulate)
         return 0
     for job in prange(jobs, schedule="static", num_threads=threads):
-        gemv_job(bs, x, codes, m, k, job, accumulate)
+        gemv_job(bs, x, words, m, k, job, accumulate)
     return 0
 
 
@@ -113,8 +129,8 @@ cdef const gemm_format* choose_format(const matrix_view* b, Py_ssize_t n, Py_ssi
     cdef int format = matmul_format
     if k < GEMM_BLOCK or n < GEMM_BLOCK:
         return simd.gemm.format[GEMM_FP32]
-    if format == GEMM_INT8 and not WEIGHT_NF4 <= b.type <= WEIGHT_Q4_1:
-        format = GEMM_INT16  # 8 bits are for weights that have only 4 themselves
+    if format == GEMM_INT8 and not simd.weight_types[b.type].int8_panels:
+        format = GEMM_INT16
     while simd.gemm.format[format].mr == 0:
         format -= 1
     return simd.gemm.format[format]

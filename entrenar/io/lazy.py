@@ -78,7 +78,7 @@ class FileBytes:
 class LazyTensor(ABC):
     """One tensor of a checkpoint file. Shapes are in NumPy order: the last axis is contiguous.
 
-    `type` names how the elements are stored: "F32", "F16", "BF16", "Q4_1", ...
+    `type` names how the elements are stored, as GGUF does: "F32", "F16", "BF16", ...
     """
 
     def __init__(self, name: str, shape: tuple[int, ...], type: str) -> None:

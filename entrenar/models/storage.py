@@ -10,31 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from entrenar.autograd.weight_types import WeightType, gguf_weight_type, weight_type
 from entrenar.errors import ConfigError
 from entrenar.nn.quantize import in_decoder_layer, misfit
 
 QUANTIZE = (None, "auto", "nf4", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "int16")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-GGUF_4BIT = ("Q4_0", "Q4_1")
-FULL_PRECISION = ("F64", "F32", "F16", "BF16")
-# quantized values, then scales: NF4 with an 8-bit scale per 64 and an fp32 one per 256 of those; ggml's with fp16 ones
-BYTES = {
-    "float32": Fraction(4),
-    "bfloat16": Fraction(2),
-    "int16": 2 + Fraction(4, 64),
-    "nf4": Fraction(1, 2) + (1 + Fraction(4, 256)) / 64,
-    "int4": Fraction(20, 32),
-    "q4_0": Fraction(18, 32),
-    "q4_1": Fraction(20, 32),
-    "q8_0": Fraction(34, 32),
-}
-NF4_FP32_SCALES = Fraction(1, 2) + Fraction(4, 64)  # without double quantization
-
-
-def bytes_per_weight(weight_type: str, double_quantization: bool = True) -> Fraction:
-    """Bytes of one weight of this type, scales included."""
-    return NF4_FP32_SCALES if weight_type == "nf4" and not double_quantization else BYTES[weight_type]
+FULL_PRECISION = ("F64", "F32", "F16", "BF16")  # names of GGUF types
 
 
 @dataclass(frozen=True)
@@ -64,7 +47,8 @@ class Storage:
     def nbytes(self) -> int:
         """The bytes that all weights take."""
         double = self.policy.double_quantization
-        sizes = (math.prod(w.shape) * bytes_per_weight(w.weight_type, double) for w in self.weights.values())
+        weights = self.weights.values()
+        sizes = (math.prod(w.shape) * weight_type(w.weight_type).bytes_per_weight(double) for w in weights)
         return int(sum(sizes, Fraction(0)))
 
 
@@ -110,25 +94,30 @@ class StoragePolicy:
     def _weight(self, name: str, shape: tuple[int, ...], stored: str | None, looked_up: bool) -> WeightStorage:
         if len(shape) != 2:
             return WeightStorage(shape, "float32")
-        reason = None
+        reason, own = (
+            None,
+            gguf_weight_type(stored) if stored is not None else None,
+        )  # the file's type, if kernels read it
+        if own is not None and self._stays(own, in_decoder_layer(name)):
+            return WeightStorage(shape, own.name, as_stored=True)
         if self.quantize is not None and in_decoder_layer(name):
-            if self.quantize == "auto" and stored in GGUF_4BIT:
-                return WeightStorage(shape, stored.lower(), as_stored=True)
-            weight_type = self._four_bit(stored)
-            reason = misfit(shape[1], weight_type)
+            to = self._four_bit(stored)
+            reason = misfit(shape[1], to)
             if reason is None:
                 requantized = stored is not None and stored not in FULL_PRECISION
-                return WeightStorage(shape, weight_type, requantized=requantized)
+                return WeightStorage(shape, to, requantized=requantized)
         if stored == "BF16" and (self.dtype in ("auto", "bfloat16") or (self.dtype == "int16" and looked_up)):
             return WeightStorage(shape, "bfloat16", as_stored=True, unquantized=reason)
-        if stored == "Q8_0" and self.quantize == "auto" and not in_decoder_layer(name):
-            return WeightStorage(shape, "q8_0", as_stored=True)
         if self.dtype == "int16":
             too_narrow = misfit(shape[1], "int16")
             if too_narrow is None:
                 return WeightStorage(shape, "int16", unquantized=reason)
             reason = too_narrow
         return WeightStorage(shape, "bfloat16" if self.dtype == "bfloat16" else "float32", unquantized=reason)
+
+    def _stays(self, own: WeightType, in_layer: bool) -> bool:
+        """Whether a file's own quantized values stay; 4 bits are too coarse for an embedding or a head."""
+        return self.quantize == "auto" and own.is_quantized and (own.bits == 4 if in_layer else own.bits >= 8)
 
     def _four_bit(self, stored: str | None) -> str:
         if self.quantize == "auto":

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from entrenar.autograd import Tensor
-from entrenar.autograd.quantized import BLOCK_SIZE, QuantizedTensor
+from entrenar.autograd.quantized import QuantizedTensor
+from entrenar.autograd.weight_types import weight_type
 from entrenar.errors import FormatError, QuantizationError
 from entrenar.io.lazy import LazyTensor
 from entrenar.models.checkpoint import Checkpoint
@@ -39,20 +40,20 @@ class WeightLoader:
         lazy, weight = self.checkpoint.tensors[name], self.storage.weights[name]
         head_dim = self.checkpoint.config.head_size if self.checkpoint.interleaved(name) else None
         if weight.as_stored:
-            return self._stored(lazy, shape, head_dim)
-        if weight.weight_type in BLOCK_SIZE:
+            return self._stored(lazy, weight.weight_type, shape, head_dim)
+        if weight_type(weight.weight_type).is_quantized:
             return self._quantized(lazy, weight, head_dim)
         return self._plain(lazy, shape, head_dim, weight.weight_type)
 
-    def _stored(self, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None) -> Weight:
-        """The tensor in the elements or codes that the file has for it."""
+    def _stored(self, lazy: LazyTensor, name: str, shape: tuple[int, ...], head_dim: int | None) -> Weight:
+        """The tensor in the elements or quantized values that the file has for it."""
         order = half_split_rows(shape[0], head_dim) if head_dim else None
         raw = lazy.raw() if order is None else lazy.read()  # what is copied need not stay mapped too
-        if lazy.type == "BF16":
+        if not weight_type(name).is_quantized:
             self._check_bfloat16(lazy, raw)
             return _bfloat16(raw if order is None else raw[order], shape)
         try:
-            return QuantizedTensor.from_gguf_blocks(raw, lazy.type.lower(), shape, order)
+            return QuantizedTensor.from_gguf_blocks(raw, name, shape, order)
         except QuantizationError as error:
             raise FormatError(f"{self._named(lazy)} cannot be used: {error}") from error
 

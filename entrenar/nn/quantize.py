@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from entrenar.autograd import Tensor
-from entrenar.autograd.quantized import BLOCK_SIZE, FOUR_BIT, QuantizedTensor
+from entrenar.autograd.quantized import QuantizedTensor
+from entrenar.autograd.weight_types import weight_type
 from entrenar.errors import QuantizationError
 from entrenar.nn.layers import Linear
 from entrenar.nn.module import Module, Weight
@@ -15,7 +16,7 @@ from entrenar.nn.module import Module, Weight
 
 def is_4bit(weight: Weight) -> bool:
     """Whether the weight has a weight type of 4 bits."""
-    return isinstance(weight, QuantizedTensor) and weight.weight_type in FOUR_BIT
+    return isinstance(weight, QuantizedTensor) and weight_type(weight.weight_type).bits == 4
 
 
 def in_decoder_layer(name: str) -> bool:
@@ -25,7 +26,7 @@ def in_decoder_layer(name: str) -> bool:
 
 def misfit(columns: int, kind: str) -> str | None:
     """Why rows of so many columns cannot be quantized to `kind`; None where they can."""
-    block = BLOCK_SIZE[kind]
+    block = weight_type(kind).block_size
     return f"its {columns} columns are no multiple of {block}" if columns % block else None
 
 

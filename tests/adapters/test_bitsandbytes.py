@@ -88,14 +88,14 @@ def test_our_double_quantization_takes_the_nearest_map_entry_and_nearly_always_t
     packed, state, _ = bitsandbytes(x, double=True)
     ours = QuantizedTensor.quantize(x, "nf4")
     assert ours.quantized_values.tobytes() == packed.numpy().tobytes()
-    assert ours.absmax is not None
-    assert ours.quantized_absmax is not None
+    assert ours.scales is not None
+    assert ours.quantized_scales is not None
     absmax = quantize_nf4(x)[1].reshape(-1)
-    chosen = ours.quantized_absmax.reshape(-1)
-    scaled = (absmax - np.float32(ours.absmax_offset)) / np.repeat(ours.absmax, 256)[: absmax.size]
+    chosen = ours.quantized_scales.reshape(-1)
+    scaled = (absmax - np.float32(ours.scale_offset)) / np.repeat(ours.scales, 256)[: absmax.size]
     distances = np.abs(scaled[:, None] - DYNAMIC_MAP)
     np.testing.assert_allclose(distances[np.arange(chosen.size), chosen], distances.min(axis=1), rtol=0, atol=1e-7)
     assert np.unique(chosen).size > 50
     assert (chosen == state.absmax.numpy()).mean() >= 0.995
-    np.testing.assert_allclose(ours.absmax_offset, float(state.offset), rtol=1e-6)
-    np.testing.assert_allclose(ours.absmax, state.state2.absmax.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(ours.scale_offset, float(state.offset), rtol=1e-6)
+    np.testing.assert_allclose(ours.scales, state.state2.absmax.numpy(), rtol=1e-6)

@@ -14,7 +14,6 @@ from gguf import GGMLQuantizationType, quants
 from entrenar._kernels import cpu
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import (
-    BLOCK_SIZE,
     DYNAMIC_MAP,
     NF4_VALUES,
     STREAM_BYTES,
@@ -24,10 +23,11 @@ from entrenar.autograd.quantized import (
     quantize_int4,
     quantize_nf4,
 )
+from entrenar.autograd.weight_types import WEIGHT_TYPES, weight_type
 from entrenar.errors import ConfigError, QuantizationError, ShapeError
 
-KINDS = ["nf4", "q4_0", "q4_1", "q8_0"]
-GGML = {kind: GGMLQuantizationType[kind.upper()] for kind in ("q4_0", "q4_1", "q8_0")}
+KINDS = [row.name for row in WEIGHT_TYPES.values() if row.is_quantized and row.name != "int16"]
+GGML = {kind: GGMLQuantizationType[kind.upper()] for kind in KINDS if WEIGHT_TYPES[kind].gguf_name}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 either_nf4 = pytest.mark.parametrize("double", [False, True], ids=["absmax fp32", "absmax 8 bit"])
 
@@ -38,9 +38,9 @@ def normal(rows: int, columns: int, seed: int = 0) -> np.ndarray:
 
 def reference_absmax(q: QuantizedTensor) -> np.ndarray:
     """The absmax of every block by the definition of double quantization."""
-    codes = q.quantized_absmax.reshape(-1)
-    second = np.repeat(q.absmax, 256)[: codes.size]
-    return q.absmax_map[codes] * second + np.float32(q.absmax_offset)
+    codes = q.quantized_scales.reshape(-1)
+    second = np.repeat(q.scales, 256)[: codes.size]
+    return q.scale_map[codes] * second + np.float32(q.scale_offset)
 
 
 @pytest.mark.unit
@@ -48,15 +48,14 @@ def reference_absmax(q: QuantizedTensor) -> np.ndarray:
 def test_quantize_holds_the_codes_of_the_plain_functions_and_of_the_gguf_library(kind: str, tier: str) -> None:
     x = normal(37, 192)
     q = QuantizedTensor.quantize(x, kind, double_quantization=False)
-    if kind != "q8_0":
+    if weight_type(kind).bits == 4:
         np.testing.assert_array_equal(
             q.quantized_values, quantize_nf4(x)[0] if kind == "nf4" else quantize_int4(x, kind)
         )
     if kind in GGML:
         np.testing.assert_array_equal(q.quantized_values, quants.quantize(x, GGML[kind]))
     assert (q.weight_type, q.shape, q.ndim, q.size, q.requires_grad) == (kind, (37, 192), 2, 37 * 192, False)
-    bytes_a_block = {"nf4": 64 / 2 + 4, "q4_0": 18, "q4_1": 20, "q8_0": 34}[kind]
-    assert q.nbytes == 37 * 192 / BLOCK_SIZE[kind] * bytes_a_block
+    assert q.nbytes == 37 * 192 * weight_type(kind).bytes_per_weight(False)
     assert np.linalg.norm(q.dequantize() - x) / np.linalg.norm(x) < 0.1
 
 
@@ -66,13 +65,13 @@ def test_double_quantization_follows_its_definition(tier: str) -> None:
     codes, absmax = quantize_nf4(x)
     q = QuantizedTensor.quantize(x, "nf4")
     np.testing.assert_array_equal(q.quantized_values, codes)
-    assert q.absmax_offset == np.float32(absmax.mean(dtype=np.float64))
-    centred = absmax.reshape(-1) - np.float32(q.absmax_offset)
+    assert q.scale_offset == np.float32(absmax.mean(dtype=np.float64))
+    centred = absmax.reshape(-1) - np.float32(q.scale_offset)
     groups = [centred[i : i + 256] for i in range(0, centred.size, 256)]  # 800 blocks: the last group is short
-    np.testing.assert_array_equal(q.absmax, [np.abs(group).max() for group in groups])
+    np.testing.assert_array_equal(q.scales, [np.abs(group).max() for group in groups])
     for i, group in enumerate(groups):
         distances = np.abs((group / np.abs(group).max())[:, None] - DYNAMIC_MAP)
-        chosen = q.quantized_absmax.reshape(-1)[256 * i : 256 * i + len(group)]
+        chosen = q.quantized_scales.reshape(-1)[256 * i : 256 * i + len(group)]
         np.testing.assert_array_equal(distances[np.arange(len(group)), chosen], distances.min(axis=1))
     np.testing.assert_array_equal(q.dequantize(), dequantize_nf4(codes, reference_absmax(q)))
     assert q.nbytes == 50 * 1024 / 2 + 800 + 4 * 4
@@ -277,9 +276,9 @@ def test_double_quantization_agrees_with_bitsandbytes(tail: str, tier: str) -> N
     _, parts = bitsandbytes_parts(x, double=True)
     q = QuantizedTensor.quantize(x, "nf4")
     assert q.quantized_values.tobytes() == parts["quantized_values"].numpy().tobytes()
-    np.testing.assert_allclose(q.absmax_offset, float(parts["nested_offset"]), rtol=1e-6)
-    np.testing.assert_allclose(q.absmax, parts["nested_absmax"].numpy(), rtol=1e-6)
-    assert (q.quantized_absmax == parts["absmax"].numpy()).mean() >= 0.995
+    np.testing.assert_allclose(q.scale_offset, float(parts["nested_offset"]), rtol=1e-6)
+    np.testing.assert_allclose(q.scales, parts["nested_absmax"].numpy(), rtol=1e-6)
+    assert (q.quantized_scales == parts["absmax"].numpy()).mean() >= 0.995
 
 
 @pytest.mark.peers
@@ -315,18 +314,18 @@ def test_damaged_bitsandbytes_tensors_are_refused() -> None:
     q = QuantizedTensor.quantize(normal(8, 64), "nf4")
     parts = {
         "quantized_values": q.quantized_values,
-        "absmax": q.quantized_absmax,
+        "absmax": q.quantized_scales,
         "shape": (8, 64),
-        "nested_absmax": q.absmax,
+        "nested_absmax": q.scales,
     }
-    parts |= {"nested_quant_map": q.absmax_map, "nested_offset": q.absmax_offset, "quant_map": NF4_VALUES}
+    parts |= {"nested_quant_map": q.scale_map, "nested_offset": q.scale_offset, "quant_map": NF4_VALUES}
     np.testing.assert_array_equal(QuantizedTensor.from_bitsandbytes(**parts).dequantize(), q.dequantize())
     damage = {
         "quantized_values": (q.quantized_values[:-1], "quantized_values has 224 elements, expected 256"),
-        "absmax": (q.quantized_absmax[:-1], "quantized_absmax has 7 elements, expected 8"),
-        "nested_absmax": (np.float32([1, 2]), "absmax has 2 elements, expected 1"),
-        "nested_quant_map": (DYNAMIC_MAP[:255], "absmax_map has 255 elements, expected 256"),
-        "nested_offset": (np.float32("nan"), "absmax_offset holds a value that is infinite or NaN"),
+        "absmax": (q.quantized_scales[:-1], "quantized_scales has 7 elements, expected 8"),
+        "nested_absmax": (np.float32([1, 2]), "scales has 2 elements, expected 1"),
+        "nested_quant_map": (DYNAMIC_MAP[:255], "scale_map has 255 elements, expected 256"),
+        "nested_offset": (np.float32("nan"), "scale_offset holds a value that is infinite or NaN"),
     }
     for name, (value, message) in damage.items():
         with pytest.raises(QuantizationError, match=message):
@@ -345,7 +344,7 @@ def test_arrays_and_pickles_round_trip(kind: str, double: bool) -> None:
         QuantizedTensor.from_arrays({k: v for k, v in arrays.items() if k != "quantized_values"}, kind)
     with pytest.raises(QuantizationError, match="must be"):
         QuantizedTensor.from_arrays(arrays | {"zero_point": np.zeros(1)}, kind)
-    with pytest.raises(QuantizationError, match="codes of"):
+    with pytest.raises(QuantizationError, match="quantized_values of"):
         QuantizedTensor.from_arrays(arrays | {"quantized_values": q.quantized_values[:, :-1]}, kind)
 
 

@@ -30,13 +30,13 @@ def test_codes_are_the_nearest_multiples_of_the_blocks_scale(tier: str) -> None:
     blocks = x.astype(np.float64).reshape(5, 3, 64)
     largest = np.abs(blocks).max(axis=-1)
     largest[largest < 1e-30] = 0
-    np.testing.assert_allclose(quantized.absmax, largest / LIMIT, rtol=1e-6)
+    np.testing.assert_allclose(quantized.scales, largest / LIMIT, rtol=1e-6)
     codes = codes_of(quantized).reshape(5, 3, 64)
     assert codes.dtype == np.int16 and np.abs(codes).max() == LIMIT
     assert not codes[2, 1].any() and not codes[3, 0].any()
-    error = np.abs(codes * quantized.absmax.astype(np.float64)[..., None] - blocks)
-    assert (error <= 0.501 * quantized.absmax[..., None] + 1e-36).all()
-    exact = (codes * quantized.absmax[..., None]).reshape(5, 192)
+    error = np.abs(codes * quantized.scales.astype(np.float64)[..., None] - blocks)
+    assert (error <= 0.501 * quantized.scales[..., None] + 1e-36).all()
+    exact = (codes * quantized.scales[..., None]).reshape(5, 192)
     np.testing.assert_array_equal(quantized.dequantize(), exact)
     np.testing.assert_array_equal(quantized.dequantize_run(1, 7, 161), exact[1, 7:161])
     assert quantized.nbytes == 5 * 192 * 2 + 5 * 3 * 4
@@ -67,7 +67,7 @@ def test_the_products_read_the_codes_without_rounding_them_again(rows: int, tier
         -100, 101, (rows + 40, 320), np.int16
     )  # far below the limit: another scale would fit them better
     scales = rng.uniform(0.5, 2, (rows + 40, 5)).astype(np.float32)
-    weight = QuantizedTensor.from_arrays({"quantized_values": codes.view(np.uint8), "absmax": scales}, "int16")
+    weight = QuantizedTensor.from_arrays({"quantized_values": codes.view(np.uint8), "scales": scales}, "int16")
     x = rng.integers(-100, 100, (rows, 320)).astype(np.float32)
     x[:, ::64] = 8191  # the scale of every block is 1
     wanted = x.astype(np.float64) @ weight.dequantize().astype(np.float64).T
@@ -83,7 +83,7 @@ def test_codes_that_would_overflow_the_products_are_refused(code: int) -> None:
     codes[1, 3] = code
     with pytest.raises(QuantizationError, match=r"int16 values reach from .*, expected 4095 at most in magnitude"):
         QuantizedTensor.from_arrays(
-            {"quantized_values": codes.view(np.uint8), "absmax": np.ones(2, np.float32)}, "int16"
+            {"quantized_values": codes.view(np.uint8), "scales": np.ones(2, np.float32)}, "int16"
         )
 
 

@@ -11,10 +11,11 @@ import entrenar
 from entrenar._kernels import cpu
 from entrenar._kernels.cpu import effective_precision
 from entrenar.autograd import QuantizedTensor, Tensor, linear
+from entrenar.autograd.weight_types import WEIGHT_TYPES
 from entrenar.errors import ConfigError
 from tests.conftest import MEASURED
 
-SOURCES = ("float32", "bfloat16", "nf4", "q4_0", "q4_1", "q8_0", "int16")
+SOURCES = tuple(WEIGHT_TYPES)
 GAUSSIAN = {"highest": 2e-6, "high": 1e-3, "medium": 3e-2}
 OUTLIERS = {"highest": 2e-6, "high": 2e-3, "medium": 6e-2}
 
@@ -129,8 +130,8 @@ def test_tails_in_every_dimension(shape: tuple[int, int, int], precision: str, t
 
 @pytest.mark.unit
 @pytest.mark.parametrize("shape", [(17, 65, 128), (1030, 77, 448), (130, 131, 832)])
-@pytest.mark.parametrize("source", ["nf4", "q4_1"])
-def test_tails_of_4_bit_weights(source: str, shape: tuple[int, int, int], tier: str) -> None:
+@pytest.mark.parametrize("source", [row.name for row in WEIGHT_TYPES.values() if row.is_quantized and row.bits <= 5])
+def test_tails_of_weights_of_few_bits(source: str, shape: tuple[int, int, int], tier: str) -> None:
     """In 8 bits where the tier has them: several blocks of the contraction, and more rows than are packed at once."""
     m, n, k = shape
     rng = np.random.default_rng(8)

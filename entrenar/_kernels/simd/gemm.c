@@ -163,10 +163,5 @@ static const gemm_format fp32 = {
 const gemm_ops TIERED(gemm_table) = {
     .format = {[GEMM_FP32] = &fp32, [GEMM_INT16] = &TIERED(gemm_int16), [GEMM_INT8] = &TIERED(gemm_int8)},
     .pack_columns = TIERED(gemm_pack_columns),
-    .gemv = TIERED(gemv),
     .skinny = TIERED(gemm_skinny),
-#if VLEN >= 8
-    .gemv_quantize = TIERED(gemv_quantize),
-    .gemv_integer = TIERED(gemv_integer),
-#endif
 };

@@ -5,10 +5,8 @@
 // blocks of GEMM_BLOCK steps share a scale (gemm_integer.c). Any source can be packed to any format.
 #pragma once
 #include <stddef.h>
-#include "simd/matrix_view.h"
+#include "simd/weights/types.h"
 
-enum { GEMV_ROWS = 4 };    // up to here gemv beats packing
-enum { GEMV_STEP = 32 };   // columns that share a scale in every source of codes
 enum { GEMM_BLOCK = 64 };  // steps of the contraction that share a scale
 enum { GEMM_FP32 = 0, GEMM_INT16 = 1, GEMM_INT8 = 2, GEMM_FORMATS = 3 };
 
@@ -33,21 +31,10 @@ typedef struct gemm_format {
                          int columns, int accumulate);
 } gemm_format;
 
-// 32-bit words of a row of k codes, two a word, and of a scale and a sum for each step; whole cache lines
-static inline ptrdiff_t gemv_words(ptrdiff_t k) { return (k / 2 + 2 * (k / GEMV_STEP) + 15) / 16 * 16; }
-
 typedef struct gemm_ops {
     const gemm_format *format[GEMM_FORMATS];
     // out[p][lane] = source[start + p][first + lane], p < depth; lanes from count on are zero
     gemm_packer pack_columns;
-    // y[r][first + i] (+)= x[r] . source[first + i], i < count, r < rows <= GEMV_ROWS
-    void (*gemv)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const matrix_view *s,
-                 ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
-    // The same with x in 16-bit integers and s of codes; both NULL where the tier lacks them. `codes` holds rows of
-    // gemv_words(k) words, each what gemv_quantize makes of a row of x.
-    void (*gemv_quantize)(float *codes, const float *x, ptrdiff_t k);
-    void (*gemv_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const matrix_view *s, ptrdiff_t first,
-                         ptrdiff_t count, ptrdiff_t k);
     // c (m, n) = a (m, k) b (k, n), plus keep[i] times row i of the old c unless keep is NULL. Element (i, p) of a is at
     // a + i * a_row + p * a_column; rows of b are padded to whole vectors.
     void (*skinny)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
@@ -57,13 +44,6 @@ typedef struct gemm_ops {
 #ifdef TIER
 void TIERED(gemm_skinny)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
                          ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
-void TIERED(gemv)(float *y, ptrdiff_t ldy, const float *x, ptrdiff_t ldx, int rows, const matrix_view *s,
-                  ptrdiff_t first, ptrdiff_t count, ptrdiff_t k, int accumulate);
-#if VLEN >= 8
-void TIERED(gemv_quantize)(float *codes, const float *x, ptrdiff_t k);
-void TIERED(gemv_integer)(float *y, ptrdiff_t ldy, const float *codes, int rows, const matrix_view *s, ptrdiff_t first,
-                          ptrdiff_t count, ptrdiff_t k);
-#endif
 extern const gemm_format TIERED(gemm_int16), TIERED(gemm_int8);
 // fp32 panels, out[p][lane]; lanes from count on are zero
 gemm_packer_function TIERED(gemm_pack_rows), TIERED(gemm_pack_columns);

@@ -3,8 +3,6 @@ from entrenar._kernels.simd.matrix_view cimport matrix_view
 
 cdef extern from "simd/gemm.h" nogil:
     enum:
-        GEMV_ROWS
-        GEMV_STEP
         GEMM_BLOCK
         GEMM_FP32
         GEMM_INT16
@@ -27,14 +25,8 @@ cdef extern from "simd/gemm.h" nogil:
         gemm_packer pack_b
         void (* micro_kernel)(float* c, Py_ssize_t ldc, const float* left, const float* right, Py_ssize_t depth,
                               int rows, int columns, int accumulate) noexcept nogil
-    Py_ssize_t gemv_words(Py_ssize_t k) noexcept
     ctypedef struct gemm_ops:
         const gemm_format* format[GEMM_FORMATS]
         gemm_packer pack_columns
-        void (* gemv)(float* y, Py_ssize_t ldy, const float* x, Py_ssize_t ldx, int rows, const matrix_view* s,
-                      Py_ssize_t first, Py_ssize_t count, Py_ssize_t k, int accumulate) noexcept nogil
-        void (* gemv_quantize)(float* codes, const float* x, Py_ssize_t k) noexcept nogil
-        void (* gemv_integer)(float* y, Py_ssize_t ldy, const float* codes, int rows, const matrix_view* s,
-                              Py_ssize_t first, Py_ssize_t count, Py_ssize_t k) noexcept nogil
         void (* skinny)(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
                         Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const float* keep) noexcept nogil

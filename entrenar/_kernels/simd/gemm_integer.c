@@ -69,15 +69,15 @@ INLINE void pack(float *out, int lanes, const matrix_view *s, ptrdiff_t first, i
         quantize_block(out, panel, lanes, n, codes, limit, right);
     }
 }
-// Rows that are INT16 already: their pairs of codes are moved as if they were floats, their scales as they are
+// Rows whose weight type is that of the panel already: their pairs of codes are moved as if they were floats, their scales as they are
 INLINE void pack_codes(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count, ptrdiff_t start,
                        ptrdiff_t depth) {
     matrix_view pairs = *s;
     pairs.type = WEIGHT_F32;
     pairs.row_stride = s->row_stride / 4;
-    const ptrdiff_t blocks = s->columns / INT16_BLOCK;
+    const ptrdiff_t blocks = s->columns / BLOCK;
     for (ptrdiff_t p = start; p < start + depth; p += BLOCK, out += (HEADER + BLOCK / 2) * lanes) {
-        for (int i = 0; i < lanes; i++) out[i] = i < count ? s->absmax[(first + i) * blocks + p / BLOCK] : 0.0f;
+        for (int i = 0; i < lanes; i++) out[i] = i < count ? s->scales[(first + i) * blocks + p / BLOCK] : 0.0f;
         TIERED(gemm_pack_rows)(out + HEADER * lanes, lanes, &pairs, first, count, p / 2, BLOCK / 2);
     }
 }
@@ -92,7 +92,8 @@ INLINE void pack_codes(float *out, int lanes, const matrix_view *s, ptrdiff_t fi
     }                                                                                                                  \
     static void name##_right_rows(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count,             \
                                   ptrdiff_t start, ptrdiff_t depth) {                                                  \
-        if (codes == 2 && s->type == WEIGHT_INT16) pack_codes(out, lanes, s, first, count, start, depth);              \
+        if (codes == 2 && TIERED(weight_types)[s->type].int16_panels)                                                  \
+            pack_codes(out, lanes, s, first, count, start, depth);                                                     \
         else pack(out, lanes, s, first, count, start, depth, TIERED(gemm_pack_rows), codes, right_limit, 1);           \
     }                                                                                                                  \
     static void name##_right_columns(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count,          \

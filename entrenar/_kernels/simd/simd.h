@@ -5,6 +5,7 @@
 #include "dropout.h"
 #include "elementwise.h"
 #include "gemm.h"
+#include "gemv.h"
 #include "norm.h"
 #include "optimizer.h"
 #include "quantize.h"
@@ -12,6 +13,7 @@
 #include "rope.h"
 #include "shape.h"
 #include "softmax.h"
+#include "weights/types.h"
 
 // Every member `norm` is the `norm_ops` of simd/norm.h, which simd/norm.c fills in as `norm_table_<tier>`.
 typedef struct simd_table {
@@ -22,6 +24,7 @@ typedef struct simd_table {
     const dropout_ops *dropout;
     const elementwise_ops *elementwise;
     const gemm_ops *gemm;
+    const gemv_ops *gemv;
     const norm_ops *norm;
     const optimizer_ops *optimizer;
     const quantize_ops *quantize;
@@ -29,6 +32,7 @@ typedef struct simd_table {
     const rope_ops *rope;
     const shape_ops *shape;
     const softmax_ops *softmax;
+    const weight_type *weight_types;  // the traits table: an entry of this for each weight type
 } simd_table;
 
 const simd_table *simd_find(const char *tier);  // NULL where this build has no such tier

@@ -4,6 +4,7 @@ from entrenar._kernels.simd.attention cimport attention_ops
 from entrenar._kernels.simd.dropout cimport dropout_ops
 from entrenar._kernels.simd.elementwise cimport elementwise_ops
 from entrenar._kernels.simd.gemm cimport gemm_ops
+from entrenar._kernels.simd.gemv cimport gemv_ops
 from entrenar._kernels.simd.norm cimport norm_ops
 from entrenar._kernels.simd.optimizer cimport optimizer_ops
 from entrenar._kernels.simd.quantize cimport quantize_ops
@@ -11,6 +12,7 @@ from entrenar._kernels.simd.reduce cimport reduce_ops
 from entrenar._kernels.simd.rope cimport rope_ops
 from entrenar._kernels.simd.shape cimport shape_ops
 from entrenar._kernels.simd.softmax cimport softmax_ops
+from entrenar._kernels.simd.weights.types cimport weight_type
 
 cdef extern from "simd/simd.h" nogil:
     ctypedef struct simd_table:
@@ -21,6 +23,7 @@ cdef extern from "simd/simd.h" nogil:
         const dropout_ops* dropout
         const elementwise_ops* elementwise
         const gemm_ops* gemm
+        const gemv_ops* gemv
         const norm_ops* norm
         const optimizer_ops* optimizer
         const quantize_ops* quantize
@@ -28,5 +31,6 @@ cdef extern from "simd/simd.h" nogil:
         const rope_ops* rope
         const shape_ops* shape
         const softmax_ops* softmax
+        const weight_type* weight_types
     const simd_table* simd_find(const char* tier) noexcept
     int simd_supported(const char* tier) noexcept

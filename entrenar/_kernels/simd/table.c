@@ -10,6 +10,7 @@ extern const attention_ops TIERED(attention_table);
 extern const dropout_ops TIERED(dropout_table);
 extern const elementwise_ops TIERED(elementwise_table);
 extern const gemm_ops TIERED(gemm_table);
+extern const gemv_ops TIERED(gemv_table);
 extern const norm_ops TIERED(norm_table);
 extern const optimizer_ops TIERED(optimizer_table);
 extern const quantize_ops TIERED(quantize_table);
@@ -26,6 +27,7 @@ const simd_table TIERED(simd_table) = {
     .dropout = &TIERED(dropout_table),
     .elementwise = &TIERED(elementwise_table),
     .gemm = &TIERED(gemm_table),
+    .gemv = &TIERED(gemv_table),
     .norm = &TIERED(norm_table),
     .optimizer = &TIERED(optimizer_table),
     .quantize = &TIERED(quantize_table),
@@ -33,4 +35,5 @@ const simd_table TIERED(simd_table) = {
     .rope = &TIERED(rope_table),
     .shape = &TIERED(shape_table),
     .softmax = &TIERED(softmax_table),
+    .weight_types = TIERED(weight_types),
 };

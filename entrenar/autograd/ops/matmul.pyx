@@ -16,7 +16,8 @@ from entrenar._kernels.gemm cimport (
     skinny_backward_input,
     skinny_forward,
 )
-from entrenar._kernels.simd.matrix_view cimport WEIGHT_BF16, matrix_view
+from entrenar._kernels.simd.matrix_view cimport matrix_view
+from entrenar._kernels.simd.weights.types cimport WEIGHT_BF16
 from entrenar.autograd.quantized cimport QuantizedTensor
 from entrenar.autograd.random cimport next_stream, random_key
 from entrenar.autograd.ops.elementwise cimport add_rows

@@ -1,4 +1,4 @@
-"""Weights in every source that a kernel reads, each with the float64 matrix that it stands for. No cases of its own."""
+"""Weights of every type that a kernel reads, each with the float64 matrix that it stands for. No cases of its own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from functools import cache
 import numpy as np
 
 from entrenar.autograd import QuantizedTensor, Tensor
+from entrenar.autograd.weight_types import WEIGHT_TYPES
 
 from .base import Case
 
-# source -> columns that make whole blocks
-FROZEN = {"bfloat16": 1, "nf4": 64, "nf4 double": 64, "q4_0": 32, "q4_1": 32, "q8_0": 32, "int16": 64}
+# source -> columns that make whole blocks; nf4 with both of its scales
+FROZEN = {row.name: row.block_size for row in WEIGHT_TYPES.values() if row.name != "float32"}
+FROZEN |= {f"{row.name} double": row.block_size for row in WEIGHT_TYPES.values() if row.scale_block}
 CASES: list[Case] = []
 
 

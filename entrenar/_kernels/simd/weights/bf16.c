@@ -1,0 +1,31 @@
+// bfloat16: the upper half of an fp32.
+#include "simd/weights/gemv.h"
+
+INLINE void widen(const uint16_t *x, ptrdiff_t count, float *out) {
+    ptrdiff_t i = 0;
+#if VLEN == 16
+    for (; i + 16 <= count; i += 16)
+        vstore(out + i, (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(x + i))), 16));
+#elif VLEN == 8
+    for (; i + 8 <= count; i += 8)
+        vstore(out + i, (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(x + i))), 16));
+#endif
+    for (; i < count; i++) {
+        uint32_t bits = (uint32_t)x[i] << 16;
+        memcpy(out + i, &bits, 4);
+    }
+}
+
+static void dequantize(const matrix_view *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
+    widen((const uint16_t *)s->data + row * s->row_stride + k0, count, out);
+}
+
+INLINE void step(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes, vf values[STEP_VECTORS]) {
+    (void)w, (void)row, (void)p;
+    float wide[STEP];
+    widen((const uint16_t *)bytes, STEP, wide);
+    for (int v = 0; v < STEP_VECTORS; v++) values[v] = vload(wide + v * VLEN);
+}
+static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, 2 * STEP, 2}); }
+
+const weight_kernels TIERED(weight_bf16) = {.dequantize_row = dequantize, .gemv = gemv};

@@ -1,0 +1,126 @@
+"""The traits table of weight types: agrees with ggml, is read by everyone, and has cases for each of its rows."""
+
+from __future__ import annotations
+
+import importlib
+from fractions import Fraction
+
+import gguf
+import numpy as np
+import pytest
+from gguf import quants
+
+from entrenar.autograd import QuantizedTensor, Tensor
+from entrenar.autograd.weight_types import (
+    ALIASES,
+    WEIGHT_TYPES,
+    WeightType,
+    gguf_weight_type,
+    quantized_type,
+    weight_type,
+)
+from entrenar.errors import ConfigError
+
+from .cases.weights import FROZEN
+from .native import KERNELS, ROOT
+
+OPS = {"matmul": ("linear", "lora_linear"), "embedding": ("embedding",), "cross_entropy": ("linear_cross_entropy",)}
+every_type = pytest.mark.parametrize("row", WEIGHT_TYPES.values(), ids=WEIGHT_TYPES)
+GGML = [row for row in WEIGHT_TYPES.values() if row.gguf_name is not None and row.is_quantized]
+IN_FILES = [row for row in WEIGHT_TYPES.values() if row.gguf_name is not None]
+
+
+def without_a_case(rows: dict[str, WeightType]) -> list[tuple[str, str]]:
+    """(op, weight type) of what no table of kernel cases has."""
+    missing = []
+    for stem, ops in OPS.items():
+        cases = importlib.import_module(f"tests.kernels.cases.{stem}").CASES
+        for op in ops:
+            sources = {case.label.split(" ")[0] for case in cases if case.op == op}
+            missing += [(op, name) for name in rows if name not in sources | {"float32"}]
+    return missing
+
+
+@pytest.mark.architecture
+def test_every_weight_type_has_a_case_of_every_op_that_reads_weights() -> None:
+    assert without_a_case(dict(WEIGHT_TYPES)) == []
+    assert set(WEIGHT_TYPES) - {"float32"} == {source.split()[0] for source in FROZEN}
+    unknown = {"q9_9": WEIGHT_TYPES["q4_0"]}
+    assert without_a_case(unknown) == [(op, "q9_9") for ops in OPS.values() for op in ops]
+
+
+@pytest.mark.architecture
+@pytest.mark.parametrize("row", GGML, ids=lambda row: row.name)
+def test_a_weight_type_is_a_file_and_a_row(row: WeightType) -> None:
+    """What the package says of ggml's types by name stands in the table and in the type's own file."""
+    folder = KERNELS / "simd/weights"
+    assert (folder / f"{row.name}.c").is_file()
+    words = (f'"{row.name}"', f'"{row.gguf_name}"', f"weight_{row.name}")
+    files = [*(ROOT / "entrenar").rglob("*.py*"), *KERNELS.rglob("*.[ch]"), *KERNELS.rglob("*.p[yx][xd]")]
+    code = {path: path.read_text() for path in files if path.suffix in {".py", ".pyx", ".pxd", ".c", ".h"}}
+    aliased = {ROOT / "entrenar/autograd/weight_types.pyx"} if row.name in ALIASES.values() else set()
+    named = {path for path, text in code.items() if any(word in text for word in words)}
+    assert named == {folder / "types.c", folder / f"{row.name}.c"} | aliased
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("row", IN_FILES, ids=lambda row: row.name)
+def test_sizes_and_numbers_are_those_of_gguf(row: WeightType) -> None:
+    theirs = gguf.GGMLQuantizationType[row.gguf_name or ""]
+    assert (row.gguf_type, row.block_size, row.block_bytes) == (theirs.value, *gguf.GGML_QUANT_SIZES[theirs])
+    assert row.name == {"F32": "float32", "BF16": "bfloat16"}.get(row.gguf_name or "", (row.gguf_name or "").lower())
+    assert gguf_weight_type(row.gguf_name or "") is row
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("row", GGML, ids=lambda row: row.name)
+def test_any_block_is_worth_what_ggml_says(row: WeightType, tier: str) -> None:
+    rng = np.random.default_rng(1)
+    raw = rng.integers(0, 256, (64, 8 * row.block_bytes), np.uint8)
+    blocks = raw.reshape(-1, row.block_bytes)
+    blocks[:, [1, 3]] &= 0xBB  # no exponent of a scale, or minimum, of all ones
+    theirs = quants.dequantize(raw, gguf.GGMLQuantizationType[row.gguf_name or ""])
+    ours = QuantizedTensor.from_gguf_blocks(raw, row.name, theirs.shape)
+    assert ours.dequantize().tobytes() == theirs.tobytes()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("row", GGML, ids=lambda row: row.name)
+def test_quantizing_has_the_bits_of_ggml(row: WeightType, tier: str) -> None:
+    rng = np.random.default_rng(2)
+    gaussian = rng.standard_normal((96, 256)).astype(np.float32)
+    scaled = gaussian * np.exp2(rng.integers(-12, 9, (96, 1))).astype(np.float32)
+    ties = rng.integers(-64, 65, (96, 256)).astype(np.float32) / 2  # many between two values, many largest ones
+    flat = np.repeat(rng.integers(-2, 3, (96, 8)), 32, axis=1).astype(np.float32)
+    for x in (gaussian, scaled, ties, flat, -np.abs(gaussian), np.zeros((2, 64), np.float32)):
+        theirs = quants.quantize(x, gguf.GGMLQuantizationType[row.gguf_name or ""])
+        assert QuantizedTensor.quantize(x, row.name).quantized_values.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.unit
+@every_type
+def test_a_tensor_takes_the_bytes_that_the_table_says(row: WeightType) -> None:
+    x = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+    for double in (True, False):
+        if row.is_quantized:
+            held = QuantizedTensor.quantize(x, row.name, double_quantization=double)
+            assert held.double_quantized == (double and row.scale_block > 0)
+            assert (held.scales is not None) == row.has_scales
+            assert held.quantized_values.shape == (256, row.row_bytes(256))
+            found = held.nbytes
+        else:
+            found = Tensor(x, dtype=row.name).nbytes
+        assert found == x.size * row.bytes_per_weight(double)
+    assert 0 <= row.bytes_per_weight(False) - Fraction(row.bits, 8) <= Fraction(1, 8)
+
+
+@pytest.mark.unit
+def test_names_are_rows_or_aliases() -> None:
+    assert weight_type("int4") is WEIGHT_TYPES["q4_1"]
+    assert gguf_weight_type("Q2_K") is None
+    with pytest.raises(ConfigError, match="The weight type 'fp4' is unknown; choose one of float32, bfloat16, nf4, "):
+        weight_type("fp4")
+    with pytest.raises(ConfigError, match="The weight type 'bfloat16' is not quantized; choose one of nf4, "):
+        quantized_type("bfloat16")
+    with pytest.raises(TypeError):
+        WEIGHT_TYPES["q4_2"] = WEIGHT_TYPES["q4_0"]  # type: ignore[index]
