@@ -23,10 +23,10 @@ class QLoRAConfig(LoRAConfig):
 
     section: ClassVar[str] = "qlora"
 
-    quantize_4bit: bool = option(True, help="quantize the decoder linears that are not 4-bit yet")
+    quantize_4bit: bool = option(True, help="quantize the decoder linears that are not quantized yet")
     quantize: str = option(
         "auto",
-        help="4-bit format: auto keeps the 4-bit codes that a file has and makes NF4 of the other decoder linears",
+        help="4-bit format: auto keeps the quantized values that a file has and makes NF4 of the other decoder linears",
         choices=("auto", "nf4", "int4"),
     )
     double_quantization: bool = option(True, help="keep the scales of NF4 in 8 bits")
@@ -56,10 +56,9 @@ class QLoRAConfig(LoRAConfig):
         return {"quantize": quantize, "double_quantization": self.double_quantization}
 
     def apply(self, model: Module, seed: int = 0) -> None:
-        """Quantize what is not yet 4-bit and put adapters on the target modules, in place; raises as LoRA's."""
+        """Quantize what is not quantized yet and put adapters on the target modules, in place; raises as LoRA's."""
         check_no_adapters(model)
         if self.quantize_4bit:
-            kind = "nf4" if self.quantize == "auto" else self.quantize
-            unquantized = quantize_linears(model, kind, self.double_quantization)
+            unquantized = quantize_linears(model, self.quantize, self.double_quantization)
             model.unquantized = {**model.unquantized, **unquantized}
         self.lora.apply(model, seed)

@@ -109,7 +109,7 @@ class LLaMAModel(Decoder):
         return self
 
     def to_qlora(self, config: AdapterRecipe, *, seed: int = 0) -> LLaMAModel:
-        """Quantize the decoder linears that are not 4-bit yet and put LoRA adapters on them; `seed` as in to_lora."""
+        """Quantize the decoder linears that are not quantized and put LoRA adapters on them; `seed` as in to_lora."""
         if config.section != "qlora":
             raise ConfigError(
                 f"to_qlora: got a {type(config).__name__}, expected a QLoRAConfig; to_lora takes the other."

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from entrenar.autograd.weight_types import WeightType, gguf_weight_type, weight_type
 from entrenar.errors import ConfigError
-from entrenar.nn.quantize import in_decoder_layer, misfit
+from entrenar.nn.quantize import AUTO, in_decoder_layer, misfit
 
 QUANTIZE = (None, "auto", "nf4", "int4")
 DTYPES = ("auto", "float32", "bfloat16", "int16")
@@ -56,9 +56,9 @@ class Storage:
 class StoragePolicy:
     """How weights are to be stored; ConfigError for an unknown option.
 
-    `quantize`: None keeps every weight in `dtype`; "auto" keeps the 4-bit values (Q4_0, Q4_1) that a GGUF file has and
-    makes NF4 of the other linears of decoder layers, and keeps an embedding or head that the file has in Q8_0; "nf4"
-    and "int4" force one weight type. Embedding, norms and head never become 4-bit.
+    `quantize`: None keeps every weight in `dtype`; "auto" keeps the quantized values that a GGUF file has, where
+    kernels read their type, and makes NF4 of the other linears of decoder layers; of an embedding or head it keeps
+    those of 8 bits. "nf4" and "int4" force one weight type. Embedding, norms and head never become 4-bit.
     `dtype` of what is not: "float32" is trainable; "bfloat16" and the finer "int16" (64 columns share a scale) are
     frozen storage, beside which norms stay float32; "auto" keeps matrices that the file has in bfloat16 as they are,
     frozen, and makes float32 of the others. Under "int16" an embedding that is no head stays in stored bfloat16: no
@@ -82,7 +82,7 @@ class StoragePolicy:
         """The weight type of each tensor of these shapes; `stored` has the types that a file has for them (GGUF names).
 
         What no file has is float32 before it is converted, and under quantize="auto" taken for Q4_1, the larger of the
-        types that may stay.
+        types of 4 bits.
         """
         looked_up = EMBEDDING if HEAD in shapes else None
         types = stored or {}
@@ -116,11 +116,11 @@ class StoragePolicy:
         return WeightStorage(shape, "bfloat16" if self.dtype == "bfloat16" else "float32", unquantized=reason)
 
     def _stays(self, own: WeightType, in_layer: bool) -> bool:
-        """Whether a file's own quantized values stay; 4 bits are too coarse for an embedding or a head."""
-        return self.quantize == "auto" and own.is_quantized and (own.bits == 4 if in_layer else own.bits >= 8)
+        """Whether a file's own quantized values stay; fewer than 8 bits are too coarse for an embedding or a head."""
+        return self.quantize == "auto" and own.is_quantized and (in_layer or own.bits >= 8)
 
     def _four_bit(self, stored: str | None) -> str:
         if self.quantize == "auto":
-            return "int4" if stored is None else "nf4"
+            return "int4" if stored is None else AUTO
         assert self.quantize is not None
         return self.quantize

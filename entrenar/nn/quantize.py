@@ -13,10 +13,15 @@ from entrenar.errors import QuantizationError
 from entrenar.nn.layers import Linear
 from entrenar.nn.module import Module, Weight
 
+AUTO = "nf4"  # what quantize="auto" makes of values that no file has quantized
 
-def is_4bit(weight: Weight) -> bool:
-    """Whether the weight has a weight type of 4 bits."""
-    return isinstance(weight, QuantizedTensor) and weight_type(weight.weight_type).bits == 4
+
+def stays_quantized(weight: Weight, quantize: str) -> bool:
+    """Whether a weight keeps its quantized values: of 4 bits always, under quantize="auto" all that GGUF files have."""
+    if not isinstance(weight, QuantizedTensor):
+        return False
+    row = weight_type(weight.weight_type)
+    return row.bits == 4 or (quantize == "auto" and row.gguf_name is not None)
 
 
 def in_decoder_layer(name: str) -> bool:
@@ -35,15 +40,16 @@ def _rows_of(weight: Tensor) -> Callable[[int, int], np.ndarray]:
     return lambda start, stop: array[start:stop]
 
 
-def quantize_linears(tree: Module, kind: str, double_quantization: bool) -> dict[str, str]:
-    """Make every linear of the tree's decoder layers 4-bit, one at a time, in place; those that are 4-bit stay.
+def quantize_linears(tree: Module, quantize: str, double_quantization: bool) -> dict[str, str]:
+    """Make every linear of the tree's decoder layers 4-bit, one at a time, in place, but for those that stay quantized.
 
     Returns the names of the weights that stay in full precision, and why. Raises QuantizationError for a weight that
-    `kind` cannot represent.
+    its weight type cannot represent.
     """
+    kind = AUTO if quantize == "auto" else quantize
     unquantized = {}
     for name, module in tree.named_modules():
-        if not isinstance(module, Linear) or not in_decoder_layer(name) or is_4bit(module.weight):
+        if not isinstance(module, Linear) or not in_decoder_layer(name) or stays_quantized(module.weight, quantize):
             continue
         if reason := misfit(module.in_features, kind):
             unquantized[f"{name}.weight"] = reason

@@ -13,6 +13,7 @@ import pytest
 from entrenar.adapters.base import adapter_layers
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
+from entrenar.autograd.weight_types import WEIGHT_TYPES
 from entrenar.errors import QuantizationError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import load_adapter, merge, save_adapter
@@ -108,8 +109,9 @@ def test_a_layer_whose_rows_no_block_divides_stays_and_is_reported() -> None:
 
 
 @pytest.mark.unit
-def test_a_base_that_is_4_bit_already_keeps_its_codes(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "base.gguf", CONFIG, random_arrays(CONFIG), lambda name: "Q4_1" if "attn" in name else "F16")
+@pytest.mark.parametrize("kind", [row.gguf_name for row in WEIGHT_TYPES.values() if row.is_quantized and row.gguf_name])
+def test_a_base_that_is_quantized_already_keeps_its_values(kind: str, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "base.gguf", CONFIG, random_arrays(CONFIG), lambda name: kind if "attn" in name else "F16")
     model = LLaMAModel.from_pretrained(tmp_path / "base.gguf", quantize="auto")
     before = {n: w.quantized_values.tobytes() for n, w in model.named_parameters() if isinstance(w, QuantizedTensor)}
     plain = LLaMAModel.from_pretrained(tmp_path / "base.gguf")
@@ -117,8 +119,13 @@ def test_a_base_that_is_4_bit_already_keeps_its_codes(tmp_path: Path) -> None:
     model.to_qlora(QLoRAConfig(rank=2))
     for name, weight in model.named_parameters():
         if isinstance(weight, QuantizedTensor):
-            assert weight.weight_type == ("q4_1" if "self_attn" in name else "nf4"), name
+            assert weight.weight_type == (kind.lower() if "self_attn" in name else "nf4"), name
             assert weight.quantized_values.tobytes() == before[name]
+    forced = LLaMAModel.from_pretrained(tmp_path / "base.gguf", quantize="auto").to_qlora(
+        QLoRAConfig(2, quantize="nf4")
+    )
+    expected = kind.lower() if WEIGHT_TYPES[kind.lower()].bits == 4 else "nf4"
+    assert kinds(forced)["model.layers.0.self_attn.q_proj.weight"] == expected
 
 
 @pytest.mark.unit
@@ -173,7 +180,7 @@ def test_a_qlora_adapter_is_saved_loaded_and_merged(options: dict[str, Any], tmp
     save_adapter(model, tmp_path / "adapter")
     again = base_model(config=CONFIG)
     settings = QLoRAConfig(**options)
-    quantize_linears(again, "nf4" if settings.quantize == "auto" else settings.quantize, settings.double_quantization)
+    quantize_linears(again, settings.quantize, settings.double_quantization)
     load_adapter(again, tmp_path / "adapter")
     np.testing.assert_array_equal(logits_of(again, tokens), expected)
     merge(again)

@@ -272,7 +272,7 @@ def test_wrong_input_is_refused() -> None:
         quantize_nf4(np.float32(1))
     with pytest.raises(ConfigError, match="'q9_0' is unknown"):
         quantize_int4(np.zeros((2, 64), np.float32), "q9_0")
-    with pytest.raises(ConfigError, match="as q4_0 and q4_1 .int4. have"):
+    with pytest.raises(ConfigError, match=r"as q4_0 and q4_1 \(int4\) have"):
         quantize_int4(np.zeros((2, 64), np.float32), "q8_0")
     with pytest.raises(ConfigError, match="quantize_nf4"):
         quantize_int4(np.zeros((2, 64), np.float32), "nf4")

@@ -21,13 +21,13 @@ CONFIG = small_config(hidden_size=256, intermediate_size=256, num_hidden_layers=
 @pytest.mark.unit
 def test_what_requantizing_costs_is_measured_and_said(tmp_path: Path) -> None:
     def kind(name: str) -> str:
-        return "Q5_0" if "mlp" in name else "Q4_0" if "self_attn" in name else "F16"
+        return "Q6_K" if "mlp" in name else "Q4_0" if "self_attn" in name else "F16"
 
     meant = write_gguf(tmp_path / "m.gguf", CONFIG, random_arrays(CONFIG), kind)
     checkpoint = Checkpoint.open(tmp_path / "m.gguf")
     model = LLaMAModel.from_pretrained(checkpoint, quantize="auto")
     (remark,) = checkpoint.remarks
-    found = re.search(r"^3 matrices of type Q5_0 are requantized to NF4, .* by ([\d.]+) % .*--no-quantize-4bit", remark)
+    found = re.search(r"^3 matrices of type Q6_K are requantized to NF4, .* by ([\d.]+) % .*--no-quantize-4bit", remark)
     assert found
     parameters = dict(model.named_parameters())
     changed, kept = [], []

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from entrenar import matmul_precision
 from entrenar.autograd import QuantizedTensor, Tensor, no_grad
+from entrenar.autograd.weight_types import gguf_weight_type
 from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
@@ -158,7 +159,7 @@ def test_auto_keeps_the_codes_of_the_file_and_makes_nf4_of_the_rest(
         if not is_decoder_linear(name) and kind != "Q8_0":
             assert isinstance(weight, Tensor), name
             np.testing.assert_array_equal(weight.numpy(), meant[name])
-        elif kind in ("Q4_0", "Q4_1") or not is_decoder_linear(name):
+        elif gguf_weight_type(kind) is not None:
             assert isinstance(weight, QuantizedTensor), name
             assert weight.weight_type == kind.lower()
             blocks, _ = stored(arrays[name], kind)
