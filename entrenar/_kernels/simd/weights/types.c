@@ -2,7 +2,7 @@
 #include "simd/weights/types.h"
 
 extern const weight_kernels TIERED(weight_f32), TIERED(weight_bf16), TIERED(weight_nf4), TIERED(weight_int16),
-    TIERED(weight_q4_0), TIERED(weight_q4_1), TIERED(weight_q5_0), TIERED(weight_q8_0);
+    TIERED(weight_q4_0), TIERED(weight_q4_1), TIERED(weight_q5_0), TIERED(weight_q5_1), TIERED(weight_q8_0);
 
 const weight_type TIERED(weight_types)[] = {
     [WEIGHT_F32] = {.name = "float32",
@@ -56,6 +56,15 @@ const weight_type TIERED(weight_types)[] = {
      .block_bytes = 22,
      .int8_panels = 1,
      .kernels = &TIERED(weight_q5_0)},
+    {.name = "q5_1",
+     .gguf_name = "Q5_1",
+     .gguf_type = 7,
+     .is_quantized = 1,
+     .bits = 5,
+     .block = 32,
+     .block_bytes = 24,
+     .int8_panels = 1,
+     .kernels = &TIERED(weight_q5_1)},
     {.name = "q8_0",
      .gguf_name = "Q8_0",
      .gguf_type = 8,

@@ -1,0 +1,75 @@
+// Q5_1, ggml's: 32 columns in 24 bytes, an fp16 scale d, an fp16 minimum m, 32 fifth bits and 32 nibbles (q4.h);
+// weight = q d + m.
+#include "simd/weights/q5.h"
+
+enum { BYTES = 24 };
+
+INLINE void groups(const matrix_view *s, ptrdiff_t row, ptrdiff_t k, ptrdiff_t end, float *out) {
+    const uint8_t *bytes = (const uint8_t *)s->data + row * s->row_stride;
+    for (; k < end; k += 16, out += 16) {
+        const uint8_t *block = bytes + k / GGML_BLOCK * BYTES;
+        const float d = half_to_float(block), m = half_to_float(block + 2);
+        vf values[16 / VLEN];
+        load_fives(block + 4, k & 16, 0, values);
+        for (int i = 0; i < 16 / VLEN; i++) vstore(out + i * VLEN, values[i] * d + m);
+    }
+}
+static void dequantize(const matrix_view *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
+    dequantize_row_by(groups, s, row, k0, count, out);
+}
+
+// d = (largest - smallest value) / 31
+static int quantize(void *to, float *scales, const float *x, ptrdiff_t columns) {
+    (void)scales;
+    uint8_t *block = to;
+    int status = QUANTIZE_OK;
+    for (ptrdiff_t k = 0; k < columns; k += GGML_BLOCK, x += GGML_BLOCK, block += BYTES) {
+        int32_t values[GGML_BLOCK];
+        if (largest_bits(x, GGML_BLOCK) >= INFINITY_BITS) {
+            status |= QUANTIZE_NOT_FINITE;
+            continue;
+        }
+        float minimum, maximum;
+        extremes(x, &minimum, &maximum);
+        const float d = (maximum - minimum) / 31.0f;
+        if (half_overflows(d) || half_overflows(minimum)) status |= QUANTIZE_SCALE_OVERFLOW;
+        store_half(block, d);
+        store_half(block + 2, minimum);
+        quantize_block(values, x, minimum, reciprocal_or_zero(d), 0.5f, 31);
+        store_fives(block + 4, values);
+    }
+    return status;
+}
+
+static int check(const void *values, ptrdiff_t columns) { return check_scales(values, columns / GGML_BLOCK, BYTES, 2); }
+
+INLINE void step(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes, vf values[STEP_VECTORS]) {
+    (void)w, (void)row, (void)p;
+    vf d, m;
+    halves_everywhere(bytes, &d, &m);
+    load_fives(bytes + 4, 0, 0, values);
+    load_fives(bytes + 4, 16, 0, values + STEP_VECTORS / 2);
+#pragma GCC unroll 8
+    for (int v = 0; v < STEP_VECTORS; v++) values[v] = values[v] * d + m;
+}
+static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, BYTES, 0}); }
+
+#if HAS_GEMV_INTEGER
+INLINE void step_integer(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes,
+                         vh values[INTEGER_VECTORS], vf *scale, vf *minimum) {
+    (void)w, (void)row, (void)p;
+    halves_everywhere(bytes, scale, minimum);
+    load_fives_integer(bytes + 4, 0, values);
+}
+static void gemv_integer(const gemv_args *g) { gemv_integer_by(g, (integer_steps){step_integer, BYTES, 1}); }
+#endif
+
+const weight_kernels TIERED(weight_q5_1) = {
+    .dequantize_row = dequantize,
+    .quantize_row = quantize,
+    .check_row = check,
+    .gemv = gemv,
+#if HAS_GEMV_INTEGER
+    .gemv_integer = gemv_integer,
+#endif
+};
