@@ -85,7 +85,7 @@ class Preparation:
 
 
 class Ours:
-    """entrenar: load, adapters, AdamW, generation. The real model is its GGUF file, with the file's 4-bit codes."""
+    """entrenar: load, adapters, AdamW, generation. The real model is its GGUF file, with the file's 4-bit values."""
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from reference import Value
 from entrenar import autograd
 from entrenar.autograd import QuantizedTensor, Tensor, rope_table
 from entrenar.autograd.random import get_state, set_state
+from entrenar.autograd.weight_types import WEIGHT_TYPES
 
 Choose = Callable[[int], int]  # choose(n) is in [0, n)
 Pair = tuple[Tensor, Value]
@@ -205,8 +206,8 @@ def norm(g: Graph, t: Tensor, v: Value) -> Pair:
 
 def weight(g: Graph, n: int, k: int) -> tuple[Tensor | QuantizedTensor, Value]:
     """A weight matrix in any storage; those that are not float32 are frozen."""
-    coded = ["nf4", "int16"] * (k % 64 == 0) + ["int4", "q4_0", "q8_0"] * (k % 32 == 0)
-    kind = g.one_of(["float32", "float32", "bfloat16", *coded])
+    quantized = [row.name for row in WEIGHT_TYPES.values() if row.is_quantized and k % row.block_size == 0]
+    kind = g.one_of(["float32", "float32", "bfloat16", *quantized])
     if kind == "float32":
         return g.leaf((n, k))
     data = g.rng.uniform(-1, 1, (n, k)).astype(np.float32)

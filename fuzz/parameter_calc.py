@@ -156,7 +156,7 @@ def check_bytes(choose: Choose, c: LLaMAConfig, count: int) -> None:
         fitting = (rows * columns for columns, rows in rows_of.items() if columns % block == 0)
         return c.num_hidden_layers * sum(fitting)
 
-    nf4 = Fraction(1, 2) + Fraction(1, 64) + Fraction(4, 64 * 256)  # codes, 8-bit scales, scales of scales
+    nf4 = Fraction(1, 2) + Fraction(1, 64) + Fraction(4, 64 * 256)  # values, 8-bit scales, scales of scales
     norms = (2 * c.num_hidden_layers + 1) * c.hidden_size  # stay float32
     dtype, quantize, wanted = (
         ("float32", None, 4 * count),

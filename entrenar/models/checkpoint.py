@@ -19,7 +19,7 @@ from entrenar.models.hf_config import shape_keys
 from entrenar.models.hf_directory import read_hf
 from entrenar.models.origin import Origin
 
-INTEGERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")  # codes whose meaning some other tensor holds
+INTEGERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")  # quantized values whose scales some other tensor holds
 
 PARTS_OF_A_DIRECTORY = (".safetensors", ".bin", ".json")
 

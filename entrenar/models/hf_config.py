@@ -105,7 +105,7 @@ def in_terms_of_hf(text: str, table: Mapping[str, Any]) -> str:
 
 
 def refuse_quantized(table: Mapping[str, Any], where: str) -> None:
-    """ConfigError where config.json says that the weights are codes, and by which method."""
+    """ConfigError where config.json says that the weights are quantized, and by which method."""
     for key, method in QUANTIZED_KEYS.items():
         found = table.get(key)
         if found is None:

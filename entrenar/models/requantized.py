@@ -1,4 +1,4 @@
-"""What it costs to give matrices whose codes a file has other codes: measured, so that it can be said."""
+"""What it costs to quantize matrices that a file has quantized already: measured, so that it can be said."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MEASURED_ROWS = 16  # of each matrix; of q and k a head
 
 
 class Requantized:
-    """Sums of squares over the first rows of some matrices: of their values, and of what other codes change in them."""
+    """Sums of squares over the first rows of some matrices: of their values, and of what is changed in them."""
 
     def __init__(self) -> None:
         self.matrices, self.error, self.size = 0, 0.0, 0.0
 
-    def add(self, first: np.ndarray, coded: QuantizedTensor) -> None:
-        """Count a matrix: its first rows as the file has them, and all of it in its new codes."""
-        change = coded.dequantize_rows(0, len(first)) - first
+    def add(self, first: np.ndarray, quantized: QuantizedTensor) -> None:
+        """Count a matrix: its first rows as the file has them, and all of it in its new weight type."""
+        change = quantized.dequantize_rows(0, len(first)) - first
         self.matrices += 1
         self.error += float(np.vdot(change, change))
         self.size += float(np.vdot(first, first))

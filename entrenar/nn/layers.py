@@ -9,7 +9,7 @@ from entrenar.nn.module import Module, Weight
 
 
 class Linear(Module):
-    """y = x W^T + bias with W (out_features, in_features) in float32, bfloat16 or codes, and bias (out_features,).
+    """y = x W^T + bias with W (out_features, in_features) in any weight type, and bias (out_features,).
 
     An adapter is a subclass: it changes the input in `prepare`, the product in `terms`, or the output in `finish`.
     """

@@ -1,4 +1,4 @@
-"""NF4 beside bitsandbytes on matrices of a real model: codes, absmax, and the second quantization of the absmax."""
+"""NF4 beside bitsandbytes on matrices of a real model: values, absmax, and the second quantization of the absmax."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def real_matrix(name: str) -> np.ndarray:
 
 
 def bitsandbytes(x: np.ndarray, double: bool) -> tuple[Any, Any, Any]:
-    """(packed codes, state, its own dequantization)."""
+    """(packed values, state, its own dequantization)."""
     torch = pytest.importorskip("torch")
     functional = pytest.importorskip("bitsandbytes.functional")
     packed, state = functional.quantize_4bit(
@@ -61,13 +61,13 @@ def parts(packed: Any, state: Any) -> dict[str, Any]:
 
 
 @every_matrix
-def test_codes_and_absmax_of_a_real_matrix_are_bit_equal(name: str, tier: str) -> None:
+def test_values_and_absmax_of_a_real_matrix_are_bit_equal(name: str, tier: str) -> None:
     x = real_matrix(name)
     packed, state, theirs = bitsandbytes(x, double=False)
-    codes, absmax = quantize_nf4(x)
-    assert codes.tobytes() == packed.numpy().tobytes()
+    quantized, absmax = quantize_nf4(x)
+    assert quantized.tobytes() == packed.numpy().tobytes()
     assert absmax.tobytes() == state.absmax.numpy().tobytes()
-    np.testing.assert_array_equal(dequantize_nf4(codes, absmax), theirs)
+    np.testing.assert_array_equal(dequantize_nf4(quantized, absmax), theirs)
     error = np.linalg.norm(theirs - x) / np.linalg.norm(x)
     assert 0.05 < error < 0.12  # both did quantize
 

@@ -173,7 +173,7 @@ def test_an_adapter_over_the_codes_of_a_gguf_file_computes_the_same_in_peft(kind
 
 
 def test_an_adapter_over_nf4_computes_the_same_in_peft_over_bitsandbytes(base_directory: Path, tmp_path: Path) -> None:
-    """Both quantize the same weights themselves; the codes are bit-equal, so the logits agree."""
+    """Both quantize the same weights themselves; the quantized values are bit-equal, so the logits agree."""
     pytest.importorskip("bitsandbytes")
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model = lora_model("nf4 single", CONFIG)

@@ -1,4 +1,4 @@
-"""QLoRA over the real checkpoint's own 4-bit codes, beside PEFT on what those codes mean."""
+"""QLoRA over the real checkpoint's own 4-bit values, beside PEFT on what they mean."""
 
 from __future__ import annotations
 

@@ -38,14 +38,14 @@ def normal(rows: int, columns: int, seed: int = 0) -> np.ndarray:
 
 def reference_absmax(q: QuantizedTensor) -> np.ndarray:
     """The absmax of every block by the definition of double quantization."""
-    codes = q.quantized_scales.reshape(-1)
-    second = np.repeat(q.scales, 256)[: codes.size]
-    return q.scale_map[codes] * second + np.float32(q.scale_offset)
+    quantized = q.quantized_scales.reshape(-1)
+    second = np.repeat(q.scales, 256)[: quantized.size]
+    return q.scale_map[quantized] * second + np.float32(q.scale_offset)
 
 
 @pytest.mark.unit
 @every_kind
-def test_quantize_holds_the_codes_of_the_plain_functions_and_of_the_gguf_library(kind: str, tier: str) -> None:
+def test_quantize_holds_the_values_of_the_plain_functions_and_of_the_gguf_library(kind: str, tier: str) -> None:
     x = normal(37, 192)
     q = QuantizedTensor.quantize(x, kind, double_quantization=False)
     if weight_type(kind).bits == 4:
@@ -62,9 +62,9 @@ def test_quantize_holds_the_codes_of_the_plain_functions_and_of_the_gguf_library
 @pytest.mark.unit
 def test_double_quantization_follows_its_definition(tier: str) -> None:
     x = normal(50, 1024) * np.exp2(np.random.default_rng(1).normal(0, 2, (50, 1))).astype(np.float32)
-    codes, absmax = quantize_nf4(x)
+    quantized, absmax = quantize_nf4(x)
     q = QuantizedTensor.quantize(x, "nf4")
-    np.testing.assert_array_equal(q.quantized_values, codes)
+    np.testing.assert_array_equal(q.quantized_values, quantized)
     assert q.scale_offset == np.float32(absmax.mean(dtype=np.float64))
     centred = absmax.reshape(-1) - np.float32(q.scale_offset)
     groups = [centred[i : i + 256] for i in range(0, centred.size, 256)]  # 800 blocks: the last group is short
@@ -73,7 +73,7 @@ def test_double_quantization_follows_its_definition(tier: str) -> None:
         distances = np.abs((group / np.abs(group).max())[:, None] - DYNAMIC_MAP)
         chosen = q.quantized_scales.reshape(-1)[256 * i : 256 * i + len(group)]
         np.testing.assert_array_equal(distances[np.arange(len(group)), chosen], distances.min(axis=1))
-    np.testing.assert_array_equal(q.dequantize(), dequantize_nf4(codes, reference_absmax(q)))
+    np.testing.assert_array_equal(q.dequantize(), dequantize_nf4(quantized, reference_absmax(q)))
     assert q.nbytes == 50 * 1024 / 2 + 800 + 4 * 4
     assert q.double_quantized
 
@@ -92,7 +92,7 @@ def test_double_quantization_of_equal_and_zero_blocks() -> None:
 
 @pytest.mark.unit
 @pytest.mark.parametrize(("kind", "double"), [("nf4", True), *((kind, False) for kind in KINDS)])
-def test_any_run_of_a_row_decodes_like_the_whole(kind: str, double: bool, tier: str) -> None:
+def test_any_run_of_a_row_dequantizes_like_the_whole(kind: str, double: bool, tier: str) -> None:
     q = QuantizedTensor.quantize(normal(4, 320), kind, double_quantization=double)
     whole = q.dequantize()
     for start in (0, 1, 8, 15, 16, 31, 33, 63, 64, 100, 303, 319, 320):
@@ -188,7 +188,7 @@ def test_rows_that_do_not_add_up_are_refused() -> None:
 @pytest.mark.parametrize("scale", [1.0, 1e-5, 3e-7, 1e-20, 1e3])
 def test_q8_0_is_bit_equal_with_the_gguf_library(scale: float, tier: str) -> None:
     rng = np.random.default_rng(9)
-    grid = rng.integers(-254, 255, (64, 64)).astype(np.float32) / 2  # codes that fall between two
+    grid = rng.integers(-254, 255, (64, 64)).astype(np.float32) / 2  # values that fall between two
     grid[:, [3, 40]] = 127
     for x in (normal(130, 160), rng.standard_t(1.5, (64, 512)).clip(-50, 50).astype(np.float32), grid, -grid, 0 * grid):
         x = x * np.float32(scale)
@@ -283,7 +283,7 @@ def test_double_quantization_agrees_with_bitsandbytes(tail: str, tier: str) -> N
 
 @pytest.mark.peers
 @either_nf4
-def test_a_bitsandbytes_tensor_keeps_its_codes(double: bool, tier: str) -> None:
+def test_a_bitsandbytes_tensor_keeps_its_values(double: bool, tier: str) -> None:
     theirs, parts = bitsandbytes_parts(normal(160, 448, 4), double)
     q = QuantizedTensor.from_bitsandbytes(**parts)
     assert q.quantized_values.tobytes() == parts["quantized_values"].numpy().tobytes()

@@ -388,7 +388,7 @@ def test_gemv_read_the_numbers_that_decoding_gives(source: str, tier: str) -> No
 @pytest.mark.parametrize("m", [1, 2, 3, 4])
 @every_frozen_source
 def test_gemv_of_integers_are_close(source: str, m: int, precision: str, tier: str, threads: None) -> None:
-    """16-bit codes of x times the codes of the weight, which 8-bit products are no coarser than; NF4's are rounded."""
+    """x in 16-bit integers times quantized values, no finer than what 8-bit products take; NF4's are rounded."""
     for n, k in ((3, 64), (37, 576), (70, 1536)):
         weight, values = frozen_weight(source, n, k)
         (x,) = normal(20, (m, k))

@@ -1,4 +1,4 @@
-"""16-bit codes with a scale for every 64 columns: their definition, their error, and products that read them as is."""
+"""16-bit values with a scale for every 64 columns: their definition, their error, and products that read them as is."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def heavy_tailed(shape: tuple[int, int]) -> np.ndarray:
     return np.random.default_rng(3).standard_t(2, shape).astype(np.float32)
 
 
-def codes_of(quantized: QuantizedTensor) -> np.ndarray:
+def values_of(quantized: QuantizedTensor) -> np.ndarray:
     return quantized.quantized_values.view(np.int16)
 
 
 @pytest.mark.unit
-def test_codes_are_the_nearest_multiples_of_the_blocks_scale(tier: str) -> None:
+def test_values_are_the_nearest_multiples_of_the_blocks_scale(tier: str) -> None:
     x = heavy_tailed((5, 192))
     x[2, 64:128] = 0
     x[3, :64] = 1e-36  # its reciprocal would overflow: a block of zeros
@@ -31,12 +31,12 @@ def test_codes_are_the_nearest_multiples_of_the_blocks_scale(tier: str) -> None:
     largest = np.abs(blocks).max(axis=-1)
     largest[largest < 1e-30] = 0
     np.testing.assert_allclose(quantized.scales, largest / LIMIT, rtol=1e-6)
-    codes = codes_of(quantized).reshape(5, 3, 64)
-    assert codes.dtype == np.int16 and np.abs(codes).max() == LIMIT
-    assert not codes[2, 1].any() and not codes[3, 0].any()
-    error = np.abs(codes * quantized.scales.astype(np.float64)[..., None] - blocks)
+    values = values_of(quantized).reshape(5, 3, 64)
+    assert values.dtype == np.int16 and np.abs(values).max() == LIMIT
+    assert not values[2, 1].any() and not values[3, 0].any()
+    error = np.abs(values * quantized.scales.astype(np.float64)[..., None] - blocks)
     assert (error <= 0.501 * quantized.scales[..., None] + 1e-36).all()
-    exact = (codes * quantized.scales[..., None]).reshape(5, 192)
+    exact = (values * quantized.scales[..., None]).reshape(5, 192)
     np.testing.assert_array_equal(quantized.dequantize(), exact)
     np.testing.assert_array_equal(quantized.dequantize_run(1, 7, 161), exact[1, 7:161])
     assert quantized.nbytes == 5 * 192 * 2 + 5 * 3 * 4
@@ -50,7 +50,7 @@ def test_it_is_finer_than_bfloat16(tier: str) -> None:
 
 
 @pytest.mark.unit
-def test_codes_survive_requantization_and_storage(tier: str) -> None:
+def test_values_survive_requantization_and_storage(tier: str) -> None:
     quantized = QuantizedTensor.quantize(heavy_tailed((7, 128)), "int16")
     again = QuantizedTensor.quantize(quantized.dequantize(), "int16")
     np.testing.assert_array_equal(again.quantized_values, quantized.quantized_values)
@@ -61,13 +61,13 @@ def test_codes_survive_requantization_and_storage(tier: str) -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("rows", [40, 64, 71])
 def test_the_products_read_the_codes_without_rounding_them_again(rows: int, tier: str) -> None:
-    """With codes of x that are exact too, the 16-bit product is the exact one up to fp32's sums."""
+    """With integers of x that are exact too, the 16-bit product is the exact one up to fp32's sums."""
     rng = np.random.default_rng(1)
-    codes = rng.integers(
+    values = rng.integers(
         -100, 101, (rows + 40, 320), np.int16
     )  # far below the limit: another scale would fit them better
     scales = rng.uniform(0.5, 2, (rows + 40, 5)).astype(np.float32)
-    weight = QuantizedTensor.from_arrays({"quantized_values": codes.view(np.uint8), "scales": scales}, "int16")
+    weight = QuantizedTensor.from_arrays({"quantized_values": values.view(np.uint8), "scales": scales}, "int16")
     x = rng.integers(-100, 100, (rows, 320)).astype(np.float32)
     x[:, ::64] = 8191  # the scale of every block is 1
     wanted = x.astype(np.float64) @ weight.dequantize().astype(np.float64).T
@@ -77,13 +77,13 @@ def test_the_products_read_the_codes_without_rounding_them_again(rows: int, tier
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("code", [4096, -32768])
-def test_codes_that_would_overflow_the_products_are_refused(code: int) -> None:
-    codes = np.zeros((2, 64), np.int16)
-    codes[1, 3] = code
+@pytest.mark.parametrize("value", [4096, -32768])
+def test_values_that_would_overflow_the_products_are_refused(value: int) -> None:
+    values = np.zeros((2, 64), np.int16)
+    values[1, 3] = value
     with pytest.raises(QuantizationError, match=r"int16 values reach from .*, expected 4095 at most in magnitude"):
         QuantizedTensor.from_arrays(
-            {"quantized_values": codes.view(np.uint8), "scales": np.ones(2, np.float32)}, "int16"
+            {"quantized_values": values.view(np.uint8), "scales": np.ones(2, np.float32)}, "int16"
         )
 
 

@@ -1,4 +1,4 @@
-"""4-bit codes, bit for bit: NF4 against its definition and bitsandbytes, Q4_0 and Q4_1 against the gguf library."""
+"""4-bit weights, bit for bit: NF4 against its definition and bitsandbytes, Q4_0 and Q4_1 against the gguf library."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def reference_nf4(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     blocks = x.reshape(-1, 64)
     absmax = np.abs(blocks).max(axis=1)
     scaled = blocks * (np.float32(1) / np.maximum(absmax, np.float32(1e-38)))[:, None]
-    codes = np.searchsorted(MIDPOINTS, scaled, side="left").astype(np.uint8)  # ties to the lower code
-    return (codes[:, ::2] << 4 | codes[:, 1::2]).reshape(len(x), -1), absmax.reshape(len(x), -1)
+    quantized = np.searchsorted(MIDPOINTS, scaled, side="left").astype(np.uint8)  # ties to the lower value
+    return (quantized[:, ::2] << 4 | quantized[:, 1::2]).reshape(len(x), -1), absmax.reshape(len(x), -1)
 
 
 NF4_INPUTS = {
@@ -70,13 +70,13 @@ NF4_INPUTS = {
 
 @pytest.mark.unit
 @pytest.mark.parametrize("x", NF4_INPUTS.values(), ids=NF4_INPUTS.keys())
-def test_nf4_codes_and_absmax_are_those_of_the_definition(x: np.ndarray, tier: str) -> None:
-    codes, absmax = quantize_nf4(x)
-    expected_codes, expected_absmax = reference_nf4(x) if x.size else (codes, absmax)
-    np.testing.assert_array_equal(codes, expected_codes)
+def test_nf4_values_and_absmax_are_those_of_the_definition(x: np.ndarray, tier: str) -> None:
+    quantized, absmax = quantize_nf4(x)
+    expected_quantized, expected_absmax = reference_nf4(x) if x.size else (quantized, absmax)
+    np.testing.assert_array_equal(quantized, expected_quantized)
     np.testing.assert_array_equal(absmax, expected_absmax)
-    values = NF4_VALUES[unpack_nibbles(codes)].reshape(-1, 64) * absmax.reshape(-1, 1)
-    np.testing.assert_array_equal(dequantize_nf4(codes, absmax), values.reshape(x.shape))
+    values = NF4_VALUES[unpack_nibbles(quantized)].reshape(-1, 64) * absmax.reshape(-1, 1)
+    np.testing.assert_array_equal(dequantize_nf4(quantized, absmax), values.reshape(x.shape))
 
 
 @pytest.mark.peers
@@ -92,12 +92,12 @@ def test_nf4_is_bit_equal_with_bitsandbytes(name: str, dtype: str, tier: str) ->
     }
     x = torch.from_numpy(makers[name]()).clamp(-6e4, 6e4).to(getattr(torch, dtype))
     packed, state = functional.quantize_4bit(x, blocksize=64, quant_type="nf4")
-    codes, absmax = quantize_nf4(x.float().numpy())
-    assert codes.tobytes() == packed.numpy().tobytes()
+    quantized, absmax = quantize_nf4(x.float().numpy())
+    assert quantized.tobytes() == packed.numpy().tobytes()
     assert absmax.tobytes() == state.absmax.float().numpy().tobytes()
     if dtype == "float32":
         theirs = functional.dequantize_4bit(packed, state).numpy()
-        np.testing.assert_array_equal(dequantize_nf4(codes, absmax), theirs)
+        np.testing.assert_array_equal(dequantize_nf4(quantized, absmax), theirs)
 
 
 @pytest.mark.unit
@@ -115,7 +115,7 @@ def test_q4_is_bit_equal_with_the_gguf_library(kind: str, scale: float, tier: st
 @formats
 def test_q4_ties_and_constant_blocks_are_those_of_the_gguf_library(kind: str, tier: str) -> None:
     rng = np.random.default_rng(3)
-    grid = rng.integers(-16, 17, (256, 32)).astype(np.float32) / 2  # codes that fall on rounding boundaries
+    grid = rng.integers(-16, 17, (256, 32)).astype(np.float32) / 2  # values that fall on rounding boundaries
     grid[:, 7], grid[:, 20] = -8, 8  # of two weights as large, the first gives Q4_0's sign
     constant = np.repeat(np.float32([0, 1, -1, 0.1, -1e-3])[:, None], 32, axis=1)
     for x in (grid, -grid, constant):
@@ -126,7 +126,7 @@ def test_q4_ties_and_constant_blocks_are_those_of_the_gguf_library(kind: str, ti
 def test_float16_scales_decode_exactly(tier: str) -> None:
     scales = np.arange(65536, dtype=np.uint16)
     scales = scales[np.isfinite(scales.view(np.float16))]
-    blocks = np.full((len(scales), 18), 0x99, np.uint8)  # every code is 9: the weight is the scale
+    blocks = np.full((len(scales), 18), 0x99, np.uint8)  # every value is 9: the weight is the scale
     blocks[:, :2] = scales.view(np.uint8).reshape(-1, 2)
     expected = np.repeat(scales.view(np.float16).astype(np.float32)[:, None], 32, axis=1)
     assert dequantize_int4(blocks, "q4_0").tobytes() == expected.tobytes()
@@ -180,19 +180,19 @@ weights = hnp.arrays(
 @examples
 @given(x=weights)
 def test_nf4_error_is_within_half_the_widest_gap(tier: str, x: np.ndarray) -> None:
-    codes, absmax = quantize_nf4(x)
-    error = np.abs(dequantize_nf4(codes, absmax) - x).reshape(-1, 64)
+    quantized, absmax = quantize_nf4(x)
+    error = np.abs(dequantize_nf4(quantized, absmax) - x).reshape(-1, 64)
     assert (error <= absmax.reshape(-1, 1) * np.float32(0.15191)).all()  # (1 - 0.69619) / 2
 
 
 @pytest.mark.property
 @examples
 @given(x=weights)
-def test_nf4_codes_survive_requantization(tier: str, x: np.ndarray) -> None:
+def test_nf4_values_survive_requantization(tier: str, x: np.ndarray) -> None:
     x = np.where(np.abs(x) < 1e-30, np.float32(0), x)
-    codes, absmax = quantize_nf4(x)
-    again, absmax_again = quantize_nf4(dequantize_nf4(codes, absmax))
-    np.testing.assert_array_equal(again, codes)
+    quantized, absmax = quantize_nf4(x)
+    again, absmax_again = quantize_nf4(dequantize_nf4(quantized, absmax))
+    np.testing.assert_array_equal(again, quantized)
     np.testing.assert_array_equal(absmax_again, absmax)
 
 
@@ -216,7 +216,7 @@ def test_q4_error_is_within_the_step(tier: str, x: np.ndarray) -> None:
 @given(x=weights)
 @formats
 def test_q4_blocks_survive_requantization(kind: str, tier: str, x: np.ndarray) -> None:
-    # Where the float16 minimum swamps the step, or the step is subnormal, rounding moves codes: keep clear of both.
+    # Where the float16 minimum swamps the step, or the step is subnormal, rounding moves values: keep clear of both.
     x = np.round(x) / np.float32(16)
     x.reshape(-1, 32)[:, 0] = -64
     x.reshape(-1, 32)[:, 1] = 64
@@ -226,14 +226,14 @@ def test_q4_blocks_survive_requantization(kind: str, tier: str, x: np.ndarray) -
 
 @pytest.mark.property
 @given(
-    codes=hnp.arrays(
+    quantized=hnp.arrays(
         np.uint8, st.tuples(st.integers(0, 4), st.integers(0, 9).map(lambda n: 2 * n)), elements=st.integers(0, 15)
     )
 )
-def test_nibbles_round_trip(codes: np.ndarray) -> None:
-    packed = pack_nibbles(codes)
-    np.testing.assert_array_equal(packed, codes[:, ::2] * 16 + codes[:, 1::2])
-    np.testing.assert_array_equal(unpack_nibbles(packed), codes)
+def test_nibbles_round_trip(quantized: np.ndarray) -> None:
+    packed = pack_nibbles(quantized)
+    np.testing.assert_array_equal(packed, quantized[:, ::2] * 16 + quantized[:, 1::2])
+    np.testing.assert_array_equal(unpack_nibbles(packed), quantized)
 
 
 @pytest.mark.unit

@@ -117,7 +117,7 @@ def test_the_weights_need_what_their_format_takes() -> None:
     assert held() == 4 * COUNTS["7b"]
     norms = 65 * 4096  # stay float32
     assert held(dtype="bfloat16") == 2 * (COUNTS["7b"] - norms) + 4 * norms
-    nf4 = linears // 2 + linears // 64 + 4 * linears // 64 // 256  # codes, 8-bit scales, their fp32 scales
+    nf4 = linears // 2 + linears // 64 + 4 * linears // 64 // 256  # values, 8-bit scales, their fp32 scales
     assert held(dtype="int16") == (COUNTS["7b"] - norms) * 33 // 16 + 4 * norms
     assert held(quantize="nf4") == nf4 + 4 * rest
     assert held(quantize="nf4", double_quantization=False) == linears * 9 // 16 + 4 * rest

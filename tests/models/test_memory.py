@@ -185,11 +185,11 @@ def test_no_pages_of_a_file_that_was_converted_stay(
     held: list[LLaMAModel] = []
     # twice: the first time libraries are imported
     sizes = [Peaks(lambda: held.append(LLaMAModel.from_pretrained(files[file], quantize=quantize))) for _ in range(2)]
-    codes = sum(weight.nbytes for _, weight in held[0].named_parameters())
-    assert sizes[1].system < codes + MATRIX  # the pages of the file: 1.5 to 7 matrices
+    weights_held = sum(weight.nbytes for _, weight in held[0].named_parameters())
+    assert sizes[1].system < weights_held + MATRIX  # the pages of the file: 1.5 to 7 matrices
 
 
-def test_codes_of_a_file_are_used_where_they_lie(files: dict[str, Path]) -> None:
+def test_quantized_values_of_a_file_are_used_where_they_lie(files: dict[str, Path]) -> None:
     checkpoint = Checkpoint.open(files["Q4_1"])
     tracemalloc.start()
     try:

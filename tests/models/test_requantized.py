@@ -1,4 +1,4 @@
-"""Codes that are replaced by others: how many, and by how much that changes the values, is said."""
+"""Matrices that are quantized again: how many, and by how much that changes the values, is said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real SmolLM2-135M-Instruct: logits, loss and tokens of transformers, its own 4-bit codes, lean loading."""
+"""The real SmolLM2-135M-Instruct: logits, loss and tokens of transformers, its own 4-bit values, lean loading."""
 
 from __future__ import annotations
 
@@ -108,13 +108,13 @@ def test_auto_keeps_the_files_own_codes(model: LLaMAModel, reader: gguf.GGUFRead
     assert model.unquantized == {}
     for layer in (0, 17, 29):
         for name, gguf_name in (("mlp.down_proj", "ffn_down"), ("self_attn.v_proj", "attn_v")):
-            codes = quantized[f"model.layers.{layer}.{name}.weight"].quantized_values
-            assert codes.tobytes() == stored[f"blk.{layer}.{gguf_name}.weight"].data.tobytes()
+            held = quantized[f"model.layers.{layer}.{name}.weight"].quantized_values
+            assert held.tobytes() == stored[f"blk.{layer}.{gguf_name}.weight"].data.tobytes()
         for name, gguf_name, heads in (("q_proj", "attn_q", 9), ("k_proj", "attn_k", 3)):
             rows = stored[f"blk.{layer}.{gguf_name}.weight"].data
             half_split = rows.reshape(heads, 32, 2, -1).swapaxes(1, 2).reshape(rows.shape)
-            codes = quantized[f"model.layers.{layer}.self_attn.{name}.weight"].quantized_values
-            assert codes.tobytes() == half_split.tobytes()
+            held = quantized[f"model.layers.{layer}.self_attn.{name}.weight"].quantized_values
+            assert held.tobytes() == half_split.tobytes()
 
 
 @pytest.mark.peers

@@ -1,4 +1,4 @@
-"""A model's file that is cut off while a run has it mapped: one sentence with its name, whatever holds the codes."""
+"""A model's file that is cut off while a run has it mapped: one sentence with its name, whatever holds the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: every GGUF type and Hugging Face dtype exactly, 4-bit codes kept, damaged files refused."""
+"""Checkpoints in and out: every GGUF type and Hugging Face dtype exactly, what is quantized kept, damage refused."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def mixed_kind(name: str) -> str:
 
 
 @pytest.mark.unit
-def test_auto_keeps_the_codes_of_the_file_and_makes_nf4_of_the_rest(
+def test_auto_keeps_the_values_of_the_file_and_makes_nf4_of_the_rest(
     mixed: tuple[Path, LLaMAConfig, Arrays, Arrays],
 ) -> None:
     path, _, arrays, meant = mixed
@@ -284,7 +284,7 @@ def test_adapters_over_stored_bfloat16_have_the_bits_of_float32(
 
 @pytest.mark.unit
 @pytest.mark.parametrize("tied", [False, True])
-def test_int16_codes_every_matrix_and_the_model_still_answers(tied: bool, tmp_path: Path) -> None:
+def test_int16_holds_every_matrix_and_the_model_still_answers(tied: bool, tmp_path: Path) -> None:
     config = small_config(intermediate_size=128, tie_word_embeddings=tied)
     arrays = random_arrays(config)
     write_hf(tmp_path, config, arrays)

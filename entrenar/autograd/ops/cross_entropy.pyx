@@ -155,7 +155,7 @@ cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const
     """The summed loss of `count` rows of x; gradients of loss * inverse go to dx (count, hidden) and dw, if not None."""
     cdef Py_ssize_t hidden = x.dims[x.ndim - 1], first = 0, n, i
     cdef Py_ssize_t most = max(1, CHUNK_BYTES // (4 * vocabulary)), chunks = max(1, ceil_div(count, most))
-    cdef Py_ssize_t per_chunk = ceil_div(count, chunks)  # as equal as they go: the head is decoded for each
+    cdef Py_ssize_t per_chunk = ceil_div(count, chunks)  # as equal as they go: the head is dequantized for each
     cdef Tensor logits = new_matrix(per_chunk, vocabulary), gathered = new_matrix(per_chunk, hidden)
     cdef Tensor losses = new_vector(per_chunk), lse = new_vector(per_chunk)
     cdef double loss = 0
@@ -188,7 +188,7 @@ cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const
 def linear_cross_entropy(x, weight, targets, int64_t ignore_index=-100, reduction="mean", divisor=None):
     """cross_entropy(linear(x, weight), targets) that holds at most 48 MiB of logits at a time.
 
-    x (..., hidden), weight (vocabulary, hidden) in float32, bfloat16 or codes, integer targets (...). Rows whose target
+    x (..., hidden), weight (vocabulary, hidden) of any weight type, integer targets (...). Rows whose target
     is `ignore_index` are not multiplied at all. `reduction` is "mean" or "sum"; `divisor` replaces the number of
     counted rows under "mean". The gradients are computed in the forward pass, chunk by chunk, as Liger Kernel does
     (Hsu et al., 2024, arXiv 2410.10989). Raises what cross_entropy and linear raise.

@@ -47,7 +47,7 @@ def embedding(tokens, weight, padding=None):
     """y (..., hidden) = weight[tokens], for integer tokens of any shape and a table (vocabulary, hidden).
 
     A float32 table takes a gradient, but for the row `padding` where that is given (as `padding_idx` of PyTorch); one
-    in bfloat16 or codes is frozen. Raises ShapeError for a token outside the table,
+    of another weight type is frozen. Raises ShapeError for a token outside the table,
     naming the id and its place, and for a `padding` outside it.
     """
     cdef matrix_view table

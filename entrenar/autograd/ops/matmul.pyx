@@ -258,7 +258,7 @@ cdef list listed_or_none(object items, object count, str name):
 def linear(x, weight, bias=None):
     """y (..., n) = x (..., k) weight^T + bias, for a weight (n, k) and a bias (n,).
 
-    The weight is a float32 Tensor (which takes a gradient), a bfloat16 Tensor or a QuantizedTensor (frozen: decoded
+    The weight is a float32 Tensor (which takes a gradient), a bfloat16 Tensor or a QuantizedTensor (frozen: dequantized
     inside the multiplication, never as a whole); the bias is float32, with a gradient or frozen. Raises ShapeError where
     the shapes do not fit.
     """
@@ -351,7 +351,7 @@ cdef int add_low_rank(Tensor out, Tensor x, object weight, Tensor bias, LowRankU
 def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0, bias=None):
     """y (..., n) = x W^T + bias + scaling * (dropout(x) A^T) B^T, one node that keeps x once and the small x A^T.
 
-    x (..., k), W (n, k) in float32, bfloat16 or codes, A (r, k), B (n, r) and bias (n,) float32. `dropout` is the
+    x (..., k), W (n, k) of any weight type, A (r, k), B (n, r) and bias (n,) float32. `dropout` is the
     probability of a zero; its mask is drawn again in backward. Hu et al., "LoRA", 2021 (arXiv 2106.09685).
     Raises ShapeError where the shapes do not fit, ConfigError for a dropout outside [0, 1).
     """
@@ -472,7 +472,7 @@ cdef Tensor product(Tensor a, Tensor b):
 def matmul(a, b):
     """The matrix product of NumPy's `@`: 2-D matrices, stacks of them with broadcasting, and 1-D vectors.
 
-    float32 only (a weight in bfloat16 or codes goes through `linear`). Raises ShapeError, naming both shapes, where they
+    float32 only (a weight of another type goes through `linear`). Raises ShapeError, naming both shapes, where they
     do not fit.
     """
     cdef Tensor left = check_float32(as_tensor(a), "matmul", "a"), right = check_float32(as_tensor(b), "matmul", "b")
