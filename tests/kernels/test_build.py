@@ -48,7 +48,7 @@ def disassemble(tmp_path_factory: pytest.TempPathFactory) -> Disassemble:
             command = ["objdump", "-d", "--insn-width=16", object_of(tier, SOURCES[stem], folder)]
             lines = INSTRUCTION.findall(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             # where objdump shows nothing, nothing is free of wide registers; `base` has no integers for few rows
-            assert len(lines) > 20 or stem in ("table", "types")
+            assert len(lines) > 20 or stem in ("table", "types") or (tier, stem) == ("base", "gemv")
             return lines
 
         with ThreadPoolExecutor(2) as pool:
