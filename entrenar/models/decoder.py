@@ -59,6 +59,11 @@ def _linear(config: LLaMAConfig, name: str, shape: tuple[int, int], weights: Wei
     return Linear(weight, cast(Tensor, weights(f"{name}.bias", shape[:1])) if biased else None)
 
 
+def _norm(config: LLaMAConfig, name: str, size: int, weights: WeightSource) -> RMSNorm:
+    """The norm of this name over `size` values; norms are never quantized."""
+    return RMSNorm(cast(Tensor, weights(f"{name}.weight", (size,))), config.rms_norm_eps)
+
+
 class Attention(Module):
     """Causal grouped-query self-attention with rotary positions."""
 
@@ -69,14 +74,21 @@ class Attention(Module):
         self.k_proj = _linear(config, f"{prefix}.k_proj", (kv_size, hidden), weights)
         self.v_proj = _linear(config, f"{prefix}.v_proj", (kv_size, hidden), weights)
         self.o_proj = _linear(config, f"{prefix}.o_proj", (hidden, q_size), weights)
+        self.q_norm = self.k_norm = None
+        if FAMILIES[config.family].normed_heads:
+            self.q_norm = _norm(config, f"{prefix}.q_norm", self.head_dim, weights)
+            self.k_norm = _norm(config, f"{prefix}.k_norm", self.head_dim, weights)
 
     def __call__(
         self, x: Tensor, rotary: RotaryEmbedding, cu_seqlens: np.ndarray | None, cache: LayerCache | None
     ) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = grouped(x, self.q_proj, self.k_proj, self.v_proj)
-        q = rotary(q.reshape(batch, length, self.heads, self.head_dim))
-        k = rotary(k.reshape(batch, length, self.kv_heads, self.head_dim))
+        q = q.reshape(batch, length, self.heads, self.head_dim)
+        k = k.reshape(batch, length, self.kv_heads, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotary(q), rotary(k)
         v = v.reshape(batch, length, self.kv_heads, self.head_dim)
         if cache is None:
             out = attention(q, k, v, cu_seqlens)
@@ -85,8 +97,12 @@ class Attention(Module):
         return self.o_proj(out.reshape(batch, length, self.heads * self.head_dim))
 
     def saved_floats(self) -> int:
-        """Floats a token that forward saves for backward: q, k, v, the output and its log-sum-exp."""
-        return 2 * (self.heads + self.kv_heads) * self.head_dim + self.heads
+        """Floats a token that forward saves for backward: q, k, v, the output and its log-sum-exp.
+
+        Where heads are normalised: q and k before that too, with a scale a head.
+        """
+        normed = 0 if self.q_norm is None else (self.heads + self.kv_heads) * (self.head_dim + 1)
+        return 2 * (self.heads + self.kv_heads) * self.head_dim + self.heads + normed
 
 
 class MLP(Module):
@@ -110,17 +126,13 @@ class MLP(Module):
         return self.down_proj.in_features + self.gate_proj.out_features + self.up_proj.out_features
 
 
-def _norm(config: LLaMAConfig, name: str, weights: WeightSource) -> RMSNorm:
-    return RMSNorm(cast(Tensor, weights(name, (config.hidden_size,))), config.rms_norm_eps)  # norms are never quantized
-
-
 class DecoderLayer(Module):
     """One transformer layer: x + attention(norm(x)), then + mlp(norm(.))."""
 
     def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
-        self.input_layernorm = _norm(config, f"{prefix}.input_layernorm.weight", weights)
+        self.input_layernorm = _norm(config, f"{prefix}.input_layernorm", config.hidden_size, weights)
         self.self_attn = Attention(config, f"{prefix}.self_attn", weights)
-        self.post_attention_layernorm = _norm(config, f"{prefix}.post_attention_layernorm.weight", weights)
+        self.post_attention_layernorm = _norm(config, f"{prefix}.post_attention_layernorm", config.hidden_size, weights)
         self.mlp = MLP(config, f"{prefix}.mlp", weights)
 
     def __call__(
@@ -146,7 +158,7 @@ class Backbone(Module):
         table = weights("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
         self.embed_tokens = Embedding(table, config.padding)
         self.layers = [DecoderLayer(config, f"model.layers.{i}", weights) for i in range(config.num_hidden_layers)]
-        self.norm = _norm(config, "model.norm.weight", weights)
+        self.norm = _norm(config, "model.norm", config.hidden_size, weights)
 
 
 class Decoder(Module):

@@ -31,6 +31,8 @@ PARTS: dict[str, Part] = {
     "norm": Part("output_norm", "hidden"),
     "lm_head": Part("output", "vocabulary", "hidden"),
     "input_layernorm": Part("attn_norm", "hidden"),
+    "q_norm": Part("attn_q_norm", "head"),
+    "k_norm": Part("attn_k_norm", "head"),
     "q_proj": Part("attn_q", "queries", "hidden"),
     "k_proj": Part("attn_k", "keys", "hidden"),
     "v_proj": Part("attn_v", "keys", "hidden"),
@@ -61,6 +63,7 @@ class Family:
     without_bias: tuple[str, ...] = ("attention_bias", "mlp_bias")  # keys that must be false
     # ------ the decoder
     biased: tuple[str, ...] = ()  # linears with a bias
+    normed_heads: bool = False  # RMSNorm of each head of q and k before it is rotated
     # ------ GGUF
     interleaved: tuple[str, ...] = ()  # linears whose rows are stored for an interleaved rotary embedding
     rope_factors: bool = False  # a file may hold rope_freqs, divisors of the rotary frequencies
@@ -109,6 +112,17 @@ _ROWS = (
         window_switch=True,
         without_bias=("mlp_bias",),
         biased=("q_proj", "k_proj", "v_proj"),
+    ),
+    Family(
+        model_type="qwen3",
+        model_class="Qwen3ForCausalLM",
+        architecture="qwen3",
+        defaults=_COMMON | {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
+        never_null=("head_dim",),
+        written={"attention_bias": False, "use_sliding_window": False},
+        default_window=4096,
+        window_switch=True,
+        normed_heads=True,
     ),
 )
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}

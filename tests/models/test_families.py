@@ -44,14 +44,25 @@ BASE: dict[str, Any] = {
     "max_position_embeddings": 128,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2, linear scaling": ("qwen2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
     "qwen2, windows off": ("qwen2", {"sliding_window": 16, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3, tied, heads of their own size": ("qwen3", {"tie_word_embeddings": True, "head_dim": 40}),
+    "qwen3, llama3 scaling": ("qwen3", {"head_dim": 32, "num_key_value_heads": 1, "rope_parameters": LLAMA3}),
 }
 every_shape = pytest.mark.parametrize(("model_type", "changes"), SHAPES.values(), ids=SHAPES.keys())
-NEW = ["qwen2"]
+NEW = ["qwen2", "qwen3"]
 every_family = pytest.mark.parametrize("model_type", NEW)
 
 
@@ -180,13 +191,15 @@ def test_a_gguf_file_is_the_model_that_transformers_and_llama_cpp_read(
         transformers_log_probabilities,
     )
 
+    path, tokenizer = tmp_path / "model.gguf", TOKENIZER | {"tokenizer.ggml.pre": "qwen2"}
     config = family_config(model_type, tie_word_embeddings=tied)
     arrays = random_arrays(config, std=0.15)
-    path = tmp_path / "model.gguf"
-    write_gguf(path, config, arrays, metadata=TOKENIZER | {"tokenizer.ggml.pre": "qwen2"})
-    found = our_log_probabilities(path)
-    assert np.abs(found - peers_log_probabilities(path)).max() < FLOAT32
-    assert np.abs(found - transformers_log_probabilities(path)).max() < 1e-4
+    write_gguf(path, config, arrays, metadata=tokenizer)
+    assert np.abs(our_log_probabilities(path) - peers_log_probabilities(path)).max() < FLOAT32
+    read = {"head_dim": 128} if model_type == "qwen3" else {}  # transformers does not read a Qwen3 file's key_length
+    other = family_config(model_type, tie_word_embeddings=tied, **read)
+    write_gguf(path, other, random_arrays(other, std=0.15), metadata=tokenizer)
+    assert np.abs(our_log_probabilities(path) - transformers_log_probabilities(path)).max() < 1e-4
     write_gguf(path, config, arrays)
     model = LLaMAModel.from_pretrained(path)
     assert model.config.family == model_type

@@ -13,7 +13,7 @@ from .builders import random_model, small_config
 
 
 def test_the_shapes_are_those_of_a_model_of_the_configuration() -> None:
-    for changes in ({}, {"tie_word_embeddings": True}, {"head_dim": 24}):
+    for changes in ({}, {"tie_word_embeddings": True}, {"head_dim": 24}, {"family": "qwen2"}, {"family": "qwen3"}):
         model = random_model(small_config(**changes))
         shapes = {name: weight.shape for name, weight in model.named_parameters()}
         assert list(weight_shapes(model.config).items()) == list(shapes.items())
@@ -38,6 +38,12 @@ def test_a_layer_saves_the_inputs_of_what_backward_reads() -> None:
     layer = 2 * (64 + 1) + (64 + 32 + 32 + 64 + 4) + 2 * 96
     expected = Activations(hidden=64, layer=layer, backward=3 * 96, widest=96, logits=config.vocab_size)
     assert activations(config) == expected == activations(replace(config, tie_word_embeddings=True))
+
+
+def test_normalised_heads_save_what_they_were_before() -> None:
+    plain = activations(small_config()).layer
+    assert activations(small_config(family="qwen3")).layer == plain + 6 * (16 + 1)  # four heads of q and two of k
+    assert activations(small_config(family="qwen2")).layer == plain
 
 
 def test_the_shapes_of_the_largest_model_take_no_memory_and_little_time() -> None:
