@@ -28,6 +28,17 @@ def _chain(one: Any, scale: Any) -> dict[str, float]:
     return {"record": (recorded - started) / CHAIN, "backward": (walked - recorded) / CHAIN}
 
 
+def _unheard() -> float:
+    """Seconds of a span and a metric within it that nobody listens to."""
+    from entrenar.observe import metric, span
+
+    started = clock()
+    for _ in range(CHAIN):
+        with span("entrenar.step", step=1):
+            metric("entrenar_step_duration_seconds", 1.0)
+    return (clock() - started) / CHAIN
+
+
 class Ours:
     """entrenar's tape and its LLaMA."""
 
@@ -41,7 +52,8 @@ class Ours:
     def scalars(self) -> dict[str, float]:
         from entrenar.autograd import Tensor
 
-        return _chain(Tensor(1.0, requires_grad=True), Tensor(0.5))
+        found = _chain(Tensor(1.0, requires_grad=True), Tensor(0.5))
+        return found | {"event": _unheard()}
 
     def step(self) -> float:
         import numpy as np
@@ -147,6 +159,8 @@ def run(bench: Bench) -> None:
             target = Target(MICROSECONDS, at_most=True, tiers=ANYWHERE)
             bench.add(Row("tape", f"scalar operation, {what}", values, "us", target))
             bench.add(Row("tape", f"scalar operation, {what} / torch eager", times.ratios("ours", "torch")))
+        events = [1e6 * values["event"] for values in found["ours"]]
+        bench.add(Row("tape", "span and metric that nobody hears", events, "us"))
         kinds = {f"torch {kind}": partial(torch.call, "step", kind=kind) for kind in ("lean", "transformers")}
         times = bench.interleave({"ours": partial(ours.call, "step"), **kinds})
         for name in kinds:

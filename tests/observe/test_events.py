@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import timeit
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -183,18 +182,13 @@ def test_a_subscriber_may_leave_while_it_hears() -> None:
 
 # ---------------------------------------------------------------------- what they cost
 @pytest.mark.unit
-def test_two_events_that_nobody_hears_cost_less_than_two_microseconds() -> None:
-    def one() -> None:
-        with span("entrenar.step", step=1):
-            metric("entrenar_step_duration_seconds", 1.0)
-
-    def none() -> None:
-        pass
-
-    count = 2000
-    cost = min(timeit.repeat(one, number=count, repeat=21)) - min(timeit.repeat(none, number=count, repeat=21))
-    assert cost / count < 2e-6
-    assert span("a") is span("b"), "something is made for nobody"
+def test_nothing_is_made_for_nobody() -> None:
+    """Every silent span is one object; benchmarks/tape.py prints what an event costs."""
+    assert span("a") is span("b", step=1)
+    log = Log()
+    with listening(log):
+        assert span("a") is not span("a")
+    assert span("a") is span("b")
 
 
 @pytest.mark.architecture
