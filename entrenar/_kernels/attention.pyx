@@ -8,13 +8,14 @@ recomputes each tile of p.
 """
 from cython.parallel cimport prange, threadid
 from libc.float cimport FLT_MAX
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport (
     SCRATCH_ATTENTION, bisect, ceil_div, max, min, round_up, scratch, threads_for,
 )
+from entrenar._kernels.profile cimport begin, end, register
 from entrenar._kernels.simd.attention cimport ATTENTION_KEYS, ATTENTION_ROWS, attention_rows, attention_tile
 from entrenar._kernels.simd.gemm cimport gemm_ones
 
@@ -24,6 +25,9 @@ cdef enum:
     FORWARD_UNITS = 32           # independent blocks of forward to aim at: where there are fewer, they are smaller
     BACKWARD_UNITS = 32          # independent units of backward to aim at; never depends on the number of threads
     SPLIT_ROWS = 4 * ATTENTION_ROWS  # fewest query rows of a unit of backward, when a head is split
+
+cdef int ATTENTION_FORWARD = register("attention_forward")
+cdef int ATTENTION_BACKWARD = register("attention_backward")
 
 # The tiles lie in the thread's part of the scratch; rows of (., ld) are padded to whole vectors.
 ctypedef struct KVTile:
@@ -425,16 +429,28 @@ cdef inline AttentionGradients share_of(const AttentionGradients* d, float* dk_s
     return share
 
 
-# ---------------------------------------------------------------------- the pair
-# q, out, dq, dout (tokens, heads.q, dim); k, v, dk, dv (k_tokens, heads.kv, dim), contiguous; row_max, inverse_row_sum
-# (tokens, heads.q). For each query head, j over the keys that query i sees:
-#     out[i] = sum_j p[i, j] v[j]                    p[i, j] = e^(s[i, j] - lse[i]),  s[i, j] = scale q[i] . k[j]
-#     lse[i] = row_max[i] + ln row_sum[i]            row_max[i] = max_j s[i, j]
-#     dv[j] (+)= sum_i p[i, j] dout[i]               ds[i, j] = scale p[i, j] (dout[i] . v[j] - delta[i])
-#     dq[i] (+)= sum_j ds[i, j] k[j]                 delta[i] = dout[i] . out[i]
-#     dk[j] (+)= sum_i ds[i, j] q[i]
-# -1 where scratch memory is out.
-cdef int attention_forward(float* out, float* row_max, float* inverse_row_sum, const Attention* a) noexcept nogil:
+cdef int64_t pairs(const Attention* a) noexcept nogil:
+    """Query heads times keys that are visible to them, counted exactly."""
+    cdef int64_t found = 0, first
+    cdef Py_ssize_t i
+    cdef const Segment* s
+    for i in range(a.n_segments):
+        s = &a.segments[i]
+        first = s.k_len - s.q_len + 1  # keys that query 0 of a causal segment sees
+        found += s.q_len * (2 * first + s.q_len - 1) // 2 if a.causal else s.q_len * s.k_len
+    return found * a.heads.q
+
+
+cdef int64_t operand_bytes(const Attention* a) noexcept nogil:
+    """Of q and out, of k and v."""
+    cdef int64_t tokens = 0
+    cdef Py_ssize_t i
+    for i in range(a.n_segments):
+        tokens += a.segments[i].q_len
+    return 8 * a.heads.dim * (tokens * a.heads.q + a.k_tokens * a.heads.kv)
+
+
+cdef int forward(float* out, float* row_max, float* inverse_row_sum, const Attention* a) noexcept nogil:
     cdef Py_ssize_t work, unit, floats
     cdef Py_ssize_t units = number_blocks(a, 1, &work) * a.heads.kv
     cdef int threads = threads_for(work, GRAIN)
@@ -454,8 +470,8 @@ cdef int attention_forward(float* out, float* row_max, float* inverse_row_sum, c
     return 0
 
 
-cdef int attention_backward(const AttentionGradients* d, const float* dout, const float* out, const float* row_max,
-                            const float* inverse_row_sum, const Attention* a) noexcept nogil:
+cdef int backward(const AttentionGradients* d, const float* dout, const float* out, const float* row_max,
+                  const float* inverse_row_sum, const Attention* a) noexcept nogil:
     cdef Py_ssize_t work, number, floats, size = a.k_tokens * a.heads.kv * a.heads.dim
     cdef Py_ssize_t tiles = number_blocks(a, 1, &work), heads = max(1, a.n_segments * a.heads.kv)
     cdef int threads = threads_for(5 * work // 2, GRAIN)
@@ -486,3 +502,29 @@ cdef int attention_backward(const AttentionGradients* d, const float* dout, cons
     if splits > 1 and d.dv != NULL:
         add_splits(d.dv, dv_shares, a, splits, threads)
     return 0
+
+
+# ---------------------------------------------------------------------- the pair
+# q, out, dq, dout (tokens, heads.q, dim); k, v, dk, dv (k_tokens, heads.kv, dim), contiguous; row_max, inverse_row_sum
+# (tokens, heads.q). For each query head, j over the keys that query i sees:
+#     out[i] = sum_j p[i, j] v[j]                    p[i, j] = e^(s[i, j] - lse[i]),  s[i, j] = scale q[i] . k[j]
+#     lse[i] = row_max[i] + ln row_sum[i]            row_max[i] = max_j s[i, j]
+#     dv[j] (+)= sum_i p[i, j] dout[i]               ds[i, j] = scale p[i, j] (dout[i] . v[j] - delta[i])
+#     dq[i] (+)= sum_j ds[i, j] k[j]                 delta[i] = dout[i] . out[i]
+#     dk[j] (+)= sum_i ds[i, j] q[i]
+# -1 where scratch memory is out.
+cdef int attention_forward(float* out, float* row_max, float* inverse_row_sum, const Attention* a) noexcept nogil:
+    cdef int64_t started = begin()
+    cdef int status = forward(out, row_max, inverse_row_sum, a)
+    if started:
+        end(ATTENTION_FORWARD, started, 4 * pairs(a) * a.heads.dim, operand_bytes(a))
+    return status
+
+
+cdef int attention_backward(const AttentionGradients* d, const float* dout, const float* out, const float* row_max,
+                            const float* inverse_row_sum, const Attention* a) noexcept nogil:
+    cdef int64_t started = begin()
+    cdef int status = backward(d, dout, out, row_max, inverse_row_sum, a)
+    if started:
+        end(ATTENTION_BACKWARD, started, 10 * pairs(a) * a.heads.dim, 2 * operand_bytes(a))
+    return status

@@ -1,13 +1,20 @@
 """Elementwise arithmetic with broadcasting. Every output float depends on one float of each operand: no reduction."""
 from cython.parallel cimport prange
+from libc.stdint cimport int64_t
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, max, min, piece_size, threads_for
+from entrenar._kernels.profile cimport begin, end, register
 
 cdef enum:
     PIECE = 8192   # floats of a job: fixed, so that cuts never depend on the number of threads
     GRAIN = 65536  # floats that pay for waking one more thread
     BUFFER = 1024  # floats of a result that is added to what is there
+
+cdef int ELEMENTWISE = register("elementwise")
+cdef int SCALE = register("scale")
+cdef int ADD_TO = register("add_to")
+cdef int FILL = register("fill")
 
 
 cdef void plan_broadcast(Broadcast* plan, int ndim, const Py_ssize_t* dims, const Py_ssize_t* strides_a,
@@ -134,13 +141,15 @@ cdef void binary(Binary op, float* y, const float* a, const float* b, const Broa
     cdef Py_ssize_t units = plan.outer * pieces, group, i
     if units == 0:
         return
+    cdef int64_t started = begin()
     group = max(1, PIECE // plan.inner)
-    if units <= group:
+    if units <= group:  # a parallel region costs more than a scalar operation of the tape
         job(op, y, a, b, plan, 0, units, pieces, accumulate)
-        return  # waking OpenMP costs more than the work
-    for i in prange(ceil_div(units, group), schedule="static",
-                    num_threads=threads_for(plan.outer * plan.inner, GRAIN)):
-        job(op, y, a, b, plan, i * group, min(group, units - i * group), pieces, accumulate)
+    else:
+        for i in prange(ceil_div(units, group), schedule="static",
+                        num_threads=threads_for(plan.outer * plan.inner, GRAIN)):
+            job(op, y, a, b, plan, i * group, min(group, units - i * group), pieces, accumulate)
+    end(ELEMENTWISE, started, plan.outer * plan.inner, 12 * plan.outer * plan.inner)
 
 
 cdef void scale_piece(float* y, const float* x, float factor, Py_ssize_t n, bint accumulate) noexcept nogil:
@@ -152,25 +161,25 @@ cdef void scale_piece(float* y, const float* x, float factor, Py_ssize_t n, bint
 
 # y [n] = factor * x [n]; the backward is the same on the gradient
 cdef void scale(float* y, const float* x, float factor, Py_ssize_t n, bint accumulate) noexcept nogil:
+    cdef int64_t started = begin()
     cdef Py_ssize_t i
-    if n <= PIECE:
-        scale_piece(y, x, factor, n, accumulate)
-        return  # waking OpenMP costs more than the work
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         scale_piece(y + i * PIECE, x + i * PIECE, factor, piece_size(n, PIECE, i), accumulate)
+    end(SCALE, started, n, 8 * n)
 
 
 # y [n] += x [n]
 cdef void add_to(float* y, const float* x, Py_ssize_t n) noexcept nogil:
+    cdef int64_t started = begin()
     cdef Py_ssize_t i
-    if n <= PIECE:
-        simd.elementwise.add(y, y, x, n)
-        return  # waking OpenMP costs more than the work
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         simd.elementwise.add(y + i * PIECE, y + i * PIECE, x + i * PIECE, piece_size(n, PIECE, i))
+    end(ADD_TO, started, n, 12 * n)
 
 
 cdef void fill(float* y, float value, Py_ssize_t n) noexcept nogil:
+    cdef int64_t started = begin()
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         simd.elementwise.fill(y + i * PIECE, value, piece_size(n, PIECE, i))
+    end(FILL, started, 0, 4 * n)

@@ -1,16 +1,20 @@
 """Sum and maximum over one axis. Fixed blocks are reduced in order, so the number of threads never changes a bit."""
 from cython.parallel cimport prange
+from libc.stdint cimport int64_t
 from libc.math cimport INFINITY
 from libc.string cimport memcpy
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport SCRATCH_PARTIALS, ceil_div, max, min, scratch, threads_for
+from entrenar._kernels.profile cimport begin, end, register
 
 cdef enum:
     CHUNK = 65536  # floats of a contiguous run that one job reduces
     ROWS = 1024    # rows that one job reduces
     TILE = 512     # columns that one job reduces
     GRAIN = 65536  # floats that pay for waking one more thread
+
+cdef int REDUCE = register("reduce")
 
 
 cdef inline double merge(Reduction kind, double total, double part) noexcept nogil:
@@ -104,8 +108,11 @@ cdef int reduce_rows(Reduction kind, float* y, const float* x, Py_ssize_t outer,
 # with stride 0; that of a maximum repeats it where x equals the maximum.
 cdef int reduce_axis(Reduction kind, float* y, const float* x, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
                      double divisor, bint accumulate) noexcept nogil:
-    if outer == 0 or inner == 0:
-        return 0
+    cdef int64_t started = begin()
+    cdef int status = 0
     if inner == 1:
-        return reduce_runs(kind, y, x, outer, n, divisor, accumulate)
-    return reduce_rows(kind, y, x, outer, n, inner, divisor, accumulate)
+        status = reduce_runs(kind, y, x, outer, n, divisor, accumulate)
+    elif outer and inner:
+        status = reduce_rows(kind, y, x, outer, n, inner, divisor, accumulate)
+    end(REDUCE, started, outer * n * inner, 4 * outer * (n + 1) * inner)
+    return status

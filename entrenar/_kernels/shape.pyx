@@ -1,15 +1,19 @@
 """Moving floats: one strided copy serves transpose, slice and concatenate, and their backward passes."""
 from cython.parallel cimport prange
+from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, max, min, threads_for
+from entrenar._kernels.profile cimport begin, end, register
 
 cdef enum:
     AXES = 8
     PIECE = 8192   # floats of a job
     TILE = 64      # rows and columns of a transposed tile
     GRAIN = 65536  # floats that pay for waking one more thread
+
+cdef int COPY = register("copy")
 
 cdef struct Walk:  # the axes of a copy, outermost of y first; axes of size 1 are gone, axes that walk alike merged
     int axes
@@ -124,6 +128,16 @@ cdef void copy_tiles(float* y, const float* x, Walk* walk, Py_ssize_t size, int 
         tile_job(y, x, walk, i, accumulate)
 
 
+cdef int transposed_axis(const Walk* walk) noexcept nogil:
+    """The axis along which x is contiguous where y is so along the last one only; -1 where there is none."""
+    cdef int axis
+    if walk.y[walk.axes - 1] == 1 and walk.x[walk.axes - 1] != 1:
+        for axis in range(walk.axes - 1):
+            if walk.x[axis] == 1:
+                return axis
+    return -1
+
+
 # y[i, j, ...] = x[i, j, ...] (or +=) over `dims`, each side with its own strides in floats (any sign; y's distinct).
 # The backward is the same copy with the sides exchanged.
 cdef void strided_copy(float* y, const Py_ssize_t* strides_y, const float* x, const Py_ssize_t* strides_x, int ndim,
@@ -135,10 +149,11 @@ cdef void strided_copy(float* y, const Py_ssize_t* strides_y, const float* x, co
         size *= dims[axis]
     if size == 0:
         return
+    cdef int64_t started = begin()
     plan_walk(&walk, ndim, dims, strides_y, strides_x)
-    if walk.y[walk.axes - 1] == 1 and walk.x[walk.axes - 1] != 1:
-        for axis in range(walk.axes - 1):
-            if walk.x[axis] == 1:
-                copy_tiles(y, x, &walk, size, axis, accumulate)
-                return
-    copy_runs(y, x, &walk, size, accumulate)
+    axis = transposed_axis(&walk)
+    if axis >= 0:
+        copy_tiles(y, x, &walk, size, axis, accumulate)
+    else:
+        copy_runs(y, x, &walk, size, accumulate)
+    end(COPY, started, size * accumulate, (8 + 4 * accumulate) * size)
