@@ -15,7 +15,7 @@ from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport (
     SCRATCH_ATTENTION, bisect, ceil_div, max, min, round_up, scratch, threads_for,
 )
-from entrenar._kernels.profile cimport begin, end, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 from entrenar._kernels.simd.attention cimport ATTENTION_KEYS, ATTENTION_ROWS, attention_rows, attention_tile
 from entrenar._kernels.simd.gemm cimport gemm_ones
 
@@ -514,17 +514,17 @@ cdef int backward(const AttentionGradients* d, const float* dout, const float* o
 #     dk[j] (+)= sum_i ds[i, j] q[i]
 # -1 where scratch memory is out.
 cdef int attention_forward(float* out, float* row_max, float* inverse_row_sum, const Attention* a) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef int status = forward(out, row_max, inverse_row_sum, a)
     if started:
-        end(ATTENTION_FORWARD, started, 4 * pairs(a) * a.heads.dim, operand_bytes(a))
+        end_kernel(ATTENTION_FORWARD, started, 4 * pairs(a) * a.heads.dim, operand_bytes(a))
     return status
 
 
 cdef int attention_backward(const AttentionGradients* d, const float* dout, const float* out, const float* row_max,
                             const float* inverse_row_sum, const Attention* a) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef int status = backward(d, dout, out, row_max, inverse_row_sum, a)
     if started:
-        end(ATTENTION_BACKWARD, started, 10 * pairs(a) * a.heads.dim, 2 * operand_bytes(a))
+        end_kernel(ATTENTION_BACKWARD, started, 10 * pairs(a) * a.heads.dim, 2 * operand_bytes(a))
     return status

@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport threads_for
-from entrenar._kernels.profile cimport begin, end, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 
 cdef enum:
     GRAIN = 4096  # logits that pay for waking one more thread
@@ -35,19 +35,19 @@ cdef void backward_row(float* dlogits, const float* logits, float lse, int64_t t
 # dlogits [rows][vocabulary] (+)= scale [rows, or one with stride 0] (e^(logits - lse) - onehot); dlogits may be logits
 cdef void cross_entropy_forward(float* loss, float* lse, const float* logits, const int64_t* targets, Py_ssize_t rows,
                                 Py_ssize_t vocabulary, int64_t ignore_index) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t i
     for i in prange(rows, schedule="static", num_threads=threads_for(rows * vocabulary, GRAIN)):
         forward_row(loss + i, lse + i, logits + i * vocabulary, targets[i], vocabulary, ignore_index)
-    end(CROSS_ENTROPY_FORWARD, started, 3 * rows * vocabulary, 4 * rows * vocabulary)
+    end_kernel(CROSS_ENTROPY_FORWARD, started, 3 * rows * vocabulary, 4 * rows * vocabulary)
 
 
 cdef void cross_entropy_backward(float* dlogits, const float* logits, const float* lse, const int64_t* targets,
                                  const float* scale, Py_ssize_t scale_stride, Py_ssize_t rows, Py_ssize_t vocabulary,
                                  int64_t ignore_index, bint accumulate) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t i
     for i in prange(rows, schedule="static", num_threads=threads_for(rows * vocabulary, GRAIN)):
         backward_row(dlogits + i * vocabulary, logits + i * vocabulary, lse[i], targets[i], scale[i * scale_stride],
                      vocabulary, ignore_index, accumulate)
-    end(CROSS_ENTROPY_BACKWARD, started, 3 * rows * vocabulary, 8 * rows * vocabulary)
+    end_kernel(CROSS_ENTROPY_BACKWARD, started, 3 * rows * vocabulary, 8 * rows * vocabulary)

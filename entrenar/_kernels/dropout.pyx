@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, piece_size, threads_for
-from entrenar._kernels.profile cimport begin, end, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 
 cdef enum:
     PIECE = 4096   # elements of a job, a multiple of PHILOX_GROUP
@@ -17,7 +17,7 @@ cdef int DROPOUT = register("dropout")
 # 0 <= p <= 1. The backward is the same function on the gradient: dx = mask * dy / (1 - p).
 cdef void dropout_forward(float* y, const float* x, Py_ssize_t n, float p, uint64_t key, uint64_t stream,
                           bint accumulate) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t i
     cdef bint nothing_kept = p >= 1
     cdef uint32_t threshold = 0 if nothing_kept else <uint32_t> (<double> p * 4294967296.0)
@@ -28,7 +28,7 @@ cdef void dropout_forward(float* y, const float* x, Py_ssize_t n, float p, uint6
                                stream, accumulate)
         elif not accumulate:
             simd.elementwise.fill(y + i * PIECE, 0, piece_size(n, PIECE, i))
-    end(DROPOUT, started, n, 8 * n)
+    end_kernel(DROPOUT, started, n, 8 * n)
 
 
 # words [4] = Philox4x32-10 of counter [4] under key [2]

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, max, min, piece_size, threads_for
-from entrenar._kernels.profile cimport begin, end, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 
 cdef enum:
     PIECE = 8192   # floats of a job: fixed, so that cuts never depend on the number of threads
@@ -141,7 +141,7 @@ cdef void binary(Binary op, float* y, const float* a, const float* b, const Broa
     cdef Py_ssize_t units = plan.outer * pieces, group, i
     if units == 0:
         return
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     group = max(1, PIECE // plan.inner)
     if units <= group:  # a parallel region costs more than a scalar operation of the tape
         job(op, y, a, b, plan, 0, units, pieces, accumulate)
@@ -149,7 +149,7 @@ cdef void binary(Binary op, float* y, const float* a, const float* b, const Broa
         for i in prange(ceil_div(units, group), schedule="static",
                         num_threads=threads_for(plan.outer * plan.inner, GRAIN)):
             job(op, y, a, b, plan, i * group, min(group, units - i * group), pieces, accumulate)
-    end(ELEMENTWISE, started, plan.outer * plan.inner, 12 * plan.outer * plan.inner)
+    end_kernel(ELEMENTWISE, started, plan.outer * plan.inner, 12 * plan.outer * plan.inner)
 
 
 cdef void scale_piece(float* y, const float* x, float factor, Py_ssize_t n, bint accumulate) noexcept nogil:
@@ -161,25 +161,25 @@ cdef void scale_piece(float* y, const float* x, float factor, Py_ssize_t n, bint
 
 # y [n] = factor * x [n]; the backward is the same on the gradient
 cdef void scale(float* y, const float* x, float factor, Py_ssize_t n, bint accumulate) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         scale_piece(y + i * PIECE, x + i * PIECE, factor, piece_size(n, PIECE, i), accumulate)
-    end(SCALE, started, n, 8 * n)
+    end_kernel(SCALE, started, n, 8 * n)
 
 
 # y [n] += x [n]
 cdef void add_to(float* y, const float* x, Py_ssize_t n) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         simd.elementwise.add(y + i * PIECE, y + i * PIECE, x + i * PIECE, piece_size(n, PIECE, i))
-    end(ADD_TO, started, n, 12 * n)
+    end_kernel(ADD_TO, started, n, 12 * n)
 
 
 cdef void fill(float* y, float value, Py_ssize_t n) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         simd.elementwise.fill(y + i * PIECE, value, piece_size(n, PIECE, i))
-    end(FILL, started, 0, 4 * n)
+    end_kernel(FILL, started, 0, 4 * n)

@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, min, piece_size, threads_for
-from entrenar._kernels.profile cimport begin, end, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 from entrenar._kernels.simd.matrix_view cimport matrix_view
 
 cdef enum:
@@ -33,16 +33,16 @@ cdef void add_stripe(float* dtable, const float* dy, const int64_t* tokens, Py_s
 # a job owns columns, so repeated tokens add in order
 cdef void embedding_forward(float* y, const matrix_view* table, const int64_t* tokens, Py_ssize_t n,
                             Py_ssize_t hidden) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t i
     for i in prange(n, schedule="static", num_threads=threads_for(n * hidden, GRAIN)):
         simd.gemm.pack_columns(y + i * hidden, <int> hidden, table, 0, <int> hidden, tokens[i], 1)
-    end(EMBEDDING_FORWARD, started, 0, 8 * n * hidden)
+    end_kernel(EMBEDDING_FORWARD, started, 0, 8 * n * hidden)
 
 
 cdef void embedding_backward(float* dtable, const float* dy, const int64_t* tokens, Py_ssize_t n, Py_ssize_t vocabulary,
                              Py_ssize_t hidden, int64_t padding, bint accumulate) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t i
     if not accumulate:
         for i in prange(ceil_div(vocabulary, ROWS), schedule="static",
@@ -50,4 +50,5 @@ cdef void embedding_backward(float* dtable, const float* dy, const int64_t* toke
             memset(dtable + i * ROWS * hidden, 0, piece_size(vocabulary, ROWS, i) * hidden * sizeof(float))
     for i in prange(ceil_div(hidden, STRIPE), schedule="static", num_threads=threads_for(n * hidden, GRAIN)):
         add_stripe(dtable, dy, tokens, n, hidden, padding, i * STRIPE)
-    end(EMBEDDING_BACKWARD, started, n * hidden, 12 * n * hidden + 4 * (0 if accumulate else vocabulary * hidden))
+    end_kernel(EMBEDDING_BACKWARD, started, n * hidden,
+               12 * n * hidden + (0 if accumulate else 4 * vocabulary * hidden))

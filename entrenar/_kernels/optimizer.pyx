@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport SCRATCH_PARTIALS, bisect, ceil_div, min, piece_size, scratch, threads_for
-from entrenar._kernels.profile cimport begin, end, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 from entrenar._kernels.simd.optimizer cimport adam_options, sgd_options
 
 cdef enum:
@@ -54,24 +54,24 @@ cdef void adam_job(const optimizer_run* r, Py_ssize_t at, const adam_options* op
 # p -= lr state, or lr (g' + momentum state) with Nesterov, or lr g' without momentum (state NULL).
 cdef void sgd_step(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs,
                    const sgd_options* options) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t job, i, n = floats(runs, count)
     for job in prange(jobs, schedule="static", num_threads=threads_for(n, GRAIN)):
         i = run_of(runs, count, job)
         sgd_job(runs + i, (job - runs[i].first_job) * BLOCK, options + i)
-    end(SGD_STEP, started, 6 * n, 20 * n)
+    end_kernel(SGD_STEP, started, 6 * n, 20 * n)
 
 
 # options[count]. g' = scale g + l2 p;  state = beta1 state + (1 - beta1) g';  state2 = beta2 state2 + (1 - beta2) g'^2;
 # p = decay p - step_size state / (denominator_scale sqrt(state2) + eps).
 cdef void adam_step(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs,
                     const adam_options* options) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t job, i, n = floats(runs, count)
     for job in prange(jobs, schedule="static", num_threads=threads_for(n, GRAIN)):
         i = run_of(runs, count, job)
         adam_job(runs + i, (job - runs[i].first_job) * BLOCK, options + i)
-    end(ADAM_STEP, started, 14 * n, 28 * n)
+    end_kernel(ADAM_STEP, started, 14 * n, 28 * n)
 
 
 cdef double squares_job(const optimizer_run* r, Py_ssize_t at) noexcept nogil:
@@ -80,11 +80,11 @@ cdef double squares_job(const optimizer_run* r, Py_ssize_t at) noexcept nogil:
 
 # totals[count] = sums of each g squared, in float64, block sums added in order; -1 where scratch memory is out
 cdef int sum_squares(double* totals, const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t job, i, n = floats(runs, count)
     cdef double* parts = <double*> scratch(SCRATCH_PARTIALS, jobs * sizeof(double))
     if parts == NULL:
-        end(SUM_SQUARES, started, 2 * n, 4 * n)
+        end_kernel(SUM_SQUARES, started, 2 * n, 4 * n)
         return -1
     for job in prange(jobs, schedule="static", num_threads=threads_for(n, GRAIN)):
         i = run_of(runs, count, job)
@@ -93,14 +93,14 @@ cdef int sum_squares(double* totals, const optimizer_run* runs, Py_ssize_t count
         totals[i] = 0
     for job in range(jobs):
         totals[run_of(runs, count, job)] += parts[job]
-    end(SUM_SQUARES, started, 2 * n, 4 * n)
+    end_kernel(SUM_SQUARES, started, 2 * n, 4 * n)
     return 0
 
 
 # x [n] = min(max(x, -limit), limit), in place
 cdef void clamp(float* x, float limit, Py_ssize_t n) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, BLOCK), schedule="static", num_threads=threads_for(n, GRAIN)):
         simd.optimizer.clamp(x + i * BLOCK, limit, piece_size(n, BLOCK, i))
-    end(CLAMP, started, 0, 8 * n)
+    end_kernel(CLAMP, started, 0, 8 * n)

@@ -1,8 +1,8 @@
 """Counters of kernels: calls, seconds, FLOPs and bytes of each entry point, off until `enable`.
 
-FLOPs are those of the formula, a multiply-add two, an elementary function one; bytes are the operands', read and written
-once each, whatever the caches make of it. Counting changes no result. Calls from any thread are counted; a kernel that
-another one calls counts as part of it.
+FLOPs are those of the formula, a multiply-add two, an elementary function one; bytes are the operands', read and
+written once each, whatever the caches make of it. Counting changes no result. Calls from any thread are counted; a
+kernel that another one calls counts as part of it.
 """
 from libc.stdint cimport int64_t
 
@@ -36,8 +36,12 @@ cdef extern from *:
     }
     static counter read_counter(int kernel) {
         const counter *c = &counters[kernel];
-        return (counter){__atomic_load_n(&c->calls, __ATOMIC_RELAXED), __atomic_load_n(&c->nanoseconds, __ATOMIC_RELAXED),
-                         __atomic_load_n(&c->flops, __ATOMIC_RELAXED), __atomic_load_n(&c->bytes, __ATOMIC_RELAXED)};
+        counter found;
+        found.calls = __atomic_load_n(&c->calls, __ATOMIC_RELAXED);
+        found.nanoseconds = __atomic_load_n(&c->nanoseconds, __ATOMIC_RELAXED);
+        found.flops = __atomic_load_n(&c->flops, __ATOMIC_RELAXED);
+        found.bytes = __atomic_load_n(&c->bytes, __ATOMIC_RELAXED);
+        return found;
     }
     static void clear_counter(int kernel) {
         counter *c = &counters[kernel];

@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport SCRATCH_PARTIALS, ceil_div, max, min, scratch, threads_for
-from entrenar._kernels.profile cimport begin, end, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 
 cdef enum:
     CHUNK = 65536  # floats of a contiguous run that one job reduces
@@ -108,11 +108,11 @@ cdef int reduce_rows(Reduction kind, float* y, const float* x, Py_ssize_t outer,
 # with stride 0; that of a maximum repeats it where x equals the maximum.
 cdef int reduce_axis(Reduction kind, float* y, const float* x, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
                      double divisor, bint accumulate) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef int status = 0
     if inner == 1:
         status = reduce_runs(kind, y, x, outer, n, divisor, accumulate)
     elif outer and inner:
         status = reduce_rows(kind, y, x, outer, n, inner, divisor, accumulate)
-    end(REDUCE, started, outer * n * inner, 4 * outer * (n + 1) * inner)
+    end_kernel(REDUCE, started, outer * n * inner, 4 * outer * (n + 1) * inner)
     return status

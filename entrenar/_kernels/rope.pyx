@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport threads_for
-from entrenar._kernels.profile cimport begin, end, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 
 cdef enum:
     GRAIN = 1 << 14  # floats
@@ -26,8 +26,8 @@ cdef inline void rotate_token(float* y, const float* x, const float* cos, const 
 cdef void rope_rotate(float* y, const float* x, const float* cos, const float* sin, const int64_t* positions,
                       Py_ssize_t tokens, Py_ssize_t seq, Py_ssize_t heads, Py_ssize_t half, float sign,
                       bint accumulate) noexcept nogil:
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     cdef Py_ssize_t token
     for token in prange(tokens, schedule="static", num_threads=threads_for(tokens * 2 * half * heads, GRAIN)):
         rotate_token(y, x, cos, sin, positions, token, seq, heads, half, sign, accumulate)
-    end(ROPE, started, 6 * tokens * heads * half, 16 * tokens * heads * half)
+    end_kernel(ROPE, started, 6 * tokens * heads * half, 16 * tokens * heads * half)

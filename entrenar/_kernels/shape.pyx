@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, max, min, threads_for
-from entrenar._kernels.profile cimport begin, end, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 
 cdef enum:
     AXES = 8
@@ -149,11 +149,11 @@ cdef void strided_copy(float* y, const Py_ssize_t* strides_y, const float* x, co
         size *= dims[axis]
     if size == 0:
         return
-    cdef int64_t started = begin()
+    cdef int64_t started = begin_kernel()
     plan_walk(&walk, ndim, dims, strides_y, strides_x)
     axis = transposed_axis(&walk)
     if axis >= 0:
         copy_tiles(y, x, &walk, size, axis, accumulate)
     else:
         copy_runs(y, x, &walk, size, accumulate)
-    end(COPY, started, size * accumulate, (8 + 4 * accumulate) * size)
+    end_kernel(COPY, started, size * accumulate, (8 + 4 * accumulate) * size)
