@@ -42,7 +42,7 @@ PLANTS = (
     ),
     Plant("parameter_calc", "entrenar/models/config.py", 'v_proj.weight": (kv_size,', 'v_proj.weight": (q_size,'),
     Plant("parameter_calc", "entrenar/_kernels/simd/softmax.c", "return vsum(sum);", "return 2 * vsum(sum);"),
-    Plant("lora_config", "entrenar/adapters/lora.py", "[-1] not in LINEAR_LAYERS:", "[-1] == '':"),
+    Plant("lora_config", "entrenar/adapters/targets.py", "[-1] in LINEARS", "[-1] != ''"),
     Plant(
         "lora_config",
         "entrenar/_kernels/simd/gemv.c",
