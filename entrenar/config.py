@@ -11,6 +11,7 @@ import math
 import re
 import reprlib
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ else:
 ADAPTER_SECTIONS = ("lora", "qlora", "ia3")
 SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", *ADAPTER_SECTIONS)
 
+WIDTH = 120  # columns of a line of TOML that is written
 T = TypeVar("T")
 HINTS: dict[Any, dict[str, Any]] = {}
 
@@ -289,8 +291,16 @@ def dump_toml(config: Any, section: str) -> str:
     for spec in fields(config):
         value = getattr(config, spec.name)
         setting = f"{spec.name} = {toml_value(value)}" if value is not None else f"# {spec.name} ="
-        lines.append(f"{setting}  # {describe(spec)}")
+        lines += commented(setting, describe(spec))
     return "\n".join(lines) + "\n"
+
+
+def commented(setting: str, comment: str) -> list[str]:
+    """A line of TOML with its comment behind it, or above it where both are too wide for one line."""
+    line = f"{setting}  # {comment}"
+    if len(line) <= WIDTH:
+        return [line]
+    return [f"# {part}" for part in textwrap.wrap(comment, WIDTH - 2)] + [setting]
 
 
 STDOUT = "standard output"

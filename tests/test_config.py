@@ -20,6 +20,7 @@ from entrenar.config import (
     ArgumentParser,
     add_arguments,
     check_dataclass,
+    commented,
     default_of,
     describe,
     dump_toml,
@@ -345,13 +346,19 @@ def test_gradient_checkpointing_is_a_word_or_a_number_of_layers() -> None:
 
 # ---------------------------------------------------------------------- configs/
 def sections_of(path: Path) -> dict[str, dict[str, str]]:
-    """Lines of a configuration file by section and key; a section or key that is commented out counts too."""
+    """Settings of a configuration file, each with its comment, by section and key.
+
+    A section or key that is commented out counts too. The comment is behind the setting, or above it in lines.
+    """
     found: dict[str, dict[str, str]] = {}
+    above: list[str] = []
     for line in path.read_text().splitlines():
+        setting = None
         if header := re.fullmatch(r"(?:# )?\[(\w+)\]", line):
             keys = found.setdefault(header[1], {})
-        elif setting := re.match(r"(?:# )?(?:# )?(\w+) = ", line):
-            keys[setting[1]] = line
+        elif setting := re.match(r"(?:# )?(?:# )?(\w+) =(?: |$)", line):
+            keys[setting[1]] = f"{line}  # {' '.join(above)}" if above else line
+        above = [*above, line.lstrip("# ")] if line.startswith("# ") and not (header or setting) else []
     return found
 
 
@@ -489,3 +496,14 @@ def test_a_file_that_is_missing_is_said_with_those_that_are_shipped(tmp_path: Pa
     )
     with pytest.raises(ConfigError, match=message):
         load_toml("llama2/9b")
+
+
+@pytest.mark.unit
+def test_a_line_of_toml_is_never_wider_than_120_columns() -> None:
+    text = dump_toml(Sample("x", tags=["t" * 50, "u" * 50]), "s")
+    assert max(map(len, text.splitlines())) <= 120
+    assert from_table(Sample, tomllib.loads(text)["s"], "s").tags == ["t" * 50, "u" * 50]
+    wide = commented('key = "value"', "word " * 40 + "; default 1")
+    assert max(map(len, wide)) <= 120
+    assert wide[-1] == 'key = "value"'
+    assert " ".join(line.removeprefix("# ") for line in wide[:-1]).split() == ("word " * 40 + "; default 1").split()
