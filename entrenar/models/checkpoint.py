@@ -47,7 +47,7 @@ class Checkpoint:
 
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
-        """A GGUF file or a Hugging Face directory; FormatError where it is neither, is truncated, or is no LLaMA."""
+        """A GGUF file or a Hugging Face directory; FormatError where it is neither, is truncated, or is of no family."""
         if not str(path):
             raise FormatError("The model's path is empty; expected a GGUF file or a Hugging Face directory.")
         path = Path(path)
@@ -79,13 +79,13 @@ class Checkpoint:
 
     def check(self) -> None:
         """Every weight the configuration names is there with its shape, and nothing is left over."""
-        expected = self.config.parameter_shapes()
+        expected, title = self.config.parameter_shapes(), FAMILIES[self.config.family].title
         for name, shape in expected.items():
             if name not in self.tensors:
                 stray = next((f", and there is {other}" for other in self.tensors if other not in expected), "")
                 raise FormatError(
                     f"{self.path}: the tensor {name} of shape {shape} is missing{stray}; the file is incomplete, "
-                    f"{self._layers(name)}or its tensors have other names than those of a LLaMA."
+                    f"{self._layers(name)}or its tensors have other names than those of a {title}."
                 )
             found = tuple(self.tensors[name].shape)
             if found != tuple(shape):
@@ -106,9 +106,12 @@ class Checkpoint:
         return f"config.json's num_hidden_layers = {self.config.num_hidden_layers} is wrong, " * (".layers." in name)
 
     def _foreign(self, name: str) -> str:
-        """What to say of a tensor that a LLaMA of this configuration has no place for."""
+        """What to say of a tensor that a model of this configuration has no place for."""
         if re.sub(r"\.layers\.\d+\.", ".layers.0.", name) in self.config.parameter_shapes():
             return f"belongs to a layer beyond config.json's num_hidden_layers = {self.config.num_hidden_layers}"
         if name.endswith(".bias"):
             return "is a bias, which the models of this family do not have"
-        return "has no place in a LLaMA; expected the files of a causal language model of that architecture alone"
+        return (
+            f"has no place in a {FAMILIES[self.config.family].title}; expected the files of a causal language model of "
+            "that architecture alone"
+        )

@@ -62,6 +62,7 @@ class Family:
     layer_types_need_window: bool = False
     without_bias: tuple[str, ...] = ("attention_bias", "mlp_bias")  # keys that must be false
     # ------ the decoder
+    title: str = "LLaMA"  # what messages call it
     biased: tuple[str, ...] = ()  # linears with a bias
     normed_heads: bool = False  # RMSNorm of each head of q and k before it is rotated
     # ------ GGUF
@@ -105,6 +106,7 @@ _ROWS = (
         model_type="qwen2",
         model_class="Qwen2ForCausalLM",
         architecture="qwen2",
+        title="Qwen2",
         defaults=_COMMON | {"max_position_embeddings": 32768, "num_key_value_heads": 32},
         never_null=("head_dim",),
         written={"use_sliding_window": False},
@@ -117,6 +119,7 @@ _ROWS = (
         model_type="qwen3",
         model_class="Qwen3ForCausalLM",
         architecture="qwen3",
+        title="Qwen3",
         defaults=_COMMON | {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
         never_null=("head_dim",),
         written={"attention_bias": False, "use_sliding_window": False},
@@ -126,7 +129,9 @@ _ROWS = (
     ),
 )
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
-ARCHITECTURES: dict[str, Family] = {row.architecture: row for row in reversed(_ROWS)}  # the first row of several
+ARCHITECTURES: dict[str, Family] = {}  # the first row of those that share one
+for _row in _ROWS:
+    ARCHITECTURES.setdefault(_row.architecture, _row)
 
 
 def one_of(names: tuple[str, ...]) -> str:

@@ -50,8 +50,8 @@ def half_split_rows(count: int, head_dim: int) -> np.ndarray:
 def read_gguf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], dict[str, Any], list[str]]:
     """Configuration, tensors by Hugging Face name, metadata, and remarks on what is ignored.
 
-    Raises FormatError for a file that is damaged, contradicts itself or is no LLaMA, ConfigError for metadata that we
-    do not support.
+    Raises FormatError for a file that is damaged, contradicts itself or has other tensors than its family, ConfigError
+    for metadata that we do not support.
     """
     file = GGUFFile(path)
     try:
@@ -137,4 +137,4 @@ def _foreign(name: str, expected: Collection[str], config: LLaMAConfig) -> str:
         return "belongs to a mixture of experts, which is not supported"
     if part.startswith("rope_factors"):
         return "belongs to a longrope scaling, which is not supported"
-    return "belongs to no LLaMA layer; this architecture is not supported"
+    return f"belongs to no {FAMILIES[config.family].title} layer; this architecture is not supported"

@@ -1,6 +1,6 @@
 """config.json <-> the fields of LLaMAConfig: what is read, refused, said and ignored.
 
-The rules are those of transformers 5 (`PreTrainedConfig`, `RotaryEmbeddingConfigMixin`, LlamaConfig, MistralConfig):
+The rules are those of transformers 5 (`PreTrainedConfig`, `RotaryEmbeddingConfigMixin`, the families' own classes):
 a null is not an absent key, and what is absent has the default of its model_type.
 """
 
@@ -175,8 +175,10 @@ def _check_window(table: Mapping[str, Any], family: Family, values: Mapping[str,
     """A window as wide as the context hides nothing; only some families heed use_sliding_window."""
     context = values["max_position_embeddings"]
     window = table.get("sliding_window", family.default_window)
-    if family.window_switch and not _has_windows(table, values["num_hidden_layers"]):
-        return
+    if family.window_switch:
+        _check_window_keys(table, where)
+        if not _has_windows(table, values["num_hidden_layers"]):
+            return
     if window is None or (isinstance(window, int) and isinstance(context, int) and window >= context):
         return
     if isinstance(window, bool) or not isinstance(window, int):
@@ -187,11 +189,22 @@ def _check_window(table: Mapping[str, Any], family: Family, values: Mapping[str,
     )
 
 
+def _check_window_keys(table: Mapping[str, Any], where: str) -> None:
+    """Their types, which transformers holds whether or not windows are on."""
+    for key, kinds, expected in (
+        ("use_sliding_window", (bool,), "true or false"),
+        ("max_window_layers", (int,), "an integer"),
+        ("sliding_window", (int, type(None)), "an integer or null"),
+    ):
+        if key in table and type(table[key]) not in kinds:
+            raise ConfigError(f"{where}: {key} is {shown(table[key])}, expected {expected}.")
+
+
 def _has_windows(table: Mapping[str, Any], layers: Any) -> bool:
     """Whether some layer of a family with a switch has a window: those from max_window_layers on, where it is on."""
     full = table.get("layer_types") is not None  # what else it may hold is refused
-    first = table.get("max_window_layers", 28)
-    return bool(table.get("use_sliding_window")) and not full and not (isinstance(first, int) and first >= layers)
+    starts = isinstance(layers, int) and table.get("max_window_layers", 28) < layers
+    return table.get("use_sliding_window", False) and not full and starts
 
 
 def _rope(table: Mapping[str, Any], context: Any, where: str, remarks: list[str]) -> dict[str, Any]:

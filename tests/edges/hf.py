@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -28,9 +29,9 @@ transformers.utils.logging.disable_progress_bar()
 
 
 @functools.cache
-def sound_arrays() -> Arrays:
+def sound_arrays(model_type: str = "llama") -> Arrays:
     """The weights of the sound model, large enough for every change to show in the logits."""
-    return random_arrays(CONFIG, std=0.3)
+    return random_arrays(dataclasses.replace(CONFIG, family=model_type), std=0.3)
 
 
 def sound_table(model_type: str = "llama") -> dict[str, Any]:
@@ -40,6 +41,8 @@ def sound_table(model_type: str = "llama") -> dict[str, Any]:
     table |= {"rope_parameters": {"rope_type": "default", "rope_theta": theta}, "bos_token_id": 1, "eos_token_id": 2}
     if model_type == "mistral":
         table |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
+    elif model_type != "llama":
+        table |= {"model_type": model_type, "architectures": [f"{model_type.capitalize()}ForCausalLM"]}
     return table
 
 

@@ -370,12 +370,14 @@ def test_tensors_of_another_family_are_named(model_type: str, tmp_path: Path) ->
     with pytest.raises(FormatError, match=r"the tensor blk\.0\.attn_\S+ of shape \(\d+,\) is missing"):
         LLaMAModel.from_pretrained(tmp_path / "fewer.gguf")
     write_hf(tmp_path / "llama", config, arrays)  # whose config.json says model_type llama
-    with pytest.raises(FormatError, match=r"the tensor \S+self_attn\.\S+ (is a bias, which|has no place)"):
+    with pytest.raises(FormatError, match=r"the tensor \S+self_attn\.\S+ (is a bias, which|has no place in a LLaMA)"):
         LLaMAModel.from_pretrained(tmp_path / "llama")
     extra = {"blk.0.attn_output.bias": np.zeros(64, np.float32), "rope_freqs.weight": np.ones(12, np.float32)}
     for name, values in extra.items():
         write_gguf(tmp_path / "more.gguf", config, arrays, extra={name: values})
-        with pytest.raises(FormatError, match=rf"the tensor {name} (is a bias, which|belongs to no)"):
+        with pytest.raises(
+            FormatError, match=rf"the tensor {name} (is a bias, which|belongs to no {model_type.capitalize()})"
+        ):
             LLaMAModel.from_pretrained(tmp_path / "more.gguf")
 
 

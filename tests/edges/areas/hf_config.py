@@ -1,4 +1,4 @@
-"""config.json: every field of LlamaConfig, MistralConfig and the rotary parameters, set to another value.
+"""config.json: every field of the families' configurations and the rotary parameters, set to another value.
 
 The fields come from transformers itself: a field that it adds fails here until a value is chosen for it.
 """
@@ -10,11 +10,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaConfig, MistralConfig
+from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from ..harness import Variation
-from ..hf import REMOVED, changed, logits_variation, no_value_chosen, shown, sound_table, write_directory
+from ..hf import REMOVED, changed, logits_variation, no_value_chosen, shown, sound_arrays, sound_table, write_directory
 
 AREA = "config.json"
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
@@ -53,6 +53,11 @@ FIELDS: dict[str, list[Any]] = {
     "mlp_bias": [True, None],
     "head_dim": [8, 15, None, REMOVED],
     "sliding_window": [8, 64, 100, None, REMOVED, "8"],
+}
+QWEN: dict[str, list[Any]] = {  # windows: those of layers from max_window_layers on, under a switch
+    "use_sliding_window": [True, None, 1],
+    "max_window_layers": [0, 1, 2, None],
+    "layer_types": [["full_attention"] * 2, ["full_attention"] * 3, ["sliding_attention"] * 2, [], "x"],
 }
 NAMED_BY: dict[str, str] = {  # a shape is refused by the first tensor that has another
     "vocab_size": "vocab_size|embed_tokens",
@@ -109,9 +114,12 @@ ROPE: dict[str, list[Any]] = {
 }
 
 
+MORE = {"llama": OTHERS, "qwen2": QWEN, "qwen3": QWEN}  # fields of one family, keys that are tried under one
+
+
 def _variation(name: str, change: dict[str, Any], names: str, model_type: str = "llama") -> Variation:
     def build(folder: Path) -> None:
-        write_directory(folder, changed(sound_table(model_type), change))
+        write_directory(folder, changed(sound_table(model_type), change), sound_arrays(model_type))
 
     return logits_variation(AREA, name, names, build)
 
@@ -119,8 +127,9 @@ def _variation(name: str, change: dict[str, Any], names: str, model_type: str = 
 def _fields(config: type, model_type: str) -> list[Variation]:
     """Every field of a configuration class at top level."""
     known = {field.name for field in dataclasses.fields(config)}
-    variations = no_value_chosen(AREA, config.__name__, known - FIELDS.keys())
-    for name, values in (FIELDS | (OTHERS if model_type == "llama" else {})).items():
+    chosen = FIELDS | MORE.get(model_type, {})
+    variations = no_value_chosen(AREA, config.__name__, known - chosen.keys())
+    for name, values in chosen.items():
         for value in values:
             change = {name: value}
             if name == "rope_theta":
@@ -225,9 +234,34 @@ MISTRAL = [
         "mistral",
     ),
 ]
+WINDOWS: dict[str, dict[str, Any]] = {
+    "less than the context": {"sliding_window": 8},
+    "as wide as the context": {"sliding_window": 64},
+    "from a layer that is not there": {"sliding_window": 8, "max_window_layers": 2},
+    "of null": {"sliding_window": None},
+    "absent": {"sliding_window": REMOVED},
+    "under full layers": {"sliding_window": 8, "layer_types": ["full_attention"] * 2},
+    "under sliding layers": {"sliding_window": 8, "layer_types": ["sliding_attention"] * 2},
+    "from no layer named": {"sliding_window": 8, "max_window_layers": REMOVED},
+}
+
+
+def _windows(model_type: str) -> list[Variation]:
+    """Windows that are switched on."""
+    on = {"use_sliding_window": True, "max_window_layers": 0}
+    return [
+        _variation(f"{model_type}: a window {name}", on | change, "sliding_window|layer_types", model_type)
+        for name, change in WINDOWS.items()
+    ]
+
+
 VARIATIONS = [
     *_fields(LlamaConfig, "llama"),
     *_fields(MistralConfig, "mistral"),
+    *_fields(Qwen2Config, "qwen2"),
+    *_fields(Qwen3Config, "qwen3"),
+    *_windows("qwen2"),
+    *_windows("qwen3"),
     *_rope(),
     *_contradictions(),
     *MISTRAL,
