@@ -172,7 +172,9 @@ class Decoder(Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(weights("lm_head.weight", (config.vocab_size, config.hidden_size)))
         self._inv_freq = config.inverse_frequencies()
-        self._rotary_tables = rope_table(1, self._inv_freq)
+        self._rotary_tables: tuple[Tensor, Tensor] | None = (
+            None  # made when they are used: a meta tree allocates nothing
+        )
 
     @property
     def head_weight(self) -> Weight:
@@ -254,7 +256,7 @@ class Decoder(Module):
                 f"A sequence of {length} positions is longer than the model's context of "
                 f"{self.config.max_position_embeddings}; use a shorter sequence."
             )
-        if length > self._rotary_tables[0].shape[0]:
+        if self._rotary_tables is None or length > self._rotary_tables[0].shape[0]:
             size = min(self.config.max_position_embeddings, max(512, 1 << (length - 1).bit_length()))
             self._rotary_tables = rope_table(size, self._inv_freq)
         return RotaryEmbedding(*self._rotary_tables, positions)

@@ -6,6 +6,7 @@ import time
 import tracemalloc
 from dataclasses import replace
 
+from entrenar.autograd import memory_stats, reset_peak_memory
 from entrenar.llama import LLaMAConfig
 from entrenar.models.decoder import Activations, activations, linear_shapes, weight_shapes
 
@@ -54,3 +55,12 @@ def test_the_shapes_of_the_largest_model_take_no_memory_and_little_time() -> Non
     elapsed, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 200e6 and elapsed < 30
+
+
+def test_a_tree_that_is_asked_for_its_shapes_allocates_no_tensor() -> None:
+    config = small_config(head_dim=1 << 20)
+    reset_peak_memory()
+    before = memory_stats()["peak"]
+    assert len(weight_shapes(config)) == len(config.parameter_shapes())
+    assert activations(config).layer > 1 << 20
+    assert memory_stats()["peak"] == before
