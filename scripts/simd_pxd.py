@@ -93,7 +93,7 @@ def wrapped(head: str, arguments: list[str], tail: str, indent: str) -> Iterator
 def function(result: str, name: str, arguments: str, indent: str, tail: str = " noexcept nogil") -> Iterator[str]:
     """A function, or with `(*name)` a pointer to one."""
     given = [] if arguments.strip() in ("", "void") else [declared(part) for part in split(arguments)]
-    head = re.sub(r" +", " ", declared(f"{result} {name}"))
+    head = re.sub(r" +", " ", declared(f"{result} {name}")).replace("(* ", "(*")
     yield from wrapped(head, given, tail, indent)
 
 

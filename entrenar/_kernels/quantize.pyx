@@ -1,7 +1,7 @@
 """Rows of fp32 to a weight type and back, parallel over rows, which are independent.
 
-The types are the rows of the traits table (simd/weights/types.c). What can fail returns QUANTIZE_* flags, combined with |;
-the output is then unspecified.
+The types are the rows of the traits table (simd/weights/types.c). What can fail returns QUANTIZE_* flags, combined
+with |; the output is then unspecified.
 """
 from cython.parallel cimport prange
 from libc.stdint cimport uint8_t

@@ -188,8 +188,8 @@ cdef object _dequantize(const matrix_view* view, Py_ssize_t first, Py_ssize_t ro
 cdef class QuantizedTensor:
     """A frozen matrix of shape (rows, columns) = (out_features, in_features) as quantized values. It takes no gradient.
 
-    `weight_type` names a row of `weight_types`; `quantized_values` (uint8, one line a row), `scales`, `quantized_scales`
-    and `scale_map` are the arrays that it holds (None where the type has none of its own). Made by
+    `weight_type` names a row of `weight_types`; `quantized_values` (uint8, one line a row), `scales`,
+    `quantized_scales` and `scale_map` are the arrays that it holds (None where the type has none of its own). Made by
     `quantize`, `quantize_streaming`, `from_gguf_blocks`, `from_bitsandbytes` or `from_arrays`.
     """
 

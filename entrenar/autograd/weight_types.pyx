@@ -1,4 +1,4 @@
-"""Weight types as the kernels' traits table has them (_kernels/simd/weights/types.c): no size or name stands elsewhere."""
+"""Weight types as the traits table of the kernels has them (_kernels/simd/weights/types.c), sizes and names included."""
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType

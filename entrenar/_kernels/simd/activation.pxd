@@ -1,8 +1,8 @@
 # Made from the header by scripts/simd_pxd.py.
 cdef extern from "simd/activation.h" nogil:
-    ctypedef void (* activation_forward)(float* y, const float* x, Py_ssize_t n) noexcept nogil
-    ctypedef void (* activation_backward)(float* dx, const float* dy, const float* saved, Py_ssize_t n,
-                                          int accumulate) noexcept nogil
+    ctypedef void (*activation_forward)(float* y, const float* x, Py_ssize_t n) noexcept nogil
+    ctypedef void (*activation_backward)(float* dx, const float* dy, const float* saved, Py_ssize_t n,
+                                         int accumulate) noexcept nogil
     ctypedef struct activation_ops:
         activation_forward relu
         activation_forward gelu
@@ -22,9 +22,9 @@ cdef extern from "simd/activation.h" nogil:
         activation_backward tanh_backward
         activation_backward exp_backward
         activation_backward sqrt_backward
-        void (* pow)(float* y, const float* x, float exponent, Py_ssize_t n) noexcept nogil
-        void (* pow_backward)(float* dx, const float* dy, const float* x, float exponent, Py_ssize_t n,
-                              int accumulate) noexcept nogil
-        void (* swiglu)(float* y, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
-        void (* swiglu_backward)(float* dgate, float* dup, const float* dy, const float* gate, const float* up,
-                                 Py_ssize_t n, int accumulate_gate, int accumulate_up) noexcept nogil
+        void (*pow)(float* y, const float* x, float exponent, Py_ssize_t n) noexcept nogil
+        void (*pow_backward)(float* dx, const float* dy, const float* x, float exponent, Py_ssize_t n,
+                             int accumulate) noexcept nogil
+        void (*swiglu)(float* y, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
+        void (*swiglu_backward)(float* dgate, float* dup, const float* dy, const float* gate, const float* up,
+                                Py_ssize_t n, int accumulate_gate, int accumulate_up) noexcept nogil

@@ -19,13 +19,13 @@ cdef extern from "simd/attention.h" nogil:
         int32_t first_key
         int masked
     ctypedef struct attention_ops:
-        void (* gather)(float* tile, Py_ssize_t ld, const float* x, const attention_rows* view) noexcept nogil
-        void (* gather_transposed)(float* tile, Py_ssize_t ld, const float* x, const attention_rows* view,
-                                   float scale) noexcept nogil
-        void (* scatter)(float* x, const float* tile, Py_ssize_t ld, const float* factor, const attention_rows* view,
-                         int accumulate) noexcept nogil
-        void (* softmax_step)(const attention_tile* t, float* row_max, float* row_sum, float* correction) noexcept nogil
-        void (* softmax_backward)(const attention_tile* t, float* dp, const float* row_max,
-                                  const float* inverse_row_sum, const float* delta, float scale) noexcept nogil
-        void (* row_dots)(float* dot, const float* a, const float* b, Py_ssize_t ld, Py_ssize_t rows,
-                          Py_ssize_t dim) noexcept nogil
+        void (*gather)(float* tile, Py_ssize_t ld, const float* x, const attention_rows* view) noexcept nogil
+        void (*gather_transposed)(float* tile, Py_ssize_t ld, const float* x, const attention_rows* view,
+                                  float scale) noexcept nogil
+        void (*scatter)(float* x, const float* tile, Py_ssize_t ld, const float* factor, const attention_rows* view,
+                        int accumulate) noexcept nogil
+        void (*softmax_step)(const attention_tile* t, float* row_max, float* row_sum, float* correction) noexcept nogil
+        void (*softmax_backward)(const attention_tile* t, float* dp, const float* row_max, const float* inverse_row_sum,
+                                 const float* delta, float scale) noexcept nogil
+        void (*row_dots)(float* dot, const float* a, const float* b, Py_ssize_t ld, Py_ssize_t rows,
+                         Py_ssize_t dim) noexcept nogil

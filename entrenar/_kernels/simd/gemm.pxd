@@ -23,10 +23,10 @@ cdef extern from "simd/gemm.h" nogil:
         gemm_packer pack_a_transposed
         gemm_packer pack_b_transposed
         gemm_packer pack_b
-        void (* micro_kernel)(float* c, Py_ssize_t ldc, const float* left, const float* right, Py_ssize_t depth,
-                              int rows, int columns, int accumulate) noexcept nogil
+        void (*micro_kernel)(float* c, Py_ssize_t ldc, const float* left, const float* right, Py_ssize_t depth,
+                             int rows, int columns, int accumulate) noexcept nogil
     ctypedef struct gemm_ops:
         const gemm_format* format[GEMM_FORMATS]
         gemm_packer pack_columns
-        void (* skinny)(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
-                        Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const float* keep) noexcept nogil
+        void (*skinny)(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
+                       Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const float* keep) noexcept nogil

@@ -18,6 +18,6 @@ cdef extern from "simd/gemv.h" nogil:
         int accumulate
     Py_ssize_t gemv_words(Py_ssize_t k) noexcept
     ctypedef struct gemv_ops:
-        void (* multiply)(const gemv_args* g) noexcept nogil
-        void (* quantize)(float* words, const float* x, Py_ssize_t k) noexcept nogil
-        void (* multiply_integer)(const gemv_args* g) noexcept nogil
+        void (*multiply)(const gemv_args* g) noexcept nogil
+        void (*quantize)(float* words, const float* x, Py_ssize_t k) noexcept nogil
+        void (*multiply_integer)(const gemv_args* g) noexcept nogil

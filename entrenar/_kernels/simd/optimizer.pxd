@@ -20,7 +20,7 @@ cdef extern from "simd/optimizer.h" nogil:
         float decay
         float l2
     ctypedef struct optimizer_ops:
-        void (* sgd)(float* p, float* buffer, const float* g, Py_ssize_t n, const sgd_options* o) noexcept nogil
-        void (* adam)(float* p, float* m, float* v, const float* g, Py_ssize_t n, const adam_options* o) noexcept nogil
-        double (* sum_squares)(const float* x, Py_ssize_t n) noexcept nogil
-        void (* clamp)(float* x, float limit, Py_ssize_t n) noexcept nogil
+        void (*sgd)(float* p, float* buffer, const float* g, Py_ssize_t n, const sgd_options* o) noexcept nogil
+        void (*adam)(float* p, float* m, float* v, const float* g, Py_ssize_t n, const adam_options* o) noexcept nogil
+        double (*sum_squares)(const float* x, Py_ssize_t n) noexcept nogil
+        void (*clamp)(float* x, float limit, Py_ssize_t n) noexcept nogil

@@ -1,5 +1,5 @@
-// int16: 64 columns share an fp32 scale; value = x * (4095 / largest) to the nearest, ties to even, so that 16-bit integer
-// products read it as it is: 64 products with |x| <= 8191 stay below 2^31.
+// int16: 64 columns share an fp32 scale; value = x * (4095 / largest) to the nearest, ties to even, so that 16-bit
+// integer products read it as it is: 64 products with |x| <= 8191 stay below 2^31.
 #include "simd/gemm.h"
 #include "simd/weights/gemv.h"
 

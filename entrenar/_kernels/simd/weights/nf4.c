@@ -1,6 +1,6 @@
 // NF4 (Dettmers et al., "QLoRA", arXiv 2305.14314) with the bits of bitsandbytes: a value is one of 16 quantiles of the
-// normal distribution, two a byte, the first in the high nibble. 64 columns share a scale, their largest magnitude, itself
-// fp32 or 8 bits ("double quantization": scale = map[quantized_scales[block]] * scales[block / 256] + offset).
+// normal distribution, two a byte, the first in the high nibble. 64 columns share a scale, their largest magnitude,
+// itself fp32 or 8 bits ("double quantization": scale = map[quantized_scales[block]] * scales[block / 256] + offset).
 #include "simd/weights/gemv.h"
 
 enum { BLOCK = 64, SCALE_BLOCK = 256 };
@@ -56,7 +56,7 @@ INLINE void load_values(const uint8_t *bytes, int count, vf *out) {
         {0x00, 0x39, 0x6b, 0x32, 0xa2, 0x35, 0x78, 0x00, 0xfa, 0xca, 0x04, 0x03, 0xa4, 0x07, 0x13, 0x00},
         {0x80, 0x32, 0x06, 0xca, 0x91, 0x3d, 0xba, 0x00, 0xa2, 0x24, 0x7c, 0xad, 0xe1, 0x10, 0x39, 0x80},
         {0xbf, 0xbf, 0xbf, 0xbe, 0xbe, 0xbe, 0xbd, 0x00, 0x3d, 0x3e, 0x3e, 0x3e, 0x3e, 0x3f, 0x3f, 0x3f}};
-    // each byte twice: in the low half of the register columns 0-3, 8-11, ... of the 32, in the high half 4-7, 12-15, ...
+    // each byte twice: in the low half of the register columns 0-3, 8-11, ... of the 32, in the high half 4-7, ...
     const __m256i twice = _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 2, 2, 3, 3, 6, 6, 7, 7,
                                            10, 10, 11, 11, 14, 14, 15, 15);
     const __m128i pairs = count == 16 ? _mm_loadl_epi64((const void *)bytes) : _mm_loadu_si128((const void *)bytes);

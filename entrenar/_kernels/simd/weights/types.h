@@ -1,5 +1,5 @@
-// The traits table of weight types, after ggml's type traits: a row has every property of a type. No other place knows the
-// size or the name of one, and the order of the rows means nothing.
+// The traits table of weight types, after ggml's type traits: a row has every property of a type. No other place knows
+// the size or the name of one, and the order of the rows means nothing.
 #pragma once
 #include "simd/gemv.h"
 #include "simd/matrix_view.h"

@@ -12,12 +12,12 @@ cdef extern from "simd/weights/types.h" nogil:
         QUANTIZE_SCALE_OVERFLOW
         QUANTIZE_OUT_OF_RANGE
     ctypedef struct weight_kernels:
-        void (* dequantize_row)(const matrix_view* s, Py_ssize_t row, Py_ssize_t k0, Py_ssize_t count,
-                                float* out) noexcept nogil
-        int (* quantize_row)(void* values, float* scales, const float* x, Py_ssize_t columns) noexcept nogil
-        int (* check_row)(const void* values, Py_ssize_t columns) noexcept nogil
-        void (* gemv)(const gemv_args* g) noexcept nogil
-        void (* gemv_integer)(const gemv_args* g) noexcept nogil
+        void (*dequantize_row)(const matrix_view* s, Py_ssize_t row, Py_ssize_t k0, Py_ssize_t count,
+                               float* out) noexcept nogil
+        int (*quantize_row)(void* values, float* scales, const float* x, Py_ssize_t columns) noexcept nogil
+        int (*check_row)(const void* values, Py_ssize_t columns) noexcept nogil
+        void (*gemv)(const gemv_args* g) noexcept nogil
+        void (*gemv_integer)(const gemv_args* g) noexcept nogil
     ctypedef struct weight_type:
         const char* name
         const char* gguf_name
