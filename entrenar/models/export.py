@@ -42,7 +42,7 @@ def save(
     It holds `config.json` with the other keys of the one that was loaded, `generation_config.json` (as it was loaded,
     else the model's end tokens), safetensors (sharded beyond `max_shard_bytes`), and the tokenizer: `tokenizer`, else
     the files of the directory that the model was loaded from, else what its GGUF file has. Codes are dequantized to
-    `dtype` one at a time. Raises ConfigError where LoRA adapters are still attached, where the place that the tokenizer
+    `dtype` one at a time. Raises ConfigError where adapters are still attached, where the place that the tokenizer
     came from is gone, and for the rotary factors of a GGUF file that config.json cannot express.
     """
     if dtype not in SAVED_DTYPES:

@@ -136,7 +136,7 @@ def test_what_a_plan_counts_is_what_there_is(section: str) -> None:
     model, config = adapted(section), config_of(section)
     count = sum(tensor.size for _, tensor in model.trainable_parameters())
     assert config.num_parameters(CONFIG) == config.num_parameters(base_model("fp32", CONFIG)) == count
-    items = memory.estimate(CONFIG, adapter=config).items
+    items = memory.StepMemory(CONFIG, adapter=config).estimate(False).items
     assert items["gradients"] == 4 * count
     assert config.activation_floats(CONFIG) > 0
 
