@@ -17,7 +17,7 @@ from entrenar._kernels.partition cimport (
 )
 from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 from entrenar._kernels.simd.attention cimport ATTENTION_KEYS, ATTENTION_ROWS, attention_rows, attention_tile
-from entrenar._kernels.simd.gemm cimport gemm_ones
+from entrenar._kernels.simd.skinny cimport skinny_args, skinny_ones
 
 cdef enum:
     GRAIN = 1 << 15              # FLOPs / 8 for which waking a thread pays
@@ -189,19 +189,25 @@ cdef inline attention_tile score_tile(KVTile* kv, QTile* q, Py_ssize_t first, Py
 cdef inline void scores_of(float* scores, const float* key, const float* query_t, Py_ssize_t ld, Py_ssize_t keys,
                            Py_ssize_t rows, Py_ssize_t dim) noexcept nogil:
     """scores (keys, ROWS) = key (keys, ld) query_t (dim, ROWS)"""
-    simd.gemm.skinny(scores, ATTENTION_ROWS, key, ld, 1, query_t, ATTENTION_ROWS, keys, rows, dim, NULL)
+    cdef skinny_args p = skinny_args(c=scores, ldc=ATTENTION_ROWS, a=key, rs_a=ld, cs_a=1, b=query_t, ldb=ATTENTION_ROWS,
+                                    m=keys, n=rows, k=dim, beta=NULL)
+    simd.skinny.multiply(&p)
 
 
 cdef inline void rows_from_keys(float* out, const float* p, const float* value, Py_ssize_t ld, Py_ssize_t rows,
                                 Py_ssize_t columns, Py_ssize_t keys, const float* beta) noexcept nogil:
     """out (ROWS, ld) = diag(beta) out + p^T value, p (keys, ROWS), value (keys, ld)"""
-    simd.gemm.skinny(out, ld, p, 1, ATTENTION_ROWS, value, ld, rows, columns, keys, beta)
+    cdef skinny_args p = skinny_args(c=out, ldc=ld, a=p, rs_a=1, cs_a=ATTENTION_ROWS, b=value, ldb=ld,
+                                    m=rows, n=columns, k=keys, beta=beta)
+    simd.skinny.multiply(&p)
 
 
 cdef inline void keys_from_rows(float* out, const float* p, const float* x, Py_ssize_t ld, Py_ssize_t keys,
                                 Py_ssize_t columns, Py_ssize_t rows, const float* beta) noexcept nogil:
     """out (KEYS, ld) = diag(beta) out + p x, p (keys, ROWS), x (rows, ld)"""
-    simd.gemm.skinny(out, ld, p, ATTENTION_ROWS, 1, x, ld, keys, columns, rows, beta)
+    cdef skinny_args p = skinny_args(c=out, ldc=ld, a=p, rs_a=ATTENTION_ROWS, cs_a=1, b=x, ldb=ld,
+                                    m=keys, n=columns, k=rows, beta=beta)
+    simd.skinny.multiply(&p)
 
 
 # ---------------------------------------------------------------------- forward
@@ -318,7 +324,7 @@ cdef void backward_dkv(KVGradients* d, const AttentionGradients* wanted, Backwar
                        Py_ssize_t keys, bint accumulate) noexcept nogil:
     """dv (+)= p dout, dk (+)= ds q: the q tile's share of the gradients of the kv tile."""
     cdef Py_ssize_t columns = round_up(dim, simd.vector_floats)
-    cdef const float* beta = gemm_ones if accumulate else NULL
+    cdef const float* beta = skinny_ones if accumulate else NULL
     if wanted.dv != NULL:
         keys_from_rows(d.dv, kv.scores, t.dout, kv.ld, keys, columns, t.q.rows.rows, beta)
     if wanted.dk != NULL:
@@ -329,7 +335,7 @@ cdef void backward_dq(BackwardTile* t, KVTile* kv, KVGradients* d, Py_ssize_t di
                       bint accumulate) noexcept nogil:
     """dq (+)= ds^T k"""
     rows_from_keys(t.dq, d.dp, kv.key, kv.ld, t.q.rows.rows, round_up(dim, simd.vector_floats), keys,
-                   gemm_ones if accumulate else NULL)
+                   skinny_ones if accumulate else NULL)
 
 
 cdef void backward_block(BackwardTile* tiles, int count, KVTile* kv, KVGradients* d, const AttentionGradients* wanted,

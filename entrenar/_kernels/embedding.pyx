@@ -36,7 +36,7 @@ cdef void embedding_forward(float* y, const matrix_view* table, const int64_t* t
     cdef int64_t started = begin_kernel()
     cdef Py_ssize_t i
     for i in prange(n, schedule="static", num_threads=threads_for(n * hidden, GRAIN)):
-        simd.gemm.pack_columns(y + i * hidden, <int> hidden, table, 0, <int> hidden, tokens[i], 1)
+        simd.weight_types[table.type].kernels.dequantize_row(table, tokens[i], 0, hidden, y + i * hidden)
     end_kernel(EMBEDDING_FORWARD, started, 0, 8 * n * hidden)
 
 

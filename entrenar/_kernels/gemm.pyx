@@ -1,131 +1,78 @@
-"""Matrix multiplication: one blocked driver for the three layouts and every source of the weights.
+"""GEMM: C_i (m, n_i) (+)= A B_i for one A and one or more B_i of any weight type, blocked for the caches.
 
-    forward    Y  (m, n) = X  (m, k) W (n, k)^T
-    input      dX (m, k) = dY (m, n) W (n, k)
-    weight     dW (n, k) = dY (m, n)^T X (m, k)
+    for ia, pa over m, k  by MA, KA   pack A: micro-panels of MR rows, by all threads               L3, shared
+      for jc   over n     by NC       in parallel, a job each
+        for pc over KA    by KC       pack B: micro-panels of NR columns, dequantized on the way    L2, of the thread
+          for ic over MA  by MC       macro-kernel: a block of packed A (MC x KC) meets packed B    L2
+            for jr over NC by NR      a micro-panel of packed B (KC x NR)                           L1
+              for ir over MC by MR    a micro-panel of packed A (MR x KC)                           L1
+                micro-kernel          C[ir, jr] (MR x NR) += KC rank-1 updates                      registers
 
-A is packed once per block of rows and slice of the contraction, and shared; columns of C are independent jobs, each of
-which packs (and decodes) its panels of B into memory of its own thread. Panels are fp32, or block-scaled int16 or int8
-(simd/gemm.h): the precision chooses the format, any source packs to any of them. The contraction is cut into blocks that
-depend on its length only, so every element of C is the same sum in the same order for any number of threads.
+A format (simd/gemm.h) has MR, NR, the packing and the micro-kernel: fp32, or block-scaled int16 or int8; the precision
+chooses it. The contraction is cut into KC by its length alone, so every element of C is the same sum in the same order
+for any number of threads. Fewer rows than packing is worth go to gemv.
 """
 from cython.parallel cimport prange, threadid
 from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport matmul_format, simd
-from entrenar._kernels.partition cimport SCRATCH_PACKED_A, SCRATCH_PACKED_B, scratch, threads_for
-from entrenar._kernels.simd.gemm cimport (
-    GEMM_BLOCK, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_ones, gemm_packer,
+from entrenar._kernels.gemv cimport grouped_gemv
+from entrenar._kernels.partition cimport (
+    SCRATCH_PACKED_A, SCRATCH_PACKED_B, ceil_div, min, round_up, scratch, threads_for,
 )
-from entrenar._kernels.simd.gemv cimport GEMV_ROWS, gemv_args, gemv_words
+from entrenar._kernels.simd.gemm cimport (
+    GEMM_BLOCK, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_operand_b,
+)
+from entrenar._kernels.simd.gemv cimport GEMV_ROWS
 from entrenar._kernels.simd.matrix_view cimport matrix_view
-from entrenar._kernels.simd.weights.types cimport WEIGHT_F32
+from entrenar._kernels.simd.weights.types cimport f32_view
 
 cdef enum:
-    DEPTH = 384          # of one block of the contraction: an A panel stays in L1, the B panels of a job in L2
-    ROWS = 1024          # of C for which A is packed at once
-    SLICE = 8192         # of a longer contraction, about: what of A is packed at once
-    ROWS_IN_CACHE = 96   # of A that are swept over a job's B panels before the next ones
-    GROUP = 6            # B panels of a job
-    GRAIN = 1 << 17      # multiply-adds worth a thread
-    SKINNY_MC = 48     # of a job of a narrow product, and its columns
-    SKINNY_NC = 192
-    SKINNY_KC = 128
-    VECTOR = 16          # floats of the widest vector: rows that are read as vectors are padded to it
-    GEMV_N = 16  # weight rows of a job of the few-row path
-
-cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a if a < b else b
+    MA = 1024              # at most
+    KA = 8192              # about: whole blocks of KC
+    MC = 96
+    KC = 384               # at most
+    NC_PANELS = 6          # micro-panels of B in NC, at most
+    JOBS_PER_THREAD = 8    # at least, where n has the micro-panels for it
+    THREAD_WORK = 1 << 17  # multiply-adds worth a thread
+    SPARE = 64             # floats behind packed micro-panels that the last store may touch
 
 
-cdef matrix_view f32_view(const float* data, Py_ssize_t row_stride, Py_ssize_t columns) noexcept nogil:
-    cdef matrix_view s
-    memset(&s, 0, sizeof(s))
-    s.type = WEIGHT_F32
-    s.data = data
-    s.row_stride = row_stride
-    s.columns = columns
-    return s
+cdef struct gemm_plan:
+    const gemm_format* format
+    const matrix_view* a
+    const gemm_operand_b* b
+    int count                # of b
+    bint a_k_major           # whether the contraction runs along the rows of A as it is stored, and of B
+    bint b_k_major
+    bint accumulate
+    Py_ssize_t m, k
+    Py_ssize_t ma, ka, kc    # equal blocks, at most MA, about KA and at most KC
+    Py_ssize_t nc_panels
+    Py_ssize_t jobs          # of the loop jc, over all b
+    int threads
+    float* packed_a          # [block of KC steps][micro-panel]
+    float* packed_b          # [thread][micro-panel]
+    size_t packed_a_floats
+    size_t packed_b_floats   # of a thread
 
 
-cdef inline Py_ssize_t gemv_jobs(Py_ssize_t n) noexcept nogil:
-    return (n + GEMV_N - 1) // GEMV_N
+cdef struct gemm_block:
+    # c (m, n) (+)= packed_a packed_b: what the macro-kernel multiplies
+    float* c
+    const float* packed_a
+    float* packed_b
+    Py_ssize_t ldc, m, n, kc
+    bint accumulate
 
 
-cdef inline bint has_integer_gemv(const matrix_view* w) noexcept nogil:
-    return simd.weight_types[w.type].kernels.gemv_integer != NULL
-
-
-cdef void gemv_job(const gemm_operand_b* bs, const float* x, const float* words, Py_ssize_t m, Py_ssize_t k,
-                   Py_ssize_t job, bint accumulate) noexcept nogil:
-    """A block of rows of one of the weights; in integers where x is there in `words` and the weight type has such."""
-    cdef Py_ssize_t n = bs[0].n
-    cdef gemv_args g
-    cdef int i = 0
-    while job >= gemv_jobs(n):
-        job -= gemv_jobs(n)
-        i += 1
-        n = bs[i].n
-    g.y = bs[i].c
-    g.ldy = n
-    g.w = bs[i].b
-    g.k = k
-    g.m = <int> m
-    g.first = job * GEMV_N
-    g.count = least(GEMV_N, n - g.first)
-    g.ldx = k
-    g.accumulate = accumulate
-    if words != NULL and has_integer_gemv(g.w):
-        g.x = words
-        simd.gemv.multiply_integer(&g)
-    else:
-        g.x = x
-        simd.gemv.multiply(&g)
-
-
-cdef int grouped_gemv(const gemm_operand_b* bs, int count, const float* x, Py_ssize_t m, Py_ssize_t k,
-                      bint accumulate) noexcept nogil:
-    """Y_i (m, n_i) (+)= X (m, k) W_i (n_i, k)^T for few rows: each weight is read and dequantized once."""
-    cdef Py_ssize_t jobs = 0, columns = 0, job
-    cdef float* words = NULL
-    cdef bint integers = False
-    cdef int i, threads
-    for i in range(count):
-        jobs += gemv_jobs(bs[i].n)
-        columns += bs[i].n
-        integers = integers or has_integer_gemv(bs[i].b)
-    if integers and matmul_format != GEMM_FP32:
-        words = <float*> scratch(SCRATCH_PACKED_A, <size_t> (m * gemv_words(k)) * sizeof(float))
-        if words == NULL:
-            return -1
-        for i in range(m):
-            simd.gemv.quantize(words + i * gemv_words(k), x + i * k, k)
-    threads = threads_for(m * columns * k, GRAIN // 8)
-    if threads == 1:  # without OpenMP, whose team costs as much as a small product
-        for job in range(jobs):
-            gemv_job(bs, x, words, m, k, job, accumulate)
-        return 0
-    for job in prange(jobs, schedule="static", num_threads=threads):
-        gemv_job(bs, x, words, m, k, job, accumulate)
-    return 0
-
-
-cdef int gemv(float* y, const float* x, const matrix_view* w, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
-                  bint accumulate) noexcept nogil:
-    cdef gemm_operand_b right
-    right.c = y
-    right.b = w
-    right.n = n
-    return grouped_gemv(&right, 1, x, m, k, accumulate)
-
-
-cdef inline Py_ssize_t panel_words(const gemm_format* f, Py_ssize_t depth) noexcept nogil:
-    """32-bit words that a lane of a panel takes for `depth` steps of the contraction."""
-    return (depth + f.block - 1) // f.block * f.block_words
+cdef inline Py_ssize_t panel_words(const gemm_format* f, Py_ssize_t kc) noexcept nogil:
+    """32-bit words that a row of A or a column of B takes in a micro-panel of kc steps."""
+    return ceil_div(kc, f.block) * f.block_words
 
 
 cdef const gemm_format* choose_format(const matrix_view* b, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
-    """The format that the precision in force asks for and the tier has; fp32 where packing would outweigh the product."""
+    """The format that the precision asks for and the tier has; fp32 where packing would outweigh the product."""
     cdef int format = matmul_format
     if k < GEMM_BLOCK or n < GEMM_BLOCK:
         return simd.gemm.format[GEMM_FP32]
@@ -136,262 +83,172 @@ cdef const gemm_format* choose_format(const matrix_view* b, Py_ssize_t n, Py_ssi
     return simd.gemm.format[format]
 
 
-cdef void pack_a_job(float* packed, const gemm_format* f, const matrix_view* a, bint transposed, Py_ssize_t row0,
-                    Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t end, Py_ssize_t depth, Py_ssize_t job) noexcept nogil:
-    """Pack one panel of one block of the contraction's steps [k0, end): packed[block of depth][panel][step][lane]."""
-    cdef Py_ssize_t panels = (rows + f.mr - 1) // f.mr, panel = job % panels, start = k0 + job // panels * depth
-    cdef Py_ssize_t size = least(depth, end - start)
-    cdef float* out = packed + (panel_words(f, start - k0) * panels + panel * panel_words(f, size)) * f.packmr
-    cdef gemm_packer pack = f.pack_a_transposed if transposed else f.pack_a
-    pack(out, f.packmr, a, row0 + panel * f.mr, <int> least(f.mr, rows - panel * f.mr), start, size)
+cdef int plan_blocks(gemm_plan* p) noexcept nogil:
+    """Fill in block sizes, jobs, threads and scratch; -1 where scratch memory is out."""
+    cdef const gemm_format* f = p.format
+    cdef Py_ssize_t columns = 0, panels = 0, blocks = ceil_div(p.k, KC), i
+    for i in range(p.count):
+        columns += p.b[i].n
+        panels += ceil_div(p.b[i].n, f.nr)
+    p.threads = threads_for(p.m * columns * p.k, THREAD_WORK)
+    p.ma = min(MA, p.m)
+    p.kc = round_up(ceil_div(p.k, blocks), 64)  # so that no block of a weight type is cut
+    p.ka = ceil_div(blocks, ceil_div(p.k, KA)) * p.kc
+    p.nc_panels = min(NC_PANELS, ceil_div(panels, JOBS_PER_THREAD * p.threads))
+    p.jobs = 0
+    for i in range(p.count):
+        p.jobs += ceil_div(ceil_div(p.b[i].n, f.nr), p.nc_panels)
+    p.packed_a_floats = ceil_div(p.ma, f.mr) * f.packmr * panel_words(f, min(p.ka, p.k)) + SPARE
+    p.packed_b_floats = p.nc_panels * f.nr * panel_words(f, p.kc) + SPARE
+    p.packed_a = <float*> scratch(SCRATCH_PACKED_A, p.packed_a_floats * sizeof(float))
+    p.packed_b = <float*> scratch(SCRATCH_PACKED_B, p.packed_b_floats * p.threads * sizeof(float))
+    return -1 if p.packed_a == NULL or p.packed_b == NULL else 0
 
 
-cdef void macro_kernel(float* c, Py_ssize_t ldc, const float* packed, const gemm_format* f, const matrix_view* b,
-                         bint transposed, float* own, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k0, Py_ssize_t end,
-                         Py_ssize_t depth, Py_ssize_t first, Py_ssize_t last, bint accumulate) noexcept nogil:
-    """C[:, panels first .. last) (+)= A B for the rows of A and the steps [k0, end) of the contraction that are packed;
-    `own` holds this thread's panels of B."""
-    cdef int mr = f.mr, nr = f.nr
-    cdef Py_ssize_t panels = (rows + mr - 1) // mr, per_cache = (ROWS_IN_CACHE + mr - 1) // mr
-    cdef Py_ssize_t start = k0, size, panel, i0, i, words
-    cdef const float* block
-    cdef gemm_packer pack = f.pack_b_transposed if transposed else f.pack_b
-    while start < end:
-        size = least(depth, end - start)
-        words = panel_words(f, size)
-        block = packed + panel_words(f, start - k0) * panels * f.packmr
-        for panel in range(first, last):
-            pack(own + (panel - first) * nr * words, nr, b, panel * nr, <int> least(nr, n - panel * nr), start, size)
-        i0 = 0
-        while i0 < panels:
-            for panel in range(first, last):
-                for i in range(i0, least(i0 + per_cache, panels)):
-                    f.micro_kernel(c + i * mr * ldc + panel * nr, ldc, block + i * f.packmr * words,
-                           own + (panel - first) * nr * words, size, <int> least(mr, rows - i * mr),
-                           <int> least(nr, n - panel * nr), accumulate or start > 0)
-            i0 += per_cache
-        start += size
+cdef void pack_a(const gemm_plan* p, Py_ssize_t ia, Py_ssize_t pa, Py_ssize_t job) noexcept nogil:
+    """One micro-panel of one block of KC steps."""
+    cdef const gemm_format* f = p.format
+    cdef Py_ssize_t rows = min(p.ma, p.m - ia), panels = ceil_div(rows, f.mr), ir = job % panels * f.mr
+    cdef Py_ssize_t pc = pa + job // panels * p.kc, kc = min(p.kc, p.k - pc)
+    cdef Py_ssize_t words = panel_words(f, pc - pa) * panels + panel_words(f, kc) * (job % panels)
+    f.pack_a(p.packed_a + words * f.packmr, f.packmr, p.a, p.a_k_major, ia + ir, <int> min(f.mr, rows - ir), pc, kc)
 
 
-cdef void gemm_job(const gemm_operand_b* bs, int count, Py_ssize_t row0, const float* packed, const gemm_format* f,
-                       bint transposed, float* own, Py_ssize_t rows, Py_ssize_t k0, Py_ssize_t end, Py_ssize_t depth,
-                       Py_ssize_t group, Py_ssize_t job, bint accumulate) noexcept nogil:
-    """One group of panels, as equal as they go, of one of the right operands, which share the packed rows of A."""
-    cdef int i = 0
-    cdef Py_ssize_t n = bs[0].n, panels = (n + f.nr - 1) // f.nr
-    cdef Py_ssize_t groups = (panels + group - 1) // group
-    while job >= groups:
-        job -= groups
-        i += 1
-        n = bs[i].n
-        panels = (n + f.nr - 1) // f.nr
-        groups = (panels + group - 1) // group
-    macro_kernel(bs[i].c + row0 * n, n, packed, f, bs[i].b, transposed, own, rows, n, k0, end, depth,
-                   job * panels // groups, (job + 1) * panels // groups, accumulate)
+cdef void macro_kernel(const gemm_format* f, const gemm_block* b) noexcept nogil:
+    """The loops ic, jr and ir."""
+    cdef Py_ssize_t ic = 0, jr, ir, mc = round_up(MC, f.mr), words = panel_words(f, b.kc)
+    while ic < b.m:
+        jr = 0
+        while jr < b.n:
+            ir = ic
+            while ir < min(b.m, ic + mc):
+                f.micro_kernel(b.c + ir * b.ldc + jr, b.ldc, b.packed_a + ir // f.mr * f.packmr * words,
+                               b.packed_b + jr * words, b.kc, <int> min(f.mr, b.m - ir), <int> min(f.nr, b.n - jr),
+                               b.accumulate)
+                ir += f.mr
+            jr += f.nr
+        ic += mc
 
 
-cdef int grouped_gemm(const gemm_operand_b* bs, int count, const gemm_format* f, const matrix_view* a, bint a_transposed,
-                    bint b_transposed, Py_ssize_t m, Py_ssize_t k, bint accumulate) noexcept nogil:
-    """C_i (m, n_i) (+)= A B_i for every right operand, A packed for all at once; the operands are as in `gemm`."""
-    cdef Py_ssize_t i, row0 = 0, rows, k0, end, pack_jobs, jobs = 0, columns = 0, panels = 0
-    for i in range(count):
-        columns += bs[i].n
-        panels += (bs[i].n + f.nr - 1) // f.nr
-        if k == 0 and not accumulate:
-            memset(bs[i].c, 0, m * bs[i].n * sizeof(float))
-    if m == 0 or columns == 0 or k == 0:
-        return 0
-    cdef int threads = threads_for(m * columns * k, GRAIN)
-    # equal blocks of the contraction, a multiple of 64 so that no 4-bit block is cut; whole blocks to a slice
-    cdef Py_ssize_t blocks = (k + DEPTH - 1) // DEPTH, slices = (k + SLICE - 1) // SLICE
-    cdef Py_ssize_t depth = ((k + blocks - 1) // blocks + 63) // 64 * 64
-    cdef Py_ssize_t slice_depth = (blocks + slices - 1) // slices * depth
-    cdef Py_ssize_t most_rows = least(ROWS, m), most_panels = (most_rows + f.mr - 1) // f.mr
-    cdef Py_ssize_t group = least(GROUP, (panels + 8 * threads - 1) // (8 * threads))
-    for i in range(count):
-        jobs += ((bs[i].n + f.nr - 1) // f.nr + group - 1) // group
-    # a panel's last store may touch up to a vector beyond it
-    cdef size_t own_floats = <size_t> (group * f.nr * panel_words(f, depth) + 64)
-    cdef size_t packed_floats = <size_t> (most_panels * f.packmr * panel_words(f, least(slice_depth, k)) + 64)
-    cdef float* packed = <float*> scratch(SCRATCH_PACKED_A, packed_floats * sizeof(float))
-    cdef float* owned = <float*> scratch(SCRATCH_PACKED_B, own_floats * threads * sizeof(float))
-    if packed == NULL or owned == NULL:
+cdef void column_block(const gemm_plan* p, Py_ssize_t ia, Py_ssize_t pa, Py_ssize_t job, int thread) noexcept nogil:
+    """A job of the loop jc, the loop pc in it: micro-panels of one B_i, in jobs as equal as they go."""
+    cdef const gemm_format* f = p.format
+    cdef const gemm_operand_b* b = p.b
+    cdef Py_ssize_t panels = ceil_div(b.n, f.nr), jobs = ceil_div(panels, p.nc_panels), jc, jr, pc = pa, words
+    cdef gemm_block block
+    while job >= jobs:
+        job -= jobs
+        b += 1
+        panels = ceil_div(b.n, f.nr)
+        jobs = ceil_div(panels, p.nc_panels)
+    jc = job * panels // jobs * f.nr
+    block.c = b.c + ia * b.n + jc
+    block.ldc = b.n
+    block.m = min(p.ma, p.m - ia)
+    block.n = min((job + 1) * panels // jobs * f.nr, b.n) - jc
+    block.packed_b = p.packed_b + p.packed_b_floats * thread
+    while pc < min(p.k, pa + p.ka):
+        block.kc = min(p.kc, p.k - pc)
+        block.packed_a = p.packed_a + panel_words(f, pc - pa) * ceil_div(block.m, f.mr) * f.packmr
+        block.accumulate = p.accumulate or pc > 0
+        words = panel_words(f, block.kc)
+        jr = 0
+        while jr < block.n:
+            f.pack_b(block.packed_b + jr * words, f.nr, b.b, p.b_k_major, jc + jr, <int> min(f.nr, block.n - jr), pc,
+                     block.kc)
+            jr += f.nr
+        macro_kernel(f, &block)
+        pc += block.kc
+
+
+cdef int run(gemm_plan* p) noexcept nogil:
+    """The loops ia, pa and jc."""
+    cdef Py_ssize_t ia = 0, pa, i, panels_a
+    if plan_blocks(p) != 0:
         return -1
-    while row0 < m:
-        rows = least(most_rows, m - row0)
-        k0 = 0
-        while k0 < k:
-            end = least(k, k0 + slice_depth)
-            pack_jobs = (rows + f.mr - 1) // f.mr * ((end - k0 + depth - 1) // depth)
-            if threads == 1:  # without OpenMP, whose team costs as much as a small product
-                for i in range(pack_jobs):
-                    pack_a_job(packed, f, a, a_transposed, row0, rows, k0, end, depth, i)
-                for i in range(jobs):
-                    gemm_job(bs, count, row0, packed, f, b_transposed, owned, rows, k0, end, depth, group, i,
-                                 accumulate)
-            else:
-                for i in prange(pack_jobs, schedule="static", num_threads=threads):
-                    pack_a_job(packed, f, a, a_transposed, row0, rows, k0, end, depth, i)
-                for i in prange(jobs, schedule="dynamic", num_threads=threads):
-                    gemm_job(bs, count, row0, packed, f, b_transposed, owned + own_floats * threadid(), rows,
-                                 k0, end, depth, group, i, accumulate)
-            k0 = end
-        row0 += rows
+    while ia < p.m:
+        pa = 0
+        while pa < p.k:
+            panels_a = ceil_div(min(p.ma, p.m - ia), p.format.mr) * ceil_div(min(p.ka, p.k - pa), p.kc)
+            for i in prange(panels_a, schedule="static", num_threads=p.threads):
+                pack_a(p, ia, pa, i)
+            for i in prange(p.jobs, schedule="dynamic", num_threads=p.threads):
+                column_block(p, ia, pa, i, threadid())
+            pa += p.ka
+        ia += p.ma
     return 0
 
 
-cdef int gemm(float* c, const matrix_view* a, bint a_transposed, const matrix_view* b, bint b_transposed,
-              Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
-    """C (m, n) (+)= A B. A is (m, k), or stored (k, m) where transposed; B is (k, n), or stored (n, k)."""
-    cdef gemm_operand_b right
-    right.c = c
-    right.b = b
-    right.n = n
-    return grouped_gemm(&right, 1, choose_format(b, n, k), a, a_transposed, b_transposed, m, k, accumulate)
+cdef int grouped_gemm(gemm_layout layout, const gemm_format* f, const matrix_view* a, const gemm_operand_b* b,
+                      int count, Py_ssize_t m, Py_ssize_t k, bint accumulate) noexcept nogil:
+    """C_i (m, n_i) (+)= A B_i for every B_i, A packed once for all."""
+    cdef gemm_plan p
+    cdef Py_ssize_t columns = 0
+    cdef int i
+    for i in range(count):
+        columns += b[i].n
+        if k == 0 and not accumulate:
+            memset(b[i].c, 0, m * b[i].n * sizeof(float))
+    if m == 0 or columns == 0 or k == 0:
+        return 0
+    p.format = f
+    p.a = a
+    p.b = b
+    p.count = count
+    p.a_k_major = layout != TN
+    p.b_k_major = layout == NT
+    p.accumulate = accumulate
+    p.m = m
+    p.k = k
+    return run(&p)
 
 
-cdef int linear_forward(float* y, const float* x, const matrix_view* w,
-                        Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
-    cdef matrix_view a = f32_view(x, k, k)
-    if 0 < m <= GEMV_ROWS:
-        return gemv(y, x, w, m, n, k, False)
-    return gemm(y, &a, False, w, True, m, n, k, False)
+cdef int gemm(gemm_layout layout, float* c, const matrix_view* a, const matrix_view* b, Py_ssize_t m, Py_ssize_t n,
+              Py_ssize_t k, bint accumulate) noexcept nogil:
+    """C (m, n) (+)= A (m, k) B (k, n)."""
+    cdef gemm_operand_b one
+    one.c = c
+    one.b = b
+    one.n = n
+    return grouped_gemm(layout, choose_format(b, n, k), a, &one, 1, m, k, accumulate)
 
 
-cdef int grouped_linear_forward(const gemm_operand_b* bs, int count, const float* x, Py_ssize_t m,
-                              Py_ssize_t k) noexcept nogil:
-    """Y_i (m, n_i) = X (m, k) W_i (n_i, k)^T: neighbours whose panels have the same format share the packed X."""
+# linear, for x (m, k) and a weight W (n, k) of any type:
+#   y (m, n) = x W^T;  dx (m, k) (+)= dy (m, n) W;  dW (n, k) (+)= dy^T x, W then float32
+cdef int linear_forward(float* y, const float* x, const matrix_view* w, Py_ssize_t m, Py_ssize_t n,
+                        Py_ssize_t k) noexcept nogil:
+    cdef gemm_operand_b one
+    one.c = y
+    one.b = w
+    one.n = n
+    return grouped_linear_forward(&one, 1, x, m, k)
+
+
+cdef int grouped_linear_forward(const gemm_operand_b* b, int count, const float* x, Py_ssize_t m,
+                                Py_ssize_t k) noexcept nogil:
+    """y_i (m, n_i) = x W_i^T: neighbours that are packed to the same format share the packed x."""
     cdef matrix_view a = f32_view(x, k, k)
     cdef const gemm_format* f
     cdef int first = 0, last, status = 0
     if 0 < m <= GEMV_ROWS:
-        return grouped_gemv(bs, count, x, m, k, False)
+        return grouped_gemv(b, count, x, m, k, False)
     while first < count:
-        f = choose_format(bs[first].b, bs[first].n, k)
+        f = choose_format(b[first].b, b[first].n, k)
         last = first + 1
-        while last < count and choose_format(bs[last].b, bs[last].n, k) == f:
+        while last < count and choose_format(b[last].b, b[last].n, k) == f:
             last += 1
-        status |= grouped_gemm(bs + first, last - first, f, &a, False, True, m, k, False)
+        status |= grouped_gemm(NT, f, &a, b + first, last - first, m, k, False)
         first = last
     return status
 
 
-cdef int linear_backward_input(float* dx, const float* dy, const matrix_view* w,
-                               Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
+cdef int linear_backward_input(float* dx, const float* dy, const matrix_view* w, Py_ssize_t m, Py_ssize_t n,
+                               Py_ssize_t k, bint accumulate) noexcept nogil:
     cdef matrix_view a = f32_view(dy, n, n)
-    return gemm(dx, &a, False, w, False, m, k, n, accumulate)
+    return gemm(NN, dx, &a, w, m, k, n, accumulate)
 
 
-cdef int linear_backward_weight(float* dw, const float* dy, const float* x,
-                                Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
+cdef int linear_backward_weight(float* dw, const float* dy, const float* x, Py_ssize_t m, Py_ssize_t n,
+                                Py_ssize_t k, bint accumulate) noexcept nogil:
     cdef matrix_view a = f32_view(dy, n, n), b = f32_view(x, k, k)
-    return gemm(dw, &a, True, &b, False, n, k, m, accumulate)
-
-
-# ---------------------------------------------------------------- low rank: y = x A^T B^T for A (r, k), B (n, r), r small
-# Packing a wide operand would cost as much as multiplying it by a narrow one, so nothing wide is packed.
-cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
-    return (n + VECTOR - 1) // VECTOR * VECTOR
-
-
-cdef float* padded_rows(const float* x, Py_ssize_t rows, Py_ssize_t columns, bint transposed,
-                        float scale) noexcept nogil:
-    """scale times x (rows, columns), or its transpose, in scratch with rows padded to whole vectors; NULL if out."""
-    cdef Py_ssize_t out_rows = columns if transposed else rows, out_columns = rows if transposed else columns, i
-    cdef Py_ssize_t ld = padded(out_columns)
-    cdef matrix_view s = f32_view(x, columns, columns)
-    cdef float* out = <float*> scratch(SCRATCH_PACKED_A, <size_t> (out_rows * ld + VECTOR) * sizeof(float))
-    if out == NULL:
-        return NULL
-    if transposed:  # a panel as wide as the matrix
-        simd.gemm.format[GEMM_FP32].pack_b_transposed(out, <int> ld, &s, 0, <int> rows, 0, columns)
-        if scale != 1:
-            simd.elementwise.scale(out, out, scale, out_rows * ld)
-        return out
-    for i in range(out_rows):
-        simd.elementwise.scale(out + i * ld, x + i * columns, scale, columns)
-        memset(out + i * ld + columns, 0, (ld - columns) * sizeof(float))
-    return out
-
-
-cdef void skinny_job(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
-                     Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t job,
-                     bint accumulate) noexcept nogil:
-    cdef Py_ssize_t blocks = (n + SKINNY_NC - 1) // SKINNY_NC
-    cdef Py_ssize_t i0 = job // blocks * SKINNY_MC, j0 = job % blocks * SKINNY_NC, p
-    # a column of A has an element in every cache line: as many lines as L1 holds are used by all of the job's rows
-    cdef Py_ssize_t depth = SKINNY_KC if a_row == 1 else max(1, k)
-    cdef Py_ssize_t pieces = max(1, (k + depth - 1) // depth)  # an empty contraction writes zeros
-    for p in range(pieces):
-        simd.gemm.skinny(c + i0 * ldc + j0, ldc, a + i0 * a_row + p * depth * a_column, a_row, a_column,
-                          b + p * depth * ldb + j0, ldb, least(SKINNY_MC, m - i0), least(SKINNY_NC, n - j0),
-                          least(depth, k - p * depth), gemm_ones if accumulate or p > 0 else NULL)
-
-
-cdef void skinny_gemm(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
-                 Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, bint accumulate) noexcept nogil:
-    """C (m, n) (+)= A (m, k) B (k, n), unpacked; element (i, p) of A is at a + i a_row + p a_column, rows of b padded."""
-    cdef Py_ssize_t jobs = (m + SKINNY_MC - 1) // SKINNY_MC * ((n + SKINNY_NC - 1) // SKINNY_NC), job
-    cdef int threads = threads_for(m * n * k, GRAIN)
-    if threads == 1:
-        for job in range(jobs):
-            skinny_job(c, ldc, a, a_row, a_column, b, ldb, m, n, k, job, accumulate)
-        return
-    for job in prange(jobs, schedule="static", num_threads=threads):
-        skinny_job(c, ldc, a, a_row, a_column, b, ldb, m, n, k, job, accumulate)
-
-
-cdef int skinny_forward(float* y, float* h, const float* x, const float* a, const float* b, float scale,
-                          Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Py_ssize_t r) noexcept nogil:
-    """h (m, r) = scale x A^T;  y (m, n) += h B^T"""
-    cdef matrix_view down = f32_view(a, k, k), up = f32_view(b, r, r)
-    cdef float* right
-    cdef Py_ssize_t i
-    if 0 < m <= GEMV_ROWS:
-        gemv(h, x, &down, m, r, k, False)
-        for i in range(m * r):
-            h[i] *= scale
-        return gemv(y, h, &up, m, n, r, True)
-    right = padded_rows(a, r, k, True, scale)
-    if right == NULL:
-        return -1
-    skinny_gemm(h, r, x, k, 1, right, padded(r), m, r, k, False)
-    right = padded_rows(b, n, r, True, 1)
-    if right == NULL:
-        return -1
-    skinny_gemm(y, n, h, r, 1, right, padded(n), m, n, r, True)
-    return 0
-
-
-cdef int skinny_backward(float* g, float* db, const float* dy, const float* h, const float* b, float scale,
-                           Py_ssize_t m, Py_ssize_t n, Py_ssize_t r, bint accumulate) noexcept nogil:
-    """g (m, r) = scale dy B;  dB (n, r) (+)= dy^T h, unless NULL"""
-    cdef float* right = padded_rows(b, n, r, False, scale)
-    if right == NULL:
-        return -1
-    skinny_gemm(g, r, dy, n, 1, right, padded(r), m, r, n, False)
-    if db != NULL:
-        right = padded_rows(h, m, r, False, 1)
-        if right == NULL:
-            return -1
-        skinny_gemm(db, r, dy, 1, n, right, padded(r), n, r, m, accumulate)
-    return 0
-
-
-cdef int skinny_backward_a(float* da, const float* g, const float* x, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
-                                bint accumulate) noexcept nogil:
-    """dA (r, k) (+)= g^T x"""
-    if k % VECTOR:
-        return linear_backward_weight(da, g, x, m, r, k, accumulate)
-    skinny_gemm(da, k, g, 1, r, x, k, r, k, m, accumulate)
-    return 0
-
-
-cdef int skinny_backward_input(float* dx, const float* g, const float* a, Py_ssize_t m, Py_ssize_t k, Py_ssize_t r,
-                                 bint accumulate) noexcept nogil:
-    """dx (m, k) (+)= g A"""
-    cdef float* right = padded_rows(a, r, k, False, 1)
-    if right == NULL:
-        return -1
-    skinny_gemm(dx, k, g, r, 1, right, padded(k), m, k, r, accumulate)
-    return 0
+    return gemm(TN, dw, &a, &b, n, k, m, accumulate)

@@ -1,14 +1,14 @@
 // Tiles of attention (see attention.h), in scratch that fits L1 and L2.
 #include "simd/attention.h"
 #include <float.h>
-#include "simd/gemm.h"
 #include "simd/math.h"
+#include "simd/skinny.h"
 #include "simd/vec.h"
 
 #define ROWS ATTENTION_ROWS
 enum { AHEAD = 8 };  // rows that `gather` asks for before it reads them
-_Static_assert((int)GEMM_ONES >= (int)ATTENTION_ROWS && (int)GEMM_ONES >= (int)ATTENTION_KEYS,
-               "products that add read gemm_ones");
+_Static_assert((int)SKINNY_ONES >= (int)ATTENTION_ROWS && (int)SKINNY_ONES >= (int)ATTENTION_KEYS,
+               "products that add read skinny_ones");
 
 static const float *row_of(const float *x, const attention_rows *view, ptrdiff_t i) {
     ptrdiff_t r = view->first + i;

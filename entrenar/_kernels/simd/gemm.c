@@ -1,5 +1,5 @@
 // Packed matrix multiplication, after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008,
-// and Van Zee and van de Geijn, "BLIS", 2015. The operand that is a weight is decoded while it is packed.
+// and Van Zee and van de Geijn, "BLIS", 2015. The operand that is a weight is dequantized while it is packed.
 #include "simd/gemm.h"
 #include "simd/vec.h"
 
@@ -12,44 +12,45 @@ enum { MR = 6 };
 enum { NV = 2, NR = NV * VLEN, CHUNK = 64 };
 
 // ---------------------------------------------------------------- transposing VLEN x VLEN in registers
-// Eklundh's exchange: at step s the blocks of s lanes off the diagonal change places between rows i and i + s.
 #if VLEN == 16
-#define LANES(f, s)                                                                                                    \
-    {f(0, s), f(1, s), f(2, s),  f(3, s),  f(4, s),  f(5, s),  f(6, s),  f(7, s),                                      \
-     f(8, s), f(9, s), f(10, s), f(11, s), f(12, s), f(13, s), f(14, s), f(15, s)}
+static const vi LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #elif VLEN == 8
-#define LANES(f, s) {f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s)}
+static const vi LANE = {0, 1, 2, 3, 4, 5, 6, 7};
 #else
-#define LANES(f, s) {f(0, s), f(1, s), f(2, s), f(3, s)}
+static const vi LANE = {0, 1, 2, 3};
 #endif
-#define FROM_LOW(l, s) (((l) & (s)) ? VLEN + (l) - (s) : (l))
-#define FROM_HIGH(l, s) (((l) & (s)) ? VLEN + (l) : (l) + (s))
-#define EXCHANGE(s)                                                                                                    \
-    _Pragma("GCC unroll 16") for (int i = 0; i < VLEN; i++) if (!(i & (s))) {                                          \
-        vf low = r[i], high = r[i + (s)];                                                                              \
-        r[i] = __builtin_shuffle(low, high, (vi)LANES(FROM_LOW, s));                                                   \
-        r[i + (s)] = __builtin_shuffle(low, high, (vi)LANES(FROM_HIGH, s));                                            \
-    }
+// Eklundh's exchange: the blocks of s lanes off the diagonal change places between rows i and i + s; s is a constant
+INLINE void exchange(vf r[VLEN], int s) {
+    const vi low = LANE + (((LANE & s) != 0) & (VLEN - s)), high = low + s;
+#pragma GCC unroll 16
+    for (int i = 0; i < VLEN; i++)
+        if (!(i & s)) {
+            const vf upper = r[i], lower = r[i + s];
+            r[i] = __builtin_shuffle(upper, lower, low);
+            r[i + s] = __builtin_shuffle(upper, lower, high);
+        }
+}
 INLINE void transpose(vf r[VLEN]) {
-    EXCHANGE(1);
-    EXCHANGE(2);
+    exchange(r, 1);
+    exchange(r, 2);
 #if VLEN >= 8
-    EXCHANGE(4);
+    exchange(r, 4);
 #endif
 #if VLEN >= 16
-    EXCHANGE(8);
+    exchange(r, 8);
 #endif
 }
 
 // ---------------------------------------------------------------- packing
-// out[p][lane] = rows[lane][p], p < depth, for lanes [lane0, lane0 + VLEN) of which `count` exist. A store of VLEN lanes
-// of the first lanes may run into the next p, which is written later; elsewhere only the `room` lanes that exist are stored.
-INLINE void transpose_lanes(float *out, int lanes, int lane0, const float *const *rows, int count, ptrdiff_t depth) {
-    const int room = lanes - lane0 < VLEN ? lanes - lane0 : VLEN;
+// packed[p][i] = rows[i - i0][p], p < kc, for i in [i0, i0 + VLEN) of the micro-panel's width, of which `count` exist.
+// A store of VLEN floats at i0 = 0 may run into the next p, which is written later; elsewhere only the `room` floats that
+// are left of the width are stored.
+INLINE void transpose_rows(float *packed, int width, int i0, const float *const *rows, int count, ptrdiff_t kc) {
+    const int room = width - i0 < VLEN ? width - i0 : VLEN;
     const vf zero = {0};
-    for (ptrdiff_t p = 0; p < depth; p += VLEN) {
+    for (ptrdiff_t p = 0; p < kc; p += VLEN) {
         vf r[VLEN];
-        const ptrdiff_t n = depth - p < VLEN ? depth - p : VLEN;
+        const ptrdiff_t n = kc - p < VLEN ? kc - p : VLEN;
         if (n == VLEN) {
 #pragma GCC unroll 16
             for (int i = 0; i < VLEN; i++) r[i] = i < count ? vload(rows[i] + p) : zero;
@@ -57,78 +58,83 @@ INLINE void transpose_lanes(float *out, int lanes, int lane0, const float *const
             for (int i = 0; i < VLEN; i++) r[i] = i < count ? vload_n(rows[i] + p, n, 0.0f) : zero;
         }
         transpose(r);
-        float *to = out + p * lanes + lane0;
-        if (n == VLEN && (room == VLEN || (lane0 == 0 && p + VLEN < depth))) {
+        float *to = packed + p * width + i0;
+        if (n == VLEN && (room == VLEN || (i0 == 0 && p + VLEN < kc))) {
 #pragma GCC unroll 16
-            for (int i = 0; i < VLEN; i++) vstore(to + i * lanes, r[i]);
+            for (int i = 0; i < VLEN; i++) vstore(to + i * width, r[i]);
         } else {
-            for (int i = 0; i < n; i++) vstore_n(to + i * lanes, r[i], room);
+            for (int i = 0; i < n; i++) vstore_n(to + i * width, r[i], room);
         }
     }
 }
 
-void TIERED(gemm_pack_rows)(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count, ptrdiff_t start,
-                            ptrdiff_t depth) {
-    float decoded[VLEN][CHUNK];
+static void pack_k_major(float *packed, int width, const matrix_view *matrix, ptrdiff_t first, int count, ptrdiff_t p0,
+                         ptrdiff_t kc) {
+    float dequantized[VLEN][CHUNK];
     const float *rows[VLEN];
-    for (ptrdiff_t p = 0; p < depth; p += CHUNK) {
-        const ptrdiff_t n = depth - p < CHUNK ? depth - p : CHUNK;
-        for (int lane0 = 0; lane0 < lanes; lane0 += VLEN) {
-            int have = count - lane0;
+    for (ptrdiff_t p = 0; p < kc; p += CHUNK) {
+        const ptrdiff_t n = kc - p < CHUNK ? kc - p : CHUNK;
+        for (int i0 = 0; i0 < width; i0 += VLEN) {
+            int have = count - i0;
             have = have < 0 ? 0 : have > VLEN ? VLEN : have;
             for (int i = 0; i < have; i++) {
-                const ptrdiff_t row = first + lane0 + i;
-                if (s->type == WEIGHT_F32) {
-                    rows[i] = (const float *)s->data + row * s->row_stride + start + p;
+                const ptrdiff_t row = first + i0 + i;
+                if (matrix->type == WEIGHT_F32) {
+                    rows[i] = (const float *)matrix->data + row * matrix->row_stride + p0 + p;
                 } else {
-                    dequantize_row(s, row, start + p, n, decoded[i]);
-                    rows[i] = decoded[i];
+                    dequantize_row(matrix, row, p0 + p, n, dequantized[i]);
+                    rows[i] = dequantized[i];
                 }
             }
-            transpose_lanes(out + p * lanes, lanes, lane0, rows, have, n);
+            transpose_rows(packed + p * width, width, i0, rows, have, n);
         }
     }
 }
 
-// Whole panels of every format have constant sizes, for which memcpy is no call
-INLINE void copy_lanes(float *out, const float *x, int count) {
+// Whole micro-panels of every format have constant widths, for which memcpy is no call
+INLINE void copy(float *to, const float *from, int count) {
     switch (count) {
-    case 6: memcpy(out, x, 6 * sizeof(float)); break;
-    case 12: memcpy(out, x, 12 * sizeof(float)); break;
-    case 14: memcpy(out, x, 14 * sizeof(float)); break;
-    case NR: memcpy(out, x, NR * sizeof(float)); break;
-    default: memcpy(out, x, (size_t)count * sizeof(float));
+    case 6: memcpy(to, from, 6 * sizeof(float)); break;
+    case 12: memcpy(to, from, 12 * sizeof(float)); break;
+    case 14: memcpy(to, from, 14 * sizeof(float)); break;
+    case NR: memcpy(to, from, NR * sizeof(float)); break;
+    default: memcpy(to, from, (size_t)count * sizeof(float));
     }
 }
 
-void TIERED(gemm_pack_columns)(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count, ptrdiff_t start,
-                               ptrdiff_t depth) {
-    for (ptrdiff_t p = 0; p < depth; p++, out += lanes) {
-        if (s->type == WEIGHT_F32) copy_lanes(out, (const float *)s->data + (start + p) * s->row_stride + first, count);
-        else dequantize_row(s, start + p, first, count, out);
-        for (int i = count; i < lanes; i++) out[i] = 0.0f;
+void TIERED(gemm_pack)(float *packed, int width, const matrix_view *matrix, int k_major, ptrdiff_t first, int count,
+                       ptrdiff_t p0, ptrdiff_t kc) {
+    if (k_major) {
+        pack_k_major(packed, width, matrix, first, count, p0, kc);
+        return;
+    }
+    for (ptrdiff_t p = p0; p < p0 + kc; p++, packed += width) {
+        if (matrix->type == WEIGHT_F32)
+            copy(packed, (const float *)matrix->data + p * matrix->row_stride + first, count);
+        else dequantize_row(matrix, p, first, count, packed);
+        for (int i = count; i < width; i++) packed[i] = 0.0f;
     }
 }
 
-// ---------------------------------------------------------------- the register tile
-static void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t depth, int rows, int columns,
-                 int accumulate) {
+// ---------------------------------------------------------------- the micro-kernel
+static void micro_kernel(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t kc, int m, int n,
+                         int accumulate) {
     vf sum[MR][NV];
 #pragma GCC unroll 14
     for (int i = 0; i < MR; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < NV; j++) sum[i][j] = (vf){0};
 #pragma GCC unroll 4
-    for (ptrdiff_t p = 0; p < depth; p++, a += MR, b += NR) {
-        vf right[NV];
+    for (ptrdiff_t p = 0; p < kc; p++, a += MR, b += NR) {
+        vf row[NV];
 #pragma GCC unroll 2
-        for (int j = 0; j < NV; j++) right[j] = vload(b + j * VLEN);
+        for (int j = 0; j < NV; j++) row[j] = vload(b + j * VLEN);
 #pragma GCC unroll 14
         for (int i = 0; i < MR; i++)
 #pragma GCC unroll 2
-            for (int j = 0; j < NV; j++) sum[i][j] += a[i] * right[j];
+            for (int j = 0; j < NV; j++) sum[i][j] += a[i] * row[j];
     }
-    if (rows == MR && columns == NR) {
+    if (m == MR && n == NR) {
 #pragma GCC unroll 14
         for (int i = 0; i < MR; i++)
 #pragma GCC unroll 2
@@ -143,25 +149,20 @@ static void tile(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdif
     for (int i = 0; i < MR; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < NV; j++) vstore(edge + i * NR + j * VLEN, sum[i][j]);
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++)
-            c[i * ldc + j] = accumulate ? c[i * ldc + j] + edge[i * NR + j] : edge[i * NR + j];
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++) c[i * ldc + j] = accumulate ? c[i * ldc + j] + edge[i * NR + j] : edge[i * NR + j];
 }
 
 static const gemm_format fp32 = {
     .mr = MR,
-    .packmr = MR,
     .nr = NR,
+    .packmr = MR,
     .block = 1,
     .block_words = 1,
-    .pack_a = TIERED(gemm_pack_rows),
-    .pack_a_transposed = TIERED(gemm_pack_columns),
-    .pack_b_transposed = TIERED(gemm_pack_rows),
-    .pack_b = TIERED(gemm_pack_columns),
-    .micro_kernel = tile,
+    .pack_a = TIERED(gemm_pack),
+    .pack_b = TIERED(gemm_pack),
+    .micro_kernel = micro_kernel,
 };
 const gemm_ops TIERED(gemm_table) = {
     .format = {[GEMM_FP32] = &fp32, [GEMM_INT16] = &TIERED(gemm_int16), [GEMM_INT8] = &TIERED(gemm_int8)},
-    .pack_columns = TIERED(gemm_pack_columns),
-    .skinny = TIERED(gemm_skinny),
 };

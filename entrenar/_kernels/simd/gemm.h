@@ -1,8 +1,9 @@
-// Packed matrix multiplication: panels, the register tile, and the dot products of a few rows.
+// GEMM: the formats of packed micro-panels, how they are packed, their micro-kernels.
 //
-// A panel holds lanes of one operand (rows of the left, columns of the right), the contraction running down it; a tile is
-// C[rows][nr] (+)= left panel^T right panel. A format says what a panel is made of: fp32, or integers whose
-// blocks of GEMM_BLOCK steps share a scale (gemm_integer.c). Any source can be packed to any format.
+// C (m, n) (+)= A (m, k) B (k, n). A micro-panel of packed A holds MR rows of A, one of packed B NR columns of B; the
+// contraction runs down it. The micro-kernel multiplies one of each to an MR x NR tile of C. A format says what a
+// micro-panel is made of: fp32, or integers, GEMM_BLOCK steps of which share a scale (gemm_integer.c). A matrix of any
+// weight type is packed to any format.
 #pragma once
 #include <stddef.h>
 #include "simd/weights/types.h"
@@ -10,41 +11,33 @@
 enum { GEMM_BLOCK = 64 };  // steps of the contraction that share a scale
 enum { GEMM_FP32 = 0, GEMM_INT16 = 1, GEMM_INT8 = 2, GEMM_FORMATS = 3 };
 
-enum { GEMM_ONES = 64 };  // rows whose old values `skinny` can keep by gemm_ones
-static const float gemm_ones[GEMM_ONES] = {[0 ... GEMM_ONES - 1] = 1.0f};
-
-typedef void gemm_packer_function(float *out, int lanes, const matrix_view *s, ptrdiff_t first, int count,
-                                  ptrdiff_t start, ptrdiff_t depth);
-typedef gemm_packer_function *gemm_packer;
+// Steps [p0, p0 + kc) of the contraction for `count` rows of A or columns of B from `first` on, the rest of `width` zero.
+// k_major: the contraction runs along the rows of the matrix as it is stored; else down its columns.
+typedef void gemm_packer(float *packed, int width, const matrix_view *matrix, int k_major, ptrdiff_t first, int count,
+                         ptrdiff_t p0, ptrdiff_t kc);
 
 typedef struct gemm_format {
-    int mr;                  // of a tile; 0 where the tier lacks the format
-    int packmr, nr;          // of a panel
-    int block, block_words;  // `block` steps of the contraction take block_words 32-bit words a lane
-    // left panel: lane l, step p = source[first + l][start + p] (rows) or source[start + p][first + l] (columns)
-    gemm_packer pack_a;
-    gemm_packer pack_a_transposed;
-    gemm_packer pack_b_transposed;
-    gemm_packer pack_b;
-    // c[rows][columns] (+)= sum_p left[p][row] right[p][column], rows <= .rows, columns <= nr
-    void (*micro_kernel)(float *c, ptrdiff_t ldc, const float *left, const float *right, ptrdiff_t depth, int rows,
-                         int columns, int accumulate);
+    int mr, nr;              // rows and columns of the micro-kernel's tile; mr is 0 where the tier lacks the format
+    int packmr;              // rows in a micro-panel of A: mr, or that rounded up to whole vectors
+    int block, block_words;  // `block` steps of the contraction take block_words 32-bit words in each row or column
+    gemm_packer *pack_a, *pack_b;
+    // c (m, n) (+)= the product of two micro-panels of kc steps, m <= mr, n <= nr
+    void (*micro_kernel)(float *c, ptrdiff_t ldc, const float *packed_a, const float *packed_b, ptrdiff_t kc, int m,
+                         int n, int accumulate);
 } gemm_format;
+
+// One product of a grouped GEMM: C (m, n), contiguous, and its B
+typedef struct gemm_operand_b {
+    float *c;
+    const matrix_view *b;
+    ptrdiff_t n;
+} gemm_operand_b;
 
 typedef struct gemm_ops {
     const gemm_format *format[GEMM_FORMATS];
-    // out[p][lane] = source[start + p][first + lane], p < depth; lanes from count on are zero
-    gemm_packer pack_columns;
-    // c (m, n) = a (m, k) b (k, n), plus keep[i] times row i of the old c unless keep is NULL. Element (i, p) of a is at
-    // a + i * a_row + p * a_column; rows of b are padded to whole vectors.
-    void (*skinny)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
-                   ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
 } gemm_ops;
 
 #ifdef TIER
-void TIERED(gemm_skinny)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
-                         ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep);
 extern const gemm_format TIERED(gemm_int16), TIERED(gemm_int8);
-// fp32 panels, out[p][lane]; lanes from count on are zero
-gemm_packer_function TIERED(gemm_pack_rows), TIERED(gemm_pack_columns);
+gemm_packer TIERED(gemm_pack);  // fp32: packed[step][row of A or column of B]
 #endif

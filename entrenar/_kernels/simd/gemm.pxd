@@ -8,25 +8,21 @@ cdef extern from "simd/gemm.h" nogil:
         GEMM_INT16
         GEMM_INT8
         GEMM_FORMATS
-        GEMM_ONES
-    const float* gemm_ones
-    ctypedef void gemm_packer_function(float* out, int lanes, const matrix_view* s, Py_ssize_t first, int count,
-                                       Py_ssize_t start, Py_ssize_t depth) noexcept nogil
-    ctypedef gemm_packer_function* gemm_packer
+    ctypedef void gemm_packer(float* packed, int width, const matrix_view* matrix, int k_major, Py_ssize_t first,
+                              int count, Py_ssize_t p0, Py_ssize_t kc) noexcept nogil
     ctypedef struct gemm_format:
         int mr
-        int packmr
         int nr
+        int packmr
         int block
         int block_words
-        gemm_packer pack_a
-        gemm_packer pack_a_transposed
-        gemm_packer pack_b_transposed
-        gemm_packer pack_b
-        void (*micro_kernel)(float* c, Py_ssize_t ldc, const float* left, const float* right, Py_ssize_t depth,
-                             int rows, int columns, int accumulate) noexcept nogil
+        gemm_packer* pack_a
+        gemm_packer* pack_b
+        void (*micro_kernel)(float* c, Py_ssize_t ldc, const float* packed_a, const float* packed_b, Py_ssize_t kc,
+                             int m, int n, int accumulate) noexcept nogil
+    ctypedef struct gemm_operand_b:
+        float* c
+        const matrix_view* b
+        Py_ssize_t n
     ctypedef struct gemm_ops:
         const gemm_format* format[GEMM_FORMATS]
-        gemm_packer pack_columns
-        void (*skinny)(float* c, Py_ssize_t ldc, const float* a, Py_ssize_t a_row, Py_ssize_t a_column, const float* b,
-                       Py_ssize_t ldb, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const float* keep) noexcept nogil

@@ -12,6 +12,7 @@
 #include "reduce.h"
 #include "rope.h"
 #include "shape.h"
+#include "skinny.h"
 #include "softmax.h"
 #include "weights/types.h"
 
@@ -31,6 +32,7 @@ typedef struct simd_table {
     const reduce_ops *reduce;
     const rope_ops *rope;
     const shape_ops *shape;
+    const skinny_ops *skinny;
     const softmax_ops *softmax;
     const weight_type *weight_types;  // the traits table: an entry of this for each weight type
 } simd_table;

@@ -11,6 +11,7 @@ from entrenar._kernels.simd.quantize cimport quantize_ops
 from entrenar._kernels.simd.reduce cimport reduce_ops
 from entrenar._kernels.simd.rope cimport rope_ops
 from entrenar._kernels.simd.shape cimport shape_ops
+from entrenar._kernels.simd.skinny cimport skinny_ops
 from entrenar._kernels.simd.softmax cimport softmax_ops
 from entrenar._kernels.simd.weights.types cimport weight_type
 
@@ -30,6 +31,7 @@ cdef extern from "simd/simd.h" nogil:
         const reduce_ops* reduce
         const rope_ops* rope
         const shape_ops* shape
+        const skinny_ops* skinny
         const softmax_ops* softmax
         const weight_type* weight_types
     const simd_table* simd_find(const char* tier) noexcept

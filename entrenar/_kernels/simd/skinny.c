@@ -1,62 +1,65 @@
-// Products of operands that are used once or lie in cache already: attention's tiles, the narrow sides of LoRA. Nothing is
-// packed: elements of the left operand are broadcast from where they lie, rows of the right one are vectors as they are.
-#include "simd/gemm.h"
+// Skinny products: attention's tiles, the low-rank sides of LoRA. Elements of A are broadcast from where they lie, rows of
+// B are vectors as they are.
+#include "simd/skinny.h"
 #include "simd/vec.h"
 
-// rows x vectors accumulators: 12 of 16 registers, or 24 of 32
+// MR x NV accumulators: 12 of 16 registers, or 24 of 32
 #if VLEN == 16 || defined(__aarch64__)
-#define MR 12
+enum { MR = 12 };
 #else
-#define MR 6
+enum { MR = 6 };
 #endif
-#define NR 2
+enum { NV = 2 };
 
-// One register block; `rows` and `vectors` are constants at every call. n is how many columns of c exist.
-INLINE void block(int rows, int vectors, float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column,
-                  const float *b, ptrdiff_t ldb, ptrdiff_t n, ptrdiff_t k, const float *keep) {
-    vf sum[MR][NR];
+// Rows [i, i + rows) of c and `vectors` vectors of its columns from j on; `rows` and `vectors` are constants at every call
+INLINE void block(skinny_args s, ptrdiff_t i0, ptrdiff_t j0, int rows, int vectors) {
+    const ptrdiff_t ldc = s.ldc, rs_a = s.rs_a, cs_a = s.cs_a, ldb = s.ldb, n = s.n - j0, k = s.k;
+    const float *a = s.a + i0 * rs_a, *b = s.b + j0, *beta = s.beta ? s.beta + i0 : NULL;
+    float *c = s.c + i0 * ldc + j0;
+    vf sum[MR][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; j++) sum[i][j] = (vf){0};
-    for (ptrdiff_t p = 0; p < k; p++, a += a_column, b += ldb) {
-        vf column[NR];
+    for (ptrdiff_t p = 0; p < k; p++, a += cs_a, b += ldb) {
+        vf row[NV];
 #pragma GCC unroll 2
-        for (int j = 0; j < vectors; j++) column[j] = vload(b + j * VLEN);
+        for (int j = 0; j < vectors; j++) row[j] = vload(b + j * VLEN);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-            vf x = vset(a[i * a_row]);
+            vf x = vset(a[i * rs_a]);
 #pragma GCC unroll 2
-            for (int j = 0; j < vectors; j++) sum[i][j] += x * column[j];
+            for (int j = 0; j < vectors; j++) sum[i][j] += x * row[j];
         }
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; j++) {
-            float *out = c + i * ldc + j * VLEN;
-            ptrdiff_t left = n - j * VLEN;
-            if (left >= VLEN) vstore(out, keep ? vload(out) * keep[i] + sum[i][j] : sum[i][j]);
-            else vstore_n(out, keep ? vload_n(out, left, 0) * keep[i] + sum[i][j] : sum[i][j], left);
+            float *to = c + i * ldc + j * VLEN;
+            const ptrdiff_t left = n - j * VLEN;
+            if (left >= VLEN) vstore(to, beta ? vload(to) * beta[i] + sum[i][j] : sum[i][j]);
+            else vstore_n(to, beta ? vload_n(to, left, 0) * beta[i] + sum[i][j] : sum[i][j], left);
         }
 }
 
-void TIERED(gemm_skinny)(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t a_row, ptrdiff_t a_column, const float *b,
-                         ptrdiff_t ldb, ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, const float *keep) {
-    for (ptrdiff_t j = 0; j < n; j += NR * VLEN) {
-        ptrdiff_t i = 0;
-#define BLOCKS(rows)                                                                                                   \
-    for (; i + rows <= m; i += rows) {                                                                                 \
-        if (n - j > VLEN)                                                                                              \
-            block(rows, NR, c + i * ldc + j, ldc, a + i * a_row, a_row, a_column, b + j, ldb, n - j, k,                \
-                  keep ? keep + i : NULL);                                                                             \
-        else                                                                                                           \
-            block(rows, 1, c + i * ldc + j, ldc, a + i * a_row, a_row, a_column, b + j, ldb, n - j, k,                 \
-                  keep ? keep + i : NULL);                                                                             \
+// Blocks of `rows` rows from row i on as long as there are so many; the row after them
+INLINE ptrdiff_t blocks(skinny_args s, ptrdiff_t i, ptrdiff_t j, int rows) {
+    for (; i + rows <= s.m; i += rows) {
+        if (s.n - j > VLEN) block(s, i, j, rows, 2);
+        else block(s, i, j, rows, 1);
     }
-        BLOCKS(MR)
-        BLOCKS(4)
-        BLOCKS(2)
-        BLOCKS(1)
+    return i;
+}
+
+static void multiply(const skinny_args *args) {
+    const skinny_args s = *args;
+    for (ptrdiff_t j = 0; j < s.n; j += NV * VLEN) {
+        ptrdiff_t i = blocks(s, 0, j, MR);
+        i = blocks(s, i, j, 4);
+        i = blocks(s, i, j, 2);
+        blocks(s, i, j, 1);
     }
 }
+
+const skinny_ops TIERED(skinny_table) = {.multiply = multiply};

@@ -17,6 +17,7 @@ extern const quantize_ops TIERED(quantize_table);
 extern const reduce_ops TIERED(reduce_table);
 extern const rope_ops TIERED(rope_table);
 extern const shape_ops TIERED(shape_table);
+extern const skinny_ops TIERED(skinny_table);
 extern const softmax_ops TIERED(softmax_table);
 
 const simd_table TIERED(simd_table) = {
@@ -34,6 +35,7 @@ const simd_table TIERED(simd_table) = {
     .reduce = &TIERED(reduce_table),
     .rope = &TIERED(rope_table),
     .shape = &TIERED(shape_table),
+    .skinny = &TIERED(skinny_table),
     .softmax = &TIERED(softmax_table),
     .weight_types = TIERED(weight_types),
 };

@@ -4,20 +4,25 @@ from libc.string cimport memset
 
 from entrenar._kernels.dropout cimport dropout_forward
 from entrenar._kernels.gemm cimport (
-    f32_view,
+    NN,
+    NT,
+    TN,
     gemm,
-    gemm_operand_b,
+    grouped_linear_forward,
     linear_backward_input,
     linear_backward_weight,
     linear_forward,
-    grouped_linear_forward,
+)
+from entrenar._kernels.simd.gemm cimport gemm_operand_b
+from entrenar._kernels.simd.matrix_view cimport matrix_view
+from entrenar._kernels.simd.weights.types cimport WEIGHT_BF16, f32_view
+from entrenar._kernels.skinny cimport (
     skinny_backward,
     skinny_backward_a,
     skinny_backward_input,
+    skinny_factors,
     skinny_forward,
 )
-from entrenar._kernels.simd.matrix_view cimport matrix_view
-from entrenar._kernels.simd.weights.types cimport WEIGHT_BF16
 from entrenar.autograd.quantized cimport QuantizedTensor
 from entrenar.autograd.random cimport next_stream, random_key
 from entrenar.autograd.ops.elementwise cimport add_rows
@@ -133,7 +138,7 @@ cdef Tensor checked_bias(object bias, Py_ssize_t n, str op):
 cdef int products_of(Tensor x, list weights, list biases, list outputs, str op) except -1:
     """Append x weight^T + bias for each weight to `outputs`, without the graph; x is packed once for all."""
     cdef matrix_view[MAX_GROUP] sources
-    cdef gemm_operand_b[MAX_GROUP] bs
+    cdef gemm_operand_b[MAX_GROUP] operands
     cdef Py_ssize_t n = 0, k = 0, m = rows_of(x)
     cdef int count = len(weights), i, status = 0
     cdef Tensor out, bias
@@ -141,9 +146,9 @@ cdef int products_of(Tensor x, list weights, list biases, list outputs, str op) 
         matrix_view_of(weights[i], op, &sources[i], &n, &k)
         out = output_of(x, n)
         outputs.append(out)
-        bs[i].c = out.data
-        bs[i].b = &sources[i]
-        bs[i].n = n
+        operands[i].c = out.data
+        operands[i].b = &sources[i]
+        operands[i].n = n
     if count == 1 and leaves_out_product(out):
         memset(out.data, 0, <size_t> out.nbytes)
         return 0
@@ -151,7 +156,7 @@ cdef int products_of(Tensor x, list weights, list biases, list outputs, str op) 
         if count == 1:
             status = linear_forward(out.data, x.data, &sources[0], m, n, k)
         else:
-            status = grouped_linear_forward(bs, count, x.data, m, k)
+            status = grouped_linear_forward(operands, count, x.data, m, k)
     check_scratch(status, op)
     for i in range(count):
         bias = biases[i]
@@ -266,6 +271,13 @@ def linear(x, weight, bias=None):
 
 
 # ---------------------------------------------------------------- LoRA
+cdef skinny_factors factors_of(Tensor a, Tensor b, float scale, Py_ssize_t m) noexcept:
+    cdef skinny_factors f
+    f.a, f.b, f.scale = a.data, b.data, scale
+    f.m, f.n, f.k, f.r = m, b.dims[0], a.dims[1], a.dims[0]
+    return f
+
+
 cdef class LoRALinearNode(Node):
     cdef float scaling
     cdef float dropout
@@ -287,10 +299,11 @@ cdef class LoRALinearNode(Node):
         bias_backward(<Tensor> self.inputs[4], grad)
         if self.saved[0] is not None:
             data = saved_tensor(self.saved[0])
+        cdef skinny_factors factors = factors_of(a, b, self.scaling, m)
         g = new_matrix(m, r)
         db = grad_pointer(b, &accumulate)
         with nogil:
-            status |= skinny_backward(g.data, db, grad.data, h.data, b.data, self.scaling, m, n, r, accumulate)
+            status |= skinny_backward(g.data, db, grad.data, h.data, &factors, accumulate)
         if a.needs_grad and data is not None:
             target = grad_buffer(a, &accumulate)
             dropped = data
@@ -298,7 +311,7 @@ cdef class LoRALinearNode(Node):
                 dropped = new_like(x)
                 dropout_forward(dropped.data, data.data, x.size, self.dropout, self.key, self.stream, False)
             with nogil:
-                status |= skinny_backward_a(target.data, g.data, dropped.data, m, k, r, accumulate)
+                status |= skinny_backward_a(target.data, g.data, dropped.data, &factors, accumulate)
         if x.needs_grad:
             target = grad_buffer(x, &accumulate)
             with nogil:
@@ -306,11 +319,11 @@ cdef class LoRALinearNode(Node):
             if self.dropout > 0:
                 dropped = new_like(x)
                 with nogil:
-                    status |= skinny_backward_input(dropped.data, g.data, a.data, m, k, r, False)
+                    status |= skinny_backward_input(dropped.data, g.data, &factors, False)
                 dropout_forward(target.data, dropped.data, x.size, self.dropout, self.key, self.stream, True)
             else:
                 with nogil:
-                    status |= skinny_backward_input(target.data, g.data, a.data, m, k, r, True)
+                    status |= skinny_backward_input(target.data, g.data, &factors, True)
         if data is not None and isinstance(self.saved[1], Tensor) and (<Tensor> self.saved[1]).needs_grad:
             target = grad_buffer(<Tensor> self.saved[1], &accumulate)
             with nogil:
@@ -332,8 +345,9 @@ cdef int add_low_rank(Tensor out, Tensor x, object weight, Tensor bias, LowRankU
         stream = next_stream()
         dropped = new_like(x)
         dropout_forward(dropped.data, x.data, x.size, update.dropout, key, stream, False)
+    cdef skinny_factors factors = factors_of(a, b, factor, m)
     with nogil:
-        status = skinny_forward(out.data, h.data, dropped.data, a.data, b.data, factor, m, n, k, r)
+        status = skinny_forward(out.data, h.data, dropped.data, &factors)
     check_scratch(status, "lora_linear")
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
     if wants_grad(x) or wants_grad(a) or wants_grad(b) or wants_grad(w) or wants_grad(bias):
@@ -422,7 +436,7 @@ cdef class MatmulNode(Node):
         if not accumulate:
             for i in range(out.size):
                 out.data[i] = 0.0
-        for i in range(self.batch.count):
+        for i in range(self.batch.count if grad.size else 0):  # a stack of empty matrices may have any length
             if left:
                 offsets(&self.batch, i, &at, &other_at)
             else:
@@ -431,11 +445,11 @@ cdef class MatmulNode(Node):
             if left:
                 o = f32_view(other.data + other_at, n, n)
                 with nogil:
-                    status |= gemm(out.data + at, &g, False, &o, True, m, k, n, True)
+                    status |= gemm(NT, out.data + at, &g, &o, m, k, n, True)
             else:
                 o = f32_view(other.data + other_at, k, k)
                 with nogil:
-                    status |= gemm(out.data + at, &o, True, &g, False, k, n, m, True)
+                    status |= gemm(TN, out.data + at, &o, &g, k, n, m, True)
         return check_scratch(status, "matmul")
 
 
@@ -456,11 +470,11 @@ cdef Tensor product(Tensor a, Tensor b):
     dims[batch.ndim + 1] = n
     cdef Tensor out = new_tensor(batch.ndim + 2, dims)
     with nogil:
-        for i in range(batch.count):
+        for i in range(batch.count if out.size else 0):  # a stack of empty matrices may have any length
             offsets(&batch, i, &a_at, &b_at)
             sa = f32_view(a.data + a_at, k, k)
             sb = f32_view(b.data + b_at, n, n)
-            status |= gemm(out.data + i * m * n, &sa, False, &sb, False, m, n, k, False)
+            status |= gemm(NN, out.data + i * m * n, &sa, &sb, m, n, k, False)
     check_scratch(status, "matmul")
     if wants_grad(a) or wants_grad(b):
         node = MatmulNode.__new__(MatmulNode)

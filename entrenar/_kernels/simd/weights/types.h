@@ -37,6 +37,10 @@ typedef struct weight_type {
     const weight_kernels *kernels;
 } weight_type;
 
+static inline matrix_view f32_view(const float *data, ptrdiff_t row_stride, ptrdiff_t columns) {
+    return (matrix_view){.type = WEIGHT_F32, .data = data, .row_stride = row_stride, .columns = columns};
+}
+
 #ifdef TIER
 #include "simd/vec.h"
 

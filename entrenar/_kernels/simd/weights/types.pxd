@@ -31,3 +31,4 @@ cdef extern from "simd/weights/types.h" nogil:
         int int8_panels
         int int16_panels
         const weight_kernels* kernels
+    matrix_view f32_view(const float* data, Py_ssize_t row_stride, Py_ssize_t columns) noexcept
