@@ -57,6 +57,7 @@ cdef int grouped_gemv(const gemm_operand_b* b, int count, const float* x, Py_ssi
     cdef Py_ssize_t jobs = 0, columns = 0, i
     cdef float* quantized = NULL
     cdef bint integers = False
+    cdef int threads
     cdef gemv_plan p
     for i in range(count):
         jobs += ceil_div(b[i].n, NC)
@@ -74,8 +75,13 @@ cdef int grouped_gemv(const gemm_operand_b* b, int count, const float* x, Py_ssi
     p.m = m
     p.k = k
     p.accumulate = accumulate
-    for i in prange(jobs, schedule="static", num_threads=threads_for(m * columns * k, THREAD_WORK)):
-        row_block(&p, i)
+    threads = threads_for(m * columns * k, THREAD_WORK)
+    if threads == 1:  # a parallel region costs 50 ns, a tenth of a tiny product
+        for i in range(jobs):
+            row_block(&p, i)
+    else:
+        for i in prange(jobs, schedule="static", num_threads=threads):
+            row_block(&p, i)
     return 0
 
 
