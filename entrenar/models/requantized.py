@@ -24,11 +24,11 @@ class Requantized:
         self.error += float(np.vdot(change, change))
         self.size += float(np.vdot(first, first))
 
-    def sentence(self, stored: str, kind: str) -> str:
+    def sentence(self, stored: str, to: str) -> str:
         """For the person who runs it: how many matrices, the relative rms of the change, what avoids it."""
         change = 100 * math.sqrt(self.error / self.size) if self.size else 0.0
         return (
-            f"{self.matrices} matrices of type {stored} are requantized to {kind.upper()}, which changes their values "
+            f"{self.matrices} matrices of type {stored} are requantized to {to.upper()}, which changes their values "
             f"by {change:.1f} % (relative rms of their first rows) and costs accuracy; --no-quantize-4bit "
             "(quantize=None) trains over the file's own values, in more memory."
         )

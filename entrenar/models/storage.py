@@ -94,20 +94,18 @@ class StoragePolicy:
     def _weight(self, name: str, shape: tuple[int, ...], stored: str | None, looked_up: bool) -> WeightStorage:
         if len(shape) != 2:
             return WeightStorage(shape, "float32")
-        reason, own = (
-            None,
-            gguf_weight_type(stored) if stored is not None else None,
-        )  # the file's type, if kernels read it
-        if own is not None and self._stays(own, in_decoder_layer(name)):
+        in_layer, reason = in_decoder_layer(name), None
+        own = None if stored is None else gguf_weight_type(stored)  # None too for a type that kernels do not read
+        if own is not None and self._stays_quantized(own, in_layer):
             return WeightStorage(shape, own.name, as_stored=True)
-        if self.quantize is not None and in_decoder_layer(name):
+        if self.quantize is not None and in_layer:
             to = self._four_bit(stored)
             reason = misfit(shape[1], to)
             if reason is None:
                 requantized = stored is not None and stored not in FULL_PRECISION
                 return WeightStorage(shape, to, requantized=requantized)
-        if stored == "BF16" and (self.dtype in ("auto", "bfloat16") or (self.dtype == "int16" and looked_up)):
-            return WeightStorage(shape, "bfloat16", as_stored=True, unquantized=reason)
+        if own is not None and self._stays_in_bfloat16(own, looked_up):
+            return WeightStorage(shape, own.name, as_stored=True, unquantized=reason)
         if self.dtype == "int16":
             too_narrow = misfit(shape[1], "int16")
             if too_narrow is None:
@@ -115,7 +113,11 @@ class StoragePolicy:
             reason = too_narrow
         return WeightStorage(shape, "bfloat16" if self.dtype == "bfloat16" else "float32", unquantized=reason)
 
-    def _stays(self, own: WeightType, in_layer: bool) -> bool:
+    def _stays_in_bfloat16(self, own: WeightType, looked_up: bool) -> bool:
+        """Whether a file's own bfloat16 stays; `looked_up` is an embedding that no product reads."""
+        return own.name == "bfloat16" and (self.dtype in ("auto", "bfloat16") or (self.dtype == "int16" and looked_up))
+
+    def _stays_quantized(self, own: WeightType, in_layer: bool) -> bool:
         """Whether a file's own quantized values stay; fewer than 8 bits are too coarse for an embedding or a head."""
         return self.quantize == "auto" and own.is_quantized and (in_layer or own.bits >= 8)
 

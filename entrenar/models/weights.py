@@ -59,16 +59,16 @@ class WeightLoader:
 
     def _quantized(self, lazy: LazyTensor, weight: WeightStorage, head_dim: int | None) -> QuantizedTensor:
         """The tensor quantized; where that replaces other quantized values, what it costs is measured."""
-        kind, shape = weight.weight_type, weight.shape
+        to, shape = weight.weight_type, weight.shape
         try:
             quantized = QuantizedTensor.quantize_streaming(
-                _rows(lazy, shape, head_dim), shape, kind, double_quantization=self.storage.policy.double_quantization
+                _rows(lazy, shape, head_dim), shape, to, double_quantization=self.storage.policy.double_quantization
             )
         except QuantizationError as error:
-            raise FormatError(f"{self._named(lazy)} cannot become {kind}: {error}") from error
+            raise FormatError(f"{self._named(lazy)} cannot become {to}: {error}") from error
         if weight.requantized:
             first = next(_rows(lazy, (head_dim or min(MEASURED_ROWS, shape[0]), shape[1]), head_dim))
-            self.requantized.setdefault((lazy.type, kind), Requantized()).add(first, quantized)
+            self.requantized.setdefault((lazy.type, to), Requantized()).add(first, quantized)
         return quantized
 
     def _named(self, lazy: LazyTensor) -> str:

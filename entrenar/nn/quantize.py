@@ -29,9 +29,9 @@ def in_decoder_layer(name: str) -> bool:
     return ".layers." in name
 
 
-def misfit(columns: int, kind: str) -> str | None:
-    """Why rows of so many columns cannot be quantized to `kind`; None where they can."""
-    block = weight_type(kind).block_size
+def misfit(columns: int, to: str) -> str | None:
+    """Why rows of so many columns cannot be quantized to `to`; None where they can."""
+    block = weight_type(to).block_size
     return f"its {columns} columns are no multiple of {block}" if columns % block else None
 
 
@@ -46,20 +46,20 @@ def quantize_linears(tree: Module, quantize: str, double_quantization: bool) -> 
     Returns the names of the weights that stay in full precision, and why. Raises QuantizationError for a weight that
     its weight type cannot represent.
     """
-    kind = AUTO if quantize == "auto" else quantize
+    to = AUTO if quantize == "auto" else quantize
     unquantized = {}
     for name, module in tree.named_modules():
         if not isinstance(module, Linear) or not in_decoder_layer(name) or stays_quantized(module.weight, quantize):
             continue
-        if reason := misfit(module.in_features, kind):
+        if reason := misfit(module.in_features, to):
             unquantized[f"{name}.weight"] = reason
             continue
         weight = module.weight
         rows = weight.dequantize_rows if isinstance(weight, QuantizedTensor) else _rows_of(weight)
         try:
             module.weight = QuantizedTensor.quantize_streaming(
-                rows, weight.shape, kind, double_quantization=double_quantization
+                rows, weight.shape, to, double_quantization=double_quantization
             )
         except QuantizationError as error:
-            raise QuantizationError(f"{name}.weight cannot become {kind}: {error}") from error
+            raise QuantizationError(f"{name}.weight cannot become {to}: {error}") from error
     return unquantized

@@ -30,14 +30,14 @@ def test_what_requantizing_costs_is_measured_and_said(tmp_path: Path) -> None:
     found = re.search(r"^3 matrices of type Q6_K are requantized to NF4, .* by ([\d.]+) % .*--no-quantize-4bit", remark)
     assert found
     parameters = dict(model.named_parameters())
-    changed, kept = [], []
+    changed, meant_values = [], []
     for name in meant:
         if "mlp" in name:
             weight = parameters[name]
             assert isinstance(weight, QuantizedTensor)
             changed.append(weight.dequantize())
-            kept.append(meant[name])
-    assert float(found[1]) == pytest.approx(100 * relative_error(np.stack(changed), np.stack(kept)), rel=0.05)
+            meant_values.append(meant[name])
+    assert float(found[1]) == pytest.approx(100 * relative_error(np.stack(changed), np.stack(meant_values)), rel=0.05)
     again = Checkpoint.open(tmp_path / "m.gguf")
     LLaMAModel.from_pretrained(again)
     assert again.remarks == []

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from entrenar.autograd import QuantizedTensor
+from entrenar.autograd.weight_types import weight_type
 from entrenar.errors import ConfigError
 from entrenar.llama import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
@@ -118,9 +119,9 @@ def test_the_model_that_is_loaded_is_the_one_that_was_planned(
     storage = storage_of(Checkpoint.open(tmp_path / file), policy)
     model = LLaMAModel.from_pretrained(tmp_path / file, dtype=dtype, quantize=quantize, double_quantization=double)
     found = {name: w.weight_type if isinstance(w, QuantizedTensor) else w.dtype for name, w in model.named_parameters()}
-    expected = {name: weight.weight_type.replace("int4", "q4_1") for name, weight in storage.weights.items()}
+    expected = {name: weight_type(weight.weight_type).name for name, weight in storage.weights.items()}
     assert found == expected
     assert {name: weight.shape for name, weight in storage.weights.items()} == config.parameter_shapes()
-    maps = 4 * 256 * sum(kind == "nf4" and double for kind in found.values())  # QuantizedTensor counts its table
+    maps = 4 * 256 * sum(name == "nf4" and double for name in found.values())  # QuantizedTensor counts its table
     nbytes = sum(weight.nbytes for _, weight in model.named_parameters())
     assert storage.nbytes == pytest.approx(nbytes, abs=maps), (storage.nbytes, nbytes)

@@ -66,7 +66,7 @@ def measured_peak(shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, lengt
 
 
 @pytest.mark.memory
-@pytest.mark.parametrize("checkpointing", [0, 1, True], ids=["kept", "one recomputed", "recomputed"])
+@pytest.mark.parametrize("checkpointing", [0, 1, True], ids=["saved", "one recomputed", "recomputed"])
 @pytest.mark.parametrize(
     ("shape", "lora", "batch", "length"),
     [
