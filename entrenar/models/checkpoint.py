@@ -47,7 +47,7 @@ class Checkpoint:
 
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
-        """A GGUF file or a Hugging Face directory; FormatError where it is neither, is truncated, or is of no family."""
+        """A GGUF file or a Hugging Face directory; FormatError where it is neither, is truncated or is of no family."""
         if not str(path):
             raise FormatError("The model's path is empty; expected a GGUF file or a Hugging Face directory.")
         path = Path(path)
