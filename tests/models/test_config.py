@@ -565,6 +565,7 @@ def test_every_error_of_a_configuration_is_ours() -> None:
         assert issubclass(error, EntrenarError)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -583,6 +584,7 @@ def test_rotary_angles_that_are_not_finite_are_refused(changes: dict[str, Any], 
         LLaMAConfig.from_hf(tmp_path / "config.json")
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("theta", [1e300, 1e308, 1e-100])
 def test_extreme_bases_whose_angles_are_finite_make_finite_tables(theta: float) -> None:
     config = small_config(rope_theta=theta)

@@ -6,11 +6,15 @@ import time
 import tracemalloc
 from dataclasses import replace
 
+import pytest
+
 from entrenar.autograd import memory_stats, reset_peak_memory
 from entrenar.llama import LLaMAConfig
 from entrenar.models.decoder import Activations, activations, linear_shapes, weight_shapes
 
 from .builders import random_model, small_config
+
+pytestmark = pytest.mark.unit
 
 
 def test_the_shapes_are_those_of_a_model_of_the_configuration() -> None:
