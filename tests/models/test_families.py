@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from entrenar.adapters.registry import KINDS
 from entrenar.autograd import no_grad
 from entrenar.errors import ConfigError, EntrenarError, FormatError
 from entrenar.llama import LLaMAConfig, LLaMAModel
-from entrenar.lora import LoRAConfig, load_adapter, merge, save_adapter
+from entrenar.lora import load_adapter, merge, save_adapter
 from entrenar.models.families import ARCHITECTURES, FAMILIES
-from entrenar.qlora import QLoRAConfig
 
 from .builders import (
     gradients_of,
@@ -224,29 +224,25 @@ def test_quantized_values_of_a_gguf_file_stay(model_type: str, tmp_path: Path) -
 
 # ---------------------------------------------------------------------- adapters
 @every_family
-@pytest.mark.parametrize("quantize", [False, True], ids=["lora", "qlora"])
-def test_an_adapter_is_the_same_in_peft(model_type: str, quantize: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("section", KINDS)
+def test_an_adapter_is_the_same_in_peft(model_type: str, section: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     config = family_config(model_type)
     model_of(config, random_arrays(config, std=0.15)).save_pretrained(tmp_path / "own")
     model = LLaMAModel.from_pretrained(tmp_path / "own")
-    lora: dict[str, Any] = {"rank": 4, "alpha": 8.0, "target_modules": ["all-linear"]}
-    if quantize:
-        model.to_qlora(QLoRAConfig(**lora))
-    else:
-        model.to_lora(LoRAConfig(**lora))
-    trained = dict(model.trainable_parameters())
-    assert len(trained) == 2 * 7 * 2 and all(".lora_" in name for name in trained)
+    adapter = KINDS[section](target_modules=["all-linear"])
+    adapter.apply(model)
+    trained, base = dict(model.trainable_parameters()), set(config.parameter_shapes())
+    assert not base & set(trained) and len(trained) >= 2 * 7
     rng = np.random.default_rng(3)
-    for name, weight in trained.items():
-        if ".lora_B" in name:
-            weight.numpy()[...] = rng.standard_normal(weight.shape) * 0.05
+    for weight in trained.values():
+        weight.numpy()[...] += rng.standard_normal(weight.shape) * 0.05
     tokens, targets = random_tokens(config, 2, 11), random_tokens(config, 2, 11, seed=1)
     save_adapter(model, tmp_path / "adapter")
     theirs = peer_of(tmp_path / "own")
     with torch.no_grad():  # PEFT over the values that our base has
         for name, values in weights_of(model).items():
-            if ".lora_" not in name:
+            if name in base:
                 theirs.get_parameter(name).copy_(torch.from_numpy(values))
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter", is_trainable=True).double()
     logits = theirs(torch.from_numpy(tokens)).logits
@@ -258,9 +254,10 @@ def test_an_adapter_is_the_same_in_peft(model_type: str, quantize: bool, tmp_pat
     found = gradients_of(model)
     assert len(found) == len(gradients)
     for name, gradient in found.items():
-        theirs_name = f"base_model.model.{name.removesuffix('.weight')}.default.weight"
+        end = ".weight" if name.endswith(".weight") else ""
+        theirs_name = f"base_model.model.{name.removesuffix('.weight')}.default{end}"
         assert relative_error(gradient, gradients[theirs_name]) < 1e-4, name
-    again = LLaMAModel.from_pretrained(tmp_path / "own", quantize="auto" if quantize else None)
+    again = LLaMAModel.from_pretrained(tmp_path / "own", **adapter.storage_options())
     load_adapter(again, tmp_path / "adapter")
     np.testing.assert_allclose(again(tokens).numpy(), model(tokens).numpy(), rtol=0, atol=1e-6)
     merge(model)
