@@ -190,7 +190,7 @@ cdef inline void scores_of(float* scores, const float* key, const float* query_t
                            Py_ssize_t rows, Py_ssize_t dim) noexcept nogil:
     """scores (keys, ROWS) = key (keys, ld) query_t (dim, ROWS)"""
     cdef skinny_args s = skinny_args(c=scores, ldc=ATTENTION_ROWS, a=key, rs_a=ld, cs_a=1, b=query_t,
-                                    ldb=ATTENTION_ROWS, m=keys, n=rows, k=dim, beta=NULL)
+                                     ldb=ATTENTION_ROWS, m=keys, n=rows, k=dim, beta=NULL)
     simd.skinny.multiply(&s)
 
 
@@ -198,7 +198,7 @@ cdef inline void rows_from_keys(float* out, const float* p, const float* value, 
                                 Py_ssize_t columns, Py_ssize_t keys, const float* beta) noexcept nogil:
     """out (ROWS, ld) = diag(beta) out + p^T value, p (keys, ROWS), value (keys, ld)"""
     cdef skinny_args s = skinny_args(c=out, ldc=ld, a=p, rs_a=1, cs_a=ATTENTION_ROWS, b=value, ldb=ld,
-                                    m=rows, n=columns, k=keys, beta=beta)
+                                     m=rows, n=columns, k=keys, beta=beta)
     simd.skinny.multiply(&s)
 
 
@@ -206,7 +206,7 @@ cdef inline void keys_from_rows(float* out, const float* p, const float* x, Py_s
                                 Py_ssize_t columns, Py_ssize_t rows, const float* beta) noexcept nogil:
     """out (KEYS, ld) = diag(beta) out + p x, p (keys, ROWS), x (rows, ld)"""
     cdef skinny_args s = skinny_args(c=out, ldc=ld, a=p, rs_a=ATTENTION_ROWS, cs_a=1, b=x, ldb=ld,
-                                    m=keys, n=columns, k=rows, beta=beta)
+                                     m=keys, n=columns, k=rows, beta=beta)
     simd.skinny.multiply(&s)
 
 

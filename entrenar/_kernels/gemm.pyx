@@ -13,6 +13,7 @@ chooses it. The contraction is cut into KC by its length alone, so every element
 for any number of threads. Fewer rows than packing is worth go to gemv.
 """
 from cython.parallel cimport prange, threadid
+from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport matmul_format, simd
@@ -20,6 +21,7 @@ from entrenar._kernels.gemv cimport grouped_gemv
 from entrenar._kernels.partition cimport (
     SCRATCH_PACKED_A, SCRATCH_PACKED_B, ceil_div, min, round_up, scratch, threads_for,
 )
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, weight_bytes
 from entrenar._kernels.simd.gemm cimport (
     GEMM_BLOCK, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_operand_b,
 )
@@ -36,6 +38,11 @@ cdef enum:
     JOBS_PER_THREAD = 8    # at least, where n has the micro-panels for it
     THREAD_WORK = 1 << 17  # multiply-adds worth a thread
     SPARE = 64             # floats behind packed micro-panels that the last store may touch
+
+cdef int LINEAR_FORWARD = register("linear_forward")
+cdef int LINEAR_BACKWARD_INPUT = register("linear_backward_input")
+cdef int LINEAR_BACKWARD_WEIGHT = register("linear_backward_weight")
+cdef int MATMUL = register("matmul")
 
 
 cdef struct gemm_plan:
@@ -212,11 +219,15 @@ cdef int grouped_gemm(gemm_layout layout, const gemm_format* f, const matrix_vie
 cdef int gemm(gemm_layout layout, float* c, const matrix_view* a, const matrix_view* b, Py_ssize_t m, Py_ssize_t n,
               Py_ssize_t k, bint accumulate) noexcept nogil:
     """C (m, n) (+)= A (m, k) B (k, n)."""
+    cdef int64_t started = begin_kernel()
     cdef gemm_operand_b one
+    cdef int status
     one.c = c
     one.b = b
     one.n = n
-    return grouped_gemm(layout, choose_format(b, n, k), a, &one, 1, m, k, accumulate)
+    status = grouped_gemm(layout, choose_format(b, n, k), a, &one, 1, m, k, accumulate)
+    end_kernel(MATMUL, started, 2 * m * n * k, 4 * (m * n + m * k + n * k))
+    return status
 
 
 # linear, for x (m, k) and a weight W (n, k) of any type:
@@ -230,14 +241,33 @@ cdef int linear_forward(float* y, const float* x, const matrix_view* w, Py_ssize
     return grouped_linear_forward(&one, 1, x, m, k)
 
 
+cdef int64_t columns_of(const gemm_operand_b* b, int count) noexcept nogil:
+    cdef int64_t n = 0
+    cdef int i
+    for i in range(count):
+        n += b[i].n
+    return n
+
+
+cdef int64_t weights_of(const gemm_operand_b* b, int count) noexcept nogil:
+    """Bytes of the weights."""
+    cdef int64_t nbytes = 0
+    cdef int i
+    for i in range(count):
+        nbytes += weight_bytes(b[i].b, b[i].n)
+    return nbytes
+
+
 cdef int grouped_linear_forward(const gemm_operand_b* b, int count, const float* x, Py_ssize_t m,
                                 Py_ssize_t k) noexcept nogil:
     """y_i (m, n_i) = x W_i^T: neighbours that are packed to the same format share the packed x."""
+    cdef int64_t started = begin_kernel()
     cdef matrix_view a = f32_view(x, k, k)
     cdef const gemm_format* f
     cdef int first = 0, last, status = 0
     if 0 < m <= GEMV_ROWS:
-        return grouped_gemv(b, count, x, m, k, False)
+        status = grouped_gemv(b, count, x, m, k, False)
+        first = count
     while first < count:
         f = choose_format(b[first].b, b[first].n, k)
         last = first + 1
@@ -245,16 +275,26 @@ cdef int grouped_linear_forward(const gemm_operand_b* b, int count, const float*
             last += 1
         status |= grouped_gemm(NT, f, &a, b + first, last - first, m, k, False)
         first = last
+    if started:
+        end_kernel(LINEAR_FORWARD, started, 2 * m * columns_of(b, count) * k,
+                   4 * m * (k + columns_of(b, count)) + weights_of(b, count))
     return status
 
 
 cdef int linear_backward_input(float* dx, const float* dy, const matrix_view* w, Py_ssize_t m, Py_ssize_t n,
                                Py_ssize_t k, bint accumulate) noexcept nogil:
+    cdef int64_t started = begin_kernel()
     cdef matrix_view a = f32_view(dy, n, n)
-    return gemm(NN, dx, &a, w, m, k, n, accumulate)
+    cdef int status = gemm(NN, dx, &a, w, m, k, n, accumulate)
+    if started:
+        end_kernel(LINEAR_BACKWARD_INPUT, started, 2 * m * n * k, 4 * m * (n + k) + weight_bytes(w, n))
+    return status
 
 
 cdef int linear_backward_weight(float* dw, const float* dy, const float* x, Py_ssize_t m, Py_ssize_t n,
                                 Py_ssize_t k, bint accumulate) noexcept nogil:
+    cdef int64_t started = begin_kernel()
     cdef matrix_view a = f32_view(dy, n, n), b = f32_view(x, k, k)
-    return gemm(TN, dw, &a, &b, n, k, m, accumulate)
+    cdef int status = gemm(TN, dw, &a, &b, n, k, m, accumulate)
+    end_kernel(LINEAR_BACKWARD_WEIGHT, started, 2 * m * n * k, 4 * (m * n + m * k + n * k))
+    return status

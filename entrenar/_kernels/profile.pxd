@@ -9,6 +9,10 @@
 # which is one branch that is never taken while counting is off. A kernel that another one calls counts as part of it.
 from libc.stdint cimport int64_t
 
+from entrenar._kernels.cpu cimport simd
+from entrenar._kernels.simd.matrix_view cimport matrix_view
+from entrenar._kernels.simd.weights.types cimport weight_type
+
 cdef bint counting
 
 cdef int register(str name) except -1
@@ -23,3 +27,12 @@ cdef inline int64_t begin_kernel() noexcept nogil:
 cdef inline void end_kernel(int kernel, int64_t started, int64_t flops, int64_t nbytes) noexcept nogil:
     if started:
         count_end(kernel, started, flops, nbytes)
+
+
+cdef inline int64_t weight_bytes(const matrix_view* w, Py_ssize_t rows) noexcept nogil:
+    """Bytes of `rows` rows of a matrix of any type, its scales included."""
+    cdef const weight_type* t = &simd.weight_types[w.type]
+    cdef int64_t blocks = rows * (w.columns // t.block), scales = 0
+    if t.has_scales:
+        scales = 4 * blocks if w.quantized_scales == NULL else blocks + 4 * (blocks // t.scale_block)
+    return blocks * t.block_bytes + scales

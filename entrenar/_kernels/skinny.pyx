@@ -4,12 +4,14 @@ Packing a wide operand would cost as much as multiplying it by a skinny one, so 
 padded to whole vectors; the wide one is read where it lies.
 """
 from cython.parallel cimport prange
+from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.gemm cimport linear_backward_weight
 from entrenar._kernels.gemv cimport gemv
 from entrenar._kernels.partition cimport SCRATCH_PACKED_A, ceil_div, max, min, round_up, scratch, threads_for
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 from entrenar._kernels.simd.gemm cimport GEMM_FP32
 from entrenar._kernels.simd.gemv cimport GEMV_ROWS
 from entrenar._kernels.simd.matrix_view cimport matrix_view
@@ -22,6 +24,11 @@ cdef enum:
     KC = 128               # steps at once where A is read down its columns: each touches a cache line of its own
     VECTOR = 16            # floats of the widest vector, to which rows of B are padded
     THREAD_WORK = 1 << 17  # multiply-adds worth a thread
+
+cdef int SKINNY_FORWARD = register("skinny_forward")
+cdef int SKINNY_BACKWARD = register("skinny_backward")
+cdef int SKINNY_BACKWARD_A = register("skinny_backward_a")
+cdef int SKINNY_BACKWARD_INPUT = register("skinny_backward_input")
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
@@ -106,9 +113,7 @@ cdef void skinny_columns(float* c, const float* a, const float* b, Py_ssize_t m,
     skinny_gemm(&s)
 
 
-# y (m, n) += h B^T with h (m, r) = scale x (m, k) A^T, for A (r, k) and B (n, r)
-# g (m, r) = scale dy B;  dB (n, r) (+)= dy^T h;  dA (r, k) (+)= g^T x;  dx (m, k) (+)= g A
-cdef int skinny_forward(float* y, float* h, const float* x, const skinny_factors* f) noexcept nogil:
+cdef int forward(float* y, float* h, const float* x, const skinny_factors* f) noexcept nogil:
     cdef matrix_view a = f32_view(f.a, f.k, f.k), b = f32_view(f.b, f.r, f.r)
     cdef float* transposed
     cdef Py_ssize_t i
@@ -128,8 +133,8 @@ cdef int skinny_forward(float* y, float* h, const float* x, const skinny_factors
     return 0
 
 
-cdef int skinny_backward(float* g, float* db, const float* dy, const float* h, const skinny_factors* f,
-                         bint accumulate) noexcept nogil:
+cdef int backward(float* g, float* db, const float* dy, const float* h, const skinny_factors* f,
+                  bint accumulate) noexcept nogil:
     """g, and dB unless it is NULL."""
     cdef float* rows = padded_copy(f.b, f.n, f.r, f.scale)
     if rows == NULL:
@@ -143,17 +148,52 @@ cdef int skinny_backward(float* g, float* db, const float* dy, const float* h, c
     return 0
 
 
-cdef int skinny_backward_a(float* da, const float* g, const float* x, const skinny_factors* f,
-                           bint accumulate) noexcept nogil:
+cdef int backward_a(float* da, const float* g, const float* x, const skinny_factors* f, bint accumulate) noexcept nogil:
     if f.k % VECTOR:  # rows of x are no whole vectors
         return linear_backward_weight(da, g, x, f.m, f.r, f.k, accumulate)
     skinny_columns(da, g, x, f.r, f.k, f.m, accumulate)
     return 0
 
 
-cdef int skinny_backward_input(float* dx, const float* g, const skinny_factors* f, bint accumulate) noexcept nogil:
+cdef int backward_input(float* dx, const float* g, const skinny_factors* f, bint accumulate) noexcept nogil:
     cdef float* rows = padded_copy(f.a, f.r, f.k, 1)
     if rows == NULL:
         return -1
     skinny_rows(dx, g, rows, f.m, f.k, f.r, accumulate)
     return 0
+
+
+# y (m, n) += h B^T with h (m, r) = scale x (m, k) A^T, for A (r, k) and B (n, r)
+# g (m, r) = scale dy B;  dB (n, r) (+)= dy^T h;  dA (r, k) (+)= g^T x;  dx (m, k) (+)= g A
+cdef int skinny_forward(float* y, float* h, const float* x, const skinny_factors* f) noexcept nogil:
+    cdef int64_t started = begin_kernel()
+    cdef int status = forward(y, h, x, f)
+    end_kernel(SKINNY_FORWARD, started, 2 * f.m * f.r * (f.k + f.n),
+               4 * (f.m * (f.k + 2 * f.n + f.r) + f.r * (f.k + f.n)))
+    return status
+
+
+cdef int skinny_backward(float* g, float* db, const float* dy, const float* h, const skinny_factors* f,
+                         bint accumulate) noexcept nogil:
+    cdef int64_t started = begin_kernel()
+    cdef int status = backward(g, db, dy, h, f, accumulate)
+    end_kernel(SKINNY_BACKWARD, started, 2 * f.m * f.r * f.n * (1 if db == NULL else 2),
+               4 * (f.m * (f.n + 2 * f.r) + 2 * f.r * f.n))
+    return status
+
+
+cdef int skinny_backward_a(float* da, const float* g, const float* x, const skinny_factors* f,
+                           bint accumulate) noexcept nogil:
+    cdef int64_t started = begin_kernel()
+    cdef int status = backward_a(da, g, x, f, accumulate)
+    end_kernel(SKINNY_BACKWARD_A, started, 2 * f.m * f.r * f.k,
+               4 * (f.m * (f.k + f.r) + f.r * f.k))
+    return status
+
+
+cdef int skinny_backward_input(float* dx, const float* g, const skinny_factors* f, bint accumulate) noexcept nogil:
+    cdef int64_t started = begin_kernel()
+    cdef int status = backward_input(dx, g, f, accumulate)
+    end_kernel(SKINNY_BACKWARD_INPUT, started, 2 * f.m * f.r * f.k,
+               4 * (f.m * (2 * f.k + f.r) + f.r * f.k))
+    return status

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from entrenar._kernels import profile
-from entrenar.autograd import Tensor, no_grad, ops
+from entrenar.autograd import QuantizedTensor, Tensor, no_grad, ops
 from entrenar.optim import SGD
 
 pytestmark = pytest.mark.unit
@@ -77,6 +77,50 @@ def test_attention_counts_the_pairs_that_see_each_other(causal: bool) -> None:
     operands = 4 * 2 * (2 * 33 * 4 * 16 + 2 * 40 * 2 * 16)
     assert amounts()["attention_forward"] == (1, 4 * pairs * 16, operands)
     assert amounts()["attention_backward"] == (1, 10 * pairs * 16, 2 * operands)
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("m", [2, 50])  # gemv and GEMM
+def test_linear_counts_two_flops_a_multiply_add(m: int) -> None:
+    x, w = leaf(m, 96), leaf(80, 96)
+    ops.linear(x, w).backward(Tensor(np.ones((m, 80), np.float32)))
+    product, operands = 2 * m * 96 * 80, 4 * (m * 96 + m * 80 + 96 * 80)
+    found = amounts()
+    assert found["linear_forward"] == (1, product, operands)
+    assert found["linear_backward_input"] == (1, product, operands)
+    assert found["linear_backward_weight"] == (1, product, operands)
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize(("weight_type", "nbytes"), [("q4_1", 80 * 96 // 32 * 20), ("q8_0", 80 * 96 // 32 * 34)])
+def test_quantized_weights_count_the_bytes_that_they_have(weight_type: str, nbytes: int) -> None:
+    w = QuantizedTensor.quantize(leaf(80, 96).numpy(), weight_type)
+    profile.reset()
+    ops.linear(leaf(50, 96), w)
+    assert amounts()["linear_forward"] == (1, 2 * 50 * 96 * 80, 4 * 50 * (96 + 80) + nbytes)
+
+
+@pytest.mark.usefixtures("counted")
+def test_matmul_is_one_kernel_and_grouped_products_are_one() -> None:
+    with no_grad():
+        ops.matmul(leaf(20, 30), leaf(30, 40))
+        ops.grouped_linear(leaf(50, 96), [leaf(64, 96), leaf(32, 96)])
+    found = amounts()
+    assert found["matmul"] == (1, 2 * 20 * 30 * 40, 4 * (20 * 40 + 20 * 30 + 30 * 40))
+    assert found["linear_forward"] == (1, 2 * 50 * 96 * 96, 4 * (50 * (96 + 96) + 96 * 96))
+
+
+@pytest.mark.usefixtures("counted")
+def test_adapters_are_skinny_products() -> None:
+    m, k, n, r = 50, 96, 80, 8
+    x, w, a, b = leaf(m, k), Tensor(np.ones((n, k), np.float32)), leaf(r, k), leaf(n, r)
+    ops.lora_linear(x, w, a, b, 0.5).backward(Tensor(np.ones((m, n), np.float32)))
+    found = amounts()
+    assert found["linear_forward"][:2] == (1, 2 * m * n * k)
+    assert found["skinny_forward"][:2] == (1, 2 * m * r * (k + n))
+    assert found["skinny_backward"][:2] == (1, 4 * m * r * n)
+    assert found["skinny_backward_a"][:2] == (1, 2 * m * r * k)
+    assert found["skinny_backward_input"][:2] == (1, 2 * m * r * k)
 
 
 @pytest.mark.usefixtures("counted")
