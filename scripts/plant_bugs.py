@@ -40,7 +40,7 @@ PLANTS = (
         "if self.num_attention_heads % self.kv_heads:",
         "if self.num_attention_heads < self.kv_heads:",
     ),
-    Plant("parameter_calc", "entrenar/models/config.py", 'v_proj.weight": (kv_size,', 'v_proj.weight": (q_size,'),
+    Plant("parameter_calc", "entrenar/models/decoder.py", 'v_proj", (kv_size,', 'v_proj", (q_size,'),
     Plant("parameter_calc", "entrenar/_kernels/simd/softmax.c", "return vsum(sum);", "return 2 * vsum(sum);"),
     Plant("lora_config", "entrenar/adapters/targets.py", "[-1] in LINEARS", "[-1] != ''"),
     Plant(

@@ -17,7 +17,7 @@ from entrenar.models.decoder import linear_shapes, weight_shapes
 from entrenar.models.families import FAMILIES
 from entrenar.models.gguf_keys import config_values
 from entrenar.models.hf_config import in_terms_of_hf, table_of, values_of
-from entrenar.models.rotary import SCALING_KEYS, inverse_frequencies, scaling_of_factors
+from entrenar.models.rotary import SCALING_KEYS, inverse_frequencies, largest_angle, scaling_of_factors
 
 
 @dataclass
@@ -75,16 +75,19 @@ class LLaMAConfig:
                 "refuses it too; set it to null, or add a row for the token to the model."
             )
         self._check_rope_scaling()
-        self._check_frequencies()
+        self._check_angles()
 
-    def _check_frequencies(self) -> None:
+    def _check_angles(self) -> None:
         """Rotary angles are finite at every position: numbers near the ends of float64 make infinities and NaN."""
-        with np.errstate(all="ignore"):
-            plain = inverse_frequencies(self.head_size, self.rope_theta, None)
-            scaled = self.inverse_frequencies()
-            angles = [frequencies * self.max_position_embeddings for frequencies in (plain, scaled)]
-        for name, values in zip(("rope_theta", "rope_scaling"), angles, strict=True):
-            if not np.isfinite(values).all():
+        scaling, factors = self.rope_scaling, self.rope_frequency_factors
+        divisors = {
+            "rope_theta": 1.0,
+            "rope_scaling": float(scaling["factor"]) if scaling else 1.0,
+            "rope_frequency_factors": min(factors) if factors else 1.0,
+        }
+        for name, divisor in divisors.items():
+            angle = largest_angle(self.head_size, self.rope_theta, divisor, self.max_position_embeddings)
+            if not math.isfinite(angle):
                 raise ConfigError(
                     f"model.{name} is {shown(getattr(self, name))}, with which rotary angles are not finite; expected "
                     "larger numbers."

@@ -161,25 +161,30 @@ class Backbone(Module):
         self.norm = _norm(config, "model.norm", config.hidden_size, weights)
 
 
-class Decoder(Module):
-    """Backbone and head: tokens to hidden states, logits or loss; `weights` makes a weight of a name and shape."""
+class CausalLM(Module):
+    """The module tree: backbone and head; `weights` makes a weight of a name and shape, nothing else is allocated."""
 
     def __init__(self, config: LLaMAConfig, weights: WeightSource) -> None:
-        self.config = config
-        self.gradient_checkpointing: bool | int = False  # True, or how many layers, nearest the input first
         self.model = Backbone(config, weights)
         self.lm_head: Linear | None = None
         if not config.tie_word_embeddings:
             self.lm_head = Linear(weights("lm_head.weight", (config.vocab_size, config.hidden_size)))
-        self._inv_freq = config.inverse_frequencies()
-        self._rotary_tables: tuple[Tensor, Tensor] | None = (
-            None  # made when they are used: a meta tree allocates nothing
-        )
 
     @property
     def head_weight(self) -> Weight:
         """The matrix (vocabulary, hidden) that turns hidden states into logits."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+
+class Decoder(CausalLM):
+    """A module tree that runs: tokens to hidden states, logits or loss."""
+
+    def __init__(self, config: LLaMAConfig, weights: WeightSource) -> None:
+        super().__init__(config, weights)
+        self.config = config
+        self.gradient_checkpointing: bool | int = False  # True, or how many layers, nearest the input first
+        self._inv_freq = config.inverse_frequencies()
+        self._rotary_tables = rope_table(1, self._inv_freq)
 
     def __call__(
         self,
@@ -256,7 +261,7 @@ class Decoder(Module):
                 f"A sequence of {length} positions is longer than the model's context of "
                 f"{self.config.max_position_embeddings}; use a shorter sequence."
             )
-        if self._rotary_tables is None or length > self._rotary_tables[0].shape[0]:
+        if length > self._rotary_tables[0].shape[0]:
             size = min(self.config.max_position_embeddings, max(512, 1 << (length - 1).bit_length()))
             self._rotary_tables = rope_table(size, self._inv_freq)
         return RotaryEmbedding(*self._rotary_tables, positions)
@@ -265,13 +270,13 @@ class Decoder(Module):
 def weight_shapes(config: LLaMAConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every weight by Hugging Face name, in the tree's order; a tied head is absent. Allocates nothing."""
     weights = MetaWeights()
-    Decoder(config, weights)
+    CausalLM(config, weights)
     return weights.shapes
 
 
 def linear_shapes(config: LLaMAConfig) -> dict[str, tuple[int, int]]:
     """(out, in) of every linear of the decoder layers by module name, in the tree's order. Allocates nothing."""
-    modules = Decoder(config, MetaWeights()).named_modules()
+    modules = CausalLM(config, MetaWeights()).named_modules()
     linears = {name: module for name, module in modules if isinstance(module, Linear) and ".layers." in name}
     return {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
 
@@ -289,7 +294,7 @@ class Activations:
 
 def activations(config: LLaMAConfig) -> Activations:
     """The table of activations, as the modules say it. Allocates nothing."""
-    tree = Decoder(config, MetaWeights())
+    tree = CausalLM(config, MetaWeights())
     logits, hidden = tree.head_weight.shape
     layers = tree.model.layers
     linears = [part for layer in layers for _, part in layer.named_modules() if isinstance(part, Linear)]

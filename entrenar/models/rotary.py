@@ -40,6 +40,12 @@ def inverse_frequencies(
     return frequencies / factor * (1 - blend) + frequencies * blend
 
 
+def largest_angle(head_dim: int, theta: float, divisor: float, positions: int) -> float:
+    """The largest angle, or a bound of it, where frequencies are divided by `divisor` or more; nothing is allocated."""
+    with np.errstate(over="ignore"):
+        return float(max(1.0, np.float64(theta) ** -((head_dim - 2) / head_dim)) / np.float64(divisor) * positions)
+
+
 def scaling_of_factors(factors: Sequence[float], theta: float) -> dict[str, Any] | None:
     """The rope_scaling of config.json that divides the frequencies by these factors; {} for none, None where none does.
 

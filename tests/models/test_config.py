@@ -574,6 +574,7 @@ def test_every_error_of_a_configuration_is_ours() -> None:
         ({"rope_scaling": {"rope_type": "linear", "factor": 1e-320}}, "rope_scaling"),
         ({"rope_theta": 1e-200, "rope_scaling": {"rope_type": "linear", "factor": 1e-200}}, "rope_scaling"),
         ({"rope_scaling": LLAMA3_SCALING | {"factor": 1e-320}}, "rope_scaling"),
+        ({"rope_scaling": LLAMA3_SCALING | {"factor": 1e-307}}, "rope_scaling"),
     ],
 )
 def test_rotary_angles_that_are_not_finite_are_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -590,3 +591,11 @@ def test_extreme_bases_whose_angles_are_finite_make_finite_tables(theta: float) 
     config = small_config(rope_theta=theta)
     for table in rope_table(config.max_position_embeddings, config.inverse_frequencies()):
         assert np.isfinite(table.numpy()).all()
+
+
+def test_a_head_of_any_size_is_checked_without_memory() -> None:
+    tracemalloc.start()
+    config = small_config(head_dim=2**40, num_attention_heads=2, num_key_value_heads=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert config.num_parameters() > 2**47 and peak < 1e6
