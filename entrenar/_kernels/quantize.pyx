@@ -22,7 +22,7 @@ cdef int quantize_rows(int type, uint8_t* values, float* scales, const float* x,
     cdef Py_ssize_t row, blocks = columns // t.block, stride = blocks * t.block_bytes
     cdef Py_ssize_t scales_a_row = blocks if t.has_scales else 0
     cdef int status = 0
-    for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, GRAIN)):
+    for row in prange(rows if columns else 0, schedule="static", num_threads=threads_for(rows * columns, GRAIN)):
         status |= t.kernels.quantize_row(values + row * stride, scales + row * scales_a_row, x + row * columns, columns)
     return status
 
@@ -34,7 +34,8 @@ cdef int check_rows(int type, const uint8_t* values, Py_ssize_t rows, Py_ssize_t
     cdef int status = 0
     if t.kernels.check_row == NULL:
         return status
-    for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, 8 * GRAIN)):
+    for row in prange(rows if columns else 0, schedule="static",
+                      num_threads=threads_for(rows * columns, 8 * GRAIN)):
         status |= t.kernels.check_row(values + row * stride, columns)
     return status
 
@@ -51,7 +52,7 @@ cdef void quantize_scales(uint8_t* values, float* second, const float* scales, f
 # out[rows, k] <- rows [first, first + rows) of a matrix of any weight type
 cdef void dequantize_rows(float* out, const matrix_view* view, Py_ssize_t first, Py_ssize_t rows) noexcept nogil:
     cdef Py_ssize_t row, columns = view.columns
-    for row in prange(rows, schedule="static", num_threads=threads_for(rows * columns, GRAIN)):
+    for row in prange(rows if columns else 0, schedule="static", num_threads=threads_for(rows * columns, GRAIN)):
         dequantize_run(out + row * columns, view, first + row, 0, columns)
 
 

@@ -1,0 +1,78 @@
+"""gemv: products of few rows, in fp32 and in 16-bit integers."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import entrenar
+from entrenar import autograd
+from entrenar._kernels import cpu
+from entrenar.autograd import QuantizedTensor, Tensor
+
+from .cases.weights import FROZEN, frozen_weight
+from .products import normal, relative_error
+
+every_frozen_source = pytest.mark.parametrize("source", FROZEN)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("source", FROZEN)
+def test_gemv_reads_the_numbers_that_dequantizing_gives(source: str, tier: str) -> None:
+    """A one in a row of zeros picks a column of the weight, bit for bit."""
+    weight, values = frozen_weight(source, 35, 192)
+    expected = values.astype(np.float32)
+    for m in (1, 2, 3, 4):
+        for first in range(0, 192, 37):
+            x = np.zeros((m, 192), np.float32)
+            columns = (first + 5 * np.arange(m)) % 192
+            x[np.arange(m), columns] = 1
+            np.testing.assert_array_equal(autograd.linear(Tensor(x), weight).numpy(), expected[:, columns].T)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+@every_frozen_source
+def test_gemv_of_integers_is_close(source: str, m: int, precision: str, tier: str, threads: None) -> None:
+    """x in 16-bit integers times quantized values, no finer than what 8-bit products take; NF4's are rounded."""
+    for n, k in ((3, 64), (37, 576), (70, 1536)):
+        weight, values = frozen_weight(source, n, k)
+        (x,) = normal(20, (m, k))
+        x[:, ::7] *= 100  # a step of columns has its own scale
+        bits = set()
+        for count in (1, 2, 3):
+            cpu.set_num_threads(count)
+            with entrenar.matmul_precision(precision):
+                y = autograd.linear(x, weight).numpy()
+            bits.add(y.tobytes())
+        assert len(bits) == 1
+        assert relative_error(y, x.astype(np.float64) @ values.T) < (3e-4 if source.startswith("nf4") else 1e-4)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("m", [1, 2, 4])
+@pytest.mark.parametrize("source", ["int16", "q8_0", "q4_1"])
+def test_gemv_of_the_largest_integers_does_not_wrap_around(source: str, m: int, tier: str) -> None:
+    for sign in (1, -1):
+        weight = QuantizedTensor.quantize(np.full((9, 192), sign, np.float32), source)
+        with entrenar.matmul_precision("high"):
+            y = autograd.linear(np.full((m, 192), 5, np.float32), weight).numpy()
+        np.testing.assert_allclose(y, sign * 960.0, rtol=2e-3)
+
+
+@pytest.mark.unit
+@every_frozen_source
+def test_gemv_of_integers_keeps_zeros_and_what_is_no_number(source: str, tier: str) -> None:
+    weight, _ = frozen_weight(source, 37, 192)
+    with entrenar.matmul_precision("high"):
+        assert not autograd.linear(np.zeros((3, 192), np.float32), weight).numpy().any()
+        for m, bad in itertools.product((1, 3), (np.nan, np.inf, -np.inf)):
+            (x,) = normal(21, (m, 192))
+            before = autograd.linear(x, weight).numpy().copy()
+            x[m - 1, 100] = bad
+            after = autograd.linear(x, weight).numpy()
+            assert not np.isfinite(after[m - 1]).any()
+            np.testing.assert_array_equal(after[:-1], before[:-1])
