@@ -45,7 +45,7 @@ PLANTS = (
     Plant("lora_config", "entrenar/adapters/targets.py", "[-1] in LINEARS", "[-1] != ''"),
     Plant(
         "lora_config",
-        "entrenar/_kernels/simd/gemv.c",
+        "entrenar/_kernels/simd/weights/gemv.h",
         "for (; j < k - p; j++) rest",
         "for (; j < k - p - 1; j++) rest",
     ),

@@ -14,7 +14,7 @@ from tests.train.builders import SMALL, config_for, quiet, write_examples, write
 
 
 def gguf_of(directory: Path, path: Path) -> Path:
-    """A model with the tokenizer of `directory`, its feed-forward matrices in Q5_0, for which there is no layer."""
+    """A model with the tokenizer of `directory`, its feed-forward matrices in Q6_K, for which there is no layer."""
     table = json.loads((directory / "tokenizer.json").read_text())
     added = {entry["id"]: entry["content"] for entry in table["added_tokens"]}
     tokens = {index: token for token, index in table["model"]["vocab"].items()} | added

@@ -72,6 +72,7 @@ static void pack_k_major(float *packed, int width, const matrix_view *matrix, pt
                          ptrdiff_t kc) {
     float dequantized[VLEN][CHUNK];
     const float *rows[VLEN];
+    const weight_kernels *kernels = TIERED(weight_types)[matrix->type].kernels;
     for (ptrdiff_t p = 0; p < kc; p += CHUNK) {
         const ptrdiff_t n = kc - p < CHUNK ? kc - p : CHUNK;
         for (int i0 = 0; i0 < width; i0 += VLEN) {
@@ -82,7 +83,7 @@ static void pack_k_major(float *packed, int width, const matrix_view *matrix, pt
                 if (matrix->type == WEIGHT_F32) {
                     rows[i] = (const float *)matrix->data + row * matrix->row_stride + p0 + p;
                 } else {
-                    dequantize_row(matrix, row, p0 + p, n, dequantized[i]);
+                    kernels->dequantize_row(matrix, row, p0 + p, n, dequantized[i]);
                     rows[i] = dequantized[i];
                 }
             }

@@ -59,29 +59,42 @@ INLINE void halves_everywhere(const uint8_t *bytes, vf *first, vf *second) {
 #define ROUNDED(v) __asm__("" : "+m"(v))
 #endif
 
-// out = the columns [k, end) of a row, both multiples of 16
-typedef void dequantize_groups(const matrix_view *s, ptrdiff_t row, ptrdiff_t k, ptrdiff_t end, float *out);
+// values = columns [first, first + count) of one of ggml's blocks: (0, 16), (16, 16) or (0, 32), constants at every call
+typedef void dequantize_part(const uint8_t *block, int first, int count, vf *values);
 
-// dequantize_row from whole groups of 16 columns: those that are cut take the way through `group`
-INLINE void dequantize_row_by(dequantize_groups groups, const matrix_view *s, ptrdiff_t row, ptrdiff_t k0,
-                              ptrdiff_t count, float *out) {
-    ptrdiff_t k = k0, end = k0 + count;
-    float group[16];
-    if (k & 15 && k < end) {  // the rest of a group that starts before k0
-        ptrdiff_t skip = k & 15, n = 16 - skip < count ? 16 - skip : count;
-        groups(s, row, k - skip, k - skip + 16, group);
-        memcpy(out, group + skip, (size_t)n * sizeof(float));
-        k += n;
+INLINE void store_part(dequantize_part part, const uint8_t *block, int first, int count, float *out) {
+    vf values[GGML_BLOCK / VLEN];
+    part(block, first, count, values);
+    for (int v = 0; v < count / VLEN; v++) vstore(out + v * VLEN, values[v]);
+}
+
+// `count` columns of a block from `first` on: exact halves go to `out`, other runs through a copy
+INLINE void dequantize_some(dequantize_part part, const uint8_t *block, ptrdiff_t first, ptrdiff_t count, float *out) {
+    float columns[GGML_BLOCK];
+    if (count == 16 && first == 0) {
+        store_part(part, block, 0, 16, out);
+    } else if (count == 16 && first == 16) {
+        store_part(part, block, 16, 16, out);
+    } else {
+        if (first + count > 16) store_part(part, block, 16, 16, columns + 16);
+        if (first < 16) store_part(part, block, 0, 16, columns);
+        memcpy(out, columns + first, (size_t)count * sizeof(float));
     }
-    if (k + 16 <= end) {
-        ptrdiff_t whole = k + (end - k) / 16 * 16;
-        groups(s, row, k, whole, out + (k - k0));
-        k = whole;
+}
+
+// weight_kernels.dequantize_row of types whose blocks are ggml's
+INLINE void dequantize_blocks(dequantize_part part, ptrdiff_t block_bytes, const matrix_view *s, ptrdiff_t row,
+                              ptrdiff_t k0, ptrdiff_t count, float *out) {
+    const uint8_t *block = (const uint8_t *)s->data + row * s->row_stride + k0 / GGML_BLOCK * block_bytes;
+    const ptrdiff_t first = k0 % GGML_BLOCK;
+    if (first) {
+        const ptrdiff_t n = GGML_BLOCK - first < count ? GGML_BLOCK - first : count;
+        dequantize_some(part, block, first, n, out);
+        block += block_bytes, out += n, count -= n;
     }
-    if (k < end) {
-        groups(s, row, k, k + 16, group);
-        memcpy(out + (k - k0), group, (size_t)(end - k) * sizeof(float));
-    }
+    for (; count >= GGML_BLOCK; count -= GGML_BLOCK, block += block_bytes, out += GGML_BLOCK)
+        store_part(part, block, 0, GGML_BLOCK, out);
+    if (count > 0) dequantize_some(part, block, 0, count, out);
 }
 
 // ---------------------------------------------------------------- quantizing

@@ -83,19 +83,31 @@ INLINE void scaled(const uint8_t *bytes, int count, float scale, float *out) {
     load_values(bytes, count, values);
     for (int i = 0; i < count / VLEN; i++) vstore(out + i * VLEN, values[i] * scale);
 }
+// out = the columns [k, end) of a row, both multiples of 16
 INLINE void groups(const matrix_view *s, ptrdiff_t row, ptrdiff_t k, ptrdiff_t end, float *out) {
     const uint8_t *bytes = (const uint8_t *)s->data + row * s->row_stride;
-    const ptrdiff_t k0 = k;
     while (k < end) {
         const float scale = scale_of(s, row, k);
         ptrdiff_t stop = (k / BLOCK + 1) * BLOCK;
         if (stop > end) stop = end;
-        for (; k + 32 <= stop; k += 32) scaled(bytes + k / 2, 32, scale, out + (k - k0));
-        for (; k + 16 <= stop; k += 16) scaled(bytes + k / 2, 16, scale, out + (k - k0));
+        for (; k + 32 <= stop; k += 32, out += 32) scaled(bytes + k / 2, 32, scale, out);
+        for (; k + 16 <= stop; k += 16, out += 16) scaled(bytes + k / 2, 16, scale, out);
+    }
+}
+// Runs that begin or end within a group of 16 columns go through a copy
+static __attribute__((noinline)) void cut_groups(const matrix_view *s, ptrdiff_t row, ptrdiff_t k, ptrdiff_t count,
+                                                 float *out) {
+    float group[16];
+    for (ptrdiff_t end = k + count; k < end;) {
+        const ptrdiff_t skip = k & 15, n = 16 - skip < end - k ? 16 - skip : end - k;
+        groups(s, row, k - skip, k - skip + 16, group);
+        memcpy(out, group + skip, (size_t)n * sizeof(float));
+        k += n, out += n;
     }
 }
 static void dequantize(const matrix_view *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
-    dequantize_row_by(groups, s, row, k0, count, out);
+    if ((k0 | count) & 15) cut_groups(s, row, k0, count, out);
+    else groups(s, row, k0, k0 + count, out);
 }
 
 // value = the number of midpoints below x * (1 / scale), so ties go to the lower one

@@ -4,18 +4,16 @@
 
 enum { BYTES = 24 };
 
-INLINE void groups(const matrix_view *s, ptrdiff_t row, ptrdiff_t k, ptrdiff_t end, float *out) {
-    const uint8_t *bytes = (const uint8_t *)s->data + row * s->row_stride;
-    for (; k < end; k += 16, out += 16) {
-        const uint8_t *block = bytes + k / GGML_BLOCK * BYTES;
-        const float d = half_to_float(block), m = half_to_float(block + 2);
-        vf values[16 / VLEN];
-        load_fives(block + 4, k & 16, 0, values);
-        for (int i = 0; i < 16 / VLEN; i++) vstore(out + i * VLEN, values[i] * d + m);
-    }
+INLINE void part(const uint8_t *block, int first, int count, vf *values) {
+    vf d, m;
+    halves_everywhere(block, &d, &m);
+    if (first == 0) load_fives(block + 4, 0, 0, values);
+    if (first + count > 16) load_fives(block + 4, 16, 0, values + (16 - first) / VLEN);
+#pragma GCC unroll 8
+    for (int v = 0; v < count / VLEN; v++) values[v] = values[v] * d + m;
 }
 static void dequantize(const matrix_view *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, float *out) {
-    dequantize_row_by(groups, s, row, k0, count, out);
+    dequantize_blocks(part, BYTES, s, row, k0, count, out);
 }
 
 // d = (largest - smallest value) / 31
@@ -45,12 +43,7 @@ static int check(const void *values, ptrdiff_t columns) { return check_scales(va
 
 INLINE void step(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes, vf values[STEP_VECTORS]) {
     (void)w, (void)row, (void)p;
-    vf d, m;
-    halves_everywhere(bytes, &d, &m);
-    load_fives(bytes + 4, 0, 0, values);
-    load_fives(bytes + 4, 16, 0, values + STEP_VECTORS / 2);
-#pragma GCC unroll 8
-    for (int v = 0; v < STEP_VECTORS; v++) values[v] = values[v] * d + m;
+    part(bytes, 0, STEP, values);
 }
 static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, BYTES, 0}); }
 
