@@ -2,7 +2,7 @@
 
     forward  Y = X W^T        input  dX = dY W        weight  dW = dY^T X        X (m, k), W (n, k), dY (m, n)
 
-Ours runs through the public operations, so that decoding, packing and recording are in the time; torch writes into
+Ours runs through the public operations, so that dequantizing, packing and recording are in the time; torch writes into
 memory that it already has.
 """
 

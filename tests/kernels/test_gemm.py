@@ -39,8 +39,8 @@ def check_three_products(m: int, n: int, k: int, seed: int = 1) -> None:
 # ---------------------------------------------------------------- the three layouts
 @pytest.mark.unit
 @pytest.mark.parametrize("size", range(1, 36))
-def test_every_tail_of_a_tile_in_every_layout(size: int, tier: str) -> None:
-    # each size in turn is the rows of the tile, its columns and the depth, in all three products
+def test_every_edge_of_the_micro_kernel_in_every_layout(size: int, tier: str) -> None:
+    # each size in turn is m, n and k of the micro-kernel, in all three products
     for m, n, k in ((size, 19, 13), (13, size, 19), (19, 13, size), (size, size, size)):
         check_three_products(m, n, k)
 
@@ -48,7 +48,7 @@ def test_every_tail_of_a_tile_in_every_layout(size: int, tier: str) -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("long", [383, 384, 385, 447, 769, 1023, 1025, 1100])
 def test_every_block_edge_in_every_layout(long: int, tier: str) -> None:
-    # 384 is a block of the contraction, 96 and 1024 are blocks of rows, 6 panels are a job
+    # 384 is KC, 96 MC, 1024 MA, 6 micro-panels of B are NC
     for m, n, k in ((long, 21, 34), (34, long, 21), (21, 34, long)):
         check_three_products(m, n, k)
 
@@ -66,8 +66,8 @@ def test_every_layout_is_as_close_as_float32_sums_are(m: int, n: int, k: int, ti
     x, w, dy = normal(1, (m, k), (n, k), (m, n))
     found = three_products(x, w, dy)
     x, w, dy = exact(x, w, dy)
-    for one, two, depth in zip(found, (x @ w.T, dy @ w, dy.T @ x), (k, n, m), strict=True):
-        assert relative_error(one, two) <= tolerance(depth)
+    for one, two, length in zip(found, (x @ w.T, dy @ w, dy.T @ x), (k, n, m), strict=True):
+        assert relative_error(one, two) <= tolerance(length)
 
 
 @pytest.mark.unit
@@ -126,7 +126,7 @@ def test_a_frozen_weight_has_the_bits_of_its_float32_copy(source: str, m: int, n
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("m", [1, 3, 40, 1100])
 def test_products_of_one_x_are_those_of_each_weight(m: int, precision: str, tier: str, threads: None) -> None:
-    """Formats that differ, a weight too narrow for integers, few rows, and more rows than are packed at once."""
+    """Formats that differ, a weight of too few rows for integers, gemv, and more rows than are packed at once."""
     sources = ["nf4", "nf4", "bfloat16", "q4_1", "int16"]
     weights = [frozen_weight(source, 64 + 17 * i, 192)[0] for i, source in enumerate(sources)]
     weights += [Tensor(np.random.default_rng(1).standard_normal((33, 192))), Tensor(np.zeros((0, 192)))]

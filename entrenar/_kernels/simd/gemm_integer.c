@@ -94,7 +94,8 @@ static void pack_a16(float *packed, int width, const matrix_view *matrix, int k_
 }
 static void pack_b16(float *packed, int width, const matrix_view *matrix, int k_major, ptrdiff_t first, int count,
                      ptrdiff_t p0, ptrdiff_t kc) {
-    if (k_major && TIERED(weight_types)[matrix->type].int16_panels) move_int16(packed, width, matrix, first, count, p0, kc);
+    if (k_major && TIERED(weight_types)[matrix->type].int16_panels)
+        move_int16(packed, width, matrix, first, count, p0, kc);
     else pack(packed, width, matrix, k_major, first, count, p0, kc, B16);
 }
 

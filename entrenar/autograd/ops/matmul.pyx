@@ -334,7 +334,7 @@ cdef class LoRALinearNode(Node):
 cdef int add_low_rank(Tensor out, Tensor x, object weight, Tensor bias, LowRankUpdate update) except -1:
     """out += scaling * (dropout(x) A^T) B^T, recorded with the product that `out` holds as one node."""
     cdef Tensor a = update.lora_A, b = update.lora_B, dropped = x
-    cdef Py_ssize_t m = rows_of(x), n = b.dims[0], k = a.dims[1], r = a.dims[0]
+    cdef Py_ssize_t m = rows_of(x), r = a.dims[0]
     cdef Tensor h = new_matrix(m, r)
     cdef uint64_t key = 0, stream = 0
     cdef float factor = update.scaling

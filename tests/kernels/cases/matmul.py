@@ -1,6 +1,6 @@
-"""Cases of matmul, linear and lora_linear: tails of every tile, few rows, stacks, and every source of the weight.
+"""Cases of matmul, linear and lora_linear: edges of every micro-kernel, gemv, stacks, and every weight type.
 
-A panel of A has 6 or 14 rows, one of B 8, 16 or 32 columns; the contraction is cut after 384 and into slices of 8192,
+A micro-panel of A has 6 or 14 rows, one of B 8, 16 or 32 columns; the contraction is cut after 384 and into slices of 8192,
 rows of A after 1024, and up to 4 rows take a path of their own.
 """
 
@@ -20,9 +20,9 @@ from .weights import FROZEN, frozen_weight
 Shape = tuple[int, ...]
 
 
-def tolerance(depth: int) -> float:
-    """Norm-wise, for standard normal factors: rounding errors of a sum of `depth` products grow like its root."""
-    return 1.2e-7 + 2e-8 * depth**0.5
+def tolerance(k: int) -> float:
+    """Norm-wise, for standard normal factors: rounding errors of a sum of k products grow like its root."""
+    return 1.2e-7 + 2e-8 * k**0.5
 
 
 # ---------------------------------------------------------------- matmul
