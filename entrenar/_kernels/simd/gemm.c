@@ -43,8 +43,8 @@ INLINE void transpose(vf r[VLEN]) {
 
 // ---------------------------------------------------------------- packing
 // packed[p][i] = rows[i - i0][p], p < kc, for i in [i0, i0 + VLEN) of the micro-panel's width, of which `count` exist.
-// A store of VLEN floats at i0 = 0 may run into the next p, which is written later; elsewhere only the `room` floats that
-// are left of the width are stored.
+// A store of VLEN floats at i0 = 0 may run into the next p, which is written later; elsewhere only the `room` floats
+// that are left of the width are stored.
 INLINE void transpose_rows(float *packed, int width, int i0, const float *const *rows, int count, ptrdiff_t kc) {
     const int room = width - i0 < VLEN ? width - i0 : VLEN;
     const vf zero = {0};

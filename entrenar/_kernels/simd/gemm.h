@@ -11,8 +11,8 @@
 enum { GEMM_BLOCK = 64 };  // steps of the contraction that share a scale
 enum { GEMM_FP32 = 0, GEMM_INT16 = 1, GEMM_INT8 = 2, GEMM_FORMATS = 3 };
 
-// Steps [p0, p0 + kc) of the contraction for `count` rows of A or columns of B from `first` on, the rest of `width` zero.
-// k_major: the contraction runs along the rows of the matrix as it is stored; else down its columns.
+// Steps [p0, p0 + kc) of the contraction for `count` rows of A or columns of B from `first` on, the rest of `width`
+// zero. k_major: the contraction runs along the rows of the matrix as it is stored; else down its columns.
 typedef void gemm_packer(float *packed, int width, const matrix_view *matrix, int k_major, ptrdiff_t first, int count,
                          ptrdiff_t p0, ptrdiff_t kc);
 

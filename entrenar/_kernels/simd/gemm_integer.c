@@ -1,4 +1,4 @@
-// Block-scaled integer micro-panels: GEMM_BLOCK steps of the contraction share one scale in each row of A or column of B.
+// Block-scaled integer micro-panels: GEMM_BLOCK steps of the contraction share a scale in each row of A or column of B.
 //
 //   int16  |A| <= 8191, |B| <= 4095: 64 products stay below 2^31       vpdpwssd, or vpmaddwd + vpaddd
 //   int8   |A| <= 127 signed, B + 128 unsigned, |B| <= 127             vpdpbusd (VNNI only)
@@ -12,7 +12,7 @@
 #if defined(__SSE2__)
 enum { BLOCK = GEMM_BLOCK, HEADER = 2, NV = 2, NR = NV * VLEN };
 
-// What an operand is quantized to: `per_word` values of magnitudes up to `limit`, `offset_binary` with their sign inverted
+// What an operand is quantized to: `per_word` values of magnitudes up to `limit`, `offset_binary` with inverted sign
 typedef struct integers {
     int per_word, limit, offset_binary;
 } integers;
@@ -21,8 +21,9 @@ static const integers A16 = {2, 8191, 0}, B16 = {2, INT16_LIMIT, 0};
 INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
 // ---------------------------------------------------------------- packing
-// The scales of VLEN rows of A or columns of B: their largest magnitudes / limit. Compared as integers, in which NaN and
-// infinity are the largest, so that a value that is not finite makes the scale, and with it every product, not finite.
+// The scales of VLEN rows of A or columns of B: their largest magnitudes / limit. Compared as integers, in which NaN
+// and infinity are the largest, so that a value that is not finite makes the scale, and with it every product, not
+// finite.
 INLINE vf block_scale(const float *panel, int width, int kc, float limit, vf *inverse) {
     vi most = {0};
     for (int p = 0; p < kc; p++) {

@@ -1,5 +1,5 @@
-// Skinny products: attention's tiles, the low-rank sides of LoRA. Elements of A are broadcast from where they lie, rows of
-// B are vectors as they are.
+// Skinny products: attention's tiles, the low-rank sides of LoRA. Elements of A are broadcast from where they lie, rows
+// of B are vectors as they are.
 #include "simd/skinny.h"
 #include "simd/vec.h"
 
@@ -11,7 +11,7 @@ enum { MR = 6 };
 #endif
 enum { NV = 2 };
 
-// Rows [i, i + rows) of c and `vectors` vectors of its columns from j on; `rows` and `vectors` are constants at every call
+// Rows [i, i + rows) of c and `vectors` vectors of its columns from j on; `rows` and `vectors` are always constants
 INLINE void block(skinny_args s, ptrdiff_t i0, ptrdiff_t j0, int rows, int vectors) {
     const ptrdiff_t ldc = s.ldc, rs_a = s.rs_a, cs_a = s.cs_a, ldb = s.ldb, n = s.n - j0, k = s.k;
     const float *a = s.a + i0 * rs_a, *b = s.b + j0, *beta = s.beta ? s.beta + i0 : NULL;

@@ -19,7 +19,7 @@ typedef void step_function(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, con
 typedef struct steps {
     step_function *read;
     int bytes;        // of a step
-    int value_bytes;  // of a value that is not quantized: row_stride counts values, and a row may end within a step; else 0
+    int value_bytes;  // of a value that is not quantized: row_stride counts values, a row may end within a step; else 0
 } steps;
 
 // y[r][first + i] (+)= x[r] . w[first + i] for r < rows, i < weights, both constants at every call
@@ -88,8 +88,8 @@ INLINE void gemv_by(const gemv_args *g, steps step) {
 }
 
 // ---------------------------------------------------------------- 16-bit integers
-// x in integers with a scale for each step, W by its quantized values. The sum of a step is exact; it is scaled and added
-// in fp32.
+// x in integers with a scale for each step, W by its quantized values. The sum of a step is exact; it is scaled and
+// added in fp32.
 //
 //   |x| <= 32767, |W| <= 4095: the four products of a step that a 32-bit lane adds stay below 2^31
 #if VLEN >= 8  // without, dequantizing costs more than integers save
