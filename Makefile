@@ -13,7 +13,7 @@ ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
 	imports release coverage
 
 help:  ## list the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 build:  ## compile the extensions in place (for work on the sources)
 	$(PYTHON) setup.py -q build_ext --inplace

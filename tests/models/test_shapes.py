@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from dataclasses import replace
 
@@ -51,14 +50,13 @@ def test_normalised_heads_save_what_they_were_before() -> None:
     assert activations(small_config(family="qwen2")).layer == plain
 
 
-def test_the_shapes_of_the_largest_model_take_no_memory_and_little_time() -> None:
+def test_the_shapes_of_the_largest_model_take_little_memory() -> None:
     config = LLaMAConfig(num_hidden_layers=10_000, hidden_size=8192, num_attention_heads=64)
     tracemalloc.start()
-    start = time.perf_counter()
     assert len(weight_shapes(config)) == 90_003
-    elapsed, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 200e6 and elapsed < 30
+    assert peak < 200e6
 
 
 def test_a_tree_that_is_asked_for_its_shapes_allocates_no_tensor() -> None:
