@@ -1,4 +1,4 @@
-"""Weight types as the traits table of the kernels has them (_kernels/simd/weights/types.c), sizes and names included."""
+"""Weight types as the traits table of the kernels has them (_kernels/simd/weights/types.c): sizes, names, abilities."""
 from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType

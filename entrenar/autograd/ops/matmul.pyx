@@ -1,4 +1,4 @@
-"""matmul, linear, grouped_linear and lora_linear: products of matrices, with the weight of a linear in any source format."""
+"""matmul, linear, grouped_linear and lora_linear: products of matrices, the weight of a linear of any type."""
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 

@@ -59,7 +59,7 @@ INLINE void halves_everywhere(const uint8_t *bytes, vf *first, vf *second) {
 #define ROUNDED(v) __asm__("" : "+m"(v))
 #endif
 
-// values = columns [first, first + count) of one of ggml's blocks: (0, 16), (16, 16) or (0, 32), constants at every call
+// values = columns [first, first + count) of one of ggml's blocks: (0, 16), (16, 16) or (0, 32), constant at every call
 typedef void dequantize_part(const uint8_t *block, int first, int count, vf *values);
 
 INLINE void store_part(dequantize_part part, const uint8_t *block, int first, int count, float *out) {
