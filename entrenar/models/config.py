@@ -56,6 +56,8 @@ class LLaMAConfig:
                 f"model.num_attention_heads is {self.num_attention_heads}, expected a multiple of "
                 f"num_key_value_heads = {self.num_key_value_heads}."
             )
+        if FAMILIES[self.family].heads_divide_hidden and self.hidden_size % self.num_attention_heads:
+            self.family = FAMILIES[self.family].undivided  # transformers' own class refuses such a shape
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ConfigError(

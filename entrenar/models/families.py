@@ -56,7 +56,7 @@ class Family:
     never_null: tuple[str, ...] = ()
     written: Mapping[str, Any] = field(default_factory=dict)  # keys of a saved config.json beside LLaMAConfig's fields
     heads_divide_hidden: bool = False  # hidden_size must be a multiple of num_attention_heads, even beside a head_dim
-    saved_undivided_as: str = ""  # the family with the same mathematics that takes any hidden_size
+    undivided: str = ""  # the family with the same mathematics that takes any hidden_size
     default_window: int | None = None  # the sliding_window of a file without one
     window_switch: bool = False  # no window without use_sliding_window, none below max_window_layers
     layer_types_need_window: bool = False
@@ -86,7 +86,7 @@ _ROWS = (
         defaults=_COMMON | {"max_position_embeddings": 2048},
         written={"attention_bias": False, "mlp_bias": False},
         heads_divide_hidden=True,
-        saved_undivided_as="mistral",
+        undivided="mistral",
         interleaved=("q_proj", "k_proj"),
         rope_factors=True,
     ),

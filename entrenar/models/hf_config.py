@@ -276,8 +276,6 @@ def table_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json from the fields of LLaMAConfig, rotation in the spelling of transformers 4 and of 5."""
     rope = {"rope_type": "default", **(fields["rope_scaling"] or {})} | {"rope_theta": fields["rope_theta"]}
     family = FAMILIES[fields["family"]]
-    if family.saved_undivided_as and fields["hidden_size"] % fields["num_attention_heads"]:
-        family = FAMILIES[family.saved_undivided_as]
     return {
         "architectures": [family.model_class],
         "model_type": family.model_type,

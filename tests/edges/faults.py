@@ -376,7 +376,7 @@ NOTHING_LOST = [
     Fault(
         "rope_scaling with a factor of 1e-320, rope_theta of 5e-324 and the like.",
         "Refused where rotary angles are not finite.",
-        ("tests/models/test_config.py::test_rotary_angles_that_are_not_finite_are_refused",),
+        ("tests/models/test_rotary.py::test_rotary_angles_that_are_not_finite_are_refused",),
     ),
     Fault(
         "A held-out set of a few tokens.",
