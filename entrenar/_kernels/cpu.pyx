@@ -110,7 +110,7 @@ def set_matmul_precision(name):
     for another name.
     """
     global matmul_format
-    if name not in PRECISIONS:
+    if not isinstance(name, str) or name not in PRECISIONS:
         raise ConfigError(f"The matmul precision {name!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
     effective = effective_precision(name)
     if effective != name and (name, effective) not in _fallbacks_said:

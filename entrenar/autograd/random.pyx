@@ -74,6 +74,9 @@ def philox(counter, key):
     cdef uint32_t[4] words
     cdef uint32_t[4] c
     cdef uint32_t[2] k
+    for name, given, count in (("counter", counter, 4), ("key", key, 2)):
+        if not isinstance(given, (tuple, list)) or len(given) != count:
+            raise ConfigError(f"philox: the {name} must be {count} words of 32 bits, not {given!r:.80}.")
     c[0], c[1], c[2], c[3] = [_checked(word, "counter", 32) for word in counter]
     k[0], k[1] = [_checked(word, "key", 32) for word in key]
     philox_kernel(words, c, k)

@@ -5,8 +5,9 @@ cdef bint wants_grad(Tensor t) noexcept
 cdef object save_for_backward(Tensor x)
 cdef Tensor saved_tensor(object saved)
 cdef bint leaves_out_product(Tensor out) noexcept
-cdef Tensor record(Tensor out, Node node, tuple inputs, tuple saved)
-cdef Tensor grad_buffer(Tensor input, bint* accumulate)
-cdef float* grad_pointer(Tensor input, bint* accumulate) except? NULL
-cdef int add_grad(Tensor input, Tensor gradient) except -1
-cdef int give_grad(Tensor input, Tensor gradient) except -1
+cdef Tensor record(Tensor out, Node node, tuple inputs)
+cdef bint takes_grad(object node) noexcept
+cdef Tensor grad_buffer(Node node, bint* accumulate)
+cdef float* grad_pointer(Node node, bint* accumulate) except? NULL
+cdef int add_grad(Node node, Tensor gradient) except -1
+cdef int give_grad(Node node, Tensor gradient) except -1

@@ -5,11 +5,14 @@ Recording is switched per thread.
 """
 import functools
 
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.string cimport memcpy
 
 from entrenar._kernels.elementwise cimport add_to
 from entrenar.autograd.tensor cimport (
-    Node, Tensor, alias, as_tensor, check_float32, new_like, same_shape, set_unread_product, unread_product,
+    Node, Tensor, alias, as_tensor, check_float32, gradients_lock, leaf_node, new_gradient, new_like, same_shape, set_node_shape,
+    set_unread_product, unread_product,
 )
 
 from entrenar.autograd import random
@@ -37,32 +40,6 @@ cdef bint wants_grad(Tensor t) noexcept:
     return recording_off == 0 and t is not None and t.needs_grad
 
 
-cdef tuple _without_memory(tuple inputs, tuple saved):
-    """`inputs`, where a computed tensor that is not saved is replaced by its shape and origin: its memory can go."""
-    cdef Tensor tensor, shell
-    cdef list replaced = []
-    cdef bint changed = False
-    for item in inputs:
-        tensor = item
-        if tensor is not None and tensor.node is not None and not _holds(saved, tensor):
-            shell = alias(tensor)
-            shell.storage = None
-            shell.data = NULL
-            shell.node = tensor.node
-            shell.needs_grad = True
-            item = shell
-            changed = True
-        replaced.append(item)
-    return tuple(replaced) if changed else inputs
-
-
-cdef bint _holds(tuple saved, Tensor tensor):
-    for item in saved:
-        if item is tensor:
-            return True
-    return False
-
-
 cdef object save_for_backward(Tensor x):
     """What a node saves to have x in its backward: x, or the node that computed it where that is cheap to do again."""
     if x.node is not None and x.node.recomputes:
@@ -71,7 +48,7 @@ cdef object save_for_backward(Tensor x):
 
 
 cdef Tensor saved_tensor(object saved):
-    """The tensor that `save_for_backward` stood for; one that is computed again is shared until its node is released."""
+    """The tensor that was saved; one that is computed again is shared until its node is released."""
     cdef Node node
     if isinstance(saved, Tensor):
         return <Tensor> saved
@@ -81,17 +58,22 @@ cdef Tensor saved_tensor(object saved):
     return node.output
 
 
-cdef Tensor record(Tensor out, Node node, tuple inputs, tuple saved):
-    """Make `node` the origin of `out`. A saved `out` is replaced by an alias: the graph holds no cycle."""
+cdef Tensor record(Tensor out, Node node, tuple inputs):
+    """Make `node` the origin of `out`. The node holds no tensor but what the operation saved in it by name."""
     global last_sequence
+    cdef Tensor tensor
+    cdef Py_ssize_t i, count = len(inputs)
+    cdef tuple nodes = PyTuple_New(count)
+    for i in range(count):
+        tensor = <Tensor> inputs[i]
+        source = tensor.node if tensor is not None and tensor.needs_grad else None
+        Py_INCREF(source)
+        PyTuple_SET_ITEM(nodes, i, source)
     last_sequence += 1
     node.sequence = last_sequence
-    node.inputs = _without_memory(inputs, saved)
-    for item in saved:
-        if item is out:
-            saved = tuple([alias(out) if item is out else item for item in saved])
-            break
-    node.saved = saved
+    node.inputs = nodes
+    node.needs_grad = True
+    set_node_shape(node, out)
     out.node = node
     out.needs_grad = True
     return out
@@ -103,44 +85,44 @@ cdef Tensor _copy(Tensor t):
     return copy
 
 
-cdef Tensor grad_buffer(Tensor input, bint* accumulate):
-    """The buffer for `input`'s gradient, which nobody else holds: overwrite it where *accumulate is 0, else add."""
-    cdef Node node = input.node
-    cdef Tensor slot = input.gradient if node is None else node.gradient
+cdef bint takes_grad(object node) noexcept:
+    """Whether backward computes the gradient of this entry of a node's `inputs`."""
+    return node is not None and (<Node> node).needs_grad
+
+
+cdef Tensor grad_buffer(Node node, bint* accumulate):
+    """The gradient of `node`'s output, which nobody else holds: overwrite it where *accumulate is 0, else add."""
+    cdef Tensor slot = node.gradient
     accumulate[0] = slot is not None
     if slot is None:
-        slot = new_like(input)
-    elif not (input.gradient_owned if node is None else node.gradient_owned):
+        slot = new_gradient(node)
+    elif not node.gradient_owned:
         slot = _copy(slot)
-    if node is None:
-        input.gradient = slot
-        input.gradient_owned = True
-    else:
-        node.gradient = slot
-        node.gradient_owned = True
+    node.gradient = slot
+    node.gradient_owned = True
     return slot
 
 
-cdef float* grad_pointer(Tensor input, bint* accumulate) except? NULL:
-    """As grad_buffer, its memory; NULL where `input` is None or takes no gradient."""
-    if input is None or not input.needs_grad:
+cdef float* grad_pointer(Node node, bint* accumulate) except? NULL:
+    """As grad_buffer, its memory, which the node holds; NULL where no gradient is wanted."""
+    cdef Tensor buffer
+    if not takes_grad(node):
         return NULL
-    cdef Tensor buffer = grad_buffer(input, accumulate)
+    buffer = grad_buffer(node, accumulate)
     return buffer.data
 
 
-cdef int add_grad(Tensor input, Tensor gradient) except -1:
-    """Add `gradient` to that of `input`. The first one of a computed tensor is shared, not copied."""
-    cdef Node node = input.node
+cdef int add_grad(Node node, Tensor gradient) except -1:
+    """Add `gradient` to that of `node`'s output. The first one of a computed tensor is shared, not copied."""
     cdef bint accumulate
     cdef Tensor slot
-    if not input.needs_grad:
+    if not takes_grad(node):
         return 0
-    if node is not None and node.gradient is None:
+    if node.gradient is None and not node.is_leaf:
         node.gradient = gradient
         node.gradient_owned = False
         return 0
-    slot = grad_buffer(input, &accumulate)
+    slot = grad_buffer(node, &accumulate)
     if accumulate:
         add_to(slot.data, gradient.data, slot.size)
     else:
@@ -148,26 +130,22 @@ cdef int add_grad(Tensor input, Tensor gradient) except -1:
     return 0
 
 
-cdef int give_grad(Tensor input, Tensor gradient) except -1:
-    """As add_grad, for a gradient that nobody else holds: the first one becomes `input`'s own."""
-    cdef Node node = input.node
-    if node is not None and node.gradient is None:
+cdef int give_grad(Node node, Tensor gradient) except -1:
+    """As add_grad, for a gradient that nobody else holds: the first one becomes the node's own."""
+    if not takes_grad(node):
+        return 0
+    if node.gradient is None:
         node.gradient = gradient
         node.gradient_owned = True
         return 0
-    if node is None and input.gradient is None and input.needs_grad:
-        input.gradient = gradient
-        input.gradient_owned = True
-        return 0
-    return add_grad(input, gradient)
+    return add_grad(node, gradient)
 
 
 cdef list _reachable(Node root, unsigned long long since):
     """The nodes that `root`'s gradient flows to, newest first; all of them must be newer than `since`."""
     global last_walk
     cdef Node node, parent
-    cdef Tensor tensor
-    cdef list stack = [root], found = []
+    cdef list stack = [] if root.is_leaf else [root], found = []
     cdef bint ordered = True  # as a chain's nodes are found
     cdef unsigned long long last = root.sequence + 1
     last_walk += 1
@@ -184,11 +162,8 @@ cdef list _reachable(Node root, unsigned long long since):
         last = node.sequence
         found.append(node)
         for item in node.inputs:
-            if item is None:
-                continue
-            tensor = <Tensor> item
-            parent = tensor.node
-            if parent is not None and parent.walk != last_walk:
+            parent = <Node> item
+            if parent is not None and parent.walk != last_walk and not parent.is_leaf:
                 parent.walk = last_walk
                 stack.append(parent)
     return found if ordered else _newest_first(found)
@@ -208,7 +183,7 @@ def backward(tensor, gradient=None):
     """Add d`tensor`/d(leaf) to the `grad` of every leaf that requires one.
 
     `gradient`, of `tensor`'s shape, is the gradient of the final result with respect to `tensor`; it may be left out
-    for a scalar. Raises GraphError where nothing was recorded or the graph was already freed, ShapeError for a missing
+    for a scalar. One backward runs at a time, those of other threads wait: leaves may be shared. Raises GraphError where nothing was recorded or the graph was already freed, ShapeError for a missing
     or ill-shaped gradient.
     """
     if not isinstance(tensor, Tensor):
@@ -216,7 +191,8 @@ def backward(tensor, gradient=None):
     cdef Tensor root = <Tensor> tensor, seed
     cdef Node node
     if not root.needs_grad:
-        raise GraphError("backward needs a tensor that was computed from one with requires_grad=True, outside no_grad().")
+        raise GraphError("backward needs a tensor that was computed from one with requires_grad=True, outside "
+                         "no_grad().")
     if gradient is None:
         if root.size != 1:
             raise ShapeError(f"backward of a tensor of shape {root.shape} needs the gradient argument; "
@@ -227,17 +203,15 @@ def backward(tensor, gradient=None):
         seed = check_float32(as_tensor(gradient), "backward", "gradient")
         if not same_shape(root, seed):
             raise ShapeError(f"backward: the gradient has shape {seed.shape}, expected {root.shape}.")
-    if root.node is None:
-        add_grad(root, seed)
-        return
-    nodes = _reachable(root.node, 0)
-    add_grad(root, seed)
-    seed = None
-    _walk(nodes)
+    with gradients_lock():
+        nodes = _reachable(root.node, 0)
+        add_grad(root.node, seed)
+        seed = None
+        _walk(nodes)
 
 
 cdef int _walk(list nodes) except -1:
-    cdef Node node
+    cdef Node node = None
     cdef Tensor gradient
     cdef Py_ssize_t i
     try:
@@ -261,68 +235,63 @@ cdef int _walk(list nodes) except -1:
 cdef Tensor _stand_in(Tensor original):
     """A leaf over the same memory that takes the gradient received so far along: sums keep their order, and bits."""
     cdef Tensor copy = alias(original)
-    cdef Node node = original.node
-    copy.needs_grad = original.needs_grad
-    if not copy.needs_grad:
-        return copy
-    if node is None:
-        copy.gradient, copy.gradient_owned = original.gradient, original.gradient_owned
-        original.gradient = None
-    else:
-        copy.gradient, copy.gradient_owned = node.gradient, node.gradient_owned
-        node.gradient = None
+    cdef Node node
+    if original.needs_grad:
+        copy.needs_grad = True
+        node = leaf_node(copy)
+        node.gradient, node.gradient_owned = original.node.gradient, original.node.gradient_owned
+        original.node.gradient = None
     return copy
 
 
 cdef int _take_back(Tensor original, Tensor copy) except -1:
     """Return the gradient of `original`'s stand-in, grown meanwhile."""
-    cdef Node node = original.node
-    if not copy.needs_grad or copy.gradient is None:
+    if not copy.needs_grad or copy.node.gradient is None:
         return 0
-    if node is None and original.gradient is None:
-        original.gradient, original.gradient_owned = copy.gradient, copy.gradient_owned
-    elif node is not None and node.gradient is None:
-        node.gradient, node.gradient_owned = copy.gradient, copy.gradient_owned
-    else:
-        add_grad(original, copy.gradient)
-    return 0
+    if original.node.gradient is None:
+        original.node.gradient, original.node.gradient_owned = copy.node.gradient, copy.node.gradient_owned
+        return 0
+    return add_grad(original.node, copy.node.gradient)
 
 
 cdef class CheckpointNode(Node):
     """Saves a function and its inputs instead of what the function's own nodes would save."""
+    cdef object recompute_fn
+    cdef tuple arguments
+    cdef object random_state
     cdef unsigned int unneeded_product  # the linear whose value only the output needs, from 1; 0 where there is none
 
     cdef int backward(self, Tensor grad) except -1:
-        function, args, random_state = self.saved
-        tensors = {id(item): item for item in args if isinstance(item, Tensor)}
+        tensors = {id(item): item for item in self.arguments if isinstance(item, Tensor)}
         copies = {key: _stand_in(<Tensor> item) for key, item in tensors.items()}
         try:
-            self.replay(grad, function, [copies.get(id(item), item) for item in args], random_state)
+            self.replay(grad, [copies.get(id(item), item) for item in self.arguments])
         finally:
             for key, item in tensors.items():
                 _take_back(<Tensor> item, <Tensor> copies[key])
         return 0
 
-    cdef int replay(self, Tensor grad, object function, list args, object random_state) except -1:
+    cdef int replay(self, Tensor grad, list arguments) except -1:
         cdef Tensor out
         cdef unsigned long long since = last_sequence
         cdef unsigned int unread = 0
         now = random.get_state()
-        random.set_state(random_state)
+        random.set_state(self.random_state)
         try:
             with enable_grad():
-                out = traced(function, args, self.unneeded_product, &unread)
+                out = traced(self.recompute_fn, arguments, self.unneeded_product, &unread)
         finally:
             random.set_state(now)
         if not same_shape(out, grad):
-            raise GraphError(f"checkpoint: the function gave shape {out.shape} when run again, and {grad.shape} before.")
+            raise GraphError(f"checkpoint: the function gave shape {out.shape} when run again, and {grad.shape} "
+                             "before.")
         if self.unneeded_product != 0 and unread != self.unneeded_product:
             raise GraphError("checkpoint: the function made other operations when run again; it must depend on its "
                              "arguments and the random state alone.")
         if out.node is None:
-            return add_grad(out, grad)
+            return 0
         nodes = _reachable(out.node, since)
-        add_grad(out, grad)
+        add_grad(out.node, grad)
         out = None
         return _walk(nodes)
 
@@ -372,6 +341,8 @@ def checkpoint(function, *args):
     cdef unsigned int unread = 0
     cdef Tensor out
     cdef CheckpointNode node
+    if not callable(function):
+        raise GraphError(f"checkpoint: needs a function, not {type(function).__name__}.")
     if recording_off:
         result = function(*args)
         set_unread_product(0)  # as where it is recorded
@@ -381,8 +352,8 @@ def checkpoint(function, *args):
         out = alias(traced(function, args, 0, &unread))
     node = CheckpointNode.__new__(CheckpointNode)
     node.unneeded_product = unread
-    return record(out, node, tuple([item if isinstance(item, Tensor) else None for item in args]),
-                  (function, args, random_state))
+    node.recompute_fn, node.arguments, node.random_state = function, args, random_state
+    return record(out, node, tuple([item if isinstance(item, Tensor) else None for item in args]))
 
 
 class no_grad:

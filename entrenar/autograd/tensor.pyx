@@ -6,6 +6,12 @@ with NumPy through the buffer protocol and with other libraries through DLPack, 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE
 from libc.string cimport memcpy
 
+import os
+import weakref
+from gc import get_referents
+from operator import index
+from threading import RLock
+
 import numpy as np
 
 from entrenar.errors import ConfigError, GraphError, MemoryBudgetError, ShapeError
@@ -22,14 +28,34 @@ cdef extern from "allocator.h" nogil:
 cdef extern from *:
     """
     static _Thread_local unsigned int unread = 0;
+
+    // What the collector does to a cycle: every attribute of the object that is an object becomes None.
+    static void clear_attributes(PyObject *object) {
+        if (Py_TYPE(object)->tp_clear) Py_TYPE(object)->tp_clear(object);
+    }
     """
     unsigned int unread
+    void clear_attributes(object)
 
 cdef double MAX_BYTES = 2.0 ** 62
 
 cdef object bfloat16_type = None  # ml_dtypes.bfloat16, imported when the first bf16 tensor is seen
 cdef object operators = None      # entrenar.autograd.ops: operators live a floor above
 cdef object walk_backward = None  # entrenar.autograd.tape.backward, likewise
+cdef object grad_lock = RLock()   # held by backward, and by whoever sets the `grad` of a leaf
+
+
+def _after_fork():
+    global grad_lock
+    grad_lock = RLock()  # another thread may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+cdef object gradients_lock():
+    """The lock of all gradients: leaves are shared by threads, and their gradients are added to in place."""
+    return grad_lock
 
 
 cdef object _bfloat16():
@@ -56,6 +82,9 @@ cdef Storage _allocate(size_t nbytes):
     return storage
 
 
+cdef Storage NOTHING = _allocate(0)  # of a tensor that was not initialised; its shape is (0,)
+
+
 cdef class Node:
     cdef int backward(self, Tensor grad) except -1:
         raise GraphError(f"{type(self).__name__} has no backward.")
@@ -65,16 +94,38 @@ cdef class Node:
         raise GraphError(f"{type(self).__name__} does not recompute its output.")
 
     cdef void release(self):
-        self.inputs = None
-        self.saved = None
-        self.gradient = None
-        self.output = None
+        clear_attributes(self)
         self.released = True
 
     @property
     def saved_bytes(self):
-        """Bytes of the buffers that this node keeps for its backward."""
-        return builtin_sum([t.nbytes for t in (self.saved or ()) if isinstance(t, Tensor)])
+        """Bytes of the tensors that this node saved for its backward."""
+        return builtin_sum([t.nbytes for t in get_referents(self) if isinstance(t, Tensor)
+                            and t is not self.gradient and t is not self.output])
+
+
+cdef class AccumulateGrad(Node):
+    cdef void release(self):
+        pass
+
+
+cdef AccumulateGrad leaf_node(Tensor t):
+    """The node of a leaf, made when it is first needed."""
+    cdef AccumulateGrad node
+    if t.node is None:
+        node = AccumulateGrad.__new__(AccumulateGrad)
+        node.is_leaf = True
+        node.needs_grad = t.needs_grad
+        node.inputs = ()
+        set_node_shape(node, t)
+        t.node = node
+    return <AccumulateGrad> t.node
+
+
+cdef void set_node_shape(Node node, Tensor out) noexcept:
+    node.ndim = out.ndim
+    node.size = out.size
+    memcpy(node.dims, out.dims, sizeof(node.dims))
 
 
 builtin_sum = sum
@@ -115,6 +166,11 @@ cdef Tensor new_like(Tensor t):
     return _allocate_tensor(FLOAT32, t.ndim, t.dims)
 
 
+cdef Tensor new_gradient(Node node):
+    """Uninitialised, in the shape of the node's output."""
+    return _allocate_tensor(FLOAT32, node.ndim, node.dims)
+
+
 cdef Tensor new_vector(Py_ssize_t n):
     return _allocate_tensor(FLOAT32, 1, &n)
 
@@ -152,8 +208,48 @@ cdef Tensor as_tensor(object x):
     if isinstance(x, Tensor):
         return <Tensor> x
     if isinstance(x, (int, float)):
-        return new_scalar(x)
+        try:
+            return new_scalar(x)
+        except OverflowError:
+            raise ConfigError(f"A tensor holds no integer of {x.bit_length()} bits.") from None
     return Tensor(x)
+
+
+cdef double checked_number(object value, str op, str name) except? -1:
+    """A finite or infinite number of Python or NumPy as a double."""
+    if type(value) is float:
+        return value
+    try:
+        if isinstance(value, (bool, str, bytes)) or (hasattr(value, "ndim") and value.ndim):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError, AttributeError):
+        raise ConfigError(f"{op}: {name} must be a number, not {value!r:.80}.") from None
+
+
+cdef long long checked_integer(object value, str op, str name) except? -1:
+    """An integer of Python or NumPy that fits 64 bits."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return index(value)
+    except (TypeError, OverflowError):
+        raise ConfigError(f"{op}: {name} must be an integer of at most 64 bits, not {value!r:.80}.") from None
+
+
+cdef bint checked_flag(object value, str op, str name) except -1:
+    """True or False of Python or NumPy, or the integers that stand for them."""
+    if not isinstance(value, (bool, np.bool_, int)):
+        raise ConfigError(f"{op}: {name} must be True or False, not {value!r:.80}.")
+    return bool(value)
+
+
+cdef object checked_array(object values, str op, str name):
+    """The values as an array of their own; ShapeError where they have no rectangular shape."""
+    try:
+        return np.array(values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ShapeError(f"{op}: {name} must be a rectangular array: {error}.") from None
 
 
 cdef Tensor check_dtype(Tensor t, str op, str name):
@@ -200,6 +296,15 @@ cdef str shape_str(Tensor t):
     return str(t.shape)
 
 
+cdef list _references(object array):
+    """Weak references to an array and to those that it is a view of: NumPy resizes no array that has one."""
+    found = []
+    while isinstance(array, np.ndarray):
+        found.append(weakref.ref(array))
+        array = array.base
+    return found
+
+
 cdef Tensor _wrap_array(object array):
     """A Tensor over the memory of a C-contiguous float32 or bfloat16 array."""
     cdef Tensor t = Tensor.__new__(Tensor)
@@ -212,7 +317,7 @@ cdef Tensor _wrap_array(object array):
     t.kind = FLOAT32 if array.dtype == np.float32 else BFLOAT16
     _set_shape(t, array.ndim, dims)
     t.storage = Storage.__new__(Storage)
-    t.storage.owner = array
+    t.storage.owner = (array, _references(array))
     t.storage.memory = <char*> <size_t> array.ctypes.data
     t.storage.readonly = not array.flags.writeable
     t.data = <float*> t.storage.memory
@@ -231,9 +336,17 @@ cdef class Tensor:
 
     __array_priority__ = 1000.0  # array + tensor is the tensor's affair: NumPy would drop the graph
 
+    def __cinit__(self):
+        self.ndim = 1
+        self.strides_bytes[0] = 4
+        self.storage = NOTHING
+        self.data = <float*> NOTHING.memory
+
     def __init__(self, data, requires_grad=False, dtype="float32"):
-        cdef Tensor t
-        if dtype not in ("float32", "bfloat16"):
+        cdef Tensor t, new
+        if self.storage is not NOTHING:
+            raise GraphError("A Tensor is initialised once; others may hold its memory: make a new one.")
+        if not isinstance(dtype, str) or dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"A tensor's dtype is 'float32' or 'bfloat16', not {dtype!r}.")
         target = np.dtype(np.float32) if dtype == "float32" else _bfloat16()
         if isinstance(data, Tensor):
@@ -245,19 +358,26 @@ cdef class Tensor:
             if array.dtype.kind == "c":
                 raise TypeError("complex numbers have no float32 form")
             array = array.astype(target, order="C", copy=False)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ShapeError(f"A tensor needs a rectangular array of numbers: {error}.") from None
+        except MemoryError as error:
+            raise MemoryBudgetError(f"A tensor could not be allocated: {error}.") from None
         t = _wrap_array(np.ascontiguousarray(array).reshape(array.shape))
+        new = _allocate_tensor(t.kind, t.ndim, t.dims)
+        memcpy(new.data, t.data, <size_t> t.nbytes)
         self.kind = t.kind
         _set_shape(self, t.ndim, t.dims)
-        self.storage = _allocate(<size_t> self.nbytes)
-        self.data = <float*> self.storage.memory
-        memcpy(self.data, t.data, <size_t> self.nbytes)
+        self.storage = new.storage
+        self.data = new.data
         self.requires_grad = requires_grad
 
     @staticmethod
     def from_numpy(array, requires_grad=False):
-        """A Tensor sharing the memory of a C-contiguous float32 (or ml_dtypes bfloat16) array; read-only stays so."""
+        """A Tensor sharing the memory of a C-contiguous float32 (or ml_dtypes bfloat16) array; read-only stays so.
+
+        NumPy refuses to resize the array while the tensor lives. Raises ConfigError for another type or dtype,
+        ShapeError for an array that is not contiguous or not aligned.
+        """
         if not isinstance(array, np.ndarray) or array.dtype not in (np.dtype(np.float32), _bfloat16()):
             found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
             raise ConfigError(f"Tensor.from_numpy shares memory with float32 or bfloat16 arrays, not {found}; "
@@ -273,14 +393,19 @@ cdef class Tensor:
     @staticmethod
     def from_dlpack(exporter):
         """A Tensor that shares the float32 memory of any CPU array that speaks DLPack."""
-        return Tensor.from_numpy(np.from_dlpack(exporter))
+        try:
+            array = np.from_dlpack(exporter)
+        except (AttributeError, TypeError, BufferError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"Tensor.from_dlpack needs a CPU array that speaks DLPack, not "
+                              f"{type(exporter).__name__}: {error}.") from None
+        return Tensor.from_numpy(array)
 
     @staticmethod
     def empty(*shape):
         """An uninitialised float32 tensor."""
         cdef Py_ssize_t[MAX_DIMS] dims
         cdef int i
-        if len(shape) > MAX_DIMS or any(not isinstance(n, int) or n < 0 for n in shape):
+        if len(shape) > MAX_DIMS or any(not isinstance(n, int) or not 0 <= n < 2**63 for n in shape):
             raise ShapeError(f"A tensor's shape is at most {MAX_DIMS} non-negative integers, not {shape}.")
         for i in range(len(shape)):
             dims[i] = shape[i]
@@ -304,7 +429,7 @@ cdef class Tensor:
     @property
     def is_leaf(self):
         """Whether no recorded operation computed this tensor."""
-        return self.node is None
+        return self.node is None or self.node.is_leaf
 
     @property
     def requires_grad(self):
@@ -313,33 +438,41 @@ cdef class Tensor:
 
     @requires_grad.setter
     def requires_grad(self, value):
-        if self.node is not None:
+        cdef bint wanted = checked_flag(value, "Tensor", "requires_grad")
+        if not self.is_leaf:
             raise GraphError("requires_grad can be set on leaves only; this tensor was computed: use detach().")
-        if value and self.kind == BFLOAT16:
+        if wanted and self.kind == BFLOAT16:
             raise ConfigError("A bfloat16 tensor is storage of a frozen weight and has no gradient; use float32.")
-        self.needs_grad = bool(value)
+        self.needs_grad = wanted
+        if wanted or self.node is not None:
+            leaf_node(self).needs_grad = self.needs_grad
 
     @property
     def grad(self):
         """The gradient of a leaf after backward, a Tensor of the same shape, or None."""
-        return self.gradient
+        return self.node.gradient if self.node is not None and self.node.is_leaf else None
 
     @grad.setter
     def grad(self, value):
         cdef Tensor t
+        if not self.is_leaf:
+            raise GraphError("grad can be set on leaves only; this tensor was computed.")
         if value is None:
-            self.gradient = None
+            if self.node is not None:
+                with grad_lock:
+                    self.node.gradient = None
             return
         t = check_float32(as_tensor(value), "grad", "the gradient")
         if not same_shape(self, t):
             raise ShapeError(f"A gradient of shape {t.shape} does not fit a tensor of shape {self.shape}.")
-        self.gradient = t
-        self.gradient_owned = False
+        with grad_lock:
+            leaf_node(self).gradient = t
+            self.node.gradient_owned = False
 
     @property
     def grad_fn(self):
         """The node that computed this tensor, or None for a leaf."""
-        return self.node
+        return None if self.is_leaf else self.node
 
     def numpy(self):
         """The elements as a NumPy array that shares this tensor's memory (bfloat16 through ml_dtypes)."""
@@ -369,8 +502,9 @@ cdef class Tensor:
         walk_backward(self, gradient)
 
     def zero_grad(self):
-        """Forget the gradient."""
-        self.gradient = None
+        """Forget the gradient of a leaf."""
+        if self.is_leaf:
+            self.grad = None
 
     # ------------------------------------------------------------------ memory shared with others
     def __getbuffer__(self, Py_buffer* view, int flags):
@@ -413,13 +547,13 @@ cdef class Tensor:
 
     def __repr__(self):
         body = np.array2string(self.numpy(), precision=4, separator=", ", threshold=20, prefix="Tensor(")
-        extra = ", requires_grad=True" if self.node is None and self.needs_grad else ""
-        extra += f", grad_fn={type(self.node).__name__}" if self.node is not None else ""
+        extra = ", requires_grad=True" if self.is_leaf and self.needs_grad else ""
+        extra += f", grad_fn={type(self.node).__name__}" if not self.is_leaf else ""
         extra += ", dtype=bfloat16" if self.kind == BFLOAT16 else ""
         return f"Tensor({body}{extra})"
 
     def __reduce__(self):
-        return Tensor, (self.numpy(), self.needs_grad and self.node is None, self.dtype)
+        return Tensor, (self.numpy(), self.needs_grad and self.is_leaf, self.dtype)
 
     # ------------------------------------------------------------------ operators: the ops floor registers itself
     def __add__(self, other):

@@ -7,7 +7,7 @@ import math
 from entrenar.autograd import Tensor
 from entrenar.errors import NumericsError
 from entrenar.optim import update
-from entrenar.optim.optimizer import Parameters, check_range, named
+from entrenar.optim.optimizer import Parameters, check_float, check_range, named
 
 
 def grad_norm(parameters: Tensor | Parameters, error_if_nonfinite: bool = True) -> float:
@@ -16,7 +16,7 @@ def grad_norm(parameters: Tensor | Parameters, error_if_nonfinite: bool = True) 
     `parameters`: Tensors or (name, Tensor) pairs; a tied one counts once, one without a gradient not at all. Raises
     NumericsError naming the first parameter whose gradient is not finite, unless `error_if_nonfinite` is False.
     """
-    pairs = [(name, tensor.grad) for name, tensor in named(parameters) if tensor.grad is not None]
+    pairs = [(name, grad) for name, tensor in named(parameters) if (grad := tensor.grad) is not None]
     squares = update.sum_squares([gradient for _, gradient in pairs])
     for (name, _), square in zip(pairs, squares, strict=True):
         if error_if_nonfinite and not math.isfinite(square):
@@ -32,6 +32,7 @@ def clip_factor(norm: float, max_norm: float) -> float:
 
     `Optimizer.step(gradient_scale=...)` takes it, which saves the pass over memory that `clip_grad_norm` makes.
     """
+    norm, max_norm = check_float("clip_factor", "norm", norm), check_float("clip_factor", "max_norm", max_norm)
     factor = max_norm / (norm + 1e-6) if max_norm != math.inf else 1.0
     return 1.0 if factor >= 1 else factor
 
@@ -49,8 +50,8 @@ def clip_grad_norm(parameters: Tensor | Parameters, max_norm: float, error_if_no
     factor = clip_factor(norm, max_norm)
     if factor != 1:  # NaN too: what is not finite stays visible
         for _, tensor in parameters:
-            if tensor.grad is not None:
-                update.scale_(tensor.grad, factor)
+            if (gradient := tensor.grad) is not None:
+                update.scale_(gradient, factor)
     return norm
 
 
@@ -58,5 +59,5 @@ def clip_grad_value(parameters: Tensor | Parameters, clip_value: float) -> None:
     """Bring every element of every gradient into [-clip_value, clip_value] in place; NaN stays NaN."""
     check_range("clip_grad_value", "clip_value", clip_value, 0)
     for _, tensor in named(parameters):
-        if tensor.grad is not None:
-            update.clamp_(tensor.grad, clip_value)
+        if (gradient := tensor.grad) is not None:
+            update.clamp_(gradient, clip_value)

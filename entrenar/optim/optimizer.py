@@ -18,6 +18,8 @@ Parameters = Iterable[Any]  # Tensors, (name, Tensor) pairs, or dicts with "para
 def named(parameters: Tensor | Parameters) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of each parameter, a tied one once; those without a name are called by their position."""
     seen = set()
+    if not isinstance(parameters, Iterable):
+        raise ConfigError(f"Expected Tensors or (name, Tensor) pairs as parameters, not {type(parameters).__name__}.")
     for i, item in enumerate([parameters] if isinstance(parameters, Tensor) else parameters):
         pair = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
         name, tensor = item if pair else (f"parameter {i}", item)
@@ -34,7 +36,18 @@ def check_range(owner: str, name: str, value: Any, low: float, high: float = mat
     """A ConfigError unless low <= value < high."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not low <= value < high:
         limits = f"at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g})"
-        raise ConfigError(f"{owner}: {name} must be a number {limits}, not {value!r}.")
+        raise ConfigError(f"{owner}: {name} must be a number {limits}, not {value!r:.80}.")
+    check_float(owner, name, value)
+
+
+def check_float(owner: str, name: str, value: Any) -> float:
+    """The value as a float; a ConfigError where it is no number or too large for one."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
+            raise TypeError
+        return float(value)
+    except (TypeError, OverflowError):
+        raise ConfigError(f"{owner}: {name} must be a number, not {value!r:.80}.") from None
 
 
 class Optimizer:
@@ -50,6 +63,8 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[int, dict[str, Any]] = {}  # by position among all parameters
+        if not isinstance(params, Iterable):
+            raise ConfigError(f"{self.name}: expected Tensors or groups of them, not {type(params).__name__}.")
         items = [params] if isinstance(params, Tensor) else list(params)
         grouped = any(isinstance(item, Mapping) for item in items)
         seen: set[int] = set()
@@ -120,6 +135,7 @@ class Optimizer:
 
         Gradients count `gradient_scale` times (what clipping found, say) and stay as they are.
         """
+        gradient_scale = check_float(self.name, "gradient_scale", gradient_scale)
         entries: dict[int, list[Entry]] = {}
         for position, _, tensor, group in self._parameters():
             gradient = tensor.grad
@@ -152,9 +168,11 @@ class Optimizer:
 
         Raises ConfigError, and changes nothing, where names, options or array shapes are not this optimizer's.
         """
+        if not isinstance(state_dict, Mapping):
+            raise ConfigError(f"{self.name}: a state is a dict, not {type(state_dict).__name__}.")
         if not {"param_groups", "state"} <= set(state_dict):
             raise ConfigError(
-                f"{self.name}: a state has the keys 'param_groups' and 'state', not {sorted(state_dict)}."
+                f"{self.name}: a state has the keys 'param_groups' and 'state', not {sorted(map(str, state_dict))}."
             )
         groups = self._checked_groups(state_dict["param_groups"])
         tensors = {position: (name, tensor) for position, name, tensor, _ in self._parameters()}

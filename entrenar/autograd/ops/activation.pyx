@@ -9,21 +9,23 @@ from entrenar._kernels.activation cimport (
 )
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.simd.activation cimport activation_backward, activation_forward
-from entrenar.autograd.tape cimport grad_buffer, grad_pointer, record, wants_grad
-from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, same_shape
+from entrenar.autograd.tape cimport grad_buffer, grad_pointer, record, takes_grad, wants_grad
+from entrenar.autograd.tensor cimport Node, Tensor, alias, as_tensor, check_float32, checked_number, new_like, same_shape
 
 from entrenar.errors import ConfigError, ShapeError
 
 
 cdef class MapNode(Node):
     cdef activation_backward slope
+    cdef Tensor x_or_y  # whichever the slope is a function of
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.inputs[0], saved = <Tensor> self.saved[0]
+        cdef Tensor saved = self.x_or_y, dx
         cdef bint accumulate
-        cdef Tensor dx = grad_buffer(x, &accumulate)
-        with nogil:
-            map_backward(self.slope, dx.data, grad.data, saved.data, x.size, accumulate)
+        if takes_grad(self.inputs[0]):
+            dx = grad_buffer(self.inputs[0], &accumulate)
+            with nogil:
+                map_backward(self.slope, dx.data, grad.data, saved.data, dx.size, accumulate)
         return 0
 
 
@@ -35,7 +37,8 @@ cdef Tensor mapped(object x, str op, activation_forward function, activation_bac
     if wants_grad(a):
         node = MapNode.__new__(MapNode)
         node.slope = slope
-        record(out, node, (a,), (out if saves_output else a,))
+        node.x_or_y = alias(out) if saves_output else a
+        record(out, node, (a,))
     return out
 
 
@@ -46,6 +49,8 @@ def relu(x):
 
 def gelu(x, approximate="none"):
     """x Phi(x), elementwise: exact through erf, or approximate="tanh". Hendrycks, Gimpel, 2016 (arXiv 1606.08415)."""
+    if not isinstance(approximate, str):
+        raise ConfigError(f"gelu: approximate must be 'none' or 'tanh', not {approximate!r:.80}.")
     if approximate == "none":
         return mapped(x, "gelu", simd.activation.gelu, simd.activation.gelu_backward, False)
     if approximate == "tanh":
@@ -88,13 +93,15 @@ def sqrt(x):
 
 cdef class PowNode(Node):
     cdef float exponent
+    cdef Tensor x
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.saved[0]
+        cdef Tensor x = self.x, dx
         cdef bint accumulate
-        cdef Tensor dx = grad_buffer(x, &accumulate)
-        with nogil:
-            pow_backward(dx.data, grad.data, x.data, self.exponent, x.size, accumulate)
+        if takes_grad(self.inputs[0]):
+            dx = grad_buffer(self.inputs[0], &accumulate)
+            with nogil:
+                pow_backward(dx.data, grad.data, x.data, self.exponent, x.size, accumulate)
         return 0
 
 
@@ -102,35 +109,37 @@ def pow(x, exponent):
     """x to the power of a number, elementwise. Raises ConfigError where the exponent is no plain number."""
     cdef Tensor a = check_float32(as_tensor(x), "pow", "x"), out = new_like(a)
     cdef PowNode node
-    if not isinstance(exponent, (int, float)) or isinstance(exponent, bool):
-        raise ConfigError(f"pow: the exponent must be a number, not {type(exponent).__name__}.")
-    cdef float e = exponent
+    cdef float e = checked_number(exponent, "pow", "the exponent")
     with nogil:
         pow_forward(out.data, a.data, e, a.size)
     if wants_grad(a):
         node = PowNode.__new__(PowNode)
         node.exponent = e
-        record(out, node, (a,), (a,))
+        node.x = a
+        record(out, node, (a,))
     return out
 
 
 cdef class SwiGLUNode(Node):
+    cdef Tensor gate
+    cdef Tensor up
+
     cdef Tensor recompute(self):
-        cdef Tensor gate = <Tensor> self.saved[0], up = <Tensor> self.saved[1], out = new_like(gate)
+        cdef Tensor gate = self.gate, up = self.up, out = new_like(gate)
         with nogil:
             swiglu_forward(out.data, gate.data, up.data, gate.size)
         return out
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor gate = <Tensor> self.saved[0], up = <Tensor> self.saved[1]
+        cdef Tensor gate = self.gate, up = self.up
         cdef bint accumulate_gate = False, accumulate_up = False
-        cdef float* dgate = grad_pointer(gate, &accumulate_gate)
+        cdef float* dgate = grad_pointer(self.inputs[0], &accumulate_gate)
         # the same tensor as gate and up takes both gradients one after the other
         cdef bint shared = gate is up
-        cdef float* dup = NULL if shared else grad_pointer(up, &accumulate_up)
+        cdef float* dup = NULL if shared else grad_pointer(self.inputs[1], &accumulate_up)
         with nogil:
             swiglu_backward(dgate, dup, grad.data, gate.data, up.data, gate.size, accumulate_gate, accumulate_up)
-            if shared:
+            if shared and dgate != NULL:
                 swiglu_backward(NULL, dgate, grad.data, gate.data, up.data, gate.size, True, True)
         return 0
 
@@ -150,5 +159,6 @@ def swiglu(gate, up):
     if wants_grad(g) or wants_grad(u):
         node = SwiGLUNode.__new__(SwiGLUNode)
         node.recomputes = True
-        record(out, node, (g, u), (g, u))
+        node.gate, node.up = g, u
+        record(out, node, (g, u))
     return out

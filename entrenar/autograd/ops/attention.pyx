@@ -8,12 +8,17 @@ from libc.stdlib cimport free, malloc
 from entrenar._kernels.attention cimport (
     Attention, AttentionGradients, Heads, Segment, attention_backward, attention_forward,
 )
-from entrenar.autograd.tape cimport add_grad, grad_buffer, record, wants_grad
+from entrenar.autograd.tape cimport add_grad, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.tensor cimport (
     Node,
     Tensor,
+    alias,
     as_tensor,
     check_float32,
+    checked_array,
+    checked_flag,
+    checked_integer,
+    checked_number,
     new_like,
     new_vector,
     same_shape,
@@ -43,7 +48,7 @@ cdef class Segments:
 
 cdef Segments batch_segments(Tensor q, Tensor k, Py_ssize_t k_len):
     """One segment a batch row, over the first k_len keys of the row."""
-    cdef Segments segments = Segments(q.dims[0])
+    cdef Segments segments = Segments(q.dims[0] if q.size or k.size else 0)
     cdef Py_ssize_t i
     for i in range(segments.count):
         segments.put(i, i * q.dims[1], q.dims[1], i * k.dims[1], k_len)
@@ -52,7 +57,7 @@ cdef Segments batch_segments(Tensor q, Tensor k, Py_ssize_t k_len):
 
 cdef Segments packed_segments(cu_seqlens, Py_ssize_t tokens):
     """One segment a sequence of the cumulative lengths, checked."""
-    array = np.asarray(cu_seqlens)
+    array = checked_array(cu_seqlens, "attention", "cu_seqlens")
     if array.dtype.kind not in "iu" or array.ndim != 1 or array.size < 1:
         raise ShapeError(f"attention: cu_seqlens must be a vector of integers (0, end of sequence 1, ...), found shape "
                          f"{array.shape} of {array.dtype}.")
@@ -100,9 +105,10 @@ cdef Attention problem_of(Tensor q, Tensor k, Tensor v, Segments segments, Heads
 cdef float check_scale(str op, scale, Py_ssize_t dim) except *:
     if scale is None:
         return <float> (1 / math.sqrt(dim))
-    if not math.isfinite(scale):
+    cdef double number = checked_number(scale, op, "scale")
+    if not math.isfinite(number):
         raise ConfigError(f"{op}: scale must be a finite number, found {scale!r}.")
-    return scale
+    return number
 
 
 cdef int out_of_memory(str op, Tensor q) except -1:
@@ -115,22 +121,28 @@ cdef class AttentionNode(Node):
     cdef Heads heads
     cdef float scale
     cdef bint causal
+    cdef Tensor q
+    cdef Tensor k
+    cdef Tensor v
+    cdef Tensor out
+    cdef Tensor row_max
+    cdef Tensor inverse_row_sum
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor q = <Tensor> self.saved[0], k = <Tensor> self.saved[1], v = <Tensor> self.saved[2]
-        cdef Tensor out = <Tensor> self.saved[3]
-        cdef Tensor row_max = <Tensor> self.saved[4], inverse_row_sum = <Tensor> self.saved[5]
+        cdef Tensor q = self.q, k = self.k, v = self.v, out = self.out
+        cdef Tensor row_max = self.row_max, inverse_row_sum = self.inverse_row_sum
+        cdef Node of_q = self.inputs[0], of_k = self.inputs[1], of_v = self.inputs[2]
         cdef Tensor dq = None, dk = None, dv = None
         cdef bint add_q = False, add_k = False, add_v = False, shared = q is k or q is v or k is v
         cdef Attention problem = problem_of(q, k, v, self.segments, self.heads, self.scale, self.causal)
         cdef AttentionGradients wanted
         cdef int status
-        if q.needs_grad:
-            dq = new_like(q) if shared else grad_buffer(q, &add_q)
-        if k.needs_grad:
-            dk = new_like(k) if shared else grad_buffer(k, &add_k)
-        if v.needs_grad:
-            dv = new_like(v) if shared else grad_buffer(v, &add_v)
+        if takes_grad(of_q):
+            dq = new_like(q) if shared else grad_buffer(of_q, &add_q)
+        if takes_grad(of_k):
+            dk = new_like(k) if shared else grad_buffer(of_k, &add_k)
+        if takes_grad(of_v):
+            dv = new_like(v) if shared else grad_buffer(of_v, &add_v)
         wanted.dq = dq.data if dq is not None else NULL
         wanted.dk = dk.data if dk is not None else NULL
         wanted.dv = dv.data if dv is not None else NULL
@@ -140,9 +152,9 @@ cdef class AttentionNode(Node):
         if status < 0:
             out_of_memory("attention", q)
         if shared:  # one tensor in two roles: its gradients are written apart, then added
-            for tensor, gradient in ((q, dq), (k, dk), (v, dv)):
+            for node, gradient in ((of_q, dq), (of_k, dk), (of_v, dv)):
                 if gradient is not None:
-                    add_grad(<Tensor> tensor, <Tensor> gradient)
+                    add_grad(<Node> node, <Tensor> gradient)
         return 0
 
 
@@ -161,7 +173,7 @@ def attention(q, k, v, cu_seqlens=None, scale=None, causal=True):
     cdef Tensor a = as_tensor(q), b = as_tensor(k), c = as_tensor(v)
     cdef Heads heads = check_heads("attention", a, b, c, "k", "v")
     cdef float factor = check_scale("attention", scale, heads.dim)
-    cdef bint masked = bool(causal)
+    cdef bint masked = checked_flag(causal, "attention", "causal")
     cdef Segments segments
     cdef AttentionNode node
     cdef int status
@@ -186,7 +198,9 @@ def attention(q, k, v, cu_seqlens=None, scale=None, causal=True):
     if wants_grad(a) or wants_grad(b) or wants_grad(c):
         node = AttentionNode.__new__(AttentionNode)
         node.segments, node.heads, node.scale, node.causal = segments, heads, factor, masked
-        record(out, node, (a, b, c), (a, b, c, out, row_max, inverse_row_sum))
+        node.q, node.k, node.v, node.out = a, b, c, alias(out)
+        node.row_max, node.inverse_row_sum = row_max, inverse_row_sum
+        record(out, node, (a, b, c))
     return out
 
 
@@ -202,7 +216,7 @@ def cached_attention(q, key_cache, value_cache, length, scale=None):
     cdef Tensor a = as_tensor(q), b = as_tensor(key_cache), c = as_tensor(value_cache)
     cdef Heads heads = check_heads("cached_attention", a, b, c, "key_cache", "value_cache")
     cdef float factor = check_scale("cached_attention", scale, heads.dim)
-    cdef Py_ssize_t keys = length
+    cdef Py_ssize_t keys = checked_integer(length, "cached_attention", "length")
     cdef int status
     if not a.dims[1] <= keys <= b.dims[1]:
         raise ShapeError(f"cached_attention: length {keys} must lie between the {a.dims[1]} queries and the cache's "

@@ -12,13 +12,15 @@ from entrenar._kernels.simd.matrix_view cimport matrix_view
 from entrenar.autograd.ops.embedding cimport checked_indices
 from entrenar.autograd.ops.matmul cimport check_scratch, checked_input, matrix_view_of
 from entrenar.autograd.quantized cimport QuantizedTensor
-from entrenar.autograd.tape cimport give_grad, grad_buffer, record, wants_grad
+from entrenar.autograd.tape cimport give_grad, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.tensor cimport (
     MAX_DIMS,
     Node,
     Tensor,
     as_tensor,
     check_float32,
+    checked_integer,
+    checked_number,
     new_like,
     new_matrix,
     new_scalar,
@@ -35,7 +37,7 @@ HEAD_CHUNK_BYTES = CHUNK_BYTES
 
 
 cdef int check_reduction(object reduction, tuple allowed, str op) except -1:
-    if reduction not in allowed:
+    if not isinstance(reduction, str) or reduction not in allowed:
         raise ConfigError(f"{op}: reduction={reduction!r} is unknown; choose one of {', '.join(allowed)}.")
     return 0
 
@@ -45,9 +47,9 @@ cdef double divisor_of(object reduction, object divisor, Py_ssize_t counted, str
     if reduction != "mean":
         return 1.0
     if divisor is not None:
-        if not divisor > 0:
+        if not checked_number(divisor, op, "divisor") > 0:
             raise ConfigError(f"{op}: divisor is {divisor}, expected a positive number of tokens.")
-        return divisor
+        return checked_number(divisor, op, "divisor")
     if counted == 0:
         raise NumericsError(f"{op}: every target is ignored, so the mean has no tokens; check the prompt masking.")
     return counted
@@ -66,15 +68,20 @@ cdef class CrossEntropyNode(Node):
     cdef float inverse
     cdef int64_t ignore_index
     cdef bint per_row
+    cdef Tensor logits
+    cdef Tensor lse
+    cdef object targets
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor logits = <Tensor> self.saved[0], lse = <Tensor> self.saved[1], dlogits
-        cdef const int64_t[::1] targets = self.saved[2]
+        if not takes_grad(self.inputs[0]):
+            return 0
+        cdef Tensor logits = self.logits, lse = self.lse, dlogits
+        cdef const int64_t[::1] targets = self.targets
         cdef Py_ssize_t rows = targets.shape[0], vocabulary = logits.dims[logits.ndim - 1]
         cdef float scale = 0
         cdef bint accumulate
         cdef const int64_t* first = &targets[0] if rows else NULL
-        dlogits = grad_buffer(logits, &accumulate)
+        dlogits = grad_buffer(self.inputs[0], &accumulate)
         if not self.per_row:
             scale = grad.data[0] * self.inverse
         with nogil:
@@ -84,7 +91,7 @@ cdef class CrossEntropyNode(Node):
         return 0
 
 
-def cross_entropy(logits, targets, int64_t ignore_index=-100, reduction="mean"):
+def cross_entropy(logits, targets, ignore_index=-100, reduction="mean"):
     """-log softmax(logits)[target], for logits (..., vocabulary) float32 and integer targets (...).
 
     Rows whose target is `ignore_index` count nothing. `reduction`: "mean" over the rows that count, "sum", or "none"
@@ -94,6 +101,7 @@ def cross_entropy(logits, targets, int64_t ignore_index=-100, reduction="mean"):
     cdef Tensor x = check_float32(as_tensor(logits), "cross_entropy", "logits"), losses, lse, out
     cdef Py_ssize_t rows, vocabulary
     cdef CrossEntropyNode node
+    cdef int64_t ignored = checked_integer(ignore_index, "cross_entropy", "ignore_index")
     check_reduction(reduction, ("mean", "sum", "none"), "cross_entropy")
     if x.ndim == 0 or x.dims[x.ndim - 1] == 0:
         raise ShapeError(f"cross_entropy: logits have shape {x.shape}, expected (..., vocabulary).")
@@ -113,31 +121,36 @@ def cross_entropy(logits, targets, int64_t ignore_index=-100, reduction="mean"):
     lse = new_vector(rows)
     if rows:
         with nogil:
-            cross_entropy_forward(losses.data, lse.data, x.data, first, rows, vocabulary, ignore_index)
+            cross_entropy_forward(losses.data, lse.data, x.data, first, rows, vocabulary, ignored)
     cdef double divisor = divisor_of(reduction, None, np.count_nonzero(flat != ignore_index), "cross_entropy")
     out = losses if reduction == "none" else new_scalar(total(losses.data, rows) / divisor)
     if wants_grad(x):
         node = CrossEntropyNode.__new__(CrossEntropyNode)
         node.inverse = 1.0 / divisor
-        node.ignore_index = ignore_index
+        node.ignore_index = ignored
         node.per_row = reduction == "none"
-        record(out, node, (x,), (x, lse, flat))
+        node.logits, node.lse, node.targets = x, lse, flat
+        record(out, node, (x,))
     return out
 
 
 # ---------------------------------------------------------------- the head and its loss as one
 cdef class LinearCrossEntropyNode(Node):
     """Saves the gradients for an output gradient of 1: they were computed chunk by chunk, with the logits at hand."""
+    cdef Tensor dx
+    cdef Tensor dw
+    cdef object rows  # of x whose target counts
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.inputs[0], w = self.inputs[1]
-        cdef Tensor dx = self.saved[0], dw = self.saved[1], out
-        cdef const int64_t[::1] rows = self.saved[2]
-        cdef Py_ssize_t hidden = x.dims[x.ndim - 1], i
+        cdef Node x = self.inputs[0]
+        cdef Tensor dx = self.dx, dw = self.dw, out
+        cdef const int64_t[::1] rows = self.rows
+        cdef Py_ssize_t hidden, i
         cdef bint accumulate
         cdef float scale = grad.data[0]
         cdef float* row
-        if dx is not None and x.needs_grad:
+        if dx is not None and takes_grad(x):
+            hidden = x.dims[x.ndim - 1]
             out = grad_buffer(x, &accumulate)
             if not accumulate:
                 memset(out.data, 0, out.size * sizeof(float))
@@ -146,7 +159,7 @@ cdef class LinearCrossEntropyNode(Node):
                 simd.elementwise.scale_add(row, dx.data + i * hidden, scale, hidden)
         if dw is not None:
             simd.elementwise.scale(dw.data, dw.data, scale, dw.size)
-            give_grad(w, dw)
+            give_grad(self.inputs[1], dw)
         return 0
 
 
@@ -185,7 +198,7 @@ cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const
     return loss
 
 
-def linear_cross_entropy(x, weight, targets, int64_t ignore_index=-100, reduction="mean", divisor=None):
+def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean", divisor=None):
     """cross_entropy(linear(x, weight), targets) that holds at most 48 MiB of logits at a time.
 
     x (..., hidden), weight (vocabulary, hidden) of any weight type, integer targets (...). Rows whose target
@@ -196,7 +209,9 @@ def linear_cross_entropy(x, weight, targets, int64_t ignore_index=-100, reductio
     cdef matrix_view head
     cdef Py_ssize_t vocabulary, hidden, count
     cdef Tensor dx = None, dw = None, out
+    cdef LinearCrossEntropyNode node
     check_reduction(reduction, ("mean", "sum"), "linear_cross_entropy")
+    ignore_index = checked_integer(ignore_index, "linear_cross_entropy", "ignore_index")
     if not isinstance(weight, QuantizedTensor):
         weight = as_tensor(weight)
     matrix_view_of(weight, "linear_cross_entropy", &head, &vocabulary, &hidden)
@@ -207,10 +222,10 @@ def linear_cross_entropy(x, weight, targets, int64_t ignore_index=-100, reductio
     if array.shape != t.shape[:-1]:
         raise ShapeError(f"linear_cross_entropy: targets have shape {array.shape}, expected {t.shape[:-1]} for x {t.shape}.")
     flat = array.reshape(-1)
-    kept = np.flatnonzero(flat != ignore_index).astype(np.int64)
-    chosen = flat[kept]
-    count = len(kept)
-    cdef const int64_t[::1] rows = kept, ids = chosen
+    counted = np.flatnonzero(flat != ignore_index).astype(np.int64)
+    chosen = flat[counted]
+    count = len(counted)
+    cdef const int64_t[::1] rows = counted, ids = chosen
     cdef double scale = divisor_of(reduction, divisor, count, "linear_cross_entropy")
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
     if wants_grad(t):
@@ -221,5 +236,7 @@ def linear_cross_entropy(x, weight, targets, int64_t ignore_index=-100, reductio
                                     1.0 / scale, dx, dw)
     out = new_scalar(loss / scale)
     if dx is not None or dw is not None:
-        record(out, LinearCrossEntropyNode.__new__(LinearCrossEntropyNode), (t, w), (dx, dw, kept))
+        node = LinearCrossEntropyNode.__new__(LinearCrossEntropyNode)
+        node.dx, node.dw, node.rows = dx, dw, counted
+        record(out, node, (t, w))
     return out

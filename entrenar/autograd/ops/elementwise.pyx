@@ -1,9 +1,11 @@
 """add, sub, mul, div and neg, with NumPy's broadcasting. Gradients are summed over the axes that were broadcast."""
+from libc.string cimport memcmp
+
 from entrenar._kernels.elementwise cimport ADD, DIV, MUL, SUB, Binary, Broadcast, binary, plan_broadcast, scale
 from entrenar.autograd.ops.reduce cimport sum_to
-from entrenar.autograd.tape cimport add_grad, grad_buffer, record, wants_grad
-from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, check_dtype, check_float32, new_like, new_tensor, \
-    same_shape, shape_str
+from entrenar.autograd.tape cimport add_grad, grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, check_dtype, check_float32, new_like, \
+    new_tensor, same_shape, shape_str
 
 from entrenar.errors import ShapeError
 
@@ -53,37 +55,43 @@ cdef Tensor _new_broadcast(Tensor a, Tensor b, str op):
 
 cdef class BinaryNode(Node):
     cdef Binary op
+    cdef Tensor a  # a factor is saved only where the other operand takes a gradient
+    cdef Tensor b
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor a = <Tensor> self.inputs[0], b = <Tensor> self.inputs[1], quotient, divisor
+        cdef Node of_a = self.inputs[0], of_b = self.inputs[1]
+        cdef Tensor quotient, divisor
         if self.op == ADD or self.op == SUB:
-            if a.needs_grad:
-                _pass_on(a, grad, 1)
-            if b.needs_grad:
-                _pass_on(b, grad, 1 if self.op == ADD else -1)
+            if takes_grad(of_a):
+                _pass_on(of_a, grad, 1)
+            if takes_grad(of_b):
+                _pass_on(of_b, grad, 1 if self.op == ADD else -1)
             return 0
-        # a factor was saved only where the other operand wanted a gradient
-        if a.needs_grad and self.saved[1] is not None:  # d(a b)/da = b, d(a / b)/da = 1 / b
-            _send(a, self.op, grad, <Tensor> self.saved[1])
-        if not b.needs_grad or self.saved[0] is None:
+        if takes_grad(of_a):  # d(a b)/da = b, d(a / b)/da = 1 / b
+            _send(of_a, self.op, grad, self.b)
+        if not takes_grad(of_b):
             return 0
         if self.op == MUL:
-            _send(b, MUL, grad, <Tensor> self.saved[0])
+            _send(of_b, MUL, grad, self.a)
         else:  # d(a / b)/db = -(a / b) / b
-            divisor = <Tensor> self.saved[1]
+            divisor = self.b
             quotient = new_like(grad)
-            _apply(DIV, quotient, <Tensor> self.saved[0], divisor, False)
+            _apply(DIV, quotient, self.a, divisor, False)
             _apply(DIV, quotient, quotient, divisor, False)
             _apply(MUL, quotient, quotient, grad, False)
-            _pass_on(b, quotient, -1)
+            _pass_on(of_b, quotient, -1)
         return 0
 
 
-cdef int _pass_on(Tensor input, Tensor gradient, int sign) except -1:
+cdef bint _has_shape(Node input, Tensor t) noexcept:
+    return input.ndim == t.ndim and memcmp(input.dims, t.dims, t.ndim * sizeof(Py_ssize_t)) == 0
+
+
+cdef int _pass_on(Node input, Tensor gradient, int sign) except -1:
     """Give `sign` * gradient to `input`, summed over the axes along which it was broadcast."""
     cdef bint accumulate
     cdef Tensor target
-    if not same_shape(input, gradient):
+    if not _has_shape(input, gradient):
         return sum_to(input, gradient, sign)
     if sign == 1:
         return add_grad(input, gradient)
@@ -93,11 +101,11 @@ cdef int _pass_on(Tensor input, Tensor gradient, int sign) except -1:
     return 0
 
 
-cdef int _send(Tensor input, Binary op, Tensor grad, Tensor other) except -1:
+cdef int _send(Node input, Binary op, Tensor grad, Tensor other) except -1:
     """Give (grad op other) to `input`, summed over the axes along which it was broadcast."""
     cdef bint accumulate
     cdef Tensor target
-    if same_shape(input, grad):
+    if _has_shape(input, grad):
         target = grad_buffer(input, &accumulate)
         _apply(op, target, grad, other, accumulate)
         return 0
@@ -108,7 +116,7 @@ cdef int _send(Tensor input, Binary op, Tensor grad, Tensor other) except -1:
 
 cdef class NegNode(Node):
     cdef int backward(self, Tensor grad) except -1:
-        return _pass_on(<Tensor> self.inputs[0], grad, -1)
+        return _pass_on(self.inputs[0], grad, -1) if takes_grad(self.inputs[0]) else 0
 
 
 cdef Tensor _binary(Binary op, object x, object y, str name):
@@ -128,9 +136,11 @@ cdef Tensor _binary(Binary op, object x, object y, str name):
         node = BinaryNode.__new__(BinaryNode)
         node.op = op
         if op == ADD or op == SUB:
-            record(out, node, (a, b), ())
+            record(out, node, (a, b))
         else:
-            record(out, node, (a, b), (a if b.needs_grad else None, b if a.needs_grad or op == DIV else None))
+            node.a = a if b.needs_grad else None
+            node.b = b if a.needs_grad or op == DIV else None
+            record(out, node, (a, b))
     return out
 
 
@@ -166,5 +176,5 @@ def neg(x):
         scale(out.data, a.data, -1, a.size, False)
     if wants_grad(a):
         node = NegNode.__new__(NegNode)
-        record(out, node, (a,), ())
+        record(out, node, (a,))
     return out

@@ -7,14 +7,14 @@ from entrenar._kernels.embedding cimport embedding_backward, embedding_forward
 from entrenar._kernels.simd.matrix_view cimport matrix_view
 from entrenar.autograd.ops.matmul cimport matrix_view_of
 from entrenar.autograd.quantized cimport QuantizedTensor
-from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
-from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, new_tensor
+from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, checked_array, checked_integer, new_tensor
 
 from entrenar.errors import ShapeError
 
 
 cdef object checked_indices(object values, str op, str name, Py_ssize_t bound, object ignored):
-    array = np.asarray(values)
+    array = checked_array(values, op, name)
     if array.dtype.kind not in "iu":
         raise ShapeError(f"{op}: {name} must be integers, not {array.dtype}.")
     array = np.asarray(array, dtype=np.int64, order="C")  # ascontiguousarray would give a scalar an axis
@@ -29,14 +29,19 @@ cdef object checked_indices(object values, str op, str name, Py_ssize_t bound, o
 
 cdef class EmbeddingNode(Node):
     cdef int64_t padding
+    cdef object tokens
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor table = <Tensor> self.saved[0]
-        cdef const int64_t[::1] tokens = self.saved[1]
+        cdef Node table = self.inputs[0]
+        if not takes_grad(table):
+            return 0
+        cdef const int64_t[::1] tokens = self.tokens
         cdef Py_ssize_t n = tokens.shape[0]
         cdef const int64_t* first = &tokens[0] if n else NULL
         cdef bint accumulate
         cdef Tensor dtable = grad_buffer(table, &accumulate)
+        if dtable.size == 0:
+            return 0
         with nogil:
             embedding_backward(dtable.data, grad.data, first, n, table.dims[0], table.dims[1], self.padding,
                                accumulate)
@@ -71,11 +76,12 @@ def embedding(tokens, weight, padding=None):
     with nogil:
         embedding_forward(out.data, &table, first, n, hidden)
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
-    if padding is not None and not 0 <= padding < vocabulary:
+    if padding is not None and not 0 <= checked_integer(padding, "embedding", "padding") < vocabulary:
         raise ShapeError(f"embedding: padding is {padding}, outside the vocabulary of {vocabulary} entries.")
     cdef EmbeddingNode node
     if wants_grad(w):
         node = EmbeddingNode.__new__(EmbeddingNode)
         node.padding = -1 if padding is None else padding
-        record(out, node, (w,), (w, flat))
+        node.tokens = flat
+        record(out, node, (w,))
     return out

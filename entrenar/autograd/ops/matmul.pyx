@@ -28,7 +28,8 @@ from entrenar.autograd.random cimport next_stream, random_key
 from entrenar.autograd.ops.elementwise cimport add_rows
 from entrenar.autograd.ops.reduce cimport sum_to
 from entrenar.autograd.tape cimport (
-    grad_buffer, grad_pointer, leaves_out_product, record, save_for_backward, saved_tensor, wants_grad,
+    grad_buffer, grad_pointer, leaves_out_product, record, save_for_backward, saved_tensor, takes_grad,
+    wants_grad,
 )
 from entrenar.autograd.tensor cimport (
     BFLOAT16,
@@ -37,6 +38,7 @@ from entrenar.autograd.tensor cimport (
     Tensor,
     as_tensor,
     check_float32,
+    checked_number,
     new_like,
     new_matrix,
     new_tensor,
@@ -103,18 +105,23 @@ cdef enum:
 
 
 cdef class LowRankUpdate:
-    """What `lora_linear` adds to a linear: scaling * (dropout(x) A^T) B^T, A (rank, in_features), B (out_features, rank)."""
+    """What `lora_linear` adds to a linear: scaling * (dropout(x) A^T) B^T.
+
+    A (rank, in_features) and B (out_features, rank) are float32; `dropout` is the probability of a zero. Raises
+    ConfigError for a dropout outside [0, 1).
+    """
     cdef readonly Tensor lora_A
     cdef readonly Tensor lora_B
     cdef readonly double scaling
     cdef readonly double dropout
 
-    def __init__(self, lora_A, lora_B, double scaling, double dropout=0.0):
+    def __cinit__(self, lora_A, lora_B, scaling, dropout=0.0):
+        dropout = checked_number(dropout, "lora_linear", "dropout")
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"lora_linear: dropout is {dropout}, expected a probability in [0, 1).")
         self.lora_A = check_float32(as_tensor(lora_A), "lora_linear", "lora_A")
         self.lora_B = check_float32(as_tensor(lora_B), "lora_linear", "lora_B")
-        self.scaling = scaling
+        self.scaling = checked_number(scaling, "lora_linear", "scaling")
         self.dropout = dropout
 
     cdef int check_fits(self, Py_ssize_t n, Py_ssize_t k) except -1:
@@ -189,32 +196,32 @@ cdef list linears(object x, list weights, list biases, list updates, str op):
     return outputs
 
 
-cdef int bias_backward(Tensor bias, Tensor grad) except -1:
+cdef int bias_backward(Node bias, Tensor grad) except -1:
     """dbias (n,) = the sum of dy (..., n) over its rows."""
-    if bias is not None and bias.needs_grad:
-        sum_to(bias, grad, 1)
-    return 0
+    return sum_to(bias, grad, 1) if takes_grad(bias) else 0
 
 
 cdef class LinearNode(Node):
+    cdef object x  # from save_for_backward; None where the weight takes no gradient
+    cdef object weight
+    cdef Py_ssize_t rows
+
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.inputs[0], dx, dw, w
+        cdef Tensor x, dx, dw
         cdef matrix_view source
-        cdef Py_ssize_t n, k, m
+        cdef Py_ssize_t n, k, m = self.rows
         cdef bint accumulate
         cdef int status
-        matrix_view_of(self.saved[1], "linear", &source, &n, &k)
-        m = x.size // k if k else 0
-        bias_backward(<Tensor> self.inputs[2], grad)
-        if x.needs_grad:
-            dx = grad_buffer(x, &accumulate)
+        matrix_view_of(self.weight, "linear", &source, &n, &k)
+        bias_backward(self.inputs[2], grad)
+        if takes_grad(self.inputs[0]):
+            dx = grad_buffer(self.inputs[0], &accumulate)
             with nogil:
                 status = linear_backward_input(dx.data, grad.data, &source, m, n, k, accumulate)
             check_scratch(status, "linear")
-        if self.saved[0] is not None and (<Tensor> self.saved[1]).needs_grad:
-            w = <Tensor> self.saved[1]
-            x = saved_tensor(self.saved[0])
-            dw = grad_buffer(w, &accumulate)
+        if takes_grad(self.inputs[1]):
+            x = saved_tensor(self.x)
+            dw = grad_buffer(self.inputs[1], &accumulate)
             with nogil:
                 status = linear_backward_weight(dw.data, grad.data, x.data, m, n, k, accumulate)
             check_scratch(status, "linear")
@@ -223,18 +230,21 @@ cdef class LinearNode(Node):
 
 cdef int record_linear(Tensor out, Tensor x, object weight, Tensor bias) except -1:
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
+    cdef LinearNode node
     if wants_grad(x) or wants_grad(w) or wants_grad(bias):
-        # a frozen weight needs no x
-        record(out, LinearNode.__new__(LinearNode), (x, w, bias),
-               (save_for_backward(x) if wants_grad(w) else None, weight))
+        node = LinearNode.__new__(LinearNode)
+        node.x = save_for_backward(x) if wants_grad(w) else None
+        node.weight = weight
+        node.rows = rows_of(x)
+        record(out, node, (x, w, bias))
     return 0
 
 
 def grouped_linear(x, weights, biases=None, updates=None):
     """`linear` of the same x with each of 1 to 8 weights; x is packed for their multiplications once.
 
-    x (..., k) and weights (n_i, k) give a list of y_i (..., n_i); `biases` and `updates`, where given, hold a bias (n_i,)
-    or None, and a LowRankUpdate or None, for each weight. The bits are those of `linear` and `lora_linear` one by one.
+    x (..., k) and weights (n_i, k) give a list of y_i (..., n_i); `biases` and `updates`, where given, hold a bias
+    (n_i,) or None, and a LowRankUpdate or None, for each weight. The bits are those of `linear` and `lora_linear` one by one.
     Raises ShapeError where the shapes or the numbers of weights, biases and updates do not fit, ConfigError for what is
     no weight or no LowRankUpdate.
     """
@@ -245,7 +255,8 @@ def grouped_linear(x, weights, biases=None, updates=None):
     cdef list vectors = listed_or_none(biases, count, "biases"), low_rank = listed_or_none(updates, count, "updates")
     for update in low_rank:
         if update is not None and not isinstance(update, LowRankUpdate):
-            raise ConfigError(f"grouped_linear: an update is {type(update).__name__}, expected a LowRankUpdate or None.")
+            raise ConfigError(f"grouped_linear: an update is {type(update).__name__}, expected a LowRankUpdate or "
+                              "None.")
     return linears(x, listed, vectors, low_rank, "grouped_linear")
 
 
@@ -264,8 +275,8 @@ def linear(x, weight, bias=None):
     """y (..., n) = x (..., k) weight^T + bias, for a weight (n, k) and a bias (n,).
 
     The weight is a float32 Tensor (which takes a gradient), a bfloat16 Tensor or a QuantizedTensor (frozen: dequantized
-    inside the multiplication, never as a whole); the bias is float32, with a gradient or frozen. Raises ShapeError where
-    the shapes do not fit.
+    inside the multiplication, never as a whole); the bias is float32, with a gradient or frozen. Raises ShapeError
+    where the shapes do not fit.
     """
     return linears(x, [weight], [bias], [None], "linear")[0]
 
@@ -283,49 +294,53 @@ cdef class LoRALinearNode(Node):
     cdef float dropout
     cdef uint64_t key
     cdef uint64_t stream
+    cdef object x  # from save_for_backward; None where neither A nor the weight takes a gradient
+    cdef object weight
+    cdef Tensor lora_A
+    cdef Tensor lora_B
+    cdef Tensor h  # (rows, rank)
 
     cdef int backward(self, Tensor grad) except -1:
         # y = x W^T + bias + h B^T with h = s dropout(x) A^T saved; g = s dy B: dB = dy^T h, dA = g^T dropout(x),
         # dx = dy W + dropout'(g A)
-        cdef Tensor x = <Tensor> self.inputs[0], a = <Tensor> self.saved[2], b = <Tensor> self.saved[3]
-        cdef Tensor h = <Tensor> self.saved[4], g, target, dropped, data = None
+        cdef Tensor a = self.lora_A, b = self.lora_B, h = self.h, g, target, dropped, data = None
         cdef matrix_view source
-        cdef Py_ssize_t n, k, m, r = a.dims[0]
+        cdef Py_ssize_t n, k, m = h.dims[0], r = a.dims[0]
         cdef bint accumulate = False
         cdef float* db
         cdef int status = 0
-        matrix_view_of(self.saved[1], "lora_linear", &source, &n, &k)
-        m = x.size // k if k else 0
-        bias_backward(<Tensor> self.inputs[4], grad)
-        if self.saved[0] is not None:
-            data = saved_tensor(self.saved[0])
-        cdef skinny_factors factors = factors_of(a, b, self.scaling, m)
+        matrix_view_of(self.weight, "lora_linear", &source, &n, &k)
+        bias_backward(self.inputs[4], grad)
+        if self.x is not None:
+            data = saved_tensor(self.x)
+        cdef skinny_factors factors = factors_of(a, b, self.scaling, m if n or k or r else 0)  # else no row has an element
         g = new_matrix(m, r)
-        db = grad_pointer(b, &accumulate)
+        db = grad_pointer(self.inputs[2], &accumulate)
         with nogil:
             status |= skinny_backward(g.data, db, grad.data, h.data, &factors, accumulate)
-        if a.needs_grad and data is not None:
-            target = grad_buffer(a, &accumulate)
+        if takes_grad(self.inputs[1]):
+            target = grad_buffer(self.inputs[1], &accumulate)
             dropped = data
             if self.dropout > 0:
-                dropped = new_like(x)
-                dropout_forward(dropped.data, data.data, x.size, self.dropout, self.key, self.stream, False)
+                dropped = new_like(data)
+                dropout_forward(dropped.data, data.data, data.size, self.dropout, self.key, self.stream, False)
             with nogil:
                 status |= skinny_backward_a(target.data, g.data, dropped.data, &factors, accumulate)
-        if x.needs_grad:
-            target = grad_buffer(x, &accumulate)
+        if takes_grad(self.inputs[0]):
+            target = grad_buffer(self.inputs[0], &accumulate)
             with nogil:
                 status |= linear_backward_input(target.data, grad.data, &source, m, n, k, accumulate)
             if self.dropout > 0:
-                dropped = new_like(x)
+                dropped = new_like(target)
                 with nogil:
                     status |= skinny_backward_input(dropped.data, g.data, &factors, False)
-                dropout_forward(target.data, dropped.data, x.size, self.dropout, self.key, self.stream, True)
+                dropout_forward(target.data, dropped.data, target.size, self.dropout, self.key, self.stream,
+                                True)
             else:
                 with nogil:
                     status |= skinny_backward_input(target.data, g.data, &factors, True)
-        if data is not None and isinstance(self.saved[1], Tensor) and (<Tensor> self.saved[1]).needs_grad:
-            target = grad_buffer(<Tensor> self.saved[1], &accumulate)
+        if takes_grad(self.inputs[3]):
+            target = grad_buffer(self.inputs[3], &accumulate)
             with nogil:
                 status |= linear_backward_weight(target.data, grad.data, data.data, m, n, k, accumulate)
         return check_scratch(status, "lora_linear")
@@ -356,13 +371,13 @@ cdef int add_low_rank(Tensor out, Tensor x, object weight, Tensor bias, LowRankU
         node.dropout = update.dropout
         node.key = key
         node.stream = stream
-        # x itself is for dA and dW only
-        record(out, node, (x, a, b, w, bias),
-               (save_for_backward(x) if wants_grad(a) or wants_grad(w) else None, weight, a, b, h))
+        node.x = save_for_backward(x) if wants_grad(a) or wants_grad(w) else None
+        node.weight, node.lora_A, node.lora_B, node.h = weight, a, b, h
+        record(out, node, (x, a, b, w, bias))
     return 0
 
 
-def lora_linear(x, weight, lora_A, lora_B, double scaling, double dropout=0.0, bias=None):
+def lora_linear(x, weight, lora_A, lora_B, scaling, dropout=0.0, bias=None):
     """y (..., n) = x W^T + bias + scaling * (dropout(x) A^T) B^T, one node that keeps x once and the small x A^T.
 
     x (..., k), W (n, k) of any weight type, A (r, k), B (n, r) and bias (n,) float32. `dropout` is the
@@ -416,17 +431,18 @@ cdef void offsets(const Batch* batch, Py_ssize_t index, Py_ssize_t* a, Py_ssize_
 
 cdef class MatmulNode(Node):
     cdef Batch batch
+    cdef Tensor a
+    cdef Tensor b
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor a = <Tensor> self.saved[0], b = <Tensor> self.saved[1]
-        if a.needs_grad:
-            self.operand(grad, a, b, True)
-        if b.needs_grad:
-            self.operand(grad, b, a, False)
+        if takes_grad(self.inputs[0]):
+            self.operand(grad, self.inputs[0], self.b, True)
+        if takes_grad(self.inputs[1]):
+            self.operand(grad, self.inputs[1], self.a, False)
         return 0
 
-    cdef int operand(self, Tensor grad, Tensor target, Tensor other, bint left) except -1:
-        """dA (m, k) = dC B^T, or dB (k, n) = A^T dC; matrices that were broadcast get the sum over the batch in order."""
+    cdef int operand(self, Tensor grad, Node target, Tensor other, bint left) except -1:
+        """dA (m, k) = dC B^T, or dB (k, n) = A^T dC; a broadcast matrix gets the sum over the batch in order."""
         cdef bint accumulate
         cdef Tensor out = grad_buffer(target, &accumulate)
         cdef Py_ssize_t m = grad.dims[grad.ndim - 2], n = grad.dims[grad.ndim - 1], i, at, other_at
@@ -436,7 +452,7 @@ cdef class MatmulNode(Node):
         if not accumulate:
             for i in range(out.size):
                 out.data[i] = 0.0
-        for i in range(self.batch.count if grad.size else 0):  # a stack of empty matrices may have any length
+        for i in range(self.batch.count if grad.size and out.size else 0):
             if left:
                 offsets(&self.batch, i, &at, &other_at)
             else:
@@ -470,7 +486,7 @@ cdef Tensor product(Tensor a, Tensor b):
     dims[batch.ndim + 1] = n
     cdef Tensor out = new_tensor(batch.ndim + 2, dims)
     with nogil:
-        for i in range(batch.count if out.size else 0):  # a stack of empty matrices may have any length
+        for i in range(batch.count if out.size else 0):
             offsets(&batch, i, &a_at, &b_at)
             sa = f32_view(a.data + a_at, k, k)
             sb = f32_view(b.data + b_at, n, n)
@@ -479,7 +495,8 @@ cdef Tensor product(Tensor a, Tensor b):
     if wants_grad(a) or wants_grad(b):
         node = MatmulNode.__new__(MatmulNode)
         node.batch = batch
-        record(out, node, (a, b), (a, b))
+        node.a, node.b = a, b
+        record(out, node, (a, b))
     return out
 
 

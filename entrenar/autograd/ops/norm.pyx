@@ -7,7 +7,7 @@ from entrenar._kernels.norm cimport (
 )
 from entrenar.autograd.ops.matmul cimport check_scratch
 from entrenar.autograd.tape cimport grad_pointer, record, wants_grad
-from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, new_vector
+from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, checked_number, new_like, new_vector
 
 from entrenar.errors import ShapeError
 
@@ -29,9 +29,12 @@ cdef Tensor checked_vector(object vector, str op, str name, Tensor x):
 
 cdef class RMSNormNode(Node):
     cdef double eps
+    cdef Tensor x
+    cdef Tensor weight
+    cdef Tensor rstd
 
     cdef Tensor recompute(self):
-        cdef Tensor x = <Tensor> self.saved[0], w = <Tensor> self.saved[1], rstd = <Tensor> self.saved[2]
+        cdef Tensor x = self.x, w = self.weight, rstd = self.rstd
         cdef Tensor out = new_like(x)
         cdef Py_ssize_t dim = x.dims[x.ndim - 1]
         with nogil:
@@ -39,11 +42,11 @@ cdef class RMSNormNode(Node):
         return out
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.saved[0], w = <Tensor> self.saved[1], rstd = <Tensor> self.saved[2]
+        cdef Tensor x = self.x, w = self.weight, rstd = self.rstd
         cdef Py_ssize_t dim = x.dims[x.ndim - 1]
         cdef bint accumulate_x = False, accumulate_w = False
-        cdef float* dx = grad_pointer(x, &accumulate_x)
-        cdef float* dw = grad_pointer(w, &accumulate_w)
+        cdef float* dx = grad_pointer(self.inputs[0], &accumulate_x)
+        cdef float* dw = grad_pointer(self.inputs[1], &accumulate_w)
         cdef int status
         with nogil:
             status = rms_norm_backward(dx, dw, grad.data, x.data, w.data, rstd.data, x.size // dim, dim,
@@ -51,7 +54,7 @@ cdef class RMSNormNode(Node):
         return check_scratch(status, "rms_norm")
 
 
-def rms_norm(x, weight, double eps=1e-5):
+def rms_norm(x, weight, eps=1e-5):
     """y = x / sqrt(mean(x^2) + eps) * weight over the last axis, for x (..., dim) and weight (dim,), float32.
 
     Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019 (arXiv 1910.07467). Raises ShapeError where the
@@ -60,26 +63,32 @@ def rms_norm(x, weight, double eps=1e-5):
     cdef Tensor a = checked_input(x, "rms_norm"), w = checked_vector(weight, "rms_norm", "weight", a)
     cdef Py_ssize_t dim = a.dims[a.ndim - 1], rows = a.size // dim
     cdef Tensor out = new_like(a), rstd = new_vector(rows)
+    cdef double epsilon = checked_number(eps, "rms_norm", "eps")
     cdef RMSNormNode node
     with nogil:
-        rms_norm_forward(out.data, rstd.data, a.data, w.data, rows, dim, eps)
+        rms_norm_forward(out.data, rstd.data, a.data, w.data, rows, dim, epsilon)
     if wants_grad(a) or wants_grad(w):
         node = RMSNormNode.__new__(RMSNormNode)
-        node.eps = eps
+        node.eps = epsilon
         node.recomputes = True
-        record(out, node, (a, w), (a, w, rstd))
+        node.x, node.weight, node.rstd = a, w, rstd
+        record(out, node, (a, w))
     return out
 
 
 cdef class LayerNormNode(Node):
+    cdef Tensor x
+    cdef Tensor weight
+    cdef Tensor mean
+    cdef Tensor rstd
+
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.saved[0], w = self.saved[1], b = self.saved[2]
-        cdef Tensor mean = <Tensor> self.saved[3], rstd = <Tensor> self.saved[4]
+        cdef Tensor x = self.x, w = self.weight, mean = self.mean, rstd = self.rstd
         cdef Py_ssize_t dim = x.dims[x.ndim - 1]
         cdef bint accumulate_x = False, accumulate_w = False, accumulate_b = False
-        cdef float* dx = grad_pointer(x, &accumulate_x)
-        cdef float* dw = grad_pointer(w, &accumulate_w)
-        cdef float* db = grad_pointer(b, &accumulate_b)
+        cdef float* dx = grad_pointer(self.inputs[0], &accumulate_x)
+        cdef float* dw = grad_pointer(self.inputs[1], &accumulate_w)
+        cdef float* db = grad_pointer(self.inputs[2], &accumulate_b)
         cdef const float* weight = NULL
         cdef int status
         if w is not None:
@@ -90,7 +99,7 @@ cdef class LayerNormNode(Node):
         return check_scratch(status, "layer_norm")
 
 
-def layer_norm(x, weight=None, bias=None, double eps=1e-5):
+def layer_norm(x, weight=None, bias=None, eps=1e-5):
     """y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis; weight and bias (dim,) may be None.
 
     The variance is the biased one. Ba, Kiros and Hinton, "Layer Normalization", 2016 (arXiv 1607.06450). Raises
@@ -105,8 +114,12 @@ def layer_norm(x, weight=None, bias=None, double eps=1e-5):
     cdef Tensor out = new_like(a), mean = new_vector(rows), rstd = new_vector(rows)
     cdef const float* wp = NULL if w is None else w.data
     cdef const float* bp = NULL if b is None else b.data
+    cdef double epsilon = checked_number(eps, "layer_norm", "eps")
+    cdef LayerNormNode node
     with nogil:
-        layer_norm_forward(out.data, mean.data, rstd.data, a.data, wp, bp, rows, dim, eps)
+        layer_norm_forward(out.data, mean.data, rstd.data, a.data, wp, bp, rows, dim, epsilon)
     if wants_grad(a) or wants_grad(w) or wants_grad(b):
-        record(out, LayerNormNode.__new__(LayerNormNode), (a, w, b), (a, w, b, mean, rstd))
+        node = LayerNormNode.__new__(LayerNormNode)
+        node.x, node.weight, node.mean, node.rstd = a, w, mean, rstd
+        record(out, node, (a, w, b))
     return out

@@ -1,8 +1,8 @@
 """sum, mean and max along axes. Sums accumulate in float64; the same bits for any number of threads."""
 from entrenar._kernels.elementwise cimport DIV, EQUAL, MUL, Binary, Broadcast, binary, plan_broadcast
 from entrenar._kernels.reduce cimport MAX, SUM, Reduction, reduce_axis
-from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
-from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, check_float32, new_like, \
+from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, alias, as_tensor, check_float32, checked_flag, new_like, \
     new_tensor, new_vector, shape_str
 
 from entrenar.errors import MemoryBudgetError, ShapeError
@@ -11,6 +11,8 @@ from entrenar.errors import MemoryBudgetError, ShapeError
 cdef int _reduce(Reduction kind, float* y, const float* x, Py_ssize_t outer, Py_ssize_t n, Py_ssize_t inner,
                  double divisor, bint accumulate) except -1:
     cdef int status
+    if outer == 0 or inner == 0:
+        return 0  # however long the reduced axis is
     with nogil:
         status = reduce_axis(kind, y, x, outer, n, inner, divisor, accumulate)
     if status:
@@ -55,7 +57,7 @@ cdef int reduce_axes(Reduction kind, float* y, Tensor x, unsigned int reduced, d
                    accumulate)
 
 
-cdef int sum_to(Tensor input, Tensor gradient, double divisor) except -1:
+cdef int sum_to(Node input, Tensor gradient, double divisor) except -1:
     """Add to `input`'s gradient that of its broadcast form: summed over the repeated axes, divided by `divisor`."""
     cdef bint accumulate
     cdef unsigned int reduced = 0
@@ -76,7 +78,7 @@ cdef unsigned int _axes_mask(Tensor x, object axis, str op) except? 0:
     for item in axis if isinstance(axis, (tuple, list)) else (axis,):
         try:
             i = item.__index__()
-        except (AttributeError, OverflowError):
+        except (AttributeError, TypeError, OverflowError):
             raise ShapeError(f"{op}: axis must be None, an integer or a tuple of integers, not {axis!r}.") from None
         if not -x.ndim <= i < x.ndim:
             raise ShapeError(f"{op}: axis {i} lies outside shape {shape_str(x)}, which has {x.ndim} axes.")
@@ -132,17 +134,22 @@ cdef class SumNode(Node):
 
     cdef int backward(self, Tensor grad) except -1:
         cdef bint accumulate
-        cdef Tensor x = <Tensor> self.inputs[0]
-        cdef Tensor dx = grad_buffer(x, &accumulate)
+        if not takes_grad(self.inputs[0]):
+            return 0
+        cdef Tensor dx = grad_buffer(self.inputs[0], &accumulate)
         return _expand(DIV, dx, self.divisor, grad, self.mask, accumulate)
 
 
 cdef class MaxNode(Node):
     cdef unsigned int mask
+    cdef Tensor x
+    cdef Tensor y
 
     cdef int backward(self, Tensor grad) except -1:
         cdef bint accumulate
-        cdef Tensor x = <Tensor> self.saved[0], out = <Tensor> self.saved[1]
+        if not takes_grad(self.inputs[0]):
+            return 0
+        cdef Tensor x = self.x, out = self.y
         cdef Tensor ties = new_like(x), counts = new_like(out), share = new_like(out), dx
         cdef Broadcast plan
         cdef Py_ssize_t one = 1
@@ -151,22 +158,22 @@ cdef class MaxNode(Node):
         with nogil:
             plan_broadcast(&plan, 1, &out.size, &one, &one)
             binary(DIV, share.data, grad.data, counts.data, &plan, False)
-        dx = grad_buffer(x, &accumulate)
+        dx = grad_buffer(self.inputs[0], &accumulate)
         return _expand(MUL, dx, ties, share, self.mask, accumulate)
 
 
-cdef Tensor _sum(object x, object axis, bint keepdims, str op, bint mean):
+cdef Tensor _sum(object x, object axis, object keepdims, str op, bint mean):
     cdef Tensor a = check_float32(as_tensor(x), op, "x")
     cdef unsigned int mask = _axes_mask(a, axis, op)
     cdef double divisor = _count(a, mask) if mean else 1
-    cdef Tensor out = _new_reduced(a, mask, keepdims)
+    cdef Tensor out = _new_reduced(a, mask, checked_flag(keepdims, op, "keepdims"))
     cdef SumNode node
     reduce_axes(SUM, out.data, a, mask, divisor, False)
     if wants_grad(a):
         node = SumNode.__new__(SumNode)
         node.mask = mask
         node.divisor = as_tensor(divisor)
-        record(out, node, (a,), ())
+        record(out, node, (a,))
     return out
 
 
@@ -195,10 +202,11 @@ def max(x, axis=None, keepdims=False):
     cdef MaxNode node
     if _count(a, mask) == 0:
         raise ShapeError(f"max: shape {shape_str(a)} has nothing along axis {axis!r} to take a maximum of.")
-    out = _new_reduced(a, mask, keepdims)
+    out = _new_reduced(a, mask, checked_flag(keepdims, "max", "keepdims"))
     reduce_axes(MAX, out.data, a, mask, 1, False)
     if wants_grad(a):
         node = MaxNode.__new__(MaxNode)
         node.mask = mask
-        record(out, node, (a,), (a, out))
+        node.x, node.y = a, alias(out)
+        record(out, node, (a,))
     return out

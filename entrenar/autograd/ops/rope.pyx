@@ -7,11 +7,15 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t
 
 from entrenar._kernels.rope cimport rope_rotate
-from entrenar.autograd.tape cimport grad_buffer, record, wants_grad
-from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, same_shape, shape_str
+from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, checked_array, checked_integer, new_like, same_shape, shape_str
 
 from entrenar.autograd.tensor import Tensor as PyTensor
 from entrenar.errors import ShapeError
+
+
+cdef enum:
+    MAX_POSITIONS = 1 << 28  # beyond which float32 angles are no longer apart
 
 
 @functools.lru_cache(maxsize=8)
@@ -25,15 +29,19 @@ def rope_table(max_positions, inv_freq):
 
     `inv_freq` (head size / 2) holds radians per position: theta^(-2 i / head size) (Su et al., "RoFormer", 2021),
     scaled as the model's rope scaling says. Computed in float64 and rounded once; the last tables are kept and shared,
-    so treat them as read-only. Raises ShapeError for an inv_freq that is no vector or a negative max_positions.
+    so treat them as read-only. Raises ShapeError for an inv_freq that is no vector or a max_positions out of range.
     """
-    frequencies = np.asarray(inv_freq, dtype=np.float64)
+    frequencies = checked_array(inv_freq, "rope_table", "inv_freq")
+    if frequencies.dtype.kind not in "iuf":
+        raise ShapeError(f"rope_table: inv_freq must hold numbers, found {frequencies.dtype}.")
+    frequencies = frequencies.astype(np.float64)
     if frequencies.ndim != 1:
         raise ShapeError(f"rope_table: inv_freq must be a vector of head size / 2 numbers, found shape "
                          f"{frequencies.shape}.")
-    if max_positions < 0:
-        raise ShapeError(f"rope_table: max_positions must not be negative, found {max_positions}.")
-    return _table(int(max_positions), frequencies.tobytes())
+    max_positions = checked_integer(max_positions, "rope_table", "max_positions")
+    if not 0 <= max_positions <= MAX_POSITIONS:
+        raise ShapeError(f"rope_table: max_positions must lie between 0 and {MAX_POSITIONS}, found {max_positions}.")
+    return _table(max_positions, frequencies.tobytes())
 
 
 cdef const int64_t* elements(object array) except? NULL:
@@ -44,14 +52,16 @@ cdef const int64_t* elements(object array) except? NULL:
     return <const int64_t*> view.buf
 
 
-cdef object check_positions(positions, Tensor x, Py_ssize_t limit):
+cdef object check_positions(positions, Tensor x, Py_ssize_t limit, bint copies):
     """The positions as contiguous int64 (batch, seq), or None for 0, 1, ..., seq - 1; all of them inside the table."""
     if positions is None:
         if x.dims[1] > limit:
             raise ShapeError(f"rope: position {x.dims[1] - 1} of x {shape_str(x)} lies outside the table of {limit} "
                              "positions; build a longer rope_table.")
         return None
-    array = np.asarray(positions)
+    # a copy where backward needs it: the caller may write into the array before that
+    array = np.asarray(positions) if isinstance(positions, np.ndarray) and not copies else checked_array(
+        positions, "rope", "positions")
     if array.dtype.kind not in "iu" or array.shape != (x.dims[0], x.dims[1]):
         raise ShapeError(f"rope: positions must be integers of shape {(x.dims[0], x.dims[1])}, found {array.dtype} of "
                          f"shape {array.shape}.")
@@ -67,7 +77,7 @@ cdef object check_positions(positions, Tensor x, Py_ssize_t limit):
 
 
 cdef int rotate(Tensor y, Tensor x, Tensor cos, Tensor sin, object positions, float sign, bint accumulate) except -1:
-    cdef Py_ssize_t tokens = x.dims[0] * x.dims[1]
+    cdef Py_ssize_t tokens = x.dims[0] * x.dims[1] if x.size else 0
     cdef const int64_t* index = NULL
     if positions is not None:
         index = elements(positions)
@@ -79,12 +89,15 @@ cdef int rotate(Tensor y, Tensor x, Tensor cos, Tensor sin, object positions, fl
 
 cdef class RopeNode(Node):
     cdef object positions
+    cdef Tensor cos
+    cdef Tensor sin
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.inputs[0]
         cdef bint accumulate
-        cdef Tensor dx = grad_buffer(x, &accumulate)
-        return rotate(dx, grad, <Tensor> self.saved[0], <Tensor> self.saved[1], self.positions, -1, accumulate)
+        if not takes_grad(self.inputs[0]):
+            return 0
+        cdef Tensor dx = grad_buffer(self.inputs[0], &accumulate)
+        return rotate(dx, grad, self.cos, self.sin, self.positions, -1, accumulate)
 
 
 def rope(x, cos, sin, positions=None):
@@ -104,11 +117,12 @@ def rope(x, cos, sin, positions=None):
     if c.ndim != 2 or not same_shape(s, c) or 2 * c.dims[1] != a.dims[3]:
         raise ShapeError(f"rope: cos {shape_str(c)} and sin {shape_str(s)} must both have shape (positions, "
                          f"{a.dims[3] // 2}) for x of shape {shape_str(a)}.")
-    index = check_positions(positions, a, c.dims[0])
+    index = check_positions(positions, a, c.dims[0], wants_grad(a))
     cdef Tensor out = new_like(a)
     rotate(out, a, c, s, index, 1, False)
     if wants_grad(a):
         node = RopeNode.__new__(RopeNode)
         node.positions = index
-        record(out, node, (a,), (c, s))
+        node.cos, node.sin = c, s
+        record(out, node, (a,))
     return out

@@ -1,7 +1,7 @@
 """reshape, transpose, slice and concatenate. reshape shares memory; the others copy."""
 from entrenar._kernels.elementwise cimport fill
 from entrenar._kernels.shape cimport strided_copy
-from entrenar.autograd.tape cimport add_grad, grad_buffer, record, wants_grad
+from entrenar.autograd.tape cimport add_grad, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, alias_as, as_tensor, check_float32, new_tensor, shape_str
 
 import builtins
@@ -24,7 +24,7 @@ cdef void _contiguous(int ndim, const Py_ssize_t* dims, Py_ssize_t* strides) noe
 cdef Py_ssize_t _integer(object value, str op, str what) except? -1:
     try:
         return value.__index__()
-    except (AttributeError, OverflowError):
+    except (AttributeError, TypeError, OverflowError):
         raise ShapeError(f"{op}: {what} must be an integer, not {value!r}.") from None
 
 
@@ -38,8 +38,8 @@ cdef int _axis(object value, int ndim, str op, str shape) except -1:
 # ---------------------------------------------------------------------- reshape
 cdef class ReshapeNode(Node):
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.inputs[0]
-        return add_grad(x, alias_as(grad, x.ndim, x.dims))
+        cdef Node x = self.inputs[0]
+        return add_grad(x, alias_as(grad, x.ndim, x.dims)) if takes_grad(x) else 0
 
 
 def reshape(x, shape):
@@ -70,7 +70,7 @@ def reshape(x, shape):
     out = alias_as(a, len(shape), dims)
     out.product = a.product
     if wants_grad(a):
-        record(out, ReshapeNode.__new__(ReshapeNode), (a,), ())
+        record(out, ReshapeNode.__new__(ReshapeNode), (a,))
     return out
 
 
@@ -79,12 +79,15 @@ cdef class TransposeNode(Node):
     cdef int[MAX_DIMS] order
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.inputs[0], dx
+        cdef Node x = self.inputs[0]
+        cdef Tensor dx
         cdef Py_ssize_t[MAX_DIMS] strides
         cdef Py_ssize_t[MAX_DIMS] grad_strides
         cdef Py_ssize_t[MAX_DIMS] permuted
         cdef bint accumulate
         cdef int i
+        if not takes_grad(x):
+            return 0
         dx = grad_buffer(x, &accumulate)
         _contiguous(x.ndim, x.dims, strides)
         _contiguous(grad.ndim, grad.dims, grad_strides)
@@ -109,6 +112,8 @@ def transpose(x, axes=None):
     cdef int i
     if axes is None:
         axes = tuple(range(a.ndim - 1, -1, -1))
+    elif not isinstance(axes, (tuple, list)):
+        raise ShapeError(f"transpose: axes must be None or a tuple of integers, not {axes!r:.80}.")
     elif len(axes) == 1 and isinstance(axes[0], (tuple, list)):
         axes = axes[0]
     order = [_axis(axis, a.ndim, "transpose", shape_str(a)) for axis in axes]
@@ -124,7 +129,7 @@ def transpose(x, axes=None):
     with nogil:
         strided_copy(out.data, out_strides, a.data, permuted, a.ndim, dims, False)
     if wants_grad(a):
-        record(out, node, (a,), ())
+        record(out, node, (a,))
     return out
 
 
@@ -135,10 +140,12 @@ cdef class SliceNode(Node):
     cdef Py_ssize_t[MAX_DIMS] strides
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = <Tensor> self.inputs[0], dx
+        cdef Tensor dx
         cdef Py_ssize_t[MAX_DIMS] grad_strides
         cdef bint accumulate
-        dx = grad_buffer(x, &accumulate)
+        if not takes_grad(self.inputs[0]):
+            return 0
+        dx = grad_buffer(self.inputs[0], &accumulate)
         _contiguous(grad.ndim, grad.dims, grad_strides)
         with nogil:
             if not accumulate:
@@ -204,29 +211,29 @@ def slice(x, index):
     with nogil:
         strided_copy(out.data, out_strides, a.data + node.offset, node.strides, ndim, dims, False)
     if wants_grad(a):
-        record(out, node, (a,), ())
+        record(out, node, (a,))
     return out
 
 
 # ---------------------------------------------------------------------- concatenate
 cdef class ConcatenateNode(Node):
     cdef int axis
+    cdef list lengths  # of the tensors along the axis
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x, dx
+        cdef Tensor dx
         cdef Py_ssize_t[MAX_DIMS] strides
         cdef Py_ssize_t[MAX_DIMS] grad_strides
         cdef Py_ssize_t at = 0
         cdef bint accumulate
         _contiguous(grad.ndim, grad.dims, grad_strides)
-        for item in self.inputs:
-            x = <Tensor> item
-            if x.needs_grad:
-                dx = grad_buffer(x, &accumulate)
-                _contiguous(x.ndim, x.dims, strides)
+        for item, length in zip(self.inputs, self.lengths):
+            if takes_grad(item):
+                dx = grad_buffer(item, &accumulate)
+                _contiguous(dx.ndim, dx.dims, strides)
                 with nogil:
-                    strided_copy(dx.data, strides, grad.data + at, grad_strides, x.ndim, x.dims, accumulate)
-            at += x.dims[self.axis] * grad_strides[self.axis]
+                    strided_copy(dx.data, strides, grad.data + at, grad_strides, dx.ndim, dx.dims, accumulate)
+            at += <Py_ssize_t> length * grad_strides[self.axis]
         return 0
 
 
@@ -235,6 +242,8 @@ def concatenate(tensors, axis=0):
 
     Raises ShapeError where they do not, or where there is nothing to join.
     """
+    if not isinstance(tensors, (tuple, list)):
+        raise ShapeError(f"concatenate: needs a list of tensors, not {type(tensors).__name__}.")
     cdef list parts = [check_float32(as_tensor(t), "concatenate", f"tensor {i}") for i, t in enumerate(tensors)]
     cdef Tensor first, x, out
     cdef Py_ssize_t[MAX_DIMS] dims
@@ -270,5 +279,6 @@ def concatenate(tensors, axis=0):
     if wanted:
         node = ConcatenateNode.__new__(ConcatenateNode)
         node.axis = i
-        record(out, node, tuple(parts), ())
+        node.lengths = [item.shape[i] for item in parts]
+        record(out, node, tuple(parts))
     return out
