@@ -160,6 +160,8 @@ cdef object _quantize_chunk(object t, object x, object quantized_values, object 
     cdef float* scales_to = NULL if scales is None else <float*> _address(scales)
     cdef Py_ssize_t n = x.shape[0], columns = x.shape[1]
     cdef int status, index = t.index
+    if columns == 0:
+        return  # however many rows
     with nogil:
         status = quantize_rows(index, to, scales_to, rows, n, columns)
     if status:
@@ -180,6 +182,8 @@ cdef tuple _double_quantize(object scales, Py_ssize_t group):
 cdef object _dequantize(const matrix_view* view, Py_ssize_t first, Py_ssize_t rows):
     out = np.empty((rows, view.columns), np.float32)
     cdef float* to = <float*> _address(out)
+    if view.columns == 0:
+        return out
     with nogil:
         dequantize_rows(to, view, first, rows)
     return out
@@ -370,7 +374,7 @@ cdef class QuantizedTensor:
 
 def _chunks(rows, Py_ssize_t n, Py_ssize_t columns):
     """What `rows(start, stop)` gives, STREAM_BYTES of float32 at a time."""
-    step = max(1, STREAM_BYTES // max(1, 4 * columns))
+    step = max(1, STREAM_BYTES // (4 * columns) if columns else n)
     for start in range(0, n, step):
         yield rows(start, min(n, start + step))
 

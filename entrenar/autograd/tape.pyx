@@ -11,7 +11,8 @@ from libc.string cimport memcpy
 
 from entrenar._kernels.elementwise cimport add_to
 from entrenar.autograd.tensor cimport (
-    Node, Tensor, alias, as_tensor, check_float32, gradients_lock, leaf_node, new_gradient, new_like, same_shape, set_node_shape,
+    Node, Tensor, alias, as_tensor, check_float32, gradients_lock, leaf_node, new_gradient, new_like, same_shape,
+    set_node_shape,
     set_unread_product, unread_product,
 )
 
@@ -183,7 +184,8 @@ def backward(tensor, gradient=None):
     """Add d`tensor`/d(leaf) to the `grad` of every leaf that requires one.
 
     `gradient`, of `tensor`'s shape, is the gradient of the final result with respect to `tensor`; it may be left out
-    for a scalar. One backward runs at a time, those of other threads wait: leaves may be shared. Raises GraphError where nothing was recorded or the graph was already freed, ShapeError for a missing
+    for a scalar. One backward runs at a time, those of other threads wait: leaves may be shared. Raises GraphError
+    where nothing was recorded or the graph was already freed, ShapeError for a missing
     or ill-shaped gradient.
     """
     if not isinstance(tensor, Tensor):

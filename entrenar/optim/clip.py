@@ -43,7 +43,7 @@ def clip_grad_norm(parameters: Tensor | Parameters, max_norm: float, error_if_no
     Parameters and NumericsError as for `grad_norm`; the factor is max_norm / (norm + 1e-6) as in torch. `max_norm`
     infinite only measures. ConfigError for a negative `max_norm`.
     """
-    if max_norm != math.inf:
+    if check_float("clip_grad_norm", "max_norm", max_norm) != math.inf:
         check_range("clip_grad_norm", "max_norm", max_norm, 0)
     parameters = list(named(parameters))
     norm = grad_norm(parameters, error_if_nonfinite)

@@ -15,12 +15,20 @@ Entry = tuple[Tensor, Tensor, dict[str, Any]]  # a parameter, its gradient, its 
 Parameters = Iterable[Any]  # Tensors, (name, Tensor) pairs, or dicts with "params" and options of their own
 
 
+def listed(parameters: Any) -> list[Any]:
+    """The parameters as a list, a single one too; ConfigError for what is no collection of them."""
+    if isinstance(parameters, Tensor):
+        return [parameters]
+    try:
+        return list(parameters)
+    except TypeError:
+        raise ConfigError(f"Expected Tensors or (name, Tensor) pairs, not {type(parameters).__name__}.") from None
+
+
 def named(parameters: Tensor | Parameters) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of each parameter, a tied one once; those without a name are called by their position."""
     seen = set()
-    if not isinstance(parameters, Iterable):
-        raise ConfigError(f"Expected Tensors or (name, Tensor) pairs as parameters, not {type(parameters).__name__}.")
-    for i, item in enumerate([parameters] if isinstance(parameters, Tensor) else parameters):
+    for i, item in enumerate(listed(parameters)):
         pair = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
         name, tensor = item if pair else (f"parameter {i}", item)
         if not isinstance(tensor, Tensor):
@@ -63,9 +71,7 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self.state: dict[int, dict[str, Any]] = {}  # by position among all parameters
-        if not isinstance(params, Iterable):
-            raise ConfigError(f"{self.name}: expected Tensors or groups of them, not {type(params).__name__}.")
-        items = [params] if isinstance(params, Tensor) else list(params)
+        items = listed(params)
         grouped = any(isinstance(item, Mapping) for item in items)
         seen: set[int] = set()
         for group in items if grouped else [{"params": items}]:

@@ -16,7 +16,7 @@ def _positive(name: str, value: float) -> None:
 
 
 def _steps(name: str, value: int, low: int, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= min(high, 2**63):
         limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
         raise ConfigError(f"{name} is {value!r}, expected a whole number {limits}.")
 

@@ -177,7 +177,7 @@ EMPTY = [
     "T(N, 0, 3) @ T(1, 3, 5)",
     "T(N, 3, 0) @ T(N, 0, 0)",
     "T(0, N) @ T(N, 0)",
-    "T(0, N) @ T(N, 0, 0)",
+    "T(0, N) @ T(N, 0)",
     "T(5, 0, N) @ T(N, 0)",
     "autograd.linear(T(N, 0), T(0, 0))",
     "autograd.linear(T(0, N), T(0, N))",

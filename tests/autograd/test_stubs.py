@@ -19,7 +19,7 @@ pytestmark = pytest.mark.architecture
 ALLOWED = r"""
 .*\.(__test__|__pyx_capi__|__reduce_cython__|__setstate_cython__)
 # nodes of the tape and what they hold are reached through Tensor.grad_fn only, which is a Node
-entrenar\.autograd\..*\.(\w+Node|Segments|Storage)
+entrenar\.autograd\..*\.(\w+Node|AccumulateGrad|Segments|Storage)
 # the buffer protocol, which Python shows as a method from 3.12 on
 entrenar\.autograd\.tensor\.Tensor\.__buffer__
 # a slot that every Cython class with __pow__ has; here it raises TypeError

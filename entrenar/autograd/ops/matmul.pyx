@@ -285,7 +285,8 @@ def linear(x, weight, bias=None):
 cdef skinny_factors factors_of(Tensor a, Tensor b, float scale, Py_ssize_t m) noexcept:
     cdef skinny_factors f
     f.a, f.b, f.scale = a.data, b.data, scale
-    f.m, f.n, f.k, f.r = m, b.dims[0], a.dims[1], a.dims[0]
+    f.n, f.k, f.r = b.dims[0], a.dims[1], a.dims[0]
+    f.m = m if f.n or f.k or f.r else 0  # rows without an element may be any number
     return f
 
 
@@ -313,8 +314,9 @@ cdef class LoRALinearNode(Node):
         bias_backward(self.inputs[4], grad)
         if self.x is not None:
             data = saved_tensor(self.x)
-        cdef skinny_factors factors = factors_of(a, b, self.scaling, m if n or k or r else 0)  # else no row has an element
+        cdef skinny_factors factors = factors_of(a, b, self.scaling, m)
         g = new_matrix(m, r)
+        m = m if n or k or r else 0  # no row has an element
         db = grad_pointer(self.inputs[2], &accumulate)
         with nogil:
             status |= skinny_backward(g.data, db, grad.data, h.data, &factors, accumulate)
