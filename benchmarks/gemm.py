@@ -1,4 +1,4 @@
-"""Matrix multiplication: the three products of a linear layer, every source of W, every precision, against torch.
+"""Matrix multiplication: the three products of a linear layer, every type of W, every precision, against torch.
 
     forward  Y = X W^T        input  dX = dY W        weight  dW = dY^T X        X (m, k), W (n, k), dY (m, n)
 
@@ -24,7 +24,7 @@ SHAPES = [
 INTEGER_SHAPES = [(512, 768, 768), (512, 2048, 2048), (512, 4096, 4096), (512, 11008, 4096), (512, 4096, 11008)]
 QUICK_SHAPES = [(512, 768, 768), (512, 2048, 768)]
 LAYOUTS = ("forward", "input", "weight")
-SOURCES = ("fp32", "bf16", "nf4", "q4_1")
+WEIGHT_TYPES = ("fp32", "bf16", "nf4", "q4_1")
 PEAK = {"highest": "fp32", "high": "int16", "medium": "int8"}
 
 
@@ -48,11 +48,11 @@ class Ours:
             "q4_1": QuantizedTensor.quantize(w, "q4_1"),
         }
 
-    def run(self, layout: str, source: str, precision: str) -> float:
+    def run(self, layout: str, weight_type: str, precision: str) -> float:
         from entrenar import matmul_precision
         from entrenar.autograd import Tensor, linear, no_grad
 
-        weight = self.weights[source]
+        weight = self.weights[weight_type]
         with matmul_precision(precision):
             if layout == "forward":
                 with no_grad():
@@ -86,14 +86,18 @@ class Torch:
 
 
 def _turn_names(bench: Bench, layout: str) -> list[tuple[str, str]]:
-    """(source, precision) of our turns; the weight's gradient has no frozen source."""
-    sources = ("fp32",) if layout == "weight" else SOURCES
-    return [(source, precision) for source in sources for precision in bench.precisions(source in ("nf4", "q4_1"))]
+    """(weight_type, precision) of our turns; the weight's gradient has no frozen weight."""
+    weight_types = ("fp32",) if layout == "weight" else WEIGHT_TYPES
+    return [
+        (weight_type, precision)
+        for weight_type in weight_types
+        for precision in bench.precisions(weight_type in ("nf4", "q4_1"))
+    ]
 
 
 def _show(bench: Bench, case: str, times: Times, names: list[tuple[str, str]], work: float) -> None:
-    for source, precision in names:
-        name = f"{source} {precision}"
+    for weight_type, precision in names:
+        name = f"{weight_type} {precision}"
         row = Row("gemm", f"{case} {name}", times.ratios(name, "torch"), detail=milliseconds(times, [name, "torch"]))
         row.roof = times.share(name, work, PEAK[precision])
         bench.add(row)
@@ -111,9 +115,9 @@ def run(bench: Bench) -> None:
             for layout in LAYOUTS:
                 names = _turn_names(bench, layout)
                 turns = {"torch": partial(torch.call, "run", layout=layout)}
-                for source, precision in names:
-                    turn = partial(ours.call, "run", layout=layout, source=source, precision=precision)
-                    turns[f"{source} {precision}"] = turn
+                for weight_type, precision in names:
+                    turn = partial(ours.call, "run", layout=layout, weight_type=weight_type, precision=precision)
+                    turns[f"{weight_type} {precision}"] = turn
                 peaks = sorted({PEAK[precision] for _, precision in names})
                 times = measured[shape, layout] = bench.interleave(turns, peaks)
                 _show(bench, f"{m}x{n}x{k} {layout}", times, names, 2.0 * m * n * k)
@@ -132,20 +136,20 @@ def _summaries(bench: Bench, measured: dict[tuple[tuple[int, int, int], str], Ti
     worst = min(ratios, key=statistics.median)
     bench.add(Row("gemm", "highest / torch, slowest product", worst, target=Target(0.92)))
     frozen = [times for (_, layout), times in measured.items() if layout != "weight"]
-    for source in ("nf4", "q4_1", "bf16"):
-        costs = [times.ratios("fp32 highest", f"{source} highest") for times in frozen]
-        target = Target(1.05, at_most=True) if source == "nf4" else None
-        bench.add(Row("gemm", f"time of {source} / fp32, highest", _geometric(costs), target=target))
+    for weight_type in ("nf4", "q4_1", "bf16"):
+        costs = [times.ratios("fp32 highest", f"{weight_type} highest") for times in frozen]
+        target = Target(1.05, at_most=True) if weight_type == "nf4" else None
+        bench.add(Row("gemm", f"time of {weight_type} / fp32, highest", _geometric(costs), target=target))
         worst = max(costs, key=statistics.median)
-        bench.add(Row("gemm", f"time of {source} / fp32, highest, slowest product", worst, target=target))
+        bench.add(Row("gemm", f"time of {weight_type} / fp32, highest, slowest product", worst, target=target))
     integer = [(layout, times) for (shape, layout), times in measured.items() if shape in INTEGER_SHAPES]
     for precision, limit in (("high", 1.8), ("medium", 3.0)):
         if precision not in bench.precisions(four_bits=True):
             continue
-        for source in ("nf4", "q4_1") if precision == "medium" else SOURCES:
+        for weight_type in ("nf4", "q4_1") if precision == "medium" else WEIGHT_TYPES:
             gains = [
-                times.ratios(f"{source} {precision}", "fp32 highest")
+                times.ratios(f"{weight_type} {precision}", "fp32 highest")
                 for layout, times in integer
-                if layout != "weight" or source == "fp32"
+                if layout != "weight" or weight_type == "fp32"
             ]
-            bench.add(Row("gemm", f"{precision} {source} / highest fp32", _geometric(gains), target=Target(limit)))
+            bench.add(Row("gemm", f"{precision} {weight_type} / highest fp32", _geometric(gains), target=Target(limit)))

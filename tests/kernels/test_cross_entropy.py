@@ -74,10 +74,10 @@ def test_fused_is_linear_then_cross_entropy(shape: tuple[int, int, int], options
 
 
 @pytest.mark.gradient
-@pytest.mark.parametrize("source", FROZEN)
-def test_a_frozen_head_passes_the_gradient_of_its_own_weights(source: str, tier: str) -> None:
+@pytest.mark.parametrize("weight_type", FROZEN)
+def test_a_frozen_head_passes_the_gradient_of_its_own_weights(weight_type: str, tier: str) -> None:
     x = np.random.default_rng(3).standard_normal((9, 64)).astype(np.float32)
-    weight, exact = frozen_weight(source, 33, 64)
+    weight, exact = frozen_weight(weight_type, 33, 64)
     targets = make_targets((9,), 33, 0.3)
     tensor = Tensor(x, requires_grad=True)
     loss = autograd.linear_cross_entropy(tensor, weight, targets)

@@ -21,7 +21,7 @@ from .cases.matmul import tolerance
 from .cases.weights import FROZEN, frozen_weight
 from .products import exact, normal, relative_error, three_products
 
-every_frozen_source = pytest.mark.parametrize("source", FROZEN)
+every_frozen_type = pytest.mark.parametrize("weight_type", FROZEN)
 
 
 def check_three_products(m: int, n: int, k: int, seed: int = 1) -> None:
@@ -108,11 +108,11 @@ def test_not_a_number_reaches_what_it_multiplies_and_nothing_else(m: int, bad: f
 
 # ---------------------------------------------------------------- weight types
 @pytest.mark.unit
-@every_frozen_source
+@every_frozen_type
 @pytest.mark.parametrize("m", [1, 2, 4, 5, 13, 97])
 @pytest.mark.parametrize(("n", "k"), [(1, 64), (33, 64), (70, 448), (19, 576)])
-def test_a_frozen_weight_has_the_bits_of_its_float32_copy(source: str, m: int, n: int, k: int, tier: str) -> None:
-    weight, values = frozen_weight(source, n, k)
+def test_a_frozen_weight_has_the_bits_of_its_float32_copy(weight_type: str, m: int, n: int, k: int, tier: str) -> None:
+    weight, values = frozen_weight(weight_type, n, k)
     x, dy = normal(5, (m, k), (m, n))
     expected = three_products(x, values.astype(np.float32), dy)[:2]
     tensor = Tensor(x, requires_grad=True)
@@ -127,8 +127,8 @@ def test_a_frozen_weight_has_the_bits_of_its_float32_copy(source: str, m: int, n
 @pytest.mark.parametrize("m", [1, 3, 40, 1100])
 def test_products_of_one_x_are_those_of_each_weight(m: int, precision: str, tier: str, threads: None) -> None:
     """Formats that differ, a weight of too few rows for integers, gemv, and more rows than are packed at once."""
-    sources = ["nf4", "nf4", "bfloat16", "q4_1", "int16"]
-    weights = [frozen_weight(source, 64 + 17 * i, 192)[0] for i, source in enumerate(sources)]
+    weight_types = ["nf4", "nf4", "bfloat16", "q4_1", "int16"]
+    weights = [frozen_weight(weight_type, 64 + 17 * i, 192)[0] for i, weight_type in enumerate(weight_types)]
     weights += [Tensor(np.random.default_rng(1).standard_normal((33, 192))), Tensor(np.zeros((0, 192)))]
     x = Tensor(np.random.default_rng(2).standard_normal((m, 192)), requires_grad=True)
     with entrenar.matmul_precision(precision):
@@ -216,11 +216,11 @@ def test_groups_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("source", ["bfloat16", "q4_0", "q4_1", "q8_0"])
+@pytest.mark.parametrize("weight_type", ["bfloat16", "q4_0", "q4_1", "q8_0"])
 @pytest.mark.parametrize("k", [32, 96, 544, 1056])
 @pytest.mark.parametrize("m", [1, 3, 6, 50])
-def test_a_contraction_that_is_no_multiple_of_64(source: str, k: int, m: int, tier: str) -> None:
-    weight, values = frozen_weight(source, 35, k)
+def test_a_contraction_that_is_no_multiple_of_64(weight_type: str, k: int, m: int, tier: str) -> None:
+    weight, values = frozen_weight(weight_type, 35, k)
     x, dy = normal(6, (m, k), (m, 35))
     with entrenar.matmul_precision("high"):
         assert relative_error(autograd.linear(x, weight).numpy(), x.astype(np.float64) @ values.T) < 1e-3
@@ -288,17 +288,17 @@ def test_stacks_broadcast_and_their_gradients_sum(a: tuple[int, ...], b: tuple[i
 
 @pytest.mark.unit
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("source", ["float32", "nf4", "q8_0", "int16"])
-def test_a_contraction_of_several_slices(source: str, precision: str, tier: str, threads: None) -> None:
+@pytest.mark.parametrize("weight_type", ["float32", "nf4", "q8_0", "int16"])
+def test_a_contraction_of_several_slices(weight_type: str, precision: str, tier: str, threads: None) -> None:
     """8192 steps or so are packed at once: y over a long row, dx over many rows of the weight, dw over many tokens."""
     limit = {"highest": 3e-6, "high": 1e-3, "medium": 3e-2}[precision]
     for m, n, k in ((6, 65, 16448), (6, 16448, 64), (16448, 65, 64)):
         x, dy = normal(11, (m, k), (m, n))
-        if source == "float32":
+        if weight_type == "float32":
             (values,) = normal(12, (n, k))
             weight = Tensor(values, requires_grad=True)
         else:
-            weight, values = frozen_weight(source, n, k)
+            weight, values = frozen_weight(weight_type, n, k)
         bits = []
         for count in (1, 2):
             cpu.set_num_threads(count)
@@ -307,7 +307,7 @@ def test_a_contraction_of_several_slices(source: str, precision: str, tier: str,
                 y = autograd.linear(tensor, weight)
                 y.backward(Tensor(dy))
             found = [y.numpy(), tensor.grad.numpy()]
-            if source == "float32":
+            if weight_type == "float32":
                 found.append(weight.grad.numpy())
                 weight.grad = None
             bits.append([array.tobytes() for array in found])

@@ -15,14 +15,14 @@ from entrenar.autograd import QuantizedTensor, Tensor
 from .cases.weights import FROZEN, frozen_weight
 from .products import normal, relative_error
 
-every_frozen_source = pytest.mark.parametrize("source", FROZEN)
+every_frozen_type = pytest.mark.parametrize("weight_type", FROZEN)
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("source", FROZEN)
-def test_gemv_reads_the_numbers_that_dequantizing_gives(source: str, tier: str) -> None:
+@pytest.mark.parametrize("weight_type", FROZEN)
+def test_gemv_reads_the_numbers_that_dequantizing_gives(weight_type: str, tier: str) -> None:
     """A one in a row of zeros picks a column of the weight, bit for bit."""
-    weight, values = frozen_weight(source, 35, 192)
+    weight, values = frozen_weight(weight_type, 35, 192)
     expected = values.astype(np.float32)
     for m in (1, 2, 3, 4):
         for first in range(0, 192, 37):
@@ -35,11 +35,11 @@ def test_gemv_reads_the_numbers_that_dequantizing_gives(source: str, tier: str) 
 @pytest.mark.unit
 @pytest.mark.parametrize("precision", ["high", "medium"])
 @pytest.mark.parametrize("m", [1, 2, 3, 4])
-@every_frozen_source
-def test_gemv_of_integers_is_close(source: str, m: int, precision: str, tier: str, threads: None) -> None:
+@every_frozen_type
+def test_gemv_of_integers_is_close(weight_type: str, m: int, precision: str, tier: str, threads: None) -> None:
     """x in 16-bit integers times quantized values, no finer than what 8-bit products take; NF4's are rounded."""
     for n, k in ((3, 64), (37, 576), (70, 1536)):
-        weight, values = frozen_weight(source, n, k)
+        weight, values = frozen_weight(weight_type, n, k)
         (x,) = normal(20, (m, k))
         x[:, ::7] *= 100  # a step of columns has its own scale
         bits = set()
@@ -49,24 +49,24 @@ def test_gemv_of_integers_is_close(source: str, m: int, precision: str, tier: st
                 y = autograd.linear(x, weight).numpy()
             bits.add(y.tobytes())
         assert len(bits) == 1
-        assert relative_error(y, x.astype(np.float64) @ values.T) < (3e-4 if source.startswith("nf4") else 1e-4)
+        assert relative_error(y, x.astype(np.float64) @ values.T) < (3e-4 if weight_type.startswith("nf4") else 1e-4)
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("m", [1, 2, 4])
-@pytest.mark.parametrize("source", ["int16", "q8_0", "q4_1"])
-def test_gemv_of_the_largest_integers_does_not_wrap_around(source: str, m: int, tier: str) -> None:
+@pytest.mark.parametrize("weight_type", ["int16", "q8_0", "q4_1"])
+def test_gemv_of_the_largest_integers_does_not_wrap_around(weight_type: str, m: int, tier: str) -> None:
     for sign in (1, -1):
-        weight = QuantizedTensor.quantize(np.full((9, 192), sign, np.float32), source)
+        weight = QuantizedTensor.quantize(np.full((9, 192), sign, np.float32), weight_type)
         with entrenar.matmul_precision("high"):
             y = autograd.linear(np.full((m, 192), 5, np.float32), weight).numpy()
         np.testing.assert_allclose(y, sign * 960.0, rtol=2e-3)
 
 
 @pytest.mark.unit
-@every_frozen_source
-def test_gemv_of_integers_keeps_zeros_and_what_is_no_number(source: str, tier: str) -> None:
-    weight, _ = frozen_weight(source, 37, 192)
+@every_frozen_type
+def test_gemv_of_integers_keeps_zeros_and_what_is_no_number(weight_type: str, tier: str) -> None:
+    weight, _ = frozen_weight(weight_type, 37, 192)
     with entrenar.matmul_precision("high"):
         assert not autograd.linear(np.zeros((3, 192), np.float32), weight).numpy().any()
         for m, bad in itertools.product((1, 3), (np.nan, np.inf, -np.inf)):

@@ -1,4 +1,4 @@
-"""The precisions of matrix multiplication: errors by source and layout, on every tier that has them."""
+"""The precisions of matrix multiplication: errors by weight type and layout, on every tier that has them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from entrenar.autograd.weight_types import WEIGHT_TYPES
 from entrenar.errors import ConfigError
 from tests.conftest import MEASURED
 
-SOURCES = tuple(WEIGHT_TYPES)
+NAMES = tuple(WEIGHT_TYPES)
 GAUSSIAN = {"highest": 2e-6, "high": 1e-3, "medium": 3e-2}
 OUTLIERS = {"highest": 2e-6, "high": 2e-3, "medium": 6e-2}
 
@@ -26,14 +26,14 @@ def restored() -> Iterator[None]:
     entrenar.set_matmul_precision("highest")
 
 
-def weight_of(array: np.ndarray, source: str) -> tuple[Tensor | QuantizedTensor, np.ndarray]:
-    """The weight in a source format, and the float64 values that it stands for."""
-    if source == "float32":
+def weight_of(array: np.ndarray, weight_type: str) -> tuple[Tensor | QuantizedTensor, np.ndarray]:
+    """The weight of a weight type, and the float64 values that it stands for."""
+    if weight_type == "float32":
         return Tensor(array, requires_grad=True), array.astype(np.float64)
-    if source == "bfloat16":
+    if weight_type == "bfloat16":
         weight = Tensor(array, dtype="bfloat16")
         return weight, weight.numpy().astype(np.float64)
-    quantized = QuantizedTensor.quantize(Tensor(array), source)
+    quantized = QuantizedTensor.quantize(Tensor(array), weight_type)
     return quantized, quantized.dequantize().astype(np.float64)
 
 
@@ -41,9 +41,9 @@ def error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def all_layouts(x: np.ndarray, w: np.ndarray, dy: np.ndarray, source: str, precision: str) -> dict[str, float]:
+def all_layouts(x: np.ndarray, w: np.ndarray, dy: np.ndarray, weight_type: str, precision: str) -> dict[str, float]:
     """The relative error of y = x w^T, dx = dy w and dw = dy^T x (fp32 weights only)."""
-    weight, exact = weight_of(w, source)
+    weight, exact = weight_of(w, weight_type)
     tensor = Tensor(x, requires_grad=True)
     with entrenar.matmul_precision(precision):
         y = linear(tensor, weight)
@@ -86,29 +86,29 @@ def table(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, ...], floa
     errors: dict[tuple[str, ...], float] = {}
     yield errors
     lines: dict[tuple[str, ...], dict[str, float]] = {}
-    for (*case, source), found in errors.items():
-        lines.setdefault(tuple(case), {})[source] = found
-    columns = "".join(f"{name:>10}" for name in SOURCES)
+    for (*case, weight_type), found in errors.items():
+        lines.setdefault(tuple(case), {})[weight_type] = found
+    columns = "".join(f"{name:>10}" for name in NAMES)
     printed = [f"{'tier':6}{'precision':10}{'computed':9}{'data':20}{columns}"]
     for (tier, precision, computed, data), found in lines.items():
-        cells = "".join(f"{found[name]:10.1e}" if name in found else f"{'':10}" for name in SOURCES)
+        cells = "".join(f"{found[name]:10.1e}" if name in found else f"{'':10}" for name in NAMES)
         printed.append(f"{tier:6}{precision:10}{computed:9}{data:20}{cells}")
     request.config.stash.setdefault(MEASURED, []).append(("errors of matmul against float64", printed))
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("weight_type", NAMES)
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("rows", [70, 3])
 def test_errors_stay_within_what_each_precision_promises(
-    rows: int, data: str, source: str, precision: str, tier: str, table: dict[tuple[str, ...], float]
+    rows: int, data: str, weight_type: str, precision: str, tier: str, table: dict[tuple[str, ...], float]
 ) -> None:
     make, limits = DATA[data]
     rng = np.random.default_rng(3)
     x, w, dy = make(rng, (rows, 320)), gaussian(rng, (200, 320)), make(rng, (rows, 200))
-    errors = all_layouts(x, w, dy, source, precision)
-    case = tier, precision, effective_precision(precision), data, source
+    errors = all_layouts(x, w, dy, weight_type, precision)
+    case = tier, precision, effective_precision(precision), data, weight_type
     table[case] = max(table.get(case, 0.0), *errors.values())
     for layout, found in errors.items():
         assert found <= limits[precision], f"{layout} on {tier}: {found:.1e}"
@@ -130,12 +130,14 @@ def test_tails_in_every_dimension(shape: tuple[int, int, int], precision: str, t
 
 @pytest.mark.unit
 @pytest.mark.parametrize("shape", [(17, 65, 128), (1030, 77, 448), (130, 131, 832)])
-@pytest.mark.parametrize("source", [row.name for row in WEIGHT_TYPES.values() if row.is_quantized and row.bits <= 5])
-def test_tails_of_weights_of_few_bits(source: str, shape: tuple[int, int, int], tier: str) -> None:
+@pytest.mark.parametrize(
+    "weight_type", [row.name for row in WEIGHT_TYPES.values() if row.is_quantized and row.bits <= 5]
+)
+def test_tails_of_weights_of_few_bits(weight_type: str, shape: tuple[int, int, int], tier: str) -> None:
     """In 8 bits where the tier has them: several blocks of the contraction, and more rows than are packed at once."""
     m, n, k = shape
     rng = np.random.default_rng(8)
-    found = all_layouts(*(gaussian(rng, s) for s in ((m, k), (n, k), (m, n))), source, "medium")
+    found = all_layouts(*(gaussian(rng, s) for s in ((m, k), (n, k), (m, n))), weight_type, "medium")
     assert max(found.values()) <= GAUSSIAN["medium"], found
 
 
@@ -185,11 +187,11 @@ def test_what_is_not_finite_is_never_hidden(side: str, value: float, precision: 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-@pytest.mark.parametrize("source", SOURCES)
-def test_same_bits_for_any_thread_count(source: str, precision: str, tier: str, threads: None) -> None:
+@pytest.mark.parametrize("weight_type", NAMES)
+def test_same_bits_for_any_thread_count(weight_type: str, precision: str, tier: str, threads: None) -> None:
     rng = np.random.default_rng(8)
     x, w, dy = gaussian(rng, (150, 448)), gaussian(rng, (210, 448)), gaussian(rng, (150, 210))
-    weight, _ = weight_of(w, source)
+    weight, _ = weight_of(w, weight_type)
     results = []
     for count in (1, 2, 3):
         cpu.set_num_threads(count)

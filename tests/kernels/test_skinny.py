@@ -31,15 +31,15 @@ def lora_gradients(
 
 
 @pytest.mark.gradient
-@pytest.mark.parametrize("source", ["float32", *FROZEN])
+@pytest.mark.parametrize("weight_type", ["float32", *FROZEN])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("m", [1, 4, 45])
-def test_lora_value_and_gradients_agree_with_float64(source: str, dropout: float, m: int, tier: str) -> None:
+def test_lora_value_and_gradients_agree_with_float64(weight_type: str, dropout: float, m: int, tier: str) -> None:
     n, k, rank, scaling = 67, 448, 12, 1.5
     x, w, a, b, dy = normal(8, (m, k), (n, k), (rank, k), (n, rank), (m, n))
     weight: Tensor | QuantizedTensor = Tensor(w, requires_grad=True)
-    if source != "float32":
-        weight, w = frozen_weight(source, n, k)
+    if weight_type != "float32":
+        weight, w = frozen_weight(weight_type, n, k)
     kept = mask(m * k, dropout, SEED, STEP, 0).reshape(m, k) / (1 - dropout)
     tensors = [Tensor(array, requires_grad=True) for array in (x, a, b)]
     for turns in (1, 2):  # the second backward adds
@@ -49,7 +49,7 @@ def test_lora_value_and_gradients_agree_with_float64(source: str, dropout: float
         y.backward(Tensor(dy))
         expected = lora_gradients(x, w, a, b, dy, scaling, kept)
         found = [y.numpy()] + [tensor.grad.numpy() / turns for tensor in tensors]
-        found += [weight.grad.numpy() / turns] if source == "float32" else []
+        found += [weight.grad.numpy() / turns] if weight_type == "float32" else []
         for name, one, two in zip(("y", "dx", "dA", "dB", "dW"), found, expected, strict=False):
             assert relative_error(one, two) < 8e-7, name
 

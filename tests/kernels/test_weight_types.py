@@ -36,15 +36,15 @@ def without_a_case(rows: dict[str, WeightType]) -> list[tuple[str, str]]:
     for stem, ops in OPS.items():
         cases = importlib.import_module(f"tests.kernels.cases.{stem}").CASES
         for op in ops:
-            sources = {case.label.split(" ")[0] for case in cases if case.op == op}
-            missing += [(op, name) for name in rows if name not in sources | {"float32"}]
+            named = {case.label.split(" ")[0] for case in cases if case.op == op}
+            missing += [(op, name) for name in rows if name not in named | {"float32"}]
     return missing
 
 
 @pytest.mark.architecture
 def test_every_weight_type_has_a_case_of_every_op_that_reads_weights() -> None:
     assert without_a_case(dict(WEIGHT_TYPES)) == []
-    assert set(WEIGHT_TYPES) - {"float32"} == {source.split()[0] for source in FROZEN}
+    assert set(WEIGHT_TYPES) - {"float32"} == {name.split()[0] for name in FROZEN}
     unknown = {"q9_9": WEIGHT_TYPES["q4_0"]}
     assert without_a_case(unknown) == [(op, "q9_9") for ops in OPS.values() for op in ops]
 

@@ -144,24 +144,24 @@ cdef Tensor checked_bias(object bias, Py_ssize_t n, str op):
 
 cdef int products_of(Tensor x, list weights, list biases, list outputs, str op) except -1:
     """Append x weight^T + bias for each weight to `outputs`, without the graph; x is packed once for all."""
-    cdef matrix_view[MAX_GROUP] sources
+    cdef matrix_view[MAX_GROUP] views
     cdef gemm_operand_b[MAX_GROUP] operands
     cdef Py_ssize_t n = 0, k = 0, m = rows_of(x)
     cdef int count = len(weights), i, status = 0
     cdef Tensor out, bias
     for i in range(count):
-        matrix_view_of(weights[i], op, &sources[i], &n, &k)
+        matrix_view_of(weights[i], op, &views[i], &n, &k)
         out = output_of(x, n)
         outputs.append(out)
         operands[i].c = out.data
-        operands[i].b = &sources[i]
+        operands[i].b = &views[i]
         operands[i].n = n
     if count == 1 and leaves_out_product(out):
         memset(out.data, 0, <size_t> out.nbytes)
         return 0
     with nogil:
         if count == 1:
-            status = linear_forward(out.data, x.data, &sources[0], m, n, k)
+            status = linear_forward(out.data, x.data, &views[0], m, n, k)
         else:
             status = grouped_linear_forward(operands, count, x.data, m, k)
     check_scratch(status, op)
@@ -176,13 +176,13 @@ cdef list linears(object x, list weights, list biases, list updates, str op):
     """The outputs of `grouped_linear`, recorded: a node each, so that backward takes them newest first."""
     cdef Py_ssize_t n, k
     cdef int count = len(weights), i
-    cdef matrix_view source
+    cdef matrix_view view
     cdef Tensor t = None
     cdef list outputs = []
     for i in range(count):
         if not isinstance(weights[i], QuantizedTensor):
             weights[i] = as_tensor(weights[i])
-        matrix_view_of(weights[i], op, &source, &n, &k)
+        matrix_view_of(weights[i], op, &view, &n, &k)
         t = checked_input(x if t is None else t, op, n, k)
         biases[i] = checked_bias(biases[i], n, op)
         if updates[i] is not None:
@@ -208,16 +208,16 @@ cdef class LinearNode(Node):
 
     cdef int backward(self, Tensor grad) except -1:
         cdef Tensor x, dx, dw
-        cdef matrix_view source
+        cdef matrix_view view
         cdef Py_ssize_t n, k, m = self.rows
         cdef bint accumulate
         cdef int status
-        matrix_view_of(self.weight, "linear", &source, &n, &k)
+        matrix_view_of(self.weight, "linear", &view, &n, &k)
         bias_backward(self.inputs[2], grad)
         if takes_grad(self.inputs[0]):
             dx = grad_buffer(self.inputs[0], &accumulate)
             with nogil:
-                status = linear_backward_input(dx.data, grad.data, &source, m, n, k, accumulate)
+                status = linear_backward_input(dx.data, grad.data, &view, m, n, k, accumulate)
             check_scratch(status, "linear")
         if takes_grad(self.inputs[1]):
             x = saved_tensor(self.x)
@@ -305,12 +305,12 @@ cdef class LoRALinearNode(Node):
         # y = x W^T + bias + h B^T with h = s dropout(x) A^T saved; g = s dy B: dB = dy^T h, dA = g^T dropout(x),
         # dx = dy W + dropout'(g A)
         cdef Tensor a = self.lora_A, b = self.lora_B, h = self.h, g, target, dropped, data = None
-        cdef matrix_view source
+        cdef matrix_view view
         cdef Py_ssize_t n, k, m = h.dims[0], r = a.dims[0]
         cdef bint accumulate = False
         cdef float* db
         cdef int status = 0
-        matrix_view_of(self.weight, "lora_linear", &source, &n, &k)
+        matrix_view_of(self.weight, "lora_linear", &view, &n, &k)
         bias_backward(self.inputs[4], grad)
         if self.x is not None:
             data = saved_tensor(self.x)
@@ -331,7 +331,7 @@ cdef class LoRALinearNode(Node):
         if takes_grad(self.inputs[0]):
             target = grad_buffer(self.inputs[0], &accumulate)
             with nogil:
-                status |= linear_backward_input(target.data, grad.data, &source, m, n, k, accumulate)
+                status |= linear_backward_input(target.data, grad.data, &view, m, n, k, accumulate)
             if self.dropout > 0:
                 dropped = new_like(target)
                 with nogil:

@@ -51,22 +51,22 @@ def plain_case(shape: Shape, ignored: float = 0.0, gradient: bool = True, **opti
 
 
 def fused_case(
-    source: str, shape: Shape, vocabulary: int, ignored: float = 0.0, gradient: bool = True, **options: object
+    weight_type: str, shape: Shape, vocabulary: int, ignored: float = 0.0, gradient: bool = True, **options: object
 ) -> Case:
     targets = make_targets(shape[:-1], vocabulary, ignored, int(options.get("ignore_index", -100)))
 
     def run(x, *w):
-        weight = w[0] if w else frozen_weight(source, vocabulary, shape[-1])[0]
+        weight = w[0] if w else frozen_weight(weight_type, vocabulary, shape[-1])[0]
         return autograd.linear_cross_entropy(x, weight, targets, **options)
 
     def reference(x, *w):
-        weight = w[0] if w else frozen_weight(source, vocabulary, shape[-1])[1]
+        weight = w[0] if w else frozen_weight(weight_type, vocabulary, shape[-1])[1]
         return reference_cross_entropy(x @ weight.T, targets, **options)
 
     return Case(
         "linear_cross_entropy",
-        f"{source} {shape} to {vocabulary} ignored {ignored} {options or ''}".strip(),
-        normal(shape, *([(vocabulary, shape[-1])] if source == "float32" else [])),
+        f"{weight_type} {shape} to {vocabulary} ignored {ignored} {options or ''}".strip(),
+        normal(shape, *([(vocabulary, shape[-1])] if weight_type == "float32" else [])),
         run,
         reference,
         tolerance=6e-7 if vocabulary > 1 << 17 else 2.5e-7,  # a running sum over the vocabulary
@@ -88,8 +88,8 @@ CASES = [
     fused_case("float32", (6, 4), 7, 0.4, reduction="sum"),
     fused_case("float32", (6, 4), 7, 0.4, divisor=11),
     fused_case("float32", (6, 4), 7, 0.5, ignore_index=2),
-    *[fused_case(source, (3, 64), 5, 0.3, reduction="sum") for source in FROZEN],
-    *[fused_case(source, (2, 40, 128), 301, 0.3, gradient=False) for source in ("float32", *FROZEN)],
+    *[fused_case(weight_type, (3, 64), 5, 0.3, reduction="sum") for weight_type in FROZEN],
+    *[fused_case(weight_type, (2, 40, 128), 301, 0.3, gradient=False) for weight_type in ("float32", *FROZEN)],
     fused_case("float32", (49, 3), WIDE, gradient=False),
     # every row ignored: no loss, no gradient
     Case(

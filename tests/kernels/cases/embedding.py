@@ -1,4 +1,4 @@
-"""Cases of embedding: repeated ids, every source of the table, strides of 64 columns and of 256 rows."""
+"""Cases of embedding: repeated ids, every type of the table, strides of 64 columns and of 256 rows."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def case(shape: Shape, vocabulary: int, hidden: int, gradient: bool = True, toke
     )
 
 
-def frozen_case(source: str, shape: Shape, vocabulary: int, hidden: int) -> Case:
+def frozen_case(weight_type: str, shape: Shape, vocabulary: int, hidden: int) -> Case:
     ids = make_tokens(shape, vocabulary)
     return Case(
         "embedding",
-        f"{source} {shape} from {vocabulary}x{hidden}",
+        f"{weight_type} {shape} from {vocabulary}x{hidden}",
         lambda rng: [],
-        lambda: autograd.embedding(ids, frozen_weight(source, vocabulary, hidden)[0]),
-        lambda: frozen_weight(source, vocabulary, hidden)[1][ids],
+        lambda: autograd.embedding(ids, frozen_weight(weight_type, vocabulary, hidden)[0]),
+        lambda: frozen_weight(weight_type, vocabulary, hidden)[1][ids],
         tolerance=0.0,
         gradient=False,
         differentiable=(),
@@ -56,6 +56,6 @@ CASES = [
     case((1000,), 50, 200, gradient=False),
     case((3, 130), 700, 65, gradient=False),
     case((70,), 513, 576, gradient=False),
-    *[frozen_case(source, (2, 9), 30, 192) for source in FROZEN],
+    *[frozen_case(weight_type, (2, 9), 30, 192) for weight_type in FROZEN],
     frozen_case("bfloat16", (300,), 40, 67),
 ]

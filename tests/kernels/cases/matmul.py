@@ -79,13 +79,13 @@ def linear_case(x: Shape, n: int, bias: bool = False, gradient: bool = True) -> 
     )
 
 
-def frozen_case(source: str, x: Shape, n: int, gradient: bool = True) -> Case:
+def frozen_case(weight_type: str, x: Shape, n: int, gradient: bool = True) -> Case:
     return Case(
         "linear",
-        f"{source} {x} to {n}",
+        f"{weight_type} {x} to {n}",
         normal(x),
-        lambda x: autograd.linear(x, frozen_weight(source, n, x.shape[-1])[0]),
-        lambda x: x @ frozen_weight(source, n, x.shape[-1])[1].T,
+        lambda x: autograd.linear(x, frozen_weight(weight_type, n, x.shape[-1])[0]),
+        lambda x: x @ frozen_weight(weight_type, n, x.shape[-1])[1].T,
         tolerance(x[-1]),
         gradient,
     )
@@ -96,20 +96,20 @@ def same_weight_twice(x: autograd.Tensor, w: autograd.Tensor) -> autograd.Tensor
 
 
 # ---------------------------------------------------------------- lora_linear
-def lora_run(source: str, n: int, scaling: float, dropout: float) -> Callable[..., autograd.Tensor]:
+def lora_run(weight_type: str, n: int, scaling: float, dropout: float) -> Callable[..., autograd.Tensor]:
     def lora_linear(x, a, b, *rest):  # rest: the weight where it is float32, and the bias where there is one
         random.manual_seed(SEED)
         random.set_step(STEP)
-        weight = rest[0] if source == "float32" else frozen_weight(source, n, x.shape[-1])[0]
+        weight = rest[0] if weight_type == "float32" else frozen_weight(weight_type, n, x.shape[-1])[0]
         bias = rest[-1] if rest and rest[-1].ndim == 1 else None
         return autograd.lora_linear(x, weight, a, b, scaling, dropout, bias)
 
     return lora_linear
 
 
-def lora_reference(source: str, n: int, scaling: float, dropout: float) -> Callable[..., np.ndarray]:
+def lora_reference(weight_type: str, n: int, scaling: float, dropout: float) -> Callable[..., np.ndarray]:
     def lora_linear(x, a, b, *rest):
-        weight = rest[0] if source == "float32" else frozen_weight(source, n, x.shape[-1])[1]
+        weight = rest[0] if weight_type == "float32" else frozen_weight(weight_type, n, x.shape[-1])[1]
         bias = rest[-1] if rest and rest[-1].ndim == 1 else 0.0
         kept = mask(x.size, dropout, SEED, STEP, 0).reshape(x.shape) / (1 - np.float64(np.float32(dropout)))
         return x @ weight.T + bias + np.float64(np.float32(scaling)) * (x * kept @ a.T) @ b.T
@@ -118,7 +118,7 @@ def lora_reference(source: str, n: int, scaling: float, dropout: float) -> Calla
 
 
 def lora_case(
-    source: str,
+    weight_type: str,
     x: Shape,
     n: int,
     rank: int,
@@ -127,13 +127,15 @@ def lora_case(
     gradient: bool = True,
     bias: bool = False,
 ) -> Case:
-    shapes = [x, (rank, x[-1]), (n, rank)] + ([(n, x[-1])] if source == "float32" else []) + ([(n,)] if bias else [])
+    shapes = (
+        [x, (rank, x[-1]), (n, rank)] + ([(n, x[-1])] if weight_type == "float32" else []) + ([(n,)] if bias else [])
+    )
     return Case(
         "lora_linear",
-        f"{source} {x} to {n}, rank {rank}, scaling {scaling}, dropout {dropout}{', with bias' if bias else ''}",
+        f"{weight_type} {x} to {n}, rank {rank}, scaling {scaling}, dropout {dropout}{', with bias' if bias else ''}",
         normal(*shapes),  # B is not zero, as it is at the start of a training, so the gradient of A is not zero either
-        lora_run(source, n, scaling, dropout),
-        lora_reference(source, n, scaling, dropout),
+        lora_run(weight_type, n, scaling, dropout),
+        lora_reference(weight_type, n, scaling, dropout),
         tolerance(x[-1]),
         gradient,
     )
@@ -177,26 +179,26 @@ CASES += [
     *[linear_case((m, k), n, gradient=False) for m in (1, 3, 4) for n, k in ((33, 67), (130, 513), (17, 1100))],
     *[linear_case((m, k), n, gradient=False) for m, n, k in ((5, 33, 67), (33, 50, 769), (130, 97, 400))],
     linear_case((2, 520, 40), 70, gradient=False),
-    *[frozen_case(source, (2, 3, columns), 5) for source, columns in FROZEN.items() if columns > 1],
+    *[frozen_case(weight_type, (2, 3, columns), 5) for weight_type, columns in FROZEN.items() if columns > 1],
     frozen_case("bfloat16", (2, 3, 7), 5),
     *[frozen_case("q4_1", x, 3) for x in ((32,), (4, 96), (5, 96))],
-    *[frozen_case(source, (m, 576), 70, gradient=False) for source in FROZEN for m in (1, 2, 3, 4, 5, 75)],
+    *[frozen_case(weight_type, (m, 576), 70, gradient=False) for weight_type in FROZEN for m in (1, 2, 3, 4, 5, 75)],
     *[
-        frozen_case(source, (m, 1056), 33, gradient=False)
-        for source in ("bfloat16", "q4_0", "q4_1", "q8_0")
+        frozen_case(weight_type, (m, 1056), 33, gradient=False)
+        for weight_type in ("bfloat16", "q4_0", "q4_1", "q8_0")
         for m in (2, 40)
     ],
     *[frozen_case("bfloat16", (m, 451), 35, gradient=False) for m in (1, 3, 19)],
     *[lora_case("float32", (2, 3, 7), 5, 2, dropout=dropout) for dropout in (0.0, 0.25)],
-    *[lora_case(source, (3, 64), 5, 4, dropout=dropout) for source in FROZEN for dropout in (0.0, 0.5)],
+    *[lora_case(weight_type, (3, 64), 5, 4, dropout=dropout) for weight_type in FROZEN for dropout in (0.0, 0.5)],
     lora_case("float32", (6, 5), 4, 1, scaling=-0.3),
     lora_case("float32", (0, 5), 4, 2),
-    *[lora_case(source, (2, 3, 64), 5, 2, dropout=0.25, bias=True) for source in ("float32", "nf4")],
+    *[lora_case(weight_type, (2, 3, 64), 5, 2, dropout=0.25, bias=True) for weight_type in ("float32", "nf4")],
     *[
         grouped_case(x, sizes, bias)
         for x, sizes in [((2, 3, 5), (4, 1, 3)), ((7, 6), (5,)), ((0, 3), (2, 2))]
         for bias in (False, True)
     ],
-    *[lora_case(source, (37, 448), 65, 16, 2.0, 0.1, gradient=False) for source in ("float32", *FROZEN)],
-    *[lora_case(source, (1, 448), 65, 8, 0.5, gradient=False) for source in ("float32", *FROZEN)],
+    *[lora_case(weight_type, (37, 448), 65, 16, 2.0, 0.1, gradient=False) for weight_type in ("float32", *FROZEN)],
+    *[lora_case(weight_type, (1, 448), 65, 8, 0.5, gradient=False) for weight_type in ("float32", *FROZEN)],
 ]

@@ -11,19 +11,19 @@ from entrenar.autograd.weight_types import WEIGHT_TYPES
 
 from .base import Case
 
-# source -> columns that make whole blocks; nf4 with both of its scales
+# name -> columns that make whole blocks; nf4 with both of its scales
 FROZEN = {row.name: row.block_size for row in WEIGHT_TYPES.values() if row.name != "float32"}
 FROZEN |= {f"{row.name} double": row.block_size for row in WEIGHT_TYPES.values() if row.scale_block}
 CASES: list[Case] = []
 
 
 @cache
-def frozen_weight(source: str, rows: int, columns: int) -> tuple[Tensor | QuantizedTensor, np.ndarray]:
+def frozen_weight(weight_type: str, rows: int, columns: int) -> tuple[Tensor | QuantizedTensor, np.ndarray]:
     """A weight (rows, columns) that takes no gradient, and its values in float64. Shared: nobody may change it."""
     dense = np.random.default_rng([rows, columns]).standard_normal((rows, columns)).astype(np.float32)
-    if source == "bfloat16":
+    if weight_type == "bfloat16":
         weight = Tensor(dense, dtype="bfloat16")
         return weight, np.asarray(weight.numpy(), np.float64)
-    kind, *double = source.split()
-    quantized = QuantizedTensor.quantize(dense, kind, double_quantization=bool(double))
+    name, *double = weight_type.split()
+    quantized = QuantizedTensor.quantize(dense, name, double_quantization=bool(double))
     return quantized, quantized.dequantize().astype(np.float64)
