@@ -393,8 +393,8 @@ def add_arguments(
 
 def from_arguments(cls: type[T], arguments: argparse.Namespace, names: Mapping[str, str] | None = None) -> T:
     """The dataclass from the flags that `add_arguments` made; ConfigError for a value out of range."""
-    given = {f.name: getattr(arguments, (names or {}).get(f.name, f.name)) for f in fields(cls)}  # type: ignore[arg-type]
-    return cls(**given)
+    specs = fields(cls)  # type: ignore[arg-type]
+    return cls(**{f.name: getattr(arguments, (names or {}).get(f.name, f.name)) for f in specs})
 
 
 def _argument_type(hint: Any) -> Callable[[str], Any]:

@@ -191,7 +191,6 @@ def backward(tensor, gradient=None):
     if not isinstance(tensor, Tensor):
         raise GraphError(f"backward needs a Tensor, not {type(tensor).__name__}.")
     cdef Tensor root = <Tensor> tensor, seed
-    cdef Node node
     if not root.needs_grad:
         raise GraphError("backward needs a tensor that was computed from one with requires_grad=True, outside "
                          "no_grad().")

@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 import os
 import weakref
 from gc import get_referents
-from operator import index
+from operator import index as as_index
 from threading import RLock
 
 import numpy as np
@@ -232,7 +232,7 @@ cdef long long checked_integer(object value, str op, str name) except? -1:
     try:
         if isinstance(value, bool):
             raise TypeError
-        return index(value)
+        return as_index(value)
     except (TypeError, OverflowError):
         raise ConfigError(f"{op}: {name} must be an integer of at most 64 bits, not {value!r:.80}.") from None
 

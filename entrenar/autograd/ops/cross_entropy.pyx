@@ -108,7 +108,8 @@ def cross_entropy(logits, targets, ignore_index=-100, reduction="mean"):
     vocabulary = x.dims[x.ndim - 1]
     array = checked_indices(targets, "cross_entropy", "targets", vocabulary, ignore_index)
     if array.shape != x.shape[:-1]:
-        raise ShapeError(f"cross_entropy: targets have shape {array.shape}, expected {x.shape[:-1]} for logits {x.shape}.")
+        raise ShapeError(f"cross_entropy: targets have shape {array.shape}, expected {x.shape[:-1]} for logits "
+                         f"{x.shape}.")
     flat = array.reshape(-1)
     cdef const int64_t[::1] ids = flat
     rows = ids.shape[0]
@@ -165,7 +166,7 @@ cdef class LinearCrossEntropyNode(Node):
 
 cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const int64_t* targets, Py_ssize_t count,
                          Py_ssize_t vocabulary, float inverse, Tensor dx, Tensor dw) except? -1:
-    """The summed loss of `count` rows of x; gradients of loss * inverse go to dx (count, hidden) and dw, if not None."""
+    """The summed loss of `count` rows of x; gradients of loss * inverse go to dx (count, hidden), dw, if not None."""
     cdef Py_ssize_t hidden = x.dims[x.ndim - 1], first = 0, n, i
     cdef Py_ssize_t most = max(1, CHUNK_BYTES // (4 * vocabulary)), chunks = max(1, ceil_div(count, most))
     cdef Py_ssize_t per_chunk = ceil_div(count, chunks)  # as equal as they go: the head is dequantized for each
@@ -187,7 +188,8 @@ cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const
                                        -1, False)
         if dx is not None:
             with nogil:
-                status |= linear_backward_input(dx.data + first * hidden, logits.data, head, n, vocabulary, hidden, False)
+                status |= linear_backward_input(dx.data + first * hidden, logits.data, head, n, vocabulary, hidden,
+                                                False)
         if dw is not None:
             with nogil:
                 status |= linear_backward_weight(dw.data, logits.data, gathered.data, n, vocabulary, hidden, first > 0)
@@ -216,11 +218,13 @@ def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean"
         weight = as_tensor(weight)
     matrix_view_of(weight, "linear_cross_entropy", &head, &vocabulary, &hidden)
     if vocabulary == 0:
-        raise ShapeError(f"linear_cross_entropy: the weight has shape (0, {hidden}), expected at least one vocabulary entry.")
+        raise ShapeError(f"linear_cross_entropy: the weight has shape (0, {hidden}), expected at least one vocabulary "
+                         "entry.")
     cdef Tensor t = checked_input(x, "linear_cross_entropy", vocabulary, hidden)
     array = checked_indices(targets, "linear_cross_entropy", "targets", vocabulary, ignore_index)
     if array.shape != t.shape[:-1]:
-        raise ShapeError(f"linear_cross_entropy: targets have shape {array.shape}, expected {t.shape[:-1]} for x {t.shape}.")
+        raise ShapeError(f"linear_cross_entropy: targets have shape {array.shape}, expected {t.shape[:-1]} for x "
+                         f"{t.shape}.")
     flat = array.reshape(-1)
     counted = np.flatnonzero(flat != ignore_index).astype(np.int64)
     chosen = flat[counted]
@@ -232,8 +236,8 @@ def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean"
         dx = new_matrix(count, hidden)
     if wants_grad(w):
         dw = new_like(w)
-    cdef double loss = fused_chunks(t, &head, &rows[0] if count else NULL, &ids[0] if count else NULL, count, vocabulary,
-                                    1.0 / scale, dx, dw)
+    cdef double loss = fused_chunks(t, &head, &rows[0] if count else NULL, &ids[0] if count else NULL, count,
+                                    vocabulary, 1.0 / scale, dx, dw)
     out = new_scalar(loss / scale)
     if dx is not None or dw is not None:
         node = LinearCrossEntropyNode.__new__(LinearCrossEntropyNode)

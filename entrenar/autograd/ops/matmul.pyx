@@ -244,9 +244,9 @@ def grouped_linear(x, weights, biases=None, updates=None):
     """`linear` of the same x with each of 1 to 8 weights; x is packed for their multiplications once.
 
     x (..., k) and weights (n_i, k) give a list of y_i (..., n_i); `biases` and `updates`, where given, hold a bias
-    (n_i,) or None, and a LowRankUpdate or None, for each weight. The bits are those of `linear` and `lora_linear` one by one.
-    Raises ShapeError where the shapes or the numbers of weights, biases and updates do not fit, ConfigError for what is
-    no weight or no LowRankUpdate.
+    (n_i,) or None, and a LowRankUpdate or None, for each weight. The bits are those of `linear` and `lora_linear` one
+    by one. Raises ShapeError where the shapes or the numbers of weights, biases and updates do not fit, ConfigError
+    for what is no weight or no LowRankUpdate.
     """
     cdef list listed = listed_or_none(weights, None, "weights")
     cdef Py_ssize_t count = len(listed)
@@ -510,7 +510,8 @@ def matmul(a, b):
     """
     cdef Tensor left = check_float32(as_tensor(a), "matmul", "a"), right = check_float32(as_tensor(b), "matmul", "b")
     if left.ndim == 0 or right.ndim == 0:
-        raise ShapeError(f"matmul: {left.shape} and {right.shape} do not fit: a scalar has no rows or columns; use mul.")
+        raise ShapeError(f"matmul: {left.shape} and {right.shape} do not fit: a scalar has no rows or columns; use "
+                         "mul.")
     if left.ndim > 1 and right.ndim > 1:
         return product(left, right)
     from entrenar.autograd.ops.shape import reshape
