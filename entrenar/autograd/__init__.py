@@ -3,6 +3,7 @@
 from entrenar.autograd import ops
 from entrenar.autograd.ops import *  # noqa: F403
 from entrenar.autograd.ops import OPS
+from entrenar.autograd.ops.activation import *  # noqa: F403 (mypy does not follow two lists of names)
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.autograd.random import manual_seed
 from entrenar.autograd.tape import backward, checkpoint, enable_grad, grad_enabled, no_grad

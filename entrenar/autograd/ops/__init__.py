@@ -1,6 +1,7 @@
 """The operations of the tape, a file a family; their kernels have the same stem in entrenar/_kernels."""
 
-from entrenar.autograd.ops.activation import exp, gelu, log, pow, relu, sigmoid, silu, sqrt, swiglu, swish, tanh
+from entrenar.autograd.ops import activation
+from entrenar.autograd.ops.activation import *  # noqa: F403
 from entrenar.autograd.ops.attention import attention, cached_attention
 from entrenar.autograd.ops.cross_entropy import cross_entropy, linear_cross_entropy
 from entrenar.autograd.ops.dropout import dropout
@@ -23,13 +24,10 @@ __all__ = [
     "div",
     "dropout",
     "embedding",
-    "exp",
-    "gelu",
     "grouped_linear",
     "layer_norm",
     "linear",
     "linear_cross_entropy",
-    "log",
     "log_softmax",
     "lora_linear",
     "matmul",
@@ -37,24 +35,17 @@ __all__ = [
     "mean",
     "mul",
     "neg",
-    "pow",
-    "relu",
     "reshape",
     "rms_norm",
     "rope",
     "rope_table",
-    "sigmoid",
-    "silu",
     "slice",
     "softmax",
-    "sqrt",
     "sub",
     "sum",
-    "swiglu",
-    "swish",
-    "tanh",
     "transpose",
 ]
+__all__ += activation.__all__
 
 # Every operation that computes a tensor from tensors: each has cases in tests/kernels/cases (swish is silu).
 OPS = tuple(name for name in __all__ if name not in ("LowRankUpdate", "rope_table", "swish"))

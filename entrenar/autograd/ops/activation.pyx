@@ -16,6 +16,8 @@ from entrenar.autograd.tensor cimport (
 
 from entrenar.errors import ConfigError, ShapeError
 
+__all__ = ["exp", "gelu", "log", "pow", "relu", "sigmoid", "silu", "sqrt", "swiglu", "swish", "tanh"]
+
 
 cdef class MapNode(Node):
     cdef activation_backward slope
