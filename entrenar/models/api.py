@@ -10,7 +10,7 @@ from entrenar.errors import ConfigError
 from entrenar.models.budget import check_weights_fit
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.decoder import Decoder, WeightSource
+from entrenar.models.decoder import Decoder, WeightProvider
 from entrenar.models.generation import Generation
 from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.models.weights import WeightLoader, storage_of
@@ -38,7 +38,7 @@ class LLaMAModel(Decoder):
     MemoryBudgetError before anything is allocated where the weights cannot fit into the available memory.
     """
 
-    def __init__(self, config: LLaMAConfig, *, seed: int = 0, weights: WeightSource | None = None) -> None:
+    def __init__(self, config: LLaMAConfig, *, seed: int = 0, weights: WeightProvider | None = None) -> None:
         if weights is None:
             check_weights_fit(StoragePolicy().storage(config.parameter_shapes()))
             weights = random_weights(seed, config.initializer_range)

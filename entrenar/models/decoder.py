@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from entrenar.models.config import LLaMAConfig
     from entrenar.models.generate import LayerCache
 
-WeightSource = Callable[[str, tuple[int, ...]], Weight]
+WeightProvider = Callable[[str, tuple[int, ...]], Weight]
 
 
 def recomputed_layers(config: LLaMAConfig, checkpointing: bool | int) -> int:
@@ -53,13 +53,13 @@ class RotaryEmbedding:
         return rope(x, self.cos, self.sin, self.positions)
 
 
-def _linear(config: LLaMAConfig, name: str, shape: tuple[int, int], weights: WeightSource) -> Linear:
+def _linear(config: LLaMAConfig, name: str, shape: tuple[int, int], weights: WeightProvider) -> Linear:
     """The linear of this name with the bias that its family gives it; a bias is never quantized."""
     weight, biased = weights(f"{name}.weight", shape), name.split(".")[-1] in FAMILIES[config.family].biased
     return Linear(weight, cast(Tensor, weights(f"{name}.bias", shape[:1])) if biased else None)
 
 
-def _norm(config: LLaMAConfig, name: str, size: int, weights: WeightSource) -> RMSNorm:
+def _norm(config: LLaMAConfig, name: str, size: int, weights: WeightProvider) -> RMSNorm:
     """The norm of this name over `size` values; norms are never quantized."""
     return RMSNorm(cast(Tensor, weights(f"{name}.weight", (size,))), config.rms_norm_eps)
 
@@ -67,7 +67,7 @@ def _norm(config: LLaMAConfig, name: str, size: int, weights: WeightSource) -> R
 class Attention(Module):
     """Causal grouped-query self-attention with rotary positions."""
 
-    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
+    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider) -> None:
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.kv_heads, config.head_size
         hidden, q_size, kv_size = config.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.q_proj = _linear(config, f"{prefix}.q_proj", (q_size, hidden), weights)
@@ -108,7 +108,7 @@ class Attention(Module):
 class MLP(Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
+    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         self.gate_proj = _linear(config, f"{prefix}.gate_proj", (inner, hidden), weights)
         self.up_proj = _linear(config, f"{prefix}.up_proj", (inner, hidden), weights)
@@ -129,7 +129,7 @@ class MLP(Module):
 class DecoderLayer(Module):
     """One transformer layer: x + attention(norm(x)), then + mlp(norm(.))."""
 
-    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightSource) -> None:
+    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider) -> None:
         self.input_layernorm = _norm(config, f"{prefix}.input_layernorm", config.hidden_size, weights)
         self.self_attn = Attention(config, f"{prefix}.self_attn", weights)
         self.post_attention_layernorm = _norm(config, f"{prefix}.post_attention_layernorm", config.hidden_size, weights)
@@ -154,7 +154,7 @@ class DecoderLayer(Module):
 class Backbone(Module):
     """Everything below the head; the part that Hugging Face calls `model`."""
 
-    def __init__(self, config: LLaMAConfig, weights: WeightSource) -> None:
+    def __init__(self, config: LLaMAConfig, weights: WeightProvider) -> None:
         table = weights("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
         self.embed_tokens = Embedding(table, config.padding)
         self.layers = [DecoderLayer(config, f"model.layers.{i}", weights) for i in range(config.num_hidden_layers)]
@@ -164,7 +164,7 @@ class Backbone(Module):
 class CausalLM(Module):
     """The module tree: backbone and head; `weights` makes a weight of a name and shape, nothing else is allocated."""
 
-    def __init__(self, config: LLaMAConfig, weights: WeightSource) -> None:
+    def __init__(self, config: LLaMAConfig, weights: WeightProvider) -> None:
         self.model = Backbone(config, weights)
         self.lm_head: Linear | None = None
         if not config.tie_word_embeddings:
@@ -179,7 +179,7 @@ class CausalLM(Module):
 class Decoder(CausalLM):
     """A module tree that runs: tokens to hidden states, logits or loss."""
 
-    def __init__(self, config: LLaMAConfig, weights: WeightSource) -> None:
+    def __init__(self, config: LLaMAConfig, weights: WeightProvider) -> None:
         super().__init__(config, weights)
         self.config = config
         self.gradient_checkpointing: bool | int = False  # True, or how many layers, nearest the input first

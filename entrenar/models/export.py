@@ -41,9 +41,9 @@ def save(
 
     It holds `config.json` with the other keys of the one that was loaded, `generation_config.json` (as it was loaded,
     else the model's end tokens), safetensors (sharded beyond `max_shard_bytes`), and the tokenizer: `tokenizer`, else
-    the files of the directory that the model was loaded from, else what its GGUF file has. Codes are dequantized to
-    `dtype` one at a time. Raises ConfigError where adapters are still attached, where the place that the tokenizer
-    came from is gone, and for the rotary factors of a GGUF file that config.json cannot express.
+    the files of the directory that the model was loaded from, else what its GGUF file has. Quantized matrices are
+    dequantized to `dtype` one at a time. Raises ConfigError where adapters are still attached, where the place that
+    the tokenizer came from is gone, and for the rotary factors of a GGUF file that config.json cannot express.
     """
     if dtype not in SAVED_DTYPES:
         raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")

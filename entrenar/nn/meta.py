@@ -17,7 +17,7 @@ class MetaWeight:
 
 
 class MetaWeights:
-    """A weight source that allocates nothing and keeps (name -> shape) of what was asked for, in that order."""
+    """A weight provider that allocates nothing and records (name -> shape) of what was asked for, in that order."""
 
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}

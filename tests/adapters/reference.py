@@ -30,8 +30,8 @@ def base_weight(name: str, values: np.ndarray, base: str) -> Tensor | QuantizedT
         return Tensor(values, requires_grad=True)
     if base == "bf16":
         return Tensor(values, dtype="bfloat16")
-    kind, _, single = base.partition(" ")
-    return QuantizedTensor.quantize(values, kind, double_quantization=not single)
+    weight_type, _, single = base.partition(" ")
+    return QuantizedTensor.quantize(values, weight_type, double_quantization=not single)
 
 
 def base_model(base: str = "fp32", config: LLaMAConfig | None = None, seed: int = 0) -> LLaMAModel:

@@ -73,7 +73,7 @@ def test_values_and_absmax_of_a_real_matrix_are_bit_equal(name: str, tier: str) 
 
 
 @every_matrix
-def test_their_double_quantized_codes_dequantize_to_the_same_weights(name: str, tier: str) -> None:
+def test_their_double_quantized_values_dequantize_to_the_same_weights(name: str, tier: str) -> None:
     packed, state, theirs = bitsandbytes(real_matrix(name), double=True)
     ours = QuantizedTensor.from_bitsandbytes(**parts(packed, state))
     assert ours.double_quantized

@@ -30,7 +30,7 @@ MIXED.intermediate_size = 160
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def kinds(model: LLaMAModel) -> dict[str, str]:
+def type_names(model: LLaMAModel) -> dict[str, str]:
     return {name: weight.dtype for name, weight in model.named_parameters() if ".lora_" not in name}
 
 
@@ -40,7 +40,7 @@ def is_decoder_linear(name: str) -> bool:
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
-    ("options", "kind", "double"),
+    ("options", "type_name", "double"),
     [
         ({}, "nf4", True),
         ({"quantize": "nf4"}, "nf4", True),
@@ -48,7 +48,7 @@ def is_decoder_linear(name: str) -> bool:
         ({"quantize": "int4"}, "q4_1", False),
     ],
 )
-def test_only_the_block_linears_become_4_bit(options: dict[str, Any], kind: str, double: bool) -> None:
+def test_only_the_linears_of_decoder_layers_become_4_bit(options: dict[str, Any], type_name: str, double: bool) -> None:
     model = base_model(config=CONFIG)
     before = weights_of(model)
     assert model.to_qlora(QLoRAConfig(rank=4, **options)) is model
@@ -61,8 +61,8 @@ def test_only_the_block_linears_become_4_bit(options: dict[str, Any], kind: str,
             np.testing.assert_array_equal(weight.numpy(), before[name], err_msg=name)
             continue
         assert isinstance(weight, QuantizedTensor), name
-        assert (weight.weight_type, weight.double_quantized) == (kind, double), name
-        expected = QuantizedTensor.quantize(before[name], kind, double_quantization=double)
+        assert (weight.weight_type, weight.double_quantized) == (type_name, double), name
+        expected = QuantizedTensor.quantize(before[name], type_name, double_quantization=double)
         assert weight.quantized_values.tobytes() == expected.quantized_values.tobytes(), name
         assert relative_error(weight.dequantize(), before[name]) < 0.11, name
     assert [name for name, _ in adapter_layers(model)] == [
@@ -77,7 +77,7 @@ def test_a_separate_head_stays_as_well() -> None:
         config = gqa_config(1)
         config.tie_word_embeddings = tied
         model = base_model(config=config).to_qlora(QLoRAConfig(rank=2))
-        found = kinds(model)
+        found = type_names(model)
         assert found["model.embed_tokens.weight"] == "float32"
         assert found.get("lm_head.weight") == (None if tied else "float32")
         assert isinstance(model.head_weight, Tensor)
@@ -88,7 +88,7 @@ def test_without_quantize_4bit_it_is_lora() -> None:
     model = base_model(config=CONFIG)
     before = weights_of(model)
     model.to_qlora(QLoRAConfig(rank=4, quantize_4bit=False))
-    assert set(kinds(model).values()) == {"float32"}
+    assert set(type_names(model).values()) == {"float32"}
     for name, weight in before.items():
         np.testing.assert_array_equal(weights_of(model)[name], weight)
     assert len(list(adapter_layers(model))) == 4
@@ -100,32 +100,36 @@ def test_a_layer_whose_rows_no_block_divides_stays_and_is_reported() -> None:
     model.to_qlora(QLoRAConfig(rank=2, target_modules=["all-linear"]))
     down = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(2)]
     assert model.unquantized == dict.fromkeys(down, "its 160 columns are no multiple of 64")
-    for name, kind in kinds(model).items():
-        assert kind == ("nf4" if is_decoder_linear(name) and name not in down else "float32"), name
+    for name, type_name in type_names(model).items():
+        assert type_name == ("nf4" if is_decoder_linear(name) and name not in down else "float32"), name
     assert not any(weight.requires_grad for name, weight in model.named_parameters() if name in down)
     int4 = base_model(config=MIXED).to_qlora(QLoRAConfig(rank=2, quantize="int4"))
     assert int4.unquantized == {}  # blocks of 32 do
-    assert kinds(int4)[down[0]] == "q4_1"
+    assert type_names(int4)[down[0]] == "q4_1"
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("kind", [row.gguf_name for row in WEIGHT_TYPES.values() if row.is_quantized and row.gguf_name])
-def test_a_base_that_is_quantized_already_keeps_its_values(kind: str, tmp_path: Path) -> None:
-    write_gguf(tmp_path / "base.gguf", CONFIG, random_arrays(CONFIG), lambda name: kind if "attn" in name else "F16")
+@pytest.mark.parametrize(
+    "type_name", [row.gguf_name for row in WEIGHT_TYPES.values() if row.is_quantized and row.gguf_name]
+)
+def test_a_base_that_is_quantized_already_keeps_its_values(type_name: str, tmp_path: Path) -> None:
+    write_gguf(
+        tmp_path / "base.gguf", CONFIG, random_arrays(CONFIG), lambda name: type_name if "attn" in name else "F16"
+    )
     model = LLaMAModel.from_pretrained(tmp_path / "base.gguf", quantize="auto")
     before = {n: w.quantized_values.tobytes() for n, w in model.named_parameters() if isinstance(w, QuantizedTensor)}
     plain = LLaMAModel.from_pretrained(tmp_path / "base.gguf")
-    assert set(kinds(plain).values()) == {"float32"}
+    assert set(type_names(plain).values()) == {"float32"}
     model.to_qlora(QLoRAConfig(rank=2))
     for name, weight in model.named_parameters():
         if isinstance(weight, QuantizedTensor):
-            assert weight.weight_type == (kind.lower() if "self_attn" in name else "nf4"), name
+            assert weight.weight_type == (type_name.lower() if "self_attn" in name else "nf4"), name
             assert weight.quantized_values.tobytes() == before[name]
     forced = LLaMAModel.from_pretrained(tmp_path / "base.gguf", quantize="auto").to_qlora(
         QLoRAConfig(2, quantize="nf4")
     )
-    expected = kind.lower() if WEIGHT_TYPES[kind.lower()].bits == 4 else "nf4"
-    assert kinds(forced)["model.layers.0.self_attn.q_proj.weight"] == expected
+    expected = type_name.lower() if WEIGHT_TYPES[type_name.lower()].bits == 4 else "nf4"
+    assert type_names(forced)["model.layers.0.self_attn.q_proj.weight"] == expected
 
 
 @pytest.mark.unit
@@ -184,7 +188,7 @@ def test_a_qlora_adapter_is_saved_loaded_and_merged(options: dict[str, Any], tmp
     load_adapter(again, tmp_path / "adapter")
     np.testing.assert_array_equal(logits_of(again, tokens), expected)
     merge(again)
-    assert set(kinds(again).values()) == {"float32"}
+    assert set(type_names(again).values()) == {"float32"}
     np.testing.assert_allclose(logits_of(again, tokens), expected, rtol=0, atol=1e-4)
     again.save_pretrained(tmp_path / "merged")
     reloaded = LLaMAModel.from_pretrained(tmp_path / "merged")

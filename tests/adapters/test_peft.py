@@ -153,16 +153,20 @@ def test_what_peft_saves_and_we_do_not_compute_is_refused(
     assert all(weight.requires_grad for _, weight in model.named_parameters())
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
-def test_an_adapter_over_the_codes_of_a_gguf_file_computes_the_same_in_peft(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weight_type", ["Q4_0", "Q4_1"])
+def test_an_adapter_over_the_quantized_values_of_a_gguf_file_computes_the_same_in_peft(
+    weight_type: str, tmp_path: Path
+) -> None:
     """The 4-bit base comes from a file that the gguf library wrote, PEFT's from what that library dequantizes."""
     arrays = random_arrays(CONFIG)
     top = {"token_embd.weight", "output.weight"}
-    meaning = write_gguf(tmp_path / "base.gguf", CONFIG, arrays, lambda name: "F32" if gguf_name(name) in top else kind)
+    meaning = write_gguf(
+        tmp_path / "base.gguf", CONFIG, arrays, lambda name: "F32" if gguf_name(name) in top else weight_type
+    )
     write_hf(tmp_path / "dequantized", CONFIG, meaning)
     model = LLaMAModel.from_pretrained(tmp_path / "base.gguf", quantize="auto")
-    kinds = {weight.dtype for name, weight in model.named_parameters() if name.endswith("_proj.weight")}
-    assert kinds == {kind.lower()}
+    weight_types = {weight.dtype for name, weight in model.named_parameters() if name.endswith("_proj.weight")}
+    assert weight_types == {weight_type.lower()}
     config = lora_model("fp32", CONFIG).adapter_config
     assert config is not None
     model.to_lora(config)

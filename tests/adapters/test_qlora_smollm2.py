@@ -33,15 +33,15 @@ def hf_model(model: LLaMAModel) -> Any:
 
 @pytest.mark.peers
 @pytest.mark.model
-def test_an_adapter_over_the_files_own_codes_computes_the_same_in_peft(tmp_path: Path) -> None:
+def test_an_adapter_over_the_files_own_values_computes_the_same_in_peft(tmp_path: Path) -> None:
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     tokens = np.array([smollm2.tokenizer().encode(TEXT)])
     model = LLaMAModel.from_pretrained(smollm2.checkpoint(), quantize="auto")
     model.to_qlora(QLoRAConfig(rank=8, alpha=16.0, target_modules=["all-linear"]))
-    kinds = {name: weight.dtype for name, weight in model.named_parameters() if ".lora_" not in name}
-    assert {kind for name, kind in kinds.items() if name.endswith("_proj.weight")} == {"q4_1"}
-    assert len([kind for kind in kinds.values() if kind == "q4_1"]) == 210
-    assert kinds["model.embed_tokens.weight"] == "q8_0"
+    weight_types = {name: weight.dtype for name, weight in model.named_parameters() if ".lora_" not in name}
+    assert {weight_type for name, weight_type in weight_types.items() if name.endswith("_proj.weight")} == {"q4_1"}
+    assert len([weight_type for weight_type in weight_types.values() if weight_type == "q4_1"]) == 210
+    assert weight_types["model.embed_tokens.weight"] == "q8_0"
     base = logits_of(model, tokens)
     fill_adapters(model, scale=0.01)
     ours = logits_of(model, tokens)

@@ -26,9 +26,9 @@ from entrenar.autograd.quantized import (
 from entrenar.autograd.weight_types import WEIGHT_TYPES, weight_type
 from entrenar.errors import ConfigError, QuantizationError, ShapeError
 
-KINDS = [row.name for row in WEIGHT_TYPES.values() if row.is_quantized and row.name != "int16"]
-GGML = {kind: GGMLQuantizationType[kind.upper()] for kind in KINDS if WEIGHT_TYPES[kind].gguf_name}
-every_kind = pytest.mark.parametrize("kind", KINDS)
+TYPES = [row.name for row in WEIGHT_TYPES.values() if row.is_quantized and row.name != "int16"]
+GGML = {type_name: GGMLQuantizationType[type_name.upper()] for type_name in TYPES if WEIGHT_TYPES[type_name].gguf_name}
+every_type = pytest.mark.parametrize("type_name", TYPES)
 either_nf4 = pytest.mark.parametrize("double", [False, True], ids=["absmax fp32", "absmax 8 bit"])
 
 
@@ -44,18 +44,18 @@ def reference_absmax(q: QuantizedTensor) -> np.ndarray:
 
 
 @pytest.mark.unit
-@every_kind
-def test_quantize_holds_the_values_of_the_plain_functions_and_of_the_gguf_library(kind: str, tier: str) -> None:
+@every_type
+def test_quantize_holds_the_values_of_the_plain_functions_and_of_the_gguf_library(type_name: str, tier: str) -> None:
     x = normal(37, 192)
-    q = QuantizedTensor.quantize(x, kind, double_quantization=False)
-    if weight_type(kind).bits == 4:
+    q = QuantizedTensor.quantize(x, type_name, double_quantization=False)
+    if weight_type(type_name).bits == 4:
         np.testing.assert_array_equal(
-            q.quantized_values, quantize_nf4(x)[0] if kind == "nf4" else quantize_int4(x, kind)
+            q.quantized_values, quantize_nf4(x)[0] if type_name == "nf4" else quantize_int4(x, type_name)
         )
-    if kind in GGML:
-        np.testing.assert_array_equal(q.quantized_values, quants.quantize(x, GGML[kind]))
-    assert (q.weight_type, q.shape, q.ndim, q.size, q.requires_grad) == (kind, (37, 192), 2, 37 * 192, False)
-    assert q.nbytes == 37 * 192 * weight_type(kind).bytes_per_weight(False)
+    if type_name in GGML:
+        np.testing.assert_array_equal(q.quantized_values, quants.quantize(x, GGML[type_name]))
+    assert (q.weight_type, q.shape, q.ndim, q.size, q.requires_grad) == (type_name, (37, 192), 2, 37 * 192, False)
+    assert q.nbytes == 37 * 192 * weight_type(type_name).bytes_per_weight(False)
     assert np.linalg.norm(q.dequantize() - x) / np.linalg.norm(x) < 0.1
 
 
@@ -91,9 +91,9 @@ def test_double_quantization_of_equal_and_zero_blocks() -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(("kind", "double"), [("nf4", True), *((kind, False) for kind in KINDS)])
-def test_any_run_of_a_row_dequantizes_like_the_whole(kind: str, double: bool, tier: str) -> None:
-    q = QuantizedTensor.quantize(normal(4, 320), kind, double_quantization=double)
+@pytest.mark.parametrize(("type_name", "double"), [("nf4", True), *((type_name, False) for type_name in TYPES)])
+def test_any_run_of_a_row_dequantizes_like_the_whole(type_name: str, double: bool, tier: str) -> None:
+    q = QuantizedTensor.quantize(normal(4, 320), type_name, double_quantization=double)
     whole = q.dequantize()
     for start in (0, 1, 8, 15, 16, 31, 33, 63, 64, 100, 303, 319, 320):
         for count in (0, 1, 2, 7, 15, 16, 17, 31, 32, 48, 64, 65, 130, 320):
@@ -111,13 +111,13 @@ def test_any_run_of_a_row_dequantizes_like_the_whole(kind: str, double: bool, ti
 
 
 @pytest.mark.unit
-@every_kind
-def test_streamed_rows_give_the_same_tensor(kind: str, threads: None) -> None:
+@every_type
+def test_streamed_rows_give_the_same_tensor(type_name: str, threads: None) -> None:
     x = normal(61, 256)
-    whole = QuantizedTensor.quantize(x, kind).to_arrays()
+    whole = QuantizedTensor.quantize(x, type_name).to_arrays()
     cpu.set_num_threads(2)
-    by_function = QuantizedTensor.quantize_streaming(lambda a, b: x[a:b], x.shape, kind)
-    by_chunks = QuantizedTensor.quantize_streaming(iter([x[:1], x[1:1], x[1:40], x[40:]]), x.shape, kind)
+    by_function = QuantizedTensor.quantize_streaming(lambda a, b: x[a:b], x.shape, type_name)
+    by_chunks = QuantizedTensor.quantize_streaming(iter([x[:1], x[1:1], x[1:40], x[40:]]), x.shape, type_name)
     for other in (by_function.to_arrays(), by_chunks.to_arrays()):
         assert {name: array.tobytes() for name, array in other.items()} == {n: a.tobytes() for n, a in whole.items()}
 
@@ -145,17 +145,17 @@ def test_every_float_dtype_and_tensor_quantizes() -> None:
 
 
 @pytest.mark.memory
-@every_kind
-def test_streaming_holds_only_a_few_rows_in_full_precision(kind: str) -> None:
+@every_type
+def test_streaming_holds_only_a_few_rows_in_full_precision(type_name: str) -> None:
     rows, columns = 16384, 1024  # 64 MiB in float32
     row = normal(1, columns)
     tracemalloc.start()
     try:
-        q = QuantizedTensor.quantize_streaming(lambda a, b: np.repeat(row, b - a, axis=0), (rows, columns), kind)
+        q = QuantizedTensor.quantize_streaming(lambda a, b: np.repeat(row, b - a, axis=0), (rows, columns), type_name)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    fp32_absmax = 4 * rows * columns // 64 if kind == "nf4" else 0
+    fp32_absmax = 4 * rows * columns // 64 if type_name == "nf4" else 0
     assert peak < q.nbytes + fp32_absmax + 2.5 * STREAM_BYTES
     assert peak < 4 * rows * columns
 
@@ -201,19 +201,19 @@ def test_q8_0_is_bit_equal_with_the_gguf_library(scale: float, tier: str) -> Non
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("kind", GGML)
-def test_gguf_blocks_are_used_in_place(kind: str, tier: str, tmp_path: Path) -> None:
-    raw = quants.quantize(normal(12, 96), GGML[kind])
+@pytest.mark.parametrize("type_name", GGML)
+def test_gguf_blocks_are_used_in_place(type_name: str, tier: str, tmp_path: Path) -> None:
+    raw = quants.quantize(normal(12, 96), GGML[type_name])
     file = tmp_path / "tensor"
     file.write_bytes(b"?" * 6 + raw.tobytes())
     mapped = np.memmap(file, np.uint8, mode="r", offset=6)
-    q = QuantizedTensor.from_gguf_blocks(mapped, kind, (12, 96))
+    q = QuantizedTensor.from_gguf_blocks(mapped, type_name, (12, 96))
     assert np.shares_memory(q.quantized_values, mapped)
     del mapped
-    np.testing.assert_array_equal(q.dequantize(), quants.dequantize(raw, GGML[kind]))
+    np.testing.assert_array_equal(q.dequantize(), quants.dequantize(raw, GGML[type_name]))
     order = np.random.default_rng(2).permutation(12)
-    moved = QuantizedTensor.from_gguf_blocks(raw, kind, (12, 96), order)
-    np.testing.assert_array_equal(moved.dequantize(), quants.dequantize(raw, GGML[kind])[order])
+    moved = QuantizedTensor.from_gguf_blocks(raw, type_name, (12, 96), order)
+    np.testing.assert_array_equal(moved.dequantize(), quants.dequantize(raw, GGML[type_name])[order])
 
 
 @pytest.mark.chaos
@@ -333,25 +333,25 @@ def test_damaged_bitsandbytes_tensors_are_refused() -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(("kind", "double"), [("nf4", False), ("nf4", True), ("q4_0", False), ("q4_1", False)])
-def test_arrays_and_pickles_round_trip(kind: str, double: bool) -> None:
-    q = QuantizedTensor.quantize(normal(10, 192), kind, double_quantization=double)
-    for copy in (QuantizedTensor.from_arrays(q.to_arrays(), kind), pickle.loads(pickle.dumps(q))):
-        assert (copy.weight_type, copy.shape, copy.nbytes) == (kind, (10, 192), q.nbytes)
+@pytest.mark.parametrize(("type_name", "double"), [("nf4", False), ("nf4", True), ("q4_0", False), ("q4_1", False)])
+def test_arrays_and_pickles_round_trip(type_name: str, double: bool) -> None:
+    q = QuantizedTensor.quantize(normal(10, 192), type_name, double_quantization=double)
+    for copy in (QuantizedTensor.from_arrays(q.to_arrays(), type_name), pickle.loads(pickle.dumps(q))):
+        assert (copy.weight_type, copy.shape, copy.nbytes) == (type_name, (10, 192), q.nbytes)
         assert copy.dequantize().tobytes() == q.dequantize().tobytes()
     arrays = q.to_arrays()
     with pytest.raises(QuantizationError, match="must be"):
-        QuantizedTensor.from_arrays({k: v for k, v in arrays.items() if k != "quantized_values"}, kind)
+        QuantizedTensor.from_arrays({k: v for k, v in arrays.items() if k != "quantized_values"}, type_name)
     with pytest.raises(QuantizationError, match="must be"):
-        QuantizedTensor.from_arrays(arrays | {"zero_point": np.zeros(1)}, kind)
+        QuantizedTensor.from_arrays(arrays | {"zero_point": np.zeros(1)}, type_name)
     with pytest.raises(QuantizationError, match="quantized_values of"):
-        QuantizedTensor.from_arrays(arrays | {"quantized_values": q.quantized_values[:, :-1]}, kind)
+        QuantizedTensor.from_arrays(arrays | {"quantized_values": q.quantized_values[:, :-1]}, type_name)
 
 
 @pytest.mark.unit
-@every_kind
-def test_empty_matrices(kind: str) -> None:
+@every_type
+def test_empty_matrices(type_name: str) -> None:
     for shape in ((0, 64), (3, 0)):
-        q = QuantizedTensor.quantize(np.zeros(shape, np.float32), kind)
+        q = QuantizedTensor.quantize(np.zeros(shape, np.float32), type_name)
         assert q.dequantize().shape == shape
-        assert QuantizedTensor.from_arrays(q.to_arrays(), kind).shape == shape
+        assert QuantizedTensor.from_arrays(q.to_arrays(), type_name).shape == shape

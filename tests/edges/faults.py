@@ -352,7 +352,7 @@ NOTHING_LOST = [
         (_FLAGS + "test_what_would_be_lost_silently_is_refused", _FLAGS + "test_the_configuration_is_named_once"),
     ),
     Fault(
-        "QLoRA over GGUF codes that become NF4.",
+        "QLoRA over quantized values of a GGUF file that become NF4.",
         "It is said, with how much it changes the weights.",
         (
             "tests/models/test_requantized.py::test_what_requantizing_costs_is_measured_and_said",

@@ -158,7 +158,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_two_steps_on_smollm2_keep_its_own_codes(smollm2: Run) -> None:
+def test_two_steps_on_smollm2_keep_its_own_quantized_values(smollm2: Run) -> None:
     assert (smollm2.status, smollm2.errors) == (0, "")
     assert re.search(r"weights\s+│ 28\.3 M q8_0, 4\.9 M float32, 106\.2 M q4_1 ", smollm2.printed)
     assert re.search(r"trainable parameters\s+│ 4,884,480 of 139,399,488 \(3\.50 %\)", smollm2.printed)

@@ -60,7 +60,7 @@ def test_values_survive_requantization_and_storage(tier: str) -> None:
 
 @pytest.mark.unit
 @pytest.mark.parametrize("rows", [40, 64, 71])
-def test_the_products_read_the_codes_without_rounding_them_again(rows: int, tier: str) -> None:
+def test_the_products_read_the_quantized_values_without_rounding_them_again(rows: int, tier: str) -> None:
     """With integers of x that are exact too, the 16-bit product is the exact one up to fp32's sums."""
     rng = np.random.default_rng(1)
     values = rng.integers(
@@ -88,7 +88,7 @@ def test_values_that_would_overflow_the_products_are_refused(value: int) -> None
 
 
 @pytest.mark.unit
-def test_the_same_codes_for_any_thread_count(threads: None) -> None:
+def test_the_same_quantized_values_for_any_thread_count(threads: None) -> None:
     x = heavy_tailed((1001, 512))
     made = []
     for count in (1, 2, 3):

@@ -23,7 +23,7 @@ from entrenar.errors import ConfigError, QuantizationError
 
 GGML = {"q4_0": GGMLQuantizationType.Q4_0, "q4_1": GGMLQuantizationType.Q4_1}
 MIDPOINTS = (NF4_VALUES[:-1] + NF4_VALUES[1:]) / np.float32(2)
-formats = pytest.mark.parametrize("kind", ["q4_0", "q4_1"])
+formats = pytest.mark.parametrize("weight_type", ["q4_0", "q4_1"])
 # the tier of a test does not change between hypothesis examples
 examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -103,27 +103,29 @@ def test_nf4_is_bit_equal_with_bitsandbytes(name: str, dtype: str, tier: str) ->
 @pytest.mark.unit
 @formats
 @pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-5, 3e-7, 1e-20, 1e3])
-def test_q4_is_bit_equal_with_the_gguf_library(kind: str, scale: float, tier: str) -> None:
+def test_q4_is_bit_equal_with_the_gguf_library(weight_type: str, scale: float, tier: str) -> None:
     for x in (normal((130, 160)) * np.float32(scale), np.clip(heavy_tailed((64, 1024)), -50, 50) * np.float32(scale)):
-        expected = quants.quantize(x, GGML[kind])
-        blocks = quantize_int4(x, kind)
+        expected = quants.quantize(x, GGML[weight_type])
+        blocks = quantize_int4(x, weight_type)
         np.testing.assert_array_equal(blocks, expected)
-        np.testing.assert_array_equal(dequantize_int4(blocks, kind), quants.dequantize(expected, GGML[kind]))
+        np.testing.assert_array_equal(
+            dequantize_int4(blocks, weight_type), quants.dequantize(expected, GGML[weight_type])
+        )
 
 
 @pytest.mark.unit
 @formats
-def test_q4_ties_and_constant_blocks_are_those_of_the_gguf_library(kind: str, tier: str) -> None:
+def test_q4_ties_and_constant_blocks_are_those_of_the_gguf_library(weight_type: str, tier: str) -> None:
     rng = np.random.default_rng(3)
     grid = rng.integers(-16, 17, (256, 32)).astype(np.float32) / 2  # values that fall on rounding boundaries
     grid[:, 7], grid[:, 20] = -8, 8  # of two weights as large, the first gives Q4_0's sign
     constant = np.repeat(np.float32([0, 1, -1, 0.1, -1e-3])[:, None], 32, axis=1)
     for x in (grid, -grid, constant):
-        np.testing.assert_array_equal(quantize_int4(x, kind), quants.quantize(x, GGML[kind]))
+        np.testing.assert_array_equal(quantize_int4(x, weight_type), quants.quantize(x, GGML[weight_type]))
 
 
 @pytest.mark.unit
-def test_float16_scales_decode_exactly(tier: str) -> None:
+def test_float16_scales_are_converted_exactly(tier: str) -> None:
     scales = np.arange(65536, dtype=np.uint16)
     scales = scales[np.isfinite(scales.view(np.float16))]
     blocks = np.full((len(scales), 18), 0x99, np.uint8)  # every value is 9: the weight is the scale
@@ -158,13 +160,13 @@ def test_int4_is_q4_1(tier: str) -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("kind", ["nf4", "q4_0", "q4_1"])
-def test_same_codes_for_any_thread_count(kind: str, threads: None) -> None:
+@pytest.mark.parametrize("weight_type", ["nf4", "q4_0", "q4_1"])
+def test_same_quantized_values_for_any_thread_count(weight_type: str, threads: None) -> None:
     x = normal((1001, 512))
     results = set()
     for count in (1, 2, 3):
         cpu.set_num_threads(count)
-        made = quantize_nf4(x) if kind == "nf4" else (quantize_int4(x, kind),)
+        made = quantize_nf4(x) if weight_type == "nf4" else (quantize_int4(x, weight_type),)
         results.add(b"".join(array.tobytes() for array in made))
     assert len(results) == 1
 
@@ -215,13 +217,13 @@ def test_q4_error_is_within_the_step(tier: str, x: np.ndarray) -> None:
 @examples
 @given(x=weights)
 @formats
-def test_q4_blocks_survive_requantization(kind: str, tier: str, x: np.ndarray) -> None:
+def test_q4_blocks_survive_requantization(weight_type: str, tier: str, x: np.ndarray) -> None:
     # Where the float16 minimum swamps the step, or the step is subnormal, rounding moves values: keep clear of both.
     x = np.round(x) / np.float32(16)
     x.reshape(-1, 32)[:, 0] = -64
     x.reshape(-1, 32)[:, 1] = 64
-    blocks = quantize_int4(np.clip(x, -64, 64), kind)
-    np.testing.assert_array_equal(quantize_int4(dequantize_int4(blocks, kind), kind), blocks)
+    blocks = quantize_int4(np.clip(x, -64, 64), weight_type)
+    np.testing.assert_array_equal(quantize_int4(dequantize_int4(blocks, weight_type), weight_type), blocks)
 
 
 @pytest.mark.property
@@ -245,19 +247,19 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_position(bad: float, co
     position = f"row 3, column {column}"
     with pytest.raises(QuantizationError, match=position):
         quantize_nf4(x)
-    for kind in GGML:
+    for weight_type in GGML:
         with pytest.raises(QuantizationError, match=position):
-            quantize_int4(x, kind)
+            quantize_int4(x, weight_type)
 
 
 @pytest.mark.unit
 @formats
 @pytest.mark.parametrize("magnitude", [1e30, 3.4e38, 2e6])
-def test_weights_beyond_a_float16_scale_are_refused(kind: str, magnitude: float, tier: str) -> None:
+def test_weights_beyond_a_float16_scale_are_refused(weight_type: str, magnitude: float, tier: str) -> None:
     x = np.zeros((2, 64), np.float32)
     x[1, 40] = magnitude
     with pytest.raises(QuantizationError, match=r"row 1, column 40 .* float16 scale .* use nf4"):
-        quantize_int4(x, kind)
+        quantize_int4(x, weight_type)
 
 
 @pytest.mark.unit

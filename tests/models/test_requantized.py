@@ -20,10 +20,10 @@ CONFIG = small_config(hidden_size=256, intermediate_size=256, num_hidden_layers=
 
 @pytest.mark.unit
 def test_what_requantizing_costs_is_measured_and_said(tmp_path: Path) -> None:
-    def kind(name: str) -> str:
+    def weight_type(name: str) -> str:
         return "Q6_K" if "mlp" in name else "Q4_0" if "self_attn" in name else "F16"
 
-    meant = write_gguf(tmp_path / "m.gguf", CONFIG, random_arrays(CONFIG), kind)
+    meant = write_gguf(tmp_path / "m.gguf", CONFIG, random_arrays(CONFIG), weight_type)
     checkpoint = Checkpoint.open(tmp_path / "m.gguf")
     model = LLaMAModel.from_pretrained(checkpoint, quantize="auto")
     (remark,) = checkpoint.remarks
@@ -52,16 +52,18 @@ def test_full_precision_that_becomes_4_bit_is_what_was_asked_for(tmp_path: Path)
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize(("kind", "value"), [("F32", np.nan), ("F16", np.inf), ("BF16", np.nan), ("Q8_0", np.nan)])
-def test_weights_that_are_no_numbers_are_named_with_their_type(kind: str, value: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weight_type", "value"), [("F32", np.nan), ("F16", np.inf), ("BF16", np.nan), ("Q8_0", np.nan)]
+)
+def test_weights_that_are_no_numbers_are_named_with_their_type(weight_type: str, value: float, tmp_path: Path) -> None:
     arrays = random_arrays(CONFIG)
     arrays["model.layers.0.mlp.up_proj.weight"][3, 32] = value
     with np.errstate(all="ignore"):
-        write_gguf(tmp_path / "m.gguf", CONFIG, arrays, lambda name: kind if "up_proj" in name else "F32")
-    at = rf"m\.gguf: the tensor blk\.0\.ffn_up\.weight of type {kind}"
+        write_gguf(tmp_path / "m.gguf", CONFIG, arrays, lambda name: weight_type if "up_proj" in name else "F32")
+    at = rf"m\.gguf: the tensor blk\.0\.ffn_up\.weight of type {weight_type}"
     with pytest.raises(FormatError, match=rf"{at} is -?(nan|inf) at \[3, \d+\], expected finite weights"):
         LLaMAModel.from_pretrained(tmp_path / "m.gguf")
-    if kind == "BF16":  # mapped as it is stored
+    if weight_type == "BF16":  # mapped as it is stored
         with pytest.raises(FormatError, match=rf"{at} is nan at \[3, 32\], expected finite weights"):
             LLaMAModel.from_pretrained(tmp_path / "m.gguf", dtype="auto")
     with pytest.raises(FormatError, match=rf"{at} cannot become nf4: .*(nan|inf)"):

@@ -97,7 +97,7 @@ def test_greedy_continuation_makes_sense(model: LLaMAModel, checkpoint: Checkpoi
     assert len(answer) < 24  # and the model says when it is done
 
 
-def test_auto_keeps_the_files_own_codes(model: LLaMAModel, reader: gguf.GGUFReader) -> None:
+def test_auto_keeps_the_files_own_values(model: LLaMAModel, reader: gguf.GGUFReader) -> None:
     stored = {tensor.name: tensor for tensor in reader.tensors}
     quantized = {n: w for n, w in model.named_parameters() if isinstance(w, QuantizedTensor)}
     embedding = quantized.pop("model.embed_tokens.weight")

@@ -17,24 +17,24 @@ from tests.edges.llama_cpp import log_softmax
 from .builders import random_arrays, small_config
 
 CONFIG = small_config(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=256, num_hidden_layers=1)
-KINDS = [row.gguf_name for row in WEIGHT_TYPES.values() if row.is_quantized and row.gguf_name is not None]
-every_kind = pytest.mark.parametrize("kind", KINDS)
+TYPES = [row.gguf_name for row in WEIGHT_TYPES.values() if row.is_quantized and row.gguf_name is not None]
+every_type = pytest.mark.parametrize("weight_type", TYPES)
 
 
-def file_of(kind: str, folder: Path) -> Path:
+def file_of(weight_type: str, folder: Path) -> Path:
     """A model whose decoder linears have this type."""
     return write_model(
         folder / "model.gguf",
         config=CONFIG,
         weights=random_arrays(CONFIG, std=0.05),
-        kind=lambda name: kind if name.endswith("_proj.weight") else "F32",
+        kind=lambda name: weight_type if name.endswith("_proj.weight") else "F32",
     )
 
 
 @pytest.mark.unit
-@every_kind
-def test_kept_values_give_the_bits_of_their_float32_copy(kind: str, tmp_path: Path) -> None:
-    path = file_of(kind, tmp_path)
+@every_type
+def test_values_of_the_file_give_the_bits_of_their_float32_copy(weight_type: str, tmp_path: Path) -> None:
+    path = file_of(weight_type, tmp_path)
     tokens = np.array([PROMPTS[2]])
     found = []
     for quantize in ("auto", None):
@@ -50,9 +50,9 @@ def test_kept_values_give_the_bits_of_their_float32_copy(kind: str, tmp_path: Pa
 
 
 @pytest.mark.peers
-@every_kind
-def test_llama_cpp_agrees(kind: str, tmp_path: Path) -> None:
-    path = file_of(kind, tmp_path)
+@every_type
+def test_llama_cpp_agrees(weight_type: str, tmp_path: Path) -> None:
+    path = file_of(weight_type, tmp_path)
     model = LLaMAModel.from_pretrained(path, quantize="auto")
     with no_grad():
         ours = [log_softmax(model(np.array([prompt])).numpy()[0, -1]) for prompt in PROMPTS]

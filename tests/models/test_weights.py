@@ -40,7 +40,7 @@ from .builders import (
     write_hf,
 )
 
-GGUF_TYPES = ["F32", "F16", *(kind.name for kind in gguf.quants._type_traits)]
+GGUF_TYPES = ["F32", "F16", *(type_name.name for type_name in gguf.quants._type_traits)]
 DECODER_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -54,11 +54,11 @@ def is_decoder_linear(name: str) -> bool:
 
 # ---------------------------------------------------------------------- GGUF
 @pytest.mark.unit
-@pytest.mark.parametrize("kind", GGUF_TYPES)
-def test_every_type_that_gguf_dequantizes_loads_exactly(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("type_name", GGUF_TYPES)
+def test_every_type_that_gguf_dequantizes_loads_exactly(type_name: str, tmp_path: Path) -> None:
     config = small_config(vocab_size=8, hidden_size=256, intermediate_size=256, num_hidden_layers=1)
     path = tmp_path / "model.gguf"
-    expected = write_gguf(path, config, random_arrays(config), kind)
+    expected = write_gguf(path, config, random_arrays(config), type_name)
     model = load(path)
     assert_same(weights_of(model), expected)
     assert all(weight.requires_grad for _, weight in model.named_parameters())
@@ -155,14 +155,14 @@ def test_auto_keeps_the_values_of_the_file_and_makes_nf4_of_the_rest(
     path, _, arrays, meant = mixed
     model = load(path, quantize="auto")
     for name, weight in model.named_parameters():
-        kind = MIXED.get(name.split(".")[-2], "F32")
-        if not is_decoder_linear(name) and kind != "Q8_0":
+        type_name = MIXED.get(name.split(".")[-2], "F32")
+        if not is_decoder_linear(name) and type_name != "Q8_0":
             assert isinstance(weight, Tensor), name
             np.testing.assert_array_equal(weight.numpy(), meant[name])
-        elif gguf_weight_type(kind) is not None:
+        elif gguf_weight_type(type_name) is not None:
             assert isinstance(weight, QuantizedTensor), name
-            assert weight.weight_type == kind.lower()
-            blocks, _ = stored(arrays[name], kind)
+            assert weight.weight_type == type_name.lower()
+            blocks, _ = stored(arrays[name], type_name)
             assert weight.quantized_values.tobytes() == blocks.tobytes()
             np.testing.assert_array_equal(weight.dequantize(), meant[name])
         else:
@@ -188,16 +188,16 @@ def test_a_kept_block_with_a_scale_that_is_not_finite_is_named(tmp_path: Path) -
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(("quantize", "kind"), [("nf4", "nf4"), ("int4", "q4_1")])
+@pytest.mark.parametrize(("quantize", "type_name"), [("nf4", "nf4"), ("int4", "q4_1")])
 @pytest.mark.parametrize("double", [True, False])
 def test_a_forced_format_quantizes_every_block_linear_and_nothing_else(
-    quantize: str, kind: str, double: bool, mixed: tuple[Path, LLaMAConfig, Arrays, Arrays]
+    quantize: str, type_name: str, double: bool, mixed: tuple[Path, LLaMAConfig, Arrays, Arrays]
 ) -> None:
     path, _, _, meant = mixed
     model = load(path, quantize=quantize, double_quantization=double)
     for name, weight in model.named_parameters():
         if is_decoder_linear(name):
-            assert (weight.weight_type, weight.double_quantized) == (kind, double and kind == "nf4"), name
+            assert (weight.weight_type, weight.double_quantized) == (type_name, double and type_name == "nf4"), name
             expected = QuantizedTensor.quantize(meant[name], quantize, double_quantization=double)
             np.testing.assert_array_equal(weight.dequantize(), expected.dequantize())
         else:
@@ -308,10 +308,12 @@ def test_int16_holds_every_matrix_and_the_model_still_answers(tied: bool, tmp_pa
 def test_a_4_bit_base_beside_int16_and_rows_that_fit_neither(tmp_path: Path) -> None:
     config = small_config()  # down_proj has 96 columns
     write_hf(tmp_path, config, random_arrays(config))
-    kinds = {name: weight.dtype for name, weight in load(tmp_path, dtype="int16", quantize="nf4").named_parameters()}
-    assert kinds["model.embed_tokens.weight"] == kinds["lm_head.weight"] == "int16"
-    assert kinds["model.layers.0.self_attn.q_proj.weight"] == "nf4"
-    assert kinds["model.layers.0.mlp.down_proj.weight"] == "float32"
+    type_names = {
+        name: weight.dtype for name, weight in load(tmp_path, dtype="int16", quantize="nf4").named_parameters()
+    }
+    assert type_names["model.embed_tokens.weight"] == type_names["lm_head.weight"] == "int16"
+    assert type_names["model.layers.0.self_attn.q_proj.weight"] == "nf4"
+    assert type_names["model.layers.0.mlp.down_proj.weight"] == "float32"
 
 
 @pytest.mark.unit

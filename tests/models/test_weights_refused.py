@@ -156,7 +156,7 @@ def test_a_tensor_that_belongs_to_no_layer_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64])
-def test_integer_codes_are_never_taken_for_weights(dtype: Any, tmp_path: Path) -> None:
+def test_integers_are_never_taken_for_weights(dtype: Any, tmp_path: Path) -> None:
     config = small_config()
     arrays = random_arrays(config)
     name = "model.layers.0.mlp.up_proj.weight"
