@@ -4,7 +4,7 @@ cdef bint is_recording() noexcept
 cdef bint wants_grad(Tensor t) noexcept
 cdef object save_for_backward(Tensor x)
 cdef Tensor saved_tensor(object saved)
-cdef bint leaves_out_product(Tensor out) noexcept
+cdef bint needs_output(Tensor out) noexcept
 cdef Tensor record(Tensor out, Node node, tuple inputs)
 cdef bint takes_grad(object node) noexcept
 cdef Tensor grad_buffer(Node node, bint* accumulate)

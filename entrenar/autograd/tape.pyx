@@ -13,7 +13,7 @@ from entrenar._kernels.elementwise cimport add_to
 from entrenar.autograd.tensor cimport (
     Node, Tensor, alias, as_tensor, check_float32, gradients_lock, leaf_node, new_gradient, new_like, same_shape,
     set_node_shape,
-    set_unread_product, unread_product,
+    set_unused_linear, unused_linear,
 )
 
 from entrenar.autograd import random
@@ -23,11 +23,11 @@ cdef extern from *:
     """
     static _Thread_local int recording_off = 0;
     static _Thread_local int tracing = 0;  // a checkpointed function runs: its linears are numbered
-    static _Thread_local unsigned int last_product = 0, first_product = 0, unneeded_product = 0;
+    static _Thread_local unsigned int last_linear = 0, first_linear = 0, skipped_linear = 0;
     """
     int recording_off
     bint tracing
-    unsigned int last_product, first_product, unneeded_product
+    unsigned int last_linear, first_linear, skipped_linear
 
 cdef unsigned long long last_sequence = 0
 cdef unsigned long long last_walk = 0
@@ -260,7 +260,7 @@ cdef class CheckpointNode(Node):
     cdef object recompute_fn
     cdef tuple arguments
     cdef object random_state
-    cdef unsigned int unneeded_product  # the linear whose value only the output needs, from 1; 0 where there is none
+    cdef unsigned int skipped_linear  # the linear whose value only the output needs, from 1; 0 where there is none
 
     cdef int backward(self, Tensor grad) except -1:
         tensors = {id(item): item for item in self.arguments if isinstance(item, Tensor)}
@@ -275,18 +275,18 @@ cdef class CheckpointNode(Node):
     cdef int replay(self, Tensor grad, list arguments) except -1:
         cdef Tensor out
         cdef unsigned long long since = last_sequence
-        cdef unsigned int unread = 0
+        cdef unsigned int unused = 0
         now = random.get_state()
         random.set_state(self.random_state)
         try:
             with enable_grad():
-                out = traced(self.recompute_fn, arguments, self.unneeded_product, &unread)
+                out = traced(self.recompute_fn, arguments, self.skipped_linear, &unused)
         finally:
             random.set_state(now)
         if not same_shape(out, grad):
             raise GraphError(f"checkpoint: the function gave shape {out.shape} when run again, and {grad.shape} "
                              "before.")
-        if self.unneeded_product != 0 and unread != self.unneeded_product:
+        if self.skipped_linear != 0 and unused != self.skipped_linear:
             raise GraphError("checkpoint: the function made other operations when run again; it must depend on its "
                              "arguments and the random state alone.")
         if out.node is None:
@@ -297,36 +297,36 @@ cdef class CheckpointNode(Node):
         return _walk(nodes)
 
 
-cdef bint leaves_out_product(Tensor out) noexcept:
-    """Whether a linear need not compute its `out`: checkpoint runs a function again, and nothing reads this value."""
-    global last_product
+cdef bint needs_output(Tensor out) noexcept:
+    """Whether a linear must compute its `out`: not where checkpoint recomputes and nothing reads this value."""
+    global last_linear
     if not tracing:
-        return False
-    last_product += 1
-    out.product = last_product
-    set_unread_product(last_product)
-    return last_product - first_product == unneeded_product
+        return True
+    last_linear += 1
+    out.last_linear = last_linear
+    set_unused_linear(last_linear)
+    return last_linear - first_linear != skipped_linear
 
 
-cdef Tensor traced(object function, object args, unsigned int unneeded, unsigned int* unread):
-    """function(*args) without the value of its linear number `unneeded` (from 1; 0 for none).
+cdef Tensor traced(object function, object args, unsigned int skipped, unsigned int* unused):
+    """function(*args) without the value of its linear number `skipped` (from 1; 0 for none).
 
-    `unread` is the number of the newest linear whose value nothing read but additions and reshapes into the result.
+    `unused` is the number of the newest linear whose value nothing read but additions and reshapes into the result.
     """
-    global tracing, first_product, unneeded_product
+    global tracing, first_linear, skipped_linear
     cdef bint tracing_before = tracing
-    cdef unsigned int first_before = first_product, unneeded_before = unneeded_product
-    tracing, first_product, unneeded_product = True, last_product, unneeded
-    set_unread_product(0)
+    cdef unsigned int first_before = first_linear, skipped_before = skipped_linear
+    tracing, first_linear, skipped_linear = True, last_linear, skipped
+    set_unused_linear(0)
     try:
         result = function(*args)
         if not isinstance(result, Tensor):
             raise GraphError(f"checkpoint: the function must return one Tensor, not {type(result).__name__}.")
-        if (<Tensor> result).product != 0 and (<Tensor> result).product == unread_product():
-            unread[0] = (<Tensor> result).product - first_product
+        if (<Tensor> result).last_linear != 0 and (<Tensor> result).last_linear == unused_linear():
+            unused[0] = (<Tensor> result).last_linear - first_linear
     finally:
-        tracing, first_product, unneeded_product = tracing_before, first_before, unneeded_before
-        set_unread_product(0)  # what an outer checkpoint found may have been read inside
+        tracing, first_linear, skipped_linear = tracing_before, first_before, skipped_before
+        set_unused_linear(0)  # what an outer checkpoint found may have been read inside
     return <Tensor> result
 
 
@@ -339,20 +339,20 @@ def checkpoint(function, *args):
     function's output: where that is a linear's output, or a sum with it (a residual layer), the second run leaves that
     product out. Raises GraphError where the function returns no Tensor or is another one when run again.
     """
-    cdef unsigned int unread = 0
+    cdef unsigned int unused = 0
     cdef Tensor out
     cdef CheckpointNode node
     if not callable(function):
         raise GraphError(f"checkpoint: needs a function, not {type(function).__name__}.")
     if recording_off:
         result = function(*args)
-        set_unread_product(0)  # as where it is recorded
+        set_unused_linear(0)  # as where it is recorded
         return result
     random_state = random.get_state()
     with no_grad():
-        out = alias(traced(function, args, 0, &unread))
+        out = alias(traced(function, args, 0, &unused))
     node = CheckpointNode.__new__(CheckpointNode)
-    node.unneeded_product = unread
+    node.skipped_linear = unused
     node.recompute_fn, node.arguments, node.random_state = function, args, random_state
     return record(out, node, tuple([item if isinstance(item, Tensor) else None for item in args]))
 

@@ -40,9 +40,9 @@ cdef class AccumulateGrad(Node):
 cdef class Tensor:
     cdef float* data
     cdef readonly int ndim
-    cdef int kind  # FLOAT32 or BFLOAT16
+    cdef int weight_type  # FLOAT32 or BFLOAT16
     cdef bint needs_grad
-    cdef unsigned int product  # the newest linear whose value is only copied or added into this one; see checkpoint
+    cdef unsigned int last_linear  # the newest linear whose value is only copied or added into this one; see checkpoint
     cdef Py_ssize_t dims[MAX_DIMS]
     cdef Py_ssize_t strides_bytes[MAX_DIMS]
     cdef readonly Py_ssize_t size
@@ -69,7 +69,7 @@ cdef bint checked_flag(object value, str op, str name) except -1
 cdef object checked_array(object values, str op, str name)
 cdef object gradients_lock()
 cdef void note_read(Tensor t) noexcept
-cdef unsigned int unread_product() noexcept
-cdef void set_unread_product(unsigned int number) noexcept
+cdef unsigned int unused_linear() noexcept
+cdef void set_unused_linear(unsigned int number) noexcept
 cdef bint same_shape(Tensor a, Tensor b) noexcept
 cdef str shape_str(Tensor t)

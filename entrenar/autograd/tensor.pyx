@@ -27,14 +27,14 @@ cdef extern from "allocator.h" nogil:
 
 cdef extern from *:
     """
-    static _Thread_local unsigned int unread = 0;
+    static _Thread_local unsigned int newest_unused = 0;
 
     // What the collector does to a cycle: every attribute of the object that is an object becomes None.
     static void clear_attributes(PyObject *object) {
         if (Py_TYPE(object)->tp_clear) Py_TYPE(object)->tp_clear(object);
     }
     """
-    unsigned int unread
+    unsigned int newest_unused
     void clear_attributes(object)
 
 cdef double MAX_BYTES = 2.0 ** 62
@@ -133,7 +133,7 @@ builtin_sum = sum
 
 cdef inline int _set_shape(Tensor t, int ndim, const Py_ssize_t* dims) except -1:
     cdef int i
-    cdef Py_ssize_t stride = 2 if t.kind == BFLOAT16 else 4
+    cdef Py_ssize_t stride = 2 if t.weight_type == BFLOAT16 else 4
     cdef double bytes = stride  # a product that wrapped around would look small
     t.ndim = ndim
     t.size = 1
@@ -148,11 +148,11 @@ cdef inline int _set_shape(Tensor t, int ndim, const Py_ssize_t* dims) except -1
     return 0
 
 
-cdef Tensor _allocate_tensor(int kind, int ndim, const Py_ssize_t* dims):
+cdef Tensor _allocate_tensor(int weight_type, int ndim, const Py_ssize_t* dims):
     cdef Tensor t = Tensor.__new__(Tensor)
-    t.kind = kind
+    t.weight_type = weight_type
     _set_shape(t, ndim, dims)
-    t.storage = _allocate(<size_t> t.size * (2 if kind == BFLOAT16 else 4))
+    t.storage = _allocate(<size_t> t.size * (2 if weight_type == BFLOAT16 else 4))
     t.data = <float*> t.storage.memory
     return t
 
@@ -196,7 +196,7 @@ cdef Tensor alias(Tensor t):
 cdef Tensor alias_as(Tensor t, int ndim, const Py_ssize_t* dims):
     """The same memory under another shape of the same size, without the graph."""
     cdef Tensor a = Tensor.__new__(Tensor)
-    a.kind = t.kind
+    a.weight_type = t.weight_type
     _set_shape(a, ndim, dims)
     a.storage = t.storage
     a.data = t.data
@@ -254,7 +254,7 @@ cdef object checked_array(object values, str op, str name):
 
 cdef Tensor check_dtype(Tensor t, str op, str name):
     """t, which must be float32; its value is not read."""
-    if t.kind != FLOAT32:
+    if t.weight_type != FLOAT32:
         raise ConfigError(f"{op}: {name} is bfloat16, which is a storage type of frozen weights only; pass float32.")
     return t
 
@@ -268,18 +268,18 @@ cdef Tensor check_float32(Tensor t, str op, str name):
 
 cdef void note_read(Tensor t) noexcept:
     """Tell checkpoint that the value of t is needed."""
-    if t.product != 0 and t.product == unread:
-        set_unread_product(0)
+    if t.last_linear != 0 and t.last_linear == newest_unused:
+        set_unused_linear(0)
 
 
-cdef unsigned int unread_product() noexcept:
+cdef unsigned int unused_linear() noexcept:
     """The number of this thread's newest linear whose value nothing has read; 0 where there is none."""
-    return unread
+    return newest_unused
 
 
-cdef void set_unread_product(unsigned int number) noexcept:
-    global unread
-    unread = number
+cdef void set_unused_linear(unsigned int number) noexcept:
+    global newest_unused
+    newest_unused = number
 
 
 cdef bint same_shape(Tensor a, Tensor b) noexcept:
@@ -314,7 +314,7 @@ cdef Tensor _wrap_array(object array):
         raise ShapeError(f"A tensor has at most {MAX_DIMS} axes, not {array.ndim}.")
     for i in range(array.ndim):
         dims[i] = array.shape[i]
-    t.kind = FLOAT32 if array.dtype == np.float32 else BFLOAT16
+    t.weight_type = FLOAT32 if array.dtype == np.float32 else BFLOAT16
     _set_shape(t, array.ndim, dims)
     t.storage = Storage.__new__(Storage)
     t.storage.owner = (array, _references(array))
@@ -363,9 +363,9 @@ cdef class Tensor:
         except MemoryError as error:
             raise MemoryBudgetError(f"A tensor could not be allocated: {error}.") from None
         t = _wrap_array(np.ascontiguousarray(array).reshape(array.shape))
-        new = _allocate_tensor(t.kind, t.ndim, t.dims)
+        new = _allocate_tensor(t.weight_type, t.ndim, t.dims)
         memcpy(new.data, t.data, <size_t> t.nbytes)
-        self.kind = t.kind
+        self.weight_type = t.weight_type
         _set_shape(self, t.ndim, t.dims)
         self.storage = new.storage
         self.data = new.data
@@ -419,12 +419,12 @@ cdef class Tensor:
     @property
     def nbytes(self):
         """Bytes of the elements."""
-        return self.size * (2 if self.kind == BFLOAT16 else 4)
+        return self.size * (2 if self.weight_type == BFLOAT16 else 4)
 
     @property
     def dtype(self):
         """'float32' or 'bfloat16'."""
-        return "bfloat16" if self.kind == BFLOAT16 else "float32"
+        return "bfloat16" if self.weight_type == BFLOAT16 else "float32"
 
     @property
     def is_leaf(self):
@@ -441,7 +441,7 @@ cdef class Tensor:
         cdef bint wanted = checked_flag(value, "Tensor", "requires_grad")
         if not self.is_leaf:
             raise GraphError("requires_grad can be set on leaves only; this tensor was computed: use detach().")
-        if wanted and self.kind == BFLOAT16:
+        if wanted and self.weight_type == BFLOAT16:
             raise ConfigError("A bfloat16 tensor is storage of a frozen weight and has no gradient; use float32.")
         self.needs_grad = wanted
         if wanted or self.node is not None:
@@ -477,7 +477,7 @@ cdef class Tensor:
     def numpy(self):
         """The elements as a NumPy array that shares this tensor's memory (bfloat16 through ml_dtypes)."""
         array = np.asarray(memoryview(self))
-        return array.view(_bfloat16()) if self.kind == BFLOAT16 else array
+        return array.view(_bfloat16()) if self.weight_type == BFLOAT16 else array
 
     def item(self):
         """The only element as a Python float; a ShapeError where there are more."""
@@ -515,10 +515,10 @@ cdef class Tensor:
         view.obj = self
         view.len = self.nbytes
         view.readonly = self.storage.readonly
-        view.itemsize = 2 if self.kind == BFLOAT16 else 4
+        view.itemsize = 2 if self.weight_type == BFLOAT16 else 4
         view.format = NULL
         if flags & PyBUF_FORMAT:
-            view.format = b"H" if self.kind == BFLOAT16 else b"f"
+            view.format = b"H" if self.weight_type == BFLOAT16 else b"f"
         view.ndim = self.ndim
         view.shape = self.dims
         view.strides = self.strides_bytes
@@ -549,7 +549,7 @@ cdef class Tensor:
         body = np.array2string(self.numpy(), precision=4, separator=", ", threshold=20, prefix="Tensor(")
         extra = ", requires_grad=True" if self.is_leaf and self.needs_grad else ""
         extra += f", grad_fn={type(self.node).__name__}" if not self.is_leaf else ""
-        extra += ", dtype=bfloat16" if self.kind == BFLOAT16 else ""
+        extra += ", dtype=bfloat16" if self.weight_type == BFLOAT16 else ""
         return f"Tensor({body}{extra})"
 
     def __reduce__(self):

@@ -15,9 +15,9 @@ from entrenar.errors import MemoryBudgetError, ShapeError
 
 
 cdef int _check(Tensor p, Tensor t, str name) except -1:
-    if p is None or p.kind != FLOAT32:
+    if p is None or p.weight_type != FLOAT32:
         raise ShapeError(f"An optimizer updates float32 tensors, not {'none' if p is None else p.dtype}.")
-    if t is None or t.kind != FLOAT32 or not same_shape(p, t):
+    if t is None or t.weight_type != FLOAT32 or not same_shape(p, t):
         raise ShapeError(f"An optimizer step needs a float32 {name} of the parameter's shape {p.shape}, not "
                          f"{'none' if t is None else (t.dtype, t.shape)}.")
     return 0

@@ -126,7 +126,7 @@ cdef Tensor _binary(Binary op, object x, object y, str name):
         check_dtype(a, name, "the first operand")
         check_dtype(b, name, "the second operand")
         out = _new_broadcast(a, b, name)
-        out.product = a.product if a.product > b.product else b.product
+        out.last_linear = a.last_linear if a.last_linear > b.last_linear else b.last_linear
     else:
         check_float32(a, name, "the first operand")
         check_float32(b, name, "the second operand")

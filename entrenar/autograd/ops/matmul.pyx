@@ -28,7 +28,7 @@ from entrenar.autograd.random cimport next_stream, random_key
 from entrenar.autograd.ops.elementwise cimport add_rows
 from entrenar.autograd.ops.reduce cimport sum_to
 from entrenar.autograd.tape cimport (
-    grad_buffer, grad_pointer, leaves_out_product, record, save_for_backward, saved_tensor, takes_grad,
+    grad_buffer, grad_pointer, needs_output, record, save_for_backward, saved_tensor, takes_grad,
     wants_grad,
 )
 from entrenar.autograd.tensor cimport (
@@ -67,7 +67,7 @@ cdef int matrix_view_of(object weight, str op, matrix_view* s, Py_ssize_t* n, Py
     n[0] = t.dims[0]
     k[0] = t.dims[1]
     s[0] = f32_view(t.data, k[0], k[0])
-    if t.kind == BFLOAT16:
+    if t.weight_type == BFLOAT16:
         s.type = WEIGHT_BF16
     return 0
 
@@ -156,7 +156,7 @@ cdef int products_of(Tensor x, list weights, list biases, list outputs, str op) 
         operands[i].c = out.data
         operands[i].b = &views[i]
         operands[i].n = n
-    if count == 1 and leaves_out_product(out):
+    if count == 1 and not needs_output(out):
         memset(out.data, 0, <size_t> out.nbytes)
         return 0
     with nogil:
@@ -443,24 +443,24 @@ cdef class MatmulNode(Node):
             self.operand(grad, self.inputs[1], self.a, False)
         return 0
 
-    cdef int operand(self, Tensor grad, Node target, Tensor other, bint left) except -1:
+    cdef int operand(self, Tensor grad, Node target, Tensor other, bint is_a) except -1:
         """dA (m, k) = dC B^T, or dB (k, n) = A^T dC; a broadcast matrix gets the sum over the batch in order."""
         cdef bint accumulate
         cdef Tensor out = grad_buffer(target, &accumulate)
         cdef Py_ssize_t m = grad.dims[grad.ndim - 2], n = grad.dims[grad.ndim - 1], i, at, other_at
-        cdef Py_ssize_t k = other.dims[other.ndim - 2] if left else other.dims[other.ndim - 1]
+        cdef Py_ssize_t k = other.dims[other.ndim - 2] if is_a else other.dims[other.ndim - 1]
         cdef matrix_view g, o
         cdef int status = 0
         if not accumulate:
             for i in range(out.size):
                 out.data[i] = 0.0
         for i in range(self.batch.count if grad.size and out.size else 0):
-            if left:
+            if is_a:
                 offsets(&self.batch, i, &at, &other_at)
             else:
                 offsets(&self.batch, i, &other_at, &at)
             g = f32_view(grad.data + i * m * n, n, n)
-            if left:
+            if is_a:
                 o = f32_view(other.data + other_at, n, n)
                 with nogil:
                     status |= gemm(NT, out.data + at, &g, &o, m, k, n, True)
@@ -508,21 +508,21 @@ def matmul(a, b):
     float32 only (a weight of another type goes through `linear`). Raises ShapeError, naming both shapes, where they
     do not fit.
     """
-    cdef Tensor left = check_float32(as_tensor(a), "matmul", "a"), right = check_float32(as_tensor(b), "matmul", "b")
-    if left.ndim == 0 or right.ndim == 0:
-        raise ShapeError(f"matmul: {left.shape} and {right.shape} do not fit: a scalar has no rows or columns; use "
+    cdef Tensor ta = check_float32(as_tensor(a), "matmul", "a"), tb = check_float32(as_tensor(b), "matmul", "b")
+    if ta.ndim == 0 or tb.ndim == 0:
+        raise ShapeError(f"matmul: {ta.shape} and {tb.shape} do not fit: a scalar has no rows or columns; use "
                          "mul.")
-    if left.ndim > 1 and right.ndim > 1:
-        return product(left, right)
+    if ta.ndim > 1 and tb.ndim > 1:
+        return product(ta, tb)
     from entrenar.autograd.ops.shape import reshape
-    row = reshape(left, (1,) + left.shape) if left.ndim == 1 else left
-    column = reshape(right, right.shape + (1,)) if right.ndim == 1 else right
+    row = reshape(ta, (1,) + ta.shape) if ta.ndim == 1 else ta
+    column = reshape(tb, tb.shape + (1,)) if tb.ndim == 1 else tb
     if (<Tensor> row).dims[(<Tensor> row).ndim - 1] != (<Tensor> column).dims[(<Tensor> column).ndim - 2]:
-        raise ShapeError(f"matmul: {left.shape} and {right.shape} do not fit.")
+        raise ShapeError(f"matmul: {ta.shape} and {tb.shape} do not fit.")
     out = product(row, column)
     shape = list(out.shape)
-    if left.ndim == 1:
+    if ta.ndim == 1:
         del shape[-2]
-    if right.ndim == 1:
+    if tb.ndim == 1:
         del shape[-1]
     return reshape(out, tuple(shape))

@@ -68,7 +68,7 @@ def reshape(x, shape):
     if size != a.size or (unknown >= 0 and dims[unknown] < 0):
         raise ShapeError(f"reshape: shape {shape_str(a)} has {a.size} elements, which do not fit shape {shape}.")
     out = alias_as(a, len(shape), dims)
-    out.product = a.product
+    out.last_linear = a.last_linear
     if wants_grad(a):
         record(out, ReshapeNode.__new__(ReshapeNode), (a,))
     return out
