@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "entrenar"
 FOLDERS = ("entrenar", "tests", "fuzz", "scripts", "examples", "benchmarks", "configs", "docs", ".ci")
 TEXT = {".py", ".pyx", ".pxd", ".pyi", ".c", ".h", ".toml", ".md", ".sh", ".yml", ".yaml", ".cfg", ""}
-MADE = {"__pycache__", "corpus", "crashes", "outputs"}
+MADE = {"__pycache__", "corpus", "crashes", "outputs", ".git"}  # .git is a file in a worktree
 
 
 def files(*suffixes: str, under: tuple[str, ...] = FOLDERS) -> list[Path]:

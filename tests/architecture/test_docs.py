@@ -55,8 +55,8 @@ def is_path(mention: str) -> bool:
 
 
 def exists(mention: str, page: Path) -> bool:
-    """In the checkout or the package, from the page's folder, or as the name of a file anywhere."""
-    if any(
+    """In the checkout or the package, from the page's folder, as the name of a file anywhere, or made by a run."""
+    if mention in MADE_BY_RUNS or any(
         (base / mention).exists() for base in (ROOT, ROOT / "entrenar", ROOT / "entrenar" / "_kernels", page.parent)
     ):
         return True

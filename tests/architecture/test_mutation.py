@@ -73,9 +73,9 @@ MUTANTS = [
         "tests/adapters/test_lora.py",
     ),
     Mutant(
-        "models/config.py",
-        'v_proj.weight": (kv_size, hidden)',
-        'v_proj.weight": (q_size, hidden)',
+        "models/decoder.py",
+        'v_proj", (kv_size, hidden)',
+        'v_proj", (q_size, hidden)',
         "tests/models/test_config.py",
         "parameters",
     ),
@@ -87,11 +87,18 @@ MUTANTS = [
     ),
     Mutant("train/trainer.py", "divisor=trained)", "divisor=batch.trained_tokens)", "tests/train/test_trainer.py"),
     Mutant(
-        "train/checkpoint.py",
-        'trainer.schedule.load_state_dict(state["schedule"])',
+        "train/trainer.py",
+        'self.schedule.load_state_dict(values["schedule"])',
         "pass",
         "tests/train/test_checkpoint.py",
         "continues_to_the_bits",
+    ),
+    Mutant(
+        "train/checkpoint.py",
+        "for path in steps_in(directory.parent)[keep:]:",
+        "for path in steps_in(directory.parent)[keep + 1 :]:",
+        "tests/train/test_checkpoint.py",
+        "newest_checkpoints_are_kept",
     ),
     Mutant(
         "autograd/gradcheck.py",

@@ -201,6 +201,7 @@ def refused_or_right(make: Callable[[], tuple[Callable[..., Any], tuple[Any, ...
     return [line for line in found if line is not None]
 
 
+@pytest.mark.unit
 def test_every_public_name_is_swept() -> None:
     named = {name for name in autograd.__all__ if callable(getattr(autograd, name))} | set(optim.__all__)
     swept = set(OPERATIONS) | set(METHODS)
