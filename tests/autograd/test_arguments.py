@@ -143,7 +143,7 @@ def methods() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "set_step": (random.set_step, (0,)),
         "set_state": (random.set_state, (random.get_state(),)),
         "philox": (random.philox, ((0, 0, 0, 0), (0, 0))),
-        "linear with codes": (autograd.linear, (Tensor(np.ones((1, 64))), quantized)),
+        "linear with a quantized weight": (autograd.linear, (Tensor(np.ones((1, 64))), quantized)),
         "set_matmul_precision": (entrenar.set_matmul_precision, ("highest",)),
         "SGD": (lambda *a: optim.SGD(*a), ([x], 0.1)),
         "Adam": (lambda *a: optim.Adam(*a), ([x], 0.1)),

@@ -185,8 +185,8 @@ def test_backward_from_the_middle_leaves_the_rest_of_the_graph_alone() -> None:
 @pytest.mark.unit
 def test_a_second_backward_on_a_freed_graph_says_so_and_adds_nothing() -> None:
     x, w = leaf(1.0, 2.0), leaf(5.0)
-    trunk = x * 3.0
-    first, second = trunk.sum(), (trunk * w).sum()
+    shared = x * 3.0
+    first, second = shared.sum(), (shared * w).sum()
     first.backward()
     message = "an earlier backward freed; run the forward pass again before a second backward"
     with pytest.raises(GraphError, match=message):
@@ -199,8 +199,8 @@ def test_a_second_backward_on_a_freed_graph_says_so_and_adds_nothing() -> None:
 @pytest.mark.unit
 def test_two_losses_over_one_trunk_go_through_their_sum() -> None:
     x = leaf(1.0, 2.0)
-    trunk = x * 3.0
-    (trunk.sum() + (trunk * trunk).sum()).backward()
+    shared = x * 3.0
+    (shared.sum() + (shared * shared).sum()).backward()
     assert x.grad.tolist() == [3 + 2 * 9 * 1, 3 + 2 * 9 * 2]
 
 
@@ -242,9 +242,9 @@ def test_a_failed_walk_frees_its_graph_so_that_no_half_sum_survives() -> None:
             raise RuntimeError("second call")
         return t * 1.0
 
-    trunk = x * 3.0
-    other = trunk * 5.0
-    loss = checkpoint(fails_later, trunk) + trunk  # trunk holds the gradient of `+ trunk` when the block fails
+    shared = x * 3.0
+    other = shared * 5.0
+    loss = checkpoint(fails_later, shared) + shared  # shared holds the gradient of `+ shared` when the block fails
     with pytest.raises(RuntimeError, match="second call"):
         loss.backward()
     with pytest.raises(GraphError, match="freed"):
