@@ -9,3 +9,4 @@ cdef class QuantizedTensor:
     cdef readonly object scales
     cdef readonly object quantized_scales
     cdef readonly object scale_map
+    cdef list references           # weak, so that NumPy does not resize those arrays

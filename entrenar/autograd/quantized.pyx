@@ -12,6 +12,7 @@ from entrenar._kernels.partition cimport ceil_div
 from entrenar._kernels.quantize cimport check_rows, dequantize_rows, dequantize_run, quantize_rows, quantize_scales
 from entrenar._kernels.simd.matrix_view cimport matrix_view
 from entrenar._kernels.simd.weights.types cimport INT16_LIMIT, QUANTIZE_NOT_FINITE, QUANTIZE_OUT_OF_RANGE
+from entrenar.autograd.arguments cimport unresized
 from entrenar.autograd.tensor cimport Tensor
 from entrenar.autograd.weight_types import float32_scaled, quantized_type
 from entrenar.errors import ConfigError, QuantizationError, ShapeError
@@ -97,6 +98,7 @@ cdef QuantizedTensor _assemble(object t, Py_ssize_t rows, Py_ssize_t columns, ob
     cdef Py_ssize_t stride = t.row_bytes(columns), blocks = rows * (columns // t.block_size)
     q.weight_type, q.rows, q.columns = t.name, rows, columns
     q.quantized_values = _expect(quantized_values, "quantized_values", np.uint8, rows * stride).reshape(rows, stride)
+    q.references = unresized(q.quantized_values)
     q.view.type = t.index
     q.view.data = _address(q.quantized_values)
     q.view.row_stride = stride
@@ -115,6 +117,7 @@ cdef QuantizedTensor _assemble(object t, Py_ssize_t rows, Py_ssize_t columns, ob
         blocks = ceil_div(blocks, t.scale_block)
     q.scales = _expect(scales, "scales", np.float32, blocks)
     q.view.scales = <const float*> _address(q.scales)
+    q.references += unresized(q.scales) + unresized(q.quantized_scales) + unresized(q.scale_map)
     return q
 
 

@@ -63,10 +63,6 @@ cdef Tensor alias_as(Tensor t, int ndim, const Py_ssize_t* dims)
 cdef Tensor as_tensor(object x)
 cdef Tensor check_dtype(Tensor t, str op, str name)
 cdef Tensor check_float32(Tensor t, str op, str name)
-cdef double checked_number(object value, str op, str name) except? -1
-cdef long long checked_integer(object value, str op, str name) except? -1
-cdef bint checked_flag(object value, str op, str name) except -1
-cdef object checked_array(object values, str op, str name)
 cdef object gradients_lock()
 cdef void note_read(Tensor t) noexcept
 cdef unsigned int unused_linear() noexcept

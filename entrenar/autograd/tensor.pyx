@@ -6,10 +6,10 @@ with NumPy through the buffer protocol and with other libraries through DLPack, 
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE
 from libc.string cimport memcpy
 
+from entrenar.autograd.arguments cimport checked_flag, unresized
+
 import os
-import weakref
 from gc import get_referents
-from operator import index as as_index
 from threading import RLock
 
 import numpy as np
@@ -215,43 +215,6 @@ cdef Tensor as_tensor(object x):
     return Tensor(x)
 
 
-cdef double checked_number(object value, str op, str name) except? -1:
-    """A finite or infinite number of Python or NumPy as a double."""
-    if type(value) is float:
-        return value
-    try:
-        if isinstance(value, (bool, str, bytes)) or (hasattr(value, "ndim") and value.ndim):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError, OverflowError, AttributeError):
-        raise ConfigError(f"{op}: {name} must be a number, not {value!r:.80}.") from None
-
-
-cdef long long checked_integer(object value, str op, str name) except? -1:
-    """An integer of Python or NumPy that fits 64 bits."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return as_index(value)
-    except (TypeError, OverflowError):
-        raise ConfigError(f"{op}: {name} must be an integer of at most 64 bits, not {value!r:.80}.") from None
-
-
-cdef bint checked_flag(object value, str op, str name) except -1:
-    """True or False of Python or NumPy, or the integers that stand for them."""
-    if not isinstance(value, (bool, np.bool_, int)):
-        raise ConfigError(f"{op}: {name} must be True or False, not {value!r:.80}.")
-    return bool(value)
-
-
-cdef object checked_array(object values, str op, str name):
-    """The values as an array of their own; ShapeError where they have no rectangular shape."""
-    try:
-        return np.array(values)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ShapeError(f"{op}: {name} must be a rectangular array: {error}.") from None
-
-
 cdef Tensor check_dtype(Tensor t, str op, str name):
     """t, which must be float32; its value is not read."""
     if t.weight_type != FLOAT32:
@@ -296,15 +259,6 @@ cdef str shape_str(Tensor t):
     return str(t.shape)
 
 
-cdef list _references(object array):
-    """Weak references to an array and to those that it is a view of: NumPy resizes no array that has one."""
-    found = []
-    while isinstance(array, np.ndarray):
-        found.append(weakref.ref(array))
-        array = array.base
-    return found
-
-
 cdef Tensor _wrap_array(object array):
     """A Tensor over the memory of a C-contiguous float32 or bfloat16 array."""
     cdef Tensor t = Tensor.__new__(Tensor)
@@ -317,7 +271,7 @@ cdef Tensor _wrap_array(object array):
     t.weight_type = FLOAT32 if array.dtype == np.float32 else BFLOAT16
     _set_shape(t, array.ndim, dims)
     t.storage = Storage.__new__(Storage)
-    t.storage.owner = (array, _references(array))
+    t.storage.owner = (array, unresized(array))
     t.storage.memory = <char*> <size_t> array.ctypes.data
     t.storage.readonly = not array.flags.writeable
     t.data = <float*> t.storage.memory
@@ -375,8 +329,9 @@ cdef class Tensor:
     def from_numpy(array, requires_grad=False):
         """A Tensor sharing the memory of a C-contiguous float32 (or ml_dtypes bfloat16) array; read-only stays so.
 
-        NumPy refuses to resize the array while the tensor lives. Raises ConfigError for another type or dtype,
-        ShapeError for an array that is not contiguous or not aligned.
+        NumPy refuses to resize the array while the tensor lives; what it cannot refuse, `array.__setstate__`, must not
+        be called. Raises ConfigError for another type or dtype, ShapeError for an array that is not contiguous or not
+        aligned.
         """
         if not isinstance(array, np.ndarray) or array.dtype not in (np.dtype(np.float32), _bfloat16()):
             found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__

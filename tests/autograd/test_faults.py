@@ -149,6 +149,33 @@ assert base.shape == (1000,)
 """)
 
 
+@pytest.mark.chaos
+def test_numpy_refuses_to_resize_what_a_quantized_matrix_reads() -> None:
+    run("""
+def whole(array):
+    return array if array.base is None else whole(array.base)
+
+own = QuantizedTensor.quantize(np.ones((4, 64), np.float32), "nf4")
+names = ("quantized_values", "scales", "quantized_scales", "scale_map")
+for make in (
+    lambda: QuantizedTensor.quantize(np.ones((4, 64), np.float32), "q4_0"),
+    lambda: QuantizedTensor.quantize(np.ones((4, 64), np.float32), "int16"),
+    lambda: QuantizedTensor.from_arrays({name: array.copy() for name, array in own.to_arrays().items()}, "nf4"),
+    lambda: own,
+):
+    q = make()
+    expected, held = q.dequantize(), [whole(array) for name in names if (array := getattr(q, name)) is not None]
+    for array in held:
+        try:
+            array.resize(1 << 20, refcheck=False)
+        except ValueError:
+            pass
+        else:
+            raise AssertionError("was resized")
+    assert np.array_equal(q.dequantize(), expected)
+""")
+
+
 # ---------------------------------------------------------------------------------- sizes of 0
 EMPTY = [
     "T(0, N).sum()",

@@ -10,9 +10,8 @@ from entrenar._kernels.activation cimport (
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.simd.activation cimport activation_backward, activation_forward
 from entrenar.autograd.tape cimport grad_buffer, grad_pointer, record, takes_grad, wants_grad
-from entrenar.autograd.tensor cimport (
-    Node, Tensor, alias, as_tensor, check_float32, checked_number, new_like, same_shape,
-)
+from entrenar.autograd.arguments cimport checked_number
+from entrenar.autograd.tensor cimport Node, Tensor, alias, as_tensor, check_float32, new_like, same_shape
 
 from entrenar.errors import ConfigError, ShapeError
 

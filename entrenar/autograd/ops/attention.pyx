@@ -9,20 +9,9 @@ from entrenar._kernels.attention cimport (
     Attention, AttentionGradients, Heads, Segment, attention_backward, attention_forward,
 )
 from entrenar.autograd.tape cimport add_grad, grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.arguments cimport checked_array, checked_flag, checked_integer, checked_number
 from entrenar.autograd.tensor cimport (
-    Node,
-    Tensor,
-    alias,
-    as_tensor,
-    check_float32,
-    checked_array,
-    checked_flag,
-    checked_integer,
-    checked_number,
-    new_like,
-    new_vector,
-    same_shape,
-    shape_str,
+    Node, Tensor, alias, as_tensor, check_float32, new_like, new_vector, same_shape, shape_str,
 )
 
 from entrenar.errors import ConfigError, GraphError, MemoryBudgetError, ShapeError

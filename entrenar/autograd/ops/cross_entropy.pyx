@@ -13,19 +13,9 @@ from entrenar.autograd.ops.embedding cimport checked_indices
 from entrenar.autograd.ops.matmul cimport check_scratch, checked_input, matrix_view_of
 from entrenar.autograd.quantized cimport QuantizedTensor
 from entrenar.autograd.tape cimport give_grad, grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.arguments cimport checked_integer, checked_number
 from entrenar.autograd.tensor cimport (
-    MAX_DIMS,
-    Node,
-    Tensor,
-    as_tensor,
-    check_float32,
-    checked_integer,
-    checked_number,
-    new_like,
-    new_matrix,
-    new_scalar,
-    new_tensor,
-    new_vector,
+    MAX_DIMS, Node, Tensor, as_tensor, check_float32, new_like, new_matrix, new_scalar, new_tensor, new_vector,
 )
 
 from entrenar.errors import ConfigError, NumericsError, ShapeError

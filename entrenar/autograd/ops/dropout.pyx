@@ -4,7 +4,8 @@ from libc.stdint cimport uint64_t
 from entrenar._kernels.dropout cimport dropout_forward
 from entrenar.autograd.random cimport next_stream, random_key
 from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
-from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, checked_flag, checked_number, new_like
+from entrenar.autograd.arguments cimport checked_flag, checked_number
+from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like
 
 from entrenar.errors import ConfigError
 

@@ -8,7 +8,8 @@ from entrenar._kernels.simd.matrix_view cimport matrix_view
 from entrenar.autograd.ops.matmul cimport matrix_view_of
 from entrenar.autograd.quantized cimport QuantizedTensor
 from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
-from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, checked_array, checked_integer, new_tensor
+from entrenar.autograd.arguments cimport checked_array, checked_integer
+from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, new_tensor
 
 from entrenar.errors import ShapeError
 

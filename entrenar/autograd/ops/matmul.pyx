@@ -31,18 +31,9 @@ from entrenar.autograd.tape cimport (
     grad_buffer, grad_pointer, needs_output, record, save_for_backward, saved_tensor, takes_grad,
     wants_grad,
 )
+from entrenar.autograd.arguments cimport checked_number
 from entrenar.autograd.tensor cimport (
-    BFLOAT16,
-    MAX_DIMS,
-    Node,
-    Tensor,
-    as_tensor,
-    check_float32,
-    checked_number,
-    new_like,
-    new_matrix,
-    new_tensor,
-    note_read,
+    BFLOAT16, MAX_DIMS, Node, Tensor, as_tensor, check_float32, new_like, new_matrix, new_tensor, note_read,
 )
 
 from entrenar.errors import ConfigError, MemoryBudgetError, ShapeError

@@ -7,7 +7,8 @@ from entrenar._kernels.norm cimport (
 )
 from entrenar.autograd.ops.matmul cimport check_scratch
 from entrenar.autograd.tape cimport grad_pointer, record, wants_grad
-from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, checked_number, new_like, new_vector
+from entrenar.autograd.arguments cimport checked_number
+from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, new_vector
 
 from entrenar.errors import ShapeError
 

@@ -2,8 +2,10 @@
 from entrenar._kernels.elementwise cimport DIV, EQUAL, MUL, Binary, Broadcast, binary, plan_broadcast
 from entrenar._kernels.reduce cimport MAX, SUM, Reduction, reduce_axis
 from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
-from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, alias, as_tensor, check_float32, checked_flag, new_like, \
-    new_tensor, new_vector, shape_str
+from entrenar.autograd.arguments cimport checked_flag
+from entrenar.autograd.tensor cimport (
+    MAX_DIMS, Node, Tensor, alias, as_tensor, check_float32, new_like, new_tensor, new_vector, shape_str,
+)
 
 from entrenar.errors import MemoryBudgetError, ShapeError
 

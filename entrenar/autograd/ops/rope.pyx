@@ -8,9 +8,8 @@ from libc.stdint cimport int64_t
 
 from entrenar._kernels.rope cimport rope_rotate
 from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
-from entrenar.autograd.tensor cimport (
-    Node, Tensor, as_tensor, check_float32, checked_array, checked_integer, new_like, same_shape, shape_str,
-)
+from entrenar.autograd.arguments cimport checked_array, checked_integer
+from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, same_shape, shape_str
 
 from entrenar.autograd.tensor import Tensor as PyTensor
 from entrenar.errors import ShapeError

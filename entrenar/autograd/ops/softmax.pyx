@@ -7,7 +7,8 @@ from entrenar._kernels.softmax cimport (
 )
 from entrenar.autograd.ops.shape import transpose
 from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
-from entrenar.autograd.tensor cimport Node, Tensor, alias, as_tensor, check_float32, checked_integer, new_like
+from entrenar.autograd.arguments cimport checked_integer
+from entrenar.autograd.tensor cimport Node, Tensor, alias, as_tensor, check_float32, new_like
 
 from entrenar.errors import ShapeError
 

@@ -1,0 +1,53 @@
+"""What operations ask of arguments that are no tensors: the value in C, or an EntrenarError that names the argument."""
+import weakref
+from operator import index as as_index
+
+import numpy as np
+
+from entrenar.errors import ConfigError, ShapeError
+
+
+cdef double checked_number(object value, str op, str name) except? -1:
+    """A finite or infinite number of Python or NumPy as a double."""
+    if type(value) is float:
+        return value
+    try:
+        if isinstance(value, (bool, str, bytes)) or (hasattr(value, "ndim") and value.ndim):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError, AttributeError):
+        raise ConfigError(f"{op}: {name} must be a number, not {value!r:.80}.") from None
+
+
+cdef long long checked_integer(object value, str op, str name) except? -1:
+    """An integer of Python or NumPy that fits 64 bits."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return as_index(value)
+    except (TypeError, OverflowError):
+        raise ConfigError(f"{op}: {name} must be an integer of at most 64 bits, not {value!r:.80}.") from None
+
+
+cdef bint checked_flag(object value, str op, str name) except -1:
+    """True or False of Python or NumPy, or the integers that stand for them."""
+    if not isinstance(value, (bool, np.bool_, int)):
+        raise ConfigError(f"{op}: {name} must be True or False, not {value!r:.80}.")
+    return bool(value)
+
+
+cdef object checked_array(object values, str op, str name):
+    """The values as an array of their own; ShapeError where they have no rectangular shape."""
+    try:
+        return np.array(values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ShapeError(f"{op}: {name} must be a rectangular array: {error}.") from None
+
+
+cdef list unresized(object array):
+    """Weak references to an array and to those that it is a view of: NumPy resizes no array that has one."""
+    found = []
+    while isinstance(array, np.ndarray):
+        found.append(weakref.ref(array))
+        array = array.base
+    return found
