@@ -9,7 +9,7 @@ from entrenar._kernels.simd.activation cimport activation_backward, activation_f
 
 cdef enum:
     PIECE = 4096  # elements of a job
-    GRAIN = 8192  # elements that pay for waking one more thread
+    GRAIN = 8192  # elements worth a thread
 
 cdef int ACTIVATION_FORWARD = register("activation_forward")
 cdef int ACTIVATION_BACKWARD = register("activation_backward")

@@ -20,7 +20,7 @@ from entrenar._kernels.simd.attention cimport ATTENTION_KEYS, ATTENTION_ROWS, at
 from entrenar._kernels.simd.skinny cimport skinny_args, skinny_ones
 
 cdef enum:
-    GRAIN = 1 << 15              # FLOPs / 8 for which waking a thread pays
+    GRAIN = 1 << 15              # FLOPs / 8 worth a thread
     Q_TILES = 4                  # most q tiles of a block
     FORWARD_UNITS = 32           # independent blocks of forward to aim at: where there are fewer, they are smaller
     BACKWARD_UNITS = 32          # independent units of backward to aim at; never depends on the number of threads
@@ -89,7 +89,7 @@ cdef void place_q(QTile* q, float** cursor, Py_ssize_t dim) noexcept nogil:
 
 cdef Py_ssize_t place_forward(KVTile* kv, ForwardTile* tiles, int count, float* memory,
                               Py_ssize_t dim) noexcept nogil:
-    """Point the tiles of a block into `memory`; gives the floats used (memory may be NULL to ask)."""
+    """Point the tiles of a block into `memory`; returns the floats used (memory may be NULL to count them)."""
     cdef float* cursor = memory
     cdef int i
     place_kv(kv, &cursor, dim)
@@ -281,7 +281,7 @@ ctypedef struct Unit:
 
 cdef inline Py_ssize_t split_start(const Attention* a, const Segment* s, Py_ssize_t split,
                                    Py_ssize_t splits) noexcept nogil:
-    """First query row of a split: the q tiles of a segment are dealt out in order, as evenly as they go."""
+    """First query row of a split: the q tiles of a segment are assigned in order, in shares that differ by one."""
     cdef Py_ssize_t rows = s.q_len * group_of(a)
     return min(rows, split * ceil_div(rows, ATTENTION_ROWS) // splits * ATTENTION_ROWS)
 

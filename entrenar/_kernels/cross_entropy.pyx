@@ -8,7 +8,7 @@ from entrenar._kernels.partition cimport threads_for
 from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 
 cdef enum:
-    GRAIN = 4096  # logits that pay for waking one more thread
+    GRAIN = 4096  # logits worth a thread
 
 cdef int CROSS_ENTROPY_FORWARD = register("cross_entropy_forward")
 cdef int CROSS_ENTROPY_BACKWARD = register("cross_entropy_backward")

@@ -8,7 +8,7 @@ from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 
 cdef enum:
     PIECE = 4096   # elements of a job, a multiple of PHILOX_GROUP
-    GRAIN = 16384  # elements that pay for waking one more thread
+    GRAIN = 16384  # elements worth a thread
 
 cdef int DROPOUT = register("dropout")
 

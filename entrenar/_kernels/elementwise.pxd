@@ -1,8 +1,8 @@
 cdef enum:
     PLAN_AXES = 8  # as many axes as a tensor has
 
-# What two broadcast operands look like after axes that walk alike are merged: runs of `inner` floats in each operand
-# (step_a, step_b: 1 walks the run, 0 repeats one float), and the strides of the axes around them, outermost first.
+# Two broadcast operands after axes with proportional strides are merged: runs of `inner` floats in each operand
+# (step_a, step_b: 1 for a contiguous run, 0 for one repeated float), and strides of the axes around, outermost first.
 cdef struct Broadcast:
     int axes
     Py_ssize_t dims[PLAN_AXES]

@@ -8,7 +8,7 @@ from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 
 cdef enum:
     PIECE = 8192   # floats of a job: fixed, so that cuts never depend on the number of threads
-    GRAIN = 65536  # floats that pay for waking one more thread
+    GRAIN = 65536  # floats worth a thread
     BUFFER = 1024  # floats of a result that is added to what is there
 
 cdef int ELEMENTWISE = register("elementwise")

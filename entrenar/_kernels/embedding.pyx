@@ -9,7 +9,7 @@ from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 from entrenar._kernels.simd.matrix_view cimport matrix_view
 
 cdef enum:
-    GRAIN = 16384  # elements that pay for waking one more thread
+    GRAIN = 16384  # elements worth a thread
     STRIPE = 64    # columns of a job in backward
     ROWS = 256     # of the table that one job clears
 

@@ -79,7 +79,7 @@ cdef inline Py_ssize_t panel_words(const gemm_format* f, Py_ssize_t kc) noexcept
 
 
 cdef const gemm_format* choose_format(const matrix_view* b, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
-    """The format that the precision asks for and the tier has; fp32 where packing would outweigh the product."""
+    """The format of the precision, if the tier has it; fp32 where packing would cost more than the product."""
     cdef int format = matmul_format
     if k < GEMM_BLOCK or n < GEMM_BLOCK:
         return simd.gemm.format[GEMM_FP32]

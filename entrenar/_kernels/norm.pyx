@@ -9,7 +9,7 @@ from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 
 cdef enum:
     ROWS = 32     # of a job; the partial sums of the weight's gradient are one vector a job
-    GRAIN = 8192  # elements that pay for waking one more thread
+    GRAIN = 8192  # elements worth a thread
 
 cdef int RMS_NORM_FORWARD = register("rms_norm_forward")
 cdef int RMS_NORM_BACKWARD = register("rms_norm_backward")

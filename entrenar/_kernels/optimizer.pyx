@@ -12,7 +12,7 @@ from entrenar._kernels.simd.optimizer cimport adam_options, sgd_options
 
 cdef enum:
     BLOCK = 16384  # floats of a job
-    GRAIN = 32768  # floats that pay for waking one more thread
+    GRAIN = 32768  # floats worth a thread
 
 cdef int SGD_STEP = register("sgd_step")
 cdef int ADAM_STEP = register("adam_step")

@@ -12,7 +12,7 @@ from entrenar._kernels.simd.matrix_view cimport matrix_view
 from entrenar._kernels.simd.weights.types cimport weight_type
 
 cdef enum:
-    GRAIN = 32768  # weights that are worth a thread
+    GRAIN = 32768  # weights worth a thread
 
 
 # values[n, k / block * block_bytes], scales[n, k / block] (of types that have such, else unused) <- x[n, k]

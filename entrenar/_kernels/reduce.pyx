@@ -12,7 +12,7 @@ cdef enum:
     CHUNK = 65536  # floats of a contiguous run that one job reduces
     ROWS = 1024    # rows that one job reduces
     TILE = 512     # columns that one job reduces
-    GRAIN = 65536  # floats that pay for waking one more thread
+    GRAIN = 65536  # floats worth a thread
 
 cdef int REDUCE = register("reduce")
 
@@ -20,7 +20,7 @@ cdef int REDUCE = register("reduce")
 cdef inline double merge(Reduction kind, double total, double part) noexcept nogil:
     if kind == SUM:
         return total + part
-    return part if part > total or part != part else total  # NaN wins
+    return part if part > total or part != part else total  # NaN propagates
 
 
 cdef void finish(Reduction kind, float* y, const double* parts, Py_ssize_t chunks, Py_ssize_t stride, Py_ssize_t n,

@@ -56,7 +56,7 @@ const simd_table *simd_find(const char *tier) {
     return NULL;
 }
 
-// __builtin_cpu_supports asks CPUID and XGETBV: a register file that the OS does not save counts as absent.
+// __builtin_cpu_supports reads CPUID and XGETBV: a register file that the OS does not save counts as absent.
 int simd_supported(const char *tier) {
     if (!simd_find(tier)) return 0;
     if (!strcmp(tier, "base")) return 1;

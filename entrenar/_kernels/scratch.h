@@ -1,4 +1,4 @@
-// Scratch memory of kernels: per calling thread, 64-byte aligned, kept and grown between calls.
+// Scratch memory of kernels: per calling thread, 64-byte aligned, reused and grown between calls.
 #pragma once
 #include <stddef.h>
 

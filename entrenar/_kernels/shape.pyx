@@ -11,11 +11,11 @@ cdef enum:
     AXES = 8
     PIECE = 8192   # floats of a job
     TILE = 64      # rows and columns of a transposed tile
-    GRAIN = 65536  # floats that pay for waking one more thread
+    GRAIN = 65536  # floats worth a thread
 
 cdef int COPY = register("copy")
 
-cdef struct Walk:  # the axes of a copy, outermost of y first; axes of size 1 are gone, axes that walk alike merged
+cdef struct Walk:  # the axes of a copy, outermost of y first; none of size 1, those with proportional strides merged
     int axes
     Py_ssize_t dims[AXES]
     Py_ssize_t y[AXES]

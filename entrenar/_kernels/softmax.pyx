@@ -7,7 +7,7 @@ from entrenar._kernels.partition cimport threads_for
 from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
 
 cdef enum:
-    GRAIN = 4096  # elements that pay for waking one more thread
+    GRAIN = 4096  # elements worth a thread
 
 cdef int SOFTMAX_FORWARD = register("softmax_forward")
 cdef int SOFTMAX_BACKWARD = register("softmax_backward")

@@ -1,9 +1,9 @@
 // A team of threads for parallel regions, one team a calling thread, made when first needed and again after a fork.
 //
-// Waiting is what a library for everyone gets wrong. A thread that spins reacts at once, and a step waits many thousand
-// times; but where other programs want the same CPUs, it burns the time in which the thread that it waits for could
-// run. So threads spin only while they get their CPUs: each compares the time that passed with the CPU time that it
-// got, and where a share of it went to others, the team sleeps at once for a while before it tries again.
+// Waiting: a thread that spins reacts at once, and a step waits many thousand times; but where other programs use the
+// same CPUs, spinning takes the CPU from the thread that is waited for. Threads spin only while they get their CPUs:
+// each compares elapsed time with its CPU time, and where a share of it went to others, the team sleeps instead of
+// spinning for a while.
 #define _GNU_SOURCE
 #include "team.h"
 
@@ -33,7 +33,7 @@ static const int64_t SPIN = 5 * MILLISECOND;  // of a thread that gets its CPU, 
 static const int64_t SPIN_ACTIVE = 300000 * MILLISECOND;
 static const int64_t SPIN_CROWDED = MILLISECOND / 50;  // where this process has more threads in teams than CPUs
 static const int64_t WINDOW = 10 * MILLISECOND;        // over which time and CPU time are compared
-static const double LOST = 0.15;                       // share of a window that went to others: they are there
+static const double LOST = 0.15;                       // share of a window beyond which others use the CPUs
 // After the last such window the team sleeps at once for HOLD, and twice as long where spinning shows one within QUIET.
 static const int64_t HOLD = 100 * MILLISECOND;
 static const int64_t LONGEST_HOLD = 1000 * MILLISECOND;
@@ -104,7 +104,7 @@ static int64_t spin_of(team_state *t, int64_t at) {
     return at < __atomic_load_n(&t->held_until, __ATOMIC_RELAXED) ? 0 : SPIN;
 }
 
-// Until *word is no longer `old`: spin as long as may be, then sleep. `sleepers` tells the waking side to call.
+// Until *word is no longer `old`: spin as long as allowed, then sleep. The waking side calls futex where `sleepers`.
 static void wait_change(team_state *t, member *m, uint32_t *word, uint32_t old, int *sleepers) {
     int64_t began = 0;
     for (;;) {

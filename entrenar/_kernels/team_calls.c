@@ -1,5 +1,5 @@
 // What GCC calls for `#pragma omp parallel` and `omp for`, in every extension, passed on to the one team in cpu. The
-// names are hidden, so that neither libgomp nor another package's copy of it ever meets them.
+// names are hidden: they do not clash with those of libgomp or of another package's copy of it.
 #include <Python.h>
 #include "team.h"
 

@@ -35,7 +35,7 @@ json.dump(found, sys.stdout)
 
 
 class Shaped(Protocol):
-    """A module tree, or what a plan knows of one before any weight is allocated."""
+    """A module tree, or what a plan has of one before any weight is allocated."""
 
     def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of every weight by name, in the tree's order; that of a linear is (out_features, in_features)."""
@@ -69,7 +69,7 @@ def full_matches(patterns: Sequence[str], names: Sequence[str], where: str, *, q
     return [set(found) for found in _matched_elsewhere(tuple(patterns), tuple(names), where)]
 
 
-@functools.lru_cache(maxsize=64)  # a memory plan asks again and again
+@functools.lru_cache(maxsize=64)  # a memory plan calls it repeatedly
 def _matched_elsewhere(patterns: tuple[str, ...], names: tuple[str, ...], where: str) -> list[list[str]]:
     try:
         matcher = subprocess.run(

@@ -51,9 +51,9 @@ static void system_give(void *memory, size_t bytes) {
     else munmap(memory, bytes);
 }
 
-void allocator_trim(size_t keep) {
-    for (int c = CLASSES - 1; c >= 0 && cached > keep; c--)
-        while (free_blocks[c] && cached > keep) {
+void allocator_trim(size_t remaining) {
+    for (int c = CLASSES - 1; c >= 0 && cached > remaining; c--)
+        while (free_blocks[c] && cached > remaining) {
             block *first = free_blocks[c];
             free_blocks[c] = first->next;
             cached -= class_bytes(c);

@@ -44,7 +44,7 @@ DYNAMIC_MAP = _dynamic_map()
 
 
 cdef const void* _address(object array):
-    """The first element of an array that the caller keeps alive."""
+    """The address of an array's first element; the caller holds the array."""
     return <const void*> <size_t> array.ctypes.data
 
 
@@ -93,7 +93,7 @@ cdef int _check_values(QuantizedTensor q) except -1:
 cdef QuantizedTensor _assemble(object t, Py_ssize_t rows, Py_ssize_t columns, object quantized_values,
                                object scales=None, object quantized_scales=None, object scale_map=None,
                                object offset=0.0):
-    """Check every buffer against the shape, keep it alive and point `view` at it."""
+    """Check every buffer against the shape, hold it and point `view` at it."""
     cdef QuantizedTensor q = QuantizedTensor.__new__(QuantizedTensor)
     cdef Py_ssize_t stride = t.row_bytes(columns), blocks = rows * (columns // t.block_size)
     q.weight_type, q.rows, q.columns = t.name, rows, columns
@@ -283,7 +283,7 @@ cdef class QuantizedTensor:
 
     @staticmethod
     def from_arrays(arrays, str weight_type):
-        """The tensor that `to_arrays` took apart; QuantizationError where an array is missing or has the wrong size."""
+        """The tensor of `to_arrays`; QuantizationError where an array is missing or has the wrong size."""
         t = quantized_type(weight_type)
         names = ["quantized_values", "scales"] if t.has_scales else ["quantized_values"]
         if t.scale_block and "quantized_scales" in arrays:

@@ -42,7 +42,7 @@ cdef bint wants_grad(Tensor t) noexcept:
 
 
 cdef object save_for_backward(Tensor x):
-    """What a node saves to have x in its backward: x, or the node that computed it where that is cheap to do again."""
+    """What a node saves to have x in its backward: x, or the node that computed it where recomputing costs little."""
     if x.node is not None and x.node.recomputes:
         return x.node
     return x
@@ -92,7 +92,7 @@ cdef bint takes_grad(object node) noexcept:
 
 
 cdef Tensor grad_buffer(Node node, bint* accumulate):
-    """The gradient of `node`'s output, which nobody else holds: overwrite it where *accumulate is 0, else add."""
+    """The gradient of `node`'s output, not shared: overwrite it where *accumulate is 0, else add."""
     cdef Tensor slot = node.gradient
     accumulate[0] = slot is not None
     if slot is None:
@@ -132,7 +132,7 @@ cdef int add_grad(Node node, Tensor gradient) except -1:
 
 
 cdef int give_grad(Node node, Tensor gradient) except -1:
-    """As add_grad, for a gradient that nobody else holds: the first one becomes the node's own."""
+    """As add_grad, for a gradient that is not shared: the first one becomes the node's own."""
     if not takes_grad(node):
         return 0
     if node.gradient is None:
@@ -147,7 +147,7 @@ cdef list _reachable(Node root, unsigned long long since):
     global last_walk
     cdef Node node, parent
     cdef list stack = [] if root.is_leaf else [root], found = []
-    cdef bint ordered = True  # as a chain's nodes are found
+    cdef bint ordered = True  # true for a chain
     cdef unsigned long long last = root.sequence + 1
     last_walk += 1
     root.walk = last_walk
@@ -224,7 +224,7 @@ cdef int _walk(list nodes) except -1:
             if gradient is not None:
                 node.backward(gradient)
             node.release()
-    except BaseException:  # half a sum of gradients must never meet a later backward
+    except BaseException:  # a later backward must not add to incomplete gradients
         for item in nodes:
             if item is not None:
                 (<Node> item).release()
@@ -234,7 +234,7 @@ cdef int _walk(list nodes) except -1:
 
 
 cdef Tensor _stand_in(Tensor original):
-    """A leaf over the same memory that takes the gradient received so far along: sums keep their order, and bits."""
+    """A leaf over the same memory, with the gradient received so far: sums keep their order and their bits."""
     cdef Tensor copy = alias(original)
     cdef Node node
     if original.needs_grad:
@@ -246,7 +246,7 @@ cdef Tensor _stand_in(Tensor original):
 
 
 cdef int _take_back(Tensor original, Tensor copy) except -1:
-    """Return the gradient of `original`'s stand-in, grown meanwhile."""
+    """Move the gradient of `original`'s stand-in back to it."""
     if not copy.needs_grad or copy.node.gradient is None:
         return 0
     if original.node.gradient is None:

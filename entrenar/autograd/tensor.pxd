@@ -19,14 +19,14 @@ cdef class Node:
     """
     cdef tuple inputs         # a Node for each input, None for one that took no gradient when it was recorded
     cdef Tensor gradient
-    cdef bint gradient_owned  # nobody else holds `gradient`: it may be added to in place
+    cdef bint gradient_owned  # `gradient` is not shared: it may be added to in place
     cdef bint is_leaf
     cdef bint needs_grad
     cdef bint released
     cdef int ndim
     cdef Py_ssize_t dims[MAX_DIMS]
     cdef Py_ssize_t size
-    cdef bint recomputes  # `recompute` works, and costs little beside keeping the output
+    cdef bint recomputes  # `recompute` works, and costs little beside saving the output
     cdef Tensor output    # what `recompute` made, until the node is released
     cdef unsigned long long sequence
     cdef unsigned long long walk

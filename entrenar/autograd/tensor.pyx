@@ -19,7 +19,7 @@ from entrenar.errors import ConfigError, GraphError, MemoryBudgetError, ShapeErr
 cdef extern from "allocator.h" nogil:
     void* allocator_take(size_t nbytes, int* size_class)
     void allocator_give(void* memory, int size_class)
-    void allocator_trim(size_t keep)
+    void allocator_trim(size_t remaining)
     size_t allocator_in_use()
     size_t allocator_peak()
     size_t allocator_cached()
@@ -40,7 +40,7 @@ cdef extern from *:
 cdef double MAX_BYTES = 2.0 ** 62
 
 cdef object bfloat16_type = None  # ml_dtypes.bfloat16, imported when the first bf16 tensor is seen
-cdef object operators = None      # entrenar.autograd.ops: operators live a floor above
+cdef object operators = None      # entrenar.autograd.ops: operators are defined a floor above
 cdef object walk_backward = None  # entrenar.autograd.tape.backward, likewise
 cdef object grad_lock = RLock()   # held by backward, and by whoever sets the `grad` of a leaf
 
@@ -279,7 +279,7 @@ cdef Tensor _wrap_array(object array):
 
 
 cdef class Tensor:
-    """An n-dimensional array that remembers how it was computed.
+    """An n-dimensional array with the graph of how it was computed.
 
     ``Tensor(data)`` copies numbers, nested lists or any array to float32; ``dtype="bfloat16"`` rounds to bfloat16
     (storage of frozen weights: it takes part in `linear` and `embedding` only and has no gradient).
@@ -288,7 +288,7 @@ cdef class Tensor:
     Raises ConfigError for an unknown dtype or a bfloat16 tensor with a gradient, ShapeError for ragged data.
     """
 
-    __array_priority__ = 1000.0  # array + tensor is the tensor's affair: NumPy would drop the graph
+    __array_priority__ = 1000.0  # array + tensor calls Tensor.__radd__: NumPy would drop the graph
 
     def __cinit__(self):
         self.ndim = 1
@@ -347,7 +347,7 @@ cdef class Tensor:
 
     @staticmethod
     def from_dlpack(exporter):
-        """A Tensor that shares the float32 memory of any CPU array that speaks DLPack."""
+        """A Tensor that shares the float32 memory of any CPU array with DLPack."""
         try:
             array = np.from_dlpack(exporter)
         except (AttributeError, TypeError, BufferError, ValueError, RuntimeError) as error:
@@ -457,7 +457,7 @@ cdef class Tensor:
         walk_backward(self, gradient)
 
     def zero_grad(self):
-        """Forget the gradient of a leaf."""
+        """Set the gradient of a leaf to None."""
         if self.is_leaf:
             self.grad = None
 
@@ -577,7 +577,7 @@ cdef class Tensor:
 
 
 def register_operators(namespace, backward):
-    """Give Tensor's operators and its `backward` their functions (called once by entrenar.autograd)."""
+    """Set the functions of Tensor's operators and of its `backward` (called once by entrenar.autograd)."""
     global operators, walk_backward
     operators = namespace
     walk_backward = backward

@@ -74,7 +74,7 @@ class Checkpoint:
             return Tokenizer.from_directory(self.path)
         try:
             return Tokenizer.from_gguf(self.metadata)
-        except (ConfigError, FormatError) as error:  # the metadata do not know whose they are
+        except (ConfigError, FormatError) as error:  # the metadata do not name their file
             raise type(error)(f"{self.path}: {error}") from error
 
     def check(self) -> None:

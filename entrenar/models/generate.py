@@ -50,9 +50,9 @@ def sample(logits: np.ndarray, rng: np.random.Generator, temperature: float, top
     order = np.argsort(-scaled, kind="stable")[: top_k or None]
     probabilities = np.exp(scaled[order])
     probabilities /= probabilities.sum()
-    kept = int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1  # the smallest set that reaches top_p
-    probabilities = probabilities[:kept] / probabilities[:kept].sum()
-    return int(rng.choice(order[:kept], p=probabilities))
+    nucleus = int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1  # the smallest set that reaches top_p
+    probabilities = probabilities[:nucleus] / probabilities[:nucleus].sum()
+    return int(rng.choice(order[:nucleus], p=probabilities))
 
 
 def _check(model: LLaMAModel, prompt: np.ndarray, temperature: float, top_k: int, top_p: float, new: int) -> None:

@@ -1,4 +1,4 @@
-"""What every optimizer shares: parameter groups, the walk over them, and its state as NumPy arrays."""
+"""What every optimizer shares: parameter groups, the loop over them, and its state as NumPy arrays."""
 
 from __future__ import annotations
 

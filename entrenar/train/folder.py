@@ -121,7 +121,9 @@ def locked(directory: Path) -> Iterator[None]:
             tidy(directory)
             yield
         finally:
-            (directory / LOCK).unlink(missing_ok=True)  # while it is held: nobody takes a name that is going
+            (directory / LOCK).unlink(
+                missing_ok=True
+            )  # while it is held: no other process takes a name that is about to go
             os.close(descriptor)
 
 

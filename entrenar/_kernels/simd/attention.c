@@ -6,7 +6,7 @@
 #include "simd/vec.h"
 
 #define ROWS ATTENTION_ROWS
-enum { AHEAD = 8 };  // rows that `gather` asks for before it reads them
+enum { AHEAD = 8 };  // rows by which `gather` prefetches ahead
 _Static_assert((int)SKINNY_ONES >= (int)ATTENTION_ROWS && (int)SKINNY_ONES >= (int)ATTENTION_KEYS,
                "products that add read skinny_ones");
 
@@ -19,7 +19,7 @@ static void gather(float *tile, ptrdiff_t ld, const float *x, const attention_ro
     ptrdiff_t dim = view->dim, whole = dim / VLEN * VLEN;
     for (ptrdiff_t i = 0; i < view->rows; i++, tile += ld) {
         const float *row = row_of(x, view, i);
-        // a cache of keys has left L2 since the last token, and the hardware does not follow pieces of rows
+        // a cache of keys is no longer in L2, and the hardware prefetcher does not follow parts of rows
         for (ptrdiff_t j = 0; j < dim; j += 16) __builtin_prefetch(row + AHEAD * view->stride + j);
         for (ptrdiff_t j = 0; j < whole; j += VLEN) vstore(tile + j, vload(row + j));
         if (whole < dim) vstore(tile + whole, vload_n(row + whole, dim - whole, 0));
@@ -55,7 +55,7 @@ static void scatter(float *x, const float *tile, ptrdiff_t ld, const float *fact
     }
 }
 
-// `masked` is a constant at every call, so that tiles below the diagonal do not pay for the comparison
+// `masked` is a constant at every call, so that tiles below the diagonal skip the comparison
 INLINE void step(const attention_tile t, float *row_max, float *row_sum, float *correction, int masked) {
     for (ptrdiff_t r = 0; r < t.rows; r += VLEN) {
         vf before = vload(row_max + r), m = before;

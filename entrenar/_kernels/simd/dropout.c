@@ -74,12 +74,12 @@ static void apply(float *y, const float *x, ptrdiff_t n, uint64_t first, uint32_
         for (; i + VLEN <= end; i += VLEN) {
             vu word;
             memcpy(&word, words + (i - start), sizeof word);
-            vf kept = vselect((vi)(word >= threshold), vload(x + i) * scale, vset(0));
-            vstore(y + i, accumulate ? vload(y + i) + kept : kept);
+            vf scaled = vselect((vi)(word >= threshold), vload(x + i) * scale, vset(0));
+            vstore(y + i, accumulate ? vload(y + i) + scaled : scaled);
         }
         for (; i < end; i++) {
-            float product = x[i] * scale, kept = words[i - start] >= threshold ? product : 0;
-            y[i] = accumulate ? y[i] + kept : kept;
+            float product = x[i] * scale, scaled = words[i - start] >= threshold ? product : 0;
+            y[i] = accumulate ? y[i] + scaled : scaled;
         }
     }
 }

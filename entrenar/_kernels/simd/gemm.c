@@ -92,7 +92,7 @@ static void pack_k_major(float *packed, int width, const matrix_view *matrix, pt
     }
 }
 
-// Whole micro-panels of every format have constant widths, for which memcpy is no call
+// Whole micro-panels of every format have constant widths, for which memcpy is inlined
 INLINE void copy(float *to, const float *from, int count) {
     switch (count) {
     case 6: memcpy(to, from, 6 * sizeof(float)); break;

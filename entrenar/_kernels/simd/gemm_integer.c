@@ -37,7 +37,7 @@ INLINE vf block_scale(const float *panel, int width, int kc, float limit, vf *in
         most = (bits & less) | (most & ~less);
 #endif
     }
-    const vi zero = (vf)most < vset(1e-30f);  // far below what a sum would notice
+    const vi zero = (vf)most < vset(1e-30f);  // below the rounding error of any sum
     *inverse = vselect(zero, vset(0.0f), vset(limit) / (vf)most);
     return vselect(zero, vset(0.0f), (vf)most * (1.0f / limit));
 }

@@ -16,7 +16,7 @@ static void quantize(float *words, const float *x, ptrdiff_t k) {
         }
         float largest;
         memcpy(&largest, &most, 4);
-        const int zero = largest < 1e-30f;  // far below what a sum would notice
+        const int zero = largest < 1e-30f;  // below the rounding error of any sum
         const float inverse = zero ? 0.0f : GEMV_X_LIMIT / largest,
                     scale = zero ? 0.0f : largest * (1.0f / GEMV_X_LIMIT);
         for (int j = 0; j < STEP; j += VLEN) vistore(values + j, round_to_int(vload(x + p + j) * inverse));

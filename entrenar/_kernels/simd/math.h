@@ -3,7 +3,7 @@
 #pragma once
 #include "simd/vec.h"
 
-// Nearest integer for |x| < 2^22, by pushing the fraction out of the mantissa.
+// Nearest integer for |x| < 2^22, by rounding the fraction off the mantissa.
 INLINE vf vround(vf x) {
     const vf magic = vset(0x1.8p23f);
     vf shifted = x + magic;

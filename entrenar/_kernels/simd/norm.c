@@ -15,7 +15,7 @@ INLINE vf load_everywhere(const float *p, ptrdiff_t i) { return vset(p[i]); }
 
 // Four sums keep the additions independent and the rounding error that of a sum four (times VLEN) times shorter. The
 // tail is added a float at a time, in every lane.
-INLINE float row_sum(const operands o, ptrdiff_t dim, term *f) {
+INLINE float sum_over_row(const operands o, ptrdiff_t dim, term *f) {
     vf part[4] = {{0}, {0}, {0}, {0}};
     ptrdiff_t i = 0;
     for (; i + 4 * VLEN <= dim; i += 4 * VLEN)
@@ -48,7 +48,7 @@ static float reciprocal_deviation(float squares, const float *x, float shift, pt
 }
 
 static float rms_forward(float *y, const float *x, const float *w, ptrdiff_t dim, float eps) {
-    const float squares = row_sum((operands){.x = x}, dim, square);
+    const float squares = sum_over_row((operands){.x = x}, dim, square);
     const float rstd = reciprocal_deviation(squares, x, 0.0f, dim, eps);
     ptrdiff_t i = 0;
     for (; i + VLEN <= dim; i += VLEN) vstore(y + i, vload(x + i) * rstd * vload(w + i));
@@ -59,7 +59,7 @@ static float rms_forward(float *y, const float *x, const float *w, ptrdiff_t dim
 static void rms_backward(float *dx, float *dw, const float *dy, const float *x, const float *w, float rstd,
                          ptrdiff_t dim, int accumulate) {
     if (dx) {
-        const float dot = row_sum((operands){x, w, dy, 0}, dim, gradient_value);
+        const float dot = sum_over_row((operands){x, w, dy, 0}, dim, gradient_value);
         const float back = dot * rstd * rstd / (float)dim;
         ptrdiff_t i = 0;
         for (; i + VLEN <= dim; i += VLEN) {
@@ -80,11 +80,11 @@ static void rms_backward(float *dx, float *dw, const float *dy, const float *x, 
 
 static void layer_forward(float *y, float *mean_out, float *rstd_out, const float *x, const float *w, const float *b,
                           ptrdiff_t dim, float eps) {
-    const float rounded = row_sum((operands){.x = x}, dim, value) / (float)dim;
-    // what a long sum of large values has rounded away
-    const float mean = rounded + row_sum((operands){.x = x, .shift = rounded}, dim, deviation) / (float)dim;
+    const float rounded = sum_over_row((operands){.x = x}, dim, value) / (float)dim;
+    // add what a long sum of large values rounds off
+    const float mean = rounded + sum_over_row((operands){.x = x, .shift = rounded}, dim, deviation) / (float)dim;
     // a second pass: the difference of squares would cancel
-    const float squares = row_sum((operands){.x = x, .shift = mean}, dim, squared_deviation);
+    const float squares = sum_over_row((operands){.x = x, .shift = mean}, dim, squared_deviation);
     const float rstd = reciprocal_deviation(squares, x, mean, dim, eps);
     ptrdiff_t i = 0;
     for (; i + VLEN <= dim; i += VLEN) {
@@ -106,8 +106,8 @@ static void layer_forward(float *y, float *mean_out, float *rstd_out, const floa
 static void layer_backward(float *dx, float *dw, float *db, const float *dy, const float *x, const float *w, float mean,
                            float rstd, ptrdiff_t dim, int accumulate) {
     if (dx) {
-        const float sum = row_sum((operands){x, w, dy, 0}, dim, gradient);
-        const float dot = row_sum((operands){x, w, dy, mean}, dim, gradient_deviation);
+        const float sum = sum_over_row((operands){x, w, dy, 0}, dim, gradient);
+        const float dot = sum_over_row((operands){x, w, dy, mean}, dim, gradient_deviation);
         const float center = sum / (float)dim, back = dot * rstd * rstd / (float)dim;
         ptrdiff_t i = 0;
         for (; i + VLEN <= dim; i += VLEN) {

@@ -20,7 +20,7 @@ static double sum(const float *x, ptrdiff_t n) {
     return total;
 }
 
-// NaN wins: a comparison with NaN is false, so once in `m` it stays there
+// NaN propagates: a comparison with NaN is false, so once in `m` it stays there
 INLINE vf vmax_nan(vf m, vf x) { return vselect((x > m) | (x != x), x, m); }
 INLINE float max_nan(float m, float x) { return x > m || x != x ? x : m; }
 

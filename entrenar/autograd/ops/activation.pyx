@@ -20,7 +20,7 @@ __all__ = ["exp", "gelu", "log", "pow", "relu", "sigmoid", "silu", "sqrt", "swig
 
 cdef class MapNode(Node):
     cdef activation_backward slope
-    cdef Tensor x_or_y  # whichever the slope is a function of
+    cdef Tensor x_or_y  # the one that the derivative is a function of
 
     cdef int backward(self, Tensor grad) except -1:
         cdef Tensor saved = self.x_or_y, dx
@@ -148,7 +148,7 @@ cdef class SwiGLUNode(Node):
 
 
 def swiglu(gate, up):
-    """silu(gate) * up, elementwise, one node that keeps gate and up only. Shazeer, 2020 (arXiv 2002.05202).
+    """silu(gate) * up, elementwise, one node that saves gate and up only. Shazeer, 2020 (arXiv 2002.05202).
 
     Raises ShapeError where the shapes differ.
     """

@@ -86,7 +86,7 @@ cdef Heads check_heads(str op, Tensor q, Tensor k, Tensor v, str k_name, str v_n
 
 
 cdef Attention problem_of(Tensor q, Tensor k, Tensor v, Segments segments, Heads heads, float scale, bint causal):
-    """The kernel's view of the problem: valid as long as the tensors and the segments live."""
+    """The kernel's view of the problem: valid as long as the tensors and the segments exist."""
     return Attention(q.data, k.data, v.data, segments.items, segments.count, k.dims[0] * k.dims[1], heads, scale,
                      causal)
 

@@ -88,7 +88,7 @@ cdef bint _has_shape(Node input, Tensor t) noexcept:
 
 
 cdef int _pass_on(Node input, Tensor gradient, int sign) except -1:
-    """Give `sign` * gradient to `input`, summed over the axes along which it was broadcast."""
+    """Add `sign` * gradient to that of `input`, summed over the axes along which it was broadcast."""
     cdef bint accumulate
     cdef Tensor target
     if not _has_shape(input, gradient):
@@ -102,7 +102,7 @@ cdef int _pass_on(Node input, Tensor gradient, int sign) except -1:
 
 
 cdef int _send(Node input, Binary op, Tensor grad, Tensor other) except -1:
-    """Give (grad op other) to `input`, summed over the axes along which it was broadcast."""
+    """Add (grad op other) to the gradient of `input`, summed over the axes along which it was broadcast."""
     cdef bint accumulate
     cdef Tensor target
     if _has_shape(input, grad):

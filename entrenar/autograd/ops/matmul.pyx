@@ -371,7 +371,7 @@ cdef int add_low_rank(Tensor out, Tensor x, object weight, Tensor bias, LowRankU
 
 
 def lora_linear(x, weight, lora_A, lora_B, scaling, dropout=0.0, bias=None):
-    """y (..., n) = x W^T + bias + scaling * (dropout(x) A^T) B^T, one node that keeps x once and the small x A^T.
+    """y (..., n) = x W^T + bias + scaling * (dropout(x) A^T) B^T, one node that saves x once and the small x A^T.
 
     x (..., k), W (n, k) of any weight type, A (r, k), B (n, r) and bias (n,) float32. `dropout` is the
     probability of a zero; its mask is drawn again in backward. Hu et al., "LoRA", 2021 (arXiv 2106.09685).

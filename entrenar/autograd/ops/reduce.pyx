@@ -25,7 +25,7 @@ cdef int _reduce(Reduction kind, float* y, const float* x, Py_ssize_t outer, Py_
 cdef int reduce_axes(Reduction kind, float* y, Tensor x, unsigned int reduced, double divisor,
                      bint accumulate) except -1:
     """y (+)= reduction of x over the axes whose bit is set in `reduced`, divided by `divisor`."""
-    cdef Py_ssize_t[MAX_DIMS] sizes  # neighbouring axes that are both kept, or both reduced, are one group
+    cdef Py_ssize_t[MAX_DIMS] sizes  # neighbouring axes that are both reduced, or both not, are one group
     cdef bint[MAX_DIMS] gone
     cdef int groups = 0, i, j
     cdef Py_ssize_t outer, inner
@@ -46,7 +46,7 @@ cdef int reduce_axes(Reduction kind, float* y, Tensor x, unsigned int reduced, d
         inner = sizes[groups - 1] if i == groups - 2 else 1
         for j in range(i):
             outer *= sizes[j]
-        _previous = part  # the source of this pass stays alive through it
+        _previous = part  # the input of this pass stays allocated through it
         part = new_vector(outer * inner)
         _reduce(kind, part.data, source, outer, sizes[i], inner, 1, False)
         source = part.data

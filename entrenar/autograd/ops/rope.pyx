@@ -29,8 +29,8 @@ def rope_table(max_positions, inv_freq):
     """The cosines and sines of position * inv_freq: two float32 tensors (max_positions, head size / 2).
 
     `inv_freq` (head size / 2) holds radians per position: theta^(-2 i / head size) (Su et al., "RoFormer", 2021),
-    scaled as the model's rope scaling says. Computed in float64 and rounded once; the last tables are kept and shared,
-    so treat them as read-only. Raises ShapeError for an inv_freq that is no vector or a max_positions out of range.
+    scaled as the model's rope scaling says. Computed in float64 and rounded once; the last tables are shared: treat
+    them as read-only. Raises ShapeError for an inv_freq that is no vector or a max_positions out of range.
     """
     frequencies = checked_array(inv_freq, "rope_table", "inv_freq")
     if frequencies.dtype.kind not in "iuf":
@@ -69,7 +69,7 @@ cdef object check_positions(positions, Tensor x, Py_ssize_t limit, bint copies):
     index = np.ascontiguousarray(array, dtype=np.int64)  # an unsigned position beyond int64 turns negative
     cdef const int64_t* first = elements(index)
     cdef Py_ssize_t i, count = index.size
-    for i in range(count):  # NumPy's own way costs more than the rotation of one token
+    for i in range(count):  # NumPy's min and max cost more than the rotation of one token
         if not 0 <= first[i] < limit:
             row, column = divmod(i, x.dims[1])
             raise ShapeError(f"rope: position {array[row, column]} of token ({row}, {column}) lies outside the table "

@@ -35,7 +35,7 @@ INLINE void gemv_block(const gemv_args *g, ptrdiff_t first, steps step, int rows
 #pragma GCC unroll 4
         for (int i = 0; i < weights; i++) {
             vf values[STEP_VECTORS];
-            // the next rows: short rows end before the hardware's prefetcher has seen them
+            // the next rows: short rows end before the hardware prefetcher follows them
             __builtin_prefetch(ahead + i * stride);
             step.read(w, first + i, p, bytes + i * stride, values);
 #pragma GCC unroll 4

@@ -1,10 +1,10 @@
-// The traits table of weight types, after ggml's type traits: a row has every property of a type. No other place knows
+// The traits table of weight types, after ggml's type traits: a row has every property of a type. No other place has
 // the size or the name of one, and the order of the rows means nothing.
 #pragma once
 #include "simd/gemv.h"
 #include "simd/matrix_view.h"
 
-// the rows that code asks for by name; the others are found by what their columns say
+// the rows that are looked up by name; the others are selected by their columns
 enum { WEIGHT_F32 = 0, WEIGHT_BF16 = 1 };
 enum { INT16_LIMIT = 4095 };  // the largest magnitude of int16's values, and of what 16-bit products take for W
 // what quantize_row and check_row found, combined with |
