@@ -197,7 +197,10 @@ def _read(directory: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
             raise FormatError(f"{directory}: its array {name} is not of finite float32 numbers.")
     found = dict(_join(values, arrays))
     if found["format"] != FORMAT:
-        raise FormatError(f"{directory}: has format {found['format']!r}, expected {FORMAT}; resume with its version.")
+        raise FormatError(
+            f"{directory}: has format {found['format']!r}, expected {FORMAT}: another version of entrenar wrote it; "
+            "resume with that one, or start anew with --overwrite or in another directory."
+        )
     check(directory, found["fingerprint"], fingerprint)
     if found["step"] != int(directory.name.removeprefix("step-")):
         raise FormatError(f"{directory}: stands at step {found['step']!r}.")

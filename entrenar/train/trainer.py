@@ -168,8 +168,14 @@ class Trainer:
     def _reduce(self, loss: float) -> float:
         """Sum gradients and losses over the ranks; the loss of the step."""
         with self._phase("reduce"):
-            for _, tensor in self.parameters:
-                if tensor.grad is not None:
+            reached = np.array([tensor.grad is not None for _, tensor in self.parameters], np.int64)
+            self.communicator.all_reduce(
+                reached
+            )  # a rank without a micro-batch has no gradients, and sums all the same
+            for (_, tensor), ranks in zip(self.parameters, reached, strict=True):
+                if ranks:
+                    if tensor.grad is None:
+                        tensor.grad = Tensor(np.zeros(tensor.shape, np.float32))
                     self.communicator.all_reduce(tensor.grad.numpy())
             total = np.array([loss])
             self.communicator.all_reduce(total)

@@ -19,7 +19,7 @@ from entrenar._kernels import cpu
 from entrenar.distributed import LocalCommunicator
 from entrenar.errors import ConfigError, EntrenarError, FormatError
 from entrenar.observe import Metric, Span, Subscriber, subscribe, unsubscribe
-from entrenar.train import Callback, Trainer, evaluate
+from entrenar.train import Callback, TrainConfig, Trainer, evaluate
 from entrenar.train.callbacks import Display, Record
 from entrenar.train.report import COLUMNS
 from entrenar.train.summary import Summary
@@ -223,7 +223,7 @@ def test_gradients_losses_and_token_counts_are_sums_over_the_ranks(tmp_path: Pat
     assert losses(both) == losses(alone) and weights_hash(both) == weights_hash(alone)
     for ours, theirs in zip(both.reports, alone.reports, strict=True):
         assert (ours.tokens, ours.trained_tokens) == (2 * theirs.tokens, 2 * theirs.trained_tokens)
-    assert len(twins.reduced) == 6 * (2 + len(both.parameters))
+    assert len(twins.reduced) == 6 * (3 + len(both.parameters))
     assert twins.barriers == 2
 
 
@@ -251,25 +251,33 @@ class Threads:
         self._barrier.wait(60)
 
 
-@pytest.mark.unit
-def test_two_ranks_take_the_steps_of_one(tmp_path: Path, threads: None) -> None:
-    cpu.set_num_threads(1)
-    alone = trainer_of(run_config(tmp_path / "alone", gradient_accumulation=4, every=3))
-    alone.run()
+def run_in_threads(config: TrainConfig, **options: Any) -> list[Trainer]:
+    """The trainers of two ranks that ran to their end."""
     shared: list[Any] = [None, None]
     barrier, found = threading.Barrier(2), {}
 
     def work(rank: int) -> None:
-        config = run_config(tmp_path / "both", gradient_accumulation=4, every=3)
-        found[rank] = trainer_of(config, communicator=Threads(rank, shared, barrier))
-        found[rank].run()
+        found[rank] = trainer_of(config, communicator=Threads(rank, shared, barrier), **options)
+        try:
+            found[rank].run()
+        except BaseException:
+            barrier.abort()
+            raise
 
     workers = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    first, second = found[0], found[1]
+    return [found[0], found[1]]
+
+
+@pytest.mark.unit
+def test_two_ranks_take_the_steps_of_one(tmp_path: Path, threads: None) -> None:
+    cpu.set_num_threads(1)
+    alone = trainer_of(run_config(tmp_path / "alone", gradient_accumulation=4, every=3))
+    alone.run()
+    first, second = run_in_threads(run_config(tmp_path / "both", gradient_accumulation=4, every=3))
     assert losses(first) == losses(second) and weights_hash(first) == weights_hash(second)
     assert first.run_id == second.run_id
     for ours, theirs in zip(first.reports, alone.reports, strict=True):
@@ -278,6 +286,15 @@ def test_two_ranks_take_the_steps_of_one(tmp_path: Path, threads: None) -> None:
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-3)
     resumed = trainer_of(run_config(tmp_path / "both", gradient_accumulation=4, resume=True))
     assert weights_hash(resumed) == weights_hash(first)
+
+
+@pytest.mark.unit
+def test_a_rank_without_a_micro_batch_takes_part_in_the_step(tmp_path: Path, threads: None) -> None:
+    cpu.set_num_threads(1)
+    alone = trainer_of(run_config(tmp_path / "alone"))
+    alone.run()
+    for trainer in run_in_threads(run_config(tmp_path / "both")):
+        assert losses(trainer) == losses(alone) and weights_hash(trainer) == weights_hash(alone)
 
 
 @pytest.mark.unit
