@@ -213,7 +213,7 @@ class LLaMAConfig:
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
     def num_decoder_linear_parameters(self) -> int:
-        """The weights of the decoder linears: those that QLoRA keeps in 4 bits."""
+        """The weights of the decoder linears: those that QLoRA stores in 4 bits."""
         return sum(math.prod(shape) for shape in linear_shapes(self).values())
 
     def inverse_frequencies(self) -> np.ndarray:

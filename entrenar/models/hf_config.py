@@ -56,7 +56,7 @@ QUANTIZED_KEYS = {"quantization_config": "", "compression_config": "compressed-t
 def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
     """The fields of LLaMAConfig that a config.json gives; appends to `remarks` what it says and we do not follow.
 
-    Raises ConfigError, naming the key, for another architecture and for whatever would change the result unread.
+    Raises ConfigError, naming the key, for another architecture and for what would change the result if not read.
     """
     model_type = table.get("model_type", "llama")
     if not isinstance(model_type, str) or model_type not in FAMILIES:

@@ -49,7 +49,7 @@ class Training(Section):
 
     steps: int = option(60, help="optimizer steps", minimum=1)
     batch_size: int = option(1, help="rows that run through the model at once", minimum=1)
-    gradient_accumulation: int = option(1, help="batches whose gradients make one step", minimum=1)
+    gradient_accumulation: int = option(1, help="micro-batches whose gradients make one step", minimum=1)
     sequence_length: int = option(512, help="length of a row", unit="tokens", minimum=2)
     optimizer: str = option("adamw", help="update rule", choices=("adamw", "adam", "sgd"))
     learning_rate: float = option(1e-3, help="peak learning rate", above=0)

@@ -182,7 +182,7 @@ def products_of_runs(block: Callable[[Tensor, list[Tensor]], Tensor]) -> tuple[l
     return [product.tolist() for product in found], x.grad.numpy().tobytes() == plain.grad.numpy().tobytes()
 
 
-def kept(product: Tensor, found: list[Tensor]) -> Tensor:
+def recorded(product: Tensor, found: list[Tensor]) -> Tensor:
     found.append(product)
     return product
 
@@ -191,11 +191,11 @@ def kept(product: Tensor, found: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize(
     "block",
     [
-        lambda t, found: kept(autograd.linear(t * t, Tensor(WEIGHT)), found),
-        lambda t, found: t + kept(autograd.linear(t * t, Tensor(WEIGHT)), found),
-        lambda t, found: t - kept(autograd.linear(autograd.linear(t, Tensor(WEIGHT)) * t, Tensor(WEIGHT)), found),
-        lambda t, found: (kept(autograd.linear(t, Tensor(WEIGHT)), found).reshape(3, 1) + 1.0).reshape(3),
-        lambda t, found: kept(
+        lambda t, found: recorded(autograd.linear(t * t, Tensor(WEIGHT)), found),
+        lambda t, found: t + recorded(autograd.linear(t * t, Tensor(WEIGHT)), found),
+        lambda t, found: t - recorded(autograd.linear(autograd.linear(t, Tensor(WEIGHT)) * t, Tensor(WEIGHT)), found),
+        lambda t, found: (recorded(autograd.linear(t, Tensor(WEIGHT)), found).reshape(3, 1) + 1.0).reshape(3),
+        lambda t, found: recorded(
             autograd.linear(autograd.silu(autograd.linear(t, Tensor(WEIGHT))), Tensor(WEIGHT)), found
         ),
     ],
@@ -209,12 +209,12 @@ def test_recomputation_leaves_out_the_last_product_where_nothing_reads_it(block:
 
 
 def read_by_numpy(t: Tensor, found: list[Tensor]) -> Tensor:
-    y = kept(autograd.linear(t * t, Tensor(WEIGHT)), found)
+    y = recorded(autograd.linear(t * t, Tensor(WEIGHT)), found)
     return y + t if y.numpy().max() > 3 else y
 
 
 def read_by_a_nested_checkpoint(t: Tensor, found: list[Tensor]) -> Tensor:
-    y = kept(autograd.linear(t * t, Tensor(WEIGHT)), found)
+    y = recorded(autograd.linear(t * t, Tensor(WEIGHT)), found)
     return y + checkpoint(lambda u: u * u, y)
 
 
@@ -222,12 +222,12 @@ def read_by_a_nested_checkpoint(t: Tensor, found: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize(
     "block",
     [
-        lambda t, found: autograd.silu(kept(autograd.linear(t, Tensor(WEIGHT)), found)),
-        lambda t, found: t * kept(autograd.linear(t, Tensor(WEIGHT)), found),
-        lambda t, found: autograd.silu(t + kept(autograd.linear(t, Tensor(WEIGHT)), found)),
-        lambda t, found: autograd.silu(kept(autograd.linear(t, Tensor(WEIGHT)), found).reshape(3, 1)).reshape(3),
-        lambda t, found: autograd.linear(t, kept(autograd.linear(Tensor(WEIGHT), t.reshape(1, 3)), found) + WEIGHT),
-        lambda t, found: kept(autograd.linear(t, Tensor(WEIGHT)), found).detach() * t,
+        lambda t, found: autograd.silu(recorded(autograd.linear(t, Tensor(WEIGHT)), found)),
+        lambda t, found: t * recorded(autograd.linear(t, Tensor(WEIGHT)), found),
+        lambda t, found: autograd.silu(t + recorded(autograd.linear(t, Tensor(WEIGHT)), found)),
+        lambda t, found: autograd.silu(recorded(autograd.linear(t, Tensor(WEIGHT)), found).reshape(3, 1)).reshape(3),
+        lambda t, found: autograd.linear(t, recorded(autograd.linear(Tensor(WEIGHT), t.reshape(1, 3)), found) + WEIGHT),
+        lambda t, found: recorded(autograd.linear(t, Tensor(WEIGHT)), found).detach() * t,
         read_by_numpy,
         read_by_a_nested_checkpoint,
     ],

@@ -141,7 +141,7 @@ def test_memory_taken_by_others_is_not_counted() -> None:
 
 # ---------------------------------------------------------------------------------- graphs
 class Net:
-    """Embedding, a block of everything a LLaMA block has, a fused head."""
+    """Embedding, one of everything that a decoder layer has, a fused head."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)

@@ -142,7 +142,7 @@ FROZEN_LATE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linear_cross_entropy": lambda x, w: autograd.linear_cross_entropy(x, w, [0, 1, 2, 3]),
     "attention": lambda x, w: autograd.attention(*(t.reshape(1, 4, 1, 4) for t in (x, w, w))).sum(),
     "concatenate": lambda x, w: autograd.concatenate([x, w]).sum(),
-    # outputs that are computed again instead of kept
+    # outputs that are computed again instead of saved
     "linear of rms_norm": lambda x, w: autograd.linear(autograd.rms_norm(x, ONES), w).sum(),
     "lora_linear of swiglu": lambda x, w: autograd.lora_linear(autograd.swiglu(x, x), w, w, w, 1.0).sum(),
     "two readers of one rms_norm": lambda x, w: two_readers(autograd.rms_norm(x, ONES), w),

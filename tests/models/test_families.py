@@ -114,7 +114,7 @@ def test_logits_agree_with_transformers(model_type: str, changes: dict[str, Any]
 
 @pytest.mark.gradient
 @every_shape
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["saved", "recomputed"])
 def test_every_gradient_agrees_with_float64(
     checkpointing: bool, model_type: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -159,7 +159,7 @@ cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const
     """The summed loss of `count` rows of x; gradients of loss * inverse go to dx (count, hidden), dw, if not None."""
     cdef Py_ssize_t hidden = x.dims[x.ndim - 1], first = 0, n, i
     cdef Py_ssize_t most = max(1, CHUNK_BYTES // (4 * vocabulary)), chunks = max(1, ceil_div(count, most))
-    cdef Py_ssize_t per_chunk = ceil_div(count, chunks)  # as equal as they go: the head is dequantized for each
+    cdef Py_ssize_t per_chunk = ceil_div(count, chunks)  # equal chunks: the head is dequantized for each
     cdef Tensor logits = new_matrix(per_chunk, vocabulary), gathered = new_matrix(per_chunk, hidden)
     cdef Tensor losses = new_vector(per_chunk), lse = new_vector(per_chunk)
     cdef double loss = 0
