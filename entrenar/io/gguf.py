@@ -18,14 +18,14 @@ SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS = "split.count", "split.no", "split.ten
 
 
 @functools.cache
-def dequantizable(kind: Any) -> bool:
+def dequantizable(type_: Any) -> bool:
     """Whether the library gives float32 for this GGMLQuantizationType."""
     import gguf
 
-    if kind.name in FLOATS:
+    if type_.name in FLOATS:
         return True
     try:
-        gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+        gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[type_][1]), np.uint8), type_)
     except NotImplementedError:
         return False
     return True

@@ -209,14 +209,14 @@ class _Reader:
             raw[name] = self.tensor()
         data_start = -(-self.offset // alignment) * alignment
         entries, expected = [], 0
-        for name, (shape, kind, row_bytes, offset) in raw.items():
+        for name, (shape, type_, row_bytes, offset) in raw.items():
             self.where = f"the tensor {name!r}"
-            entry = TensorEntry(name, shape, kind, data_start + offset, row_bytes)
+            entry = TensorEntry(name, shape, type_, data_start + offset, row_bytes)
             if offset != expected:
                 raise self.damaged(f"starts at byte {offset} of the data, expected {expected}, where the last one ends")
             if entry.offset + entry.size > self.size:
                 raise self.damaged(
-                    f"of type {kind.name} ends at byte {entry.offset + entry.size} of the file, which has {self.size}"
+                    f"of type {type_.name} ends at byte {entry.offset + entry.size} of the file, which has {self.size}"
                 )
             expected += -(-entry.size // alignment) * alignment
             entries.append(entry)
@@ -234,15 +234,15 @@ class _Reader:
             raise self.damaged(f"has the shape {shape}, more elements than any file holds")
         number = self.u32()
         try:
-            kind = gguf.GGMLQuantizationType(number)
+            type_ = gguf.GGMLQuantizationType(number)
         except ValueError as error:
             raise FormatError(f"{self.path}: {self.where} has the type {_unknown_type(number)}") from error
-        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        elements, size = gguf.GGML_QUANT_SIZES[type_]
         if shape[-1] % elements:
             raise self.damaged(
-                f"of type {kind.name} has rows of {shape[-1]} elements, expected a multiple of {elements}"
+                f"of type {type_.name} has rows of {shape[-1]} elements, expected a multiple of {elements}"
             )
-        return shape, kind, shape[-1] // elements * size, self.u64()
+        return shape, type_, shape[-1] // elements * size, self.u64()
 
 
 def _unknown_type(number: int) -> str:

@@ -106,11 +106,11 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 # ---------------------------------------------------------------------- GGUF
 def gguf_name(name: str) -> str:
     """The name that llama.cpp gives a Hugging Face tensor."""
-    stem, kind = name.rsplit(".", 1)
+    stem, suffix = name.rsplit(".", 1)
     if stem in GGUF_NAMES:
-        return f"{GGUF_NAMES[stem]}.{kind}"
+        return f"{GGUF_NAMES[stem]}.{suffix}"
     _, _, layer, rest = stem.split(".", 3)
-    return f"blk.{layer}.{GGUF_NAMES[rest]}.{kind}"
+    return f"blk.{layer}.{GGUF_NAMES[rest]}.{suffix}"
 
 
 def permute_rows(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -118,12 +118,12 @@ def permute_rows(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def stored(array: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def stored(array: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarray]:
     """(bytes as GGUF stores them, a row each; the values that they mean). Random blocks where nothing quantizes."""
-    if kind in FLOAT_TYPES:
-        rows = array.astype(FLOAT_TYPES[kind])
+    if type_name in FLOAT_TYPES:
+        rows = array.astype(FLOAT_TYPES[type_name])
         return rows, rows.astype(np.float32)
-    type_ = gguf.GGMLQuantizationType[kind]
+    type_ = gguf.GGMLQuantizationType[type_name]
     try:
         rows = gguf.quants.quantize(array, type_)
     except NotImplementedError:
@@ -147,14 +147,14 @@ def write_gguf(
     path: Path,
     config: LLaMAConfig,
     arrays: Mapping[str, np.ndarray],
-    kind: str | Callable[[str], str] = "F32",
+    type_name: str | Callable[[str], str] = "F32",
     *,
     metadata: Mapping[str, Any] | None = None,
     drop: Iterable[str] = (),
     extra: Mapping[str, np.ndarray] | None = None,
     architecture: str | None = None,
 ) -> Arrays:
-    """Write matrices as `kind` (or as it says for a Hugging Face name), vectors in float32; returns what they mean.
+    """Write matrices as `type_name` (or as it says for a name), vectors in float32; returns what they mean.
 
     `metadata` replaces or adds keys (None leaves one out); `drop` and `extra` are GGUF tensor names; `architecture` is
     that of the configuration's family where nothing else is given, whose name its keys have.
@@ -181,14 +181,14 @@ def write_gguf(
             _add_metadata(writer, key, value)
     expected = {}
     for name, array in arrays.items():
-        type_name = "F32" if array.ndim == 1 else kind if isinstance(kind, str) else kind(name)
-        rows, expected[name] = stored(array, type_name)
+        chosen = "F32" if array.ndim == 1 else type_name if isinstance(type_name, str) else type_name(name)
+        rows, expected[name] = stored(array, chosen)
         if own == "llama" and name.endswith("q_proj.weight"):
             rows = permute_rows(rows, config.num_attention_heads)
         elif own == "llama" and name.endswith("k_proj.weight"):
             rows = permute_rows(rows, config.kv_heads)
         if gguf_name(name) not in drop:
-            raw_type = None if type_name in FLOAT_TYPES else gguf.GGMLQuantizationType[type_name]
+            raw_type = None if chosen in FLOAT_TYPES else gguf.GGMLQuantizationType[chosen]
             writer.add_tensor(gguf_name(name), np.ascontiguousarray(rows), raw_dtype=raw_type)
     for name, array in (extra or {}).items():
         writer.add_tensor(name, array)

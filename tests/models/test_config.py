@@ -123,8 +123,8 @@ def test_the_weights_need_what_their_format_takes() -> None:
     assert held(dtype="bfloat16", quantize="int4") == linears * 20 // 32 + 2 * (rest - norms) + 4 * norms
     assert held(quantize="auto") == linears * 20 // 32 + 4 * rest  # no file: the larger of the types that may stay
     table = 32000 * 4096  # the embedding, in a file's Q8_0
-    for kind, four_bit in (("F16", nf4), ("Q4_0", linears * 18 // 32), ("Q4_1", linears * 20 // 32)):
-        stored = dict.fromkeys(config.parameter_shapes(), kind)
+    for type_name, four_bit in (("F16", nf4), ("Q4_0", linears * 18 // 32), ("Q4_1", linears * 20 // 32)):
+        stored = dict.fromkeys(config.parameter_shapes(), type_name)
         stored |= {"model.embed_tokens.weight": "Q8_0", "lm_head.weight": "BF16"}
         expected = four_bit + 4 * (rest - 2 * table) + table * 34 // 32 + 2 * table
         assert held(stored=stored, dtype="auto", quantize="auto") == expected

@@ -48,8 +48,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("wide")
     write_hf(folder / "hf", config, arrays)
     write_hf(folder / "bf16", config, arrays, "bfloat16")
-    for kind in ("F16", "Q4_0", "Q4_1"):
-        write_gguf(folder / kind, config, arrays, kind)
+    for type_name in ("F16", "Q4_0", "Q4_1"):
+        write_gguf(folder / type_name, config, arrays, type_name)
     return {name: folder / name for name in ("hf", "bf16", "F16", "Q4_0", "Q4_1")}
 
 

@@ -27,7 +27,7 @@ def file_of(weight_type: str, folder: Path) -> Path:
         folder / "model.gguf",
         config=CONFIG,
         weights=random_arrays(CONFIG, std=0.05),
-        kind=lambda name: weight_type if name.endswith("_proj.weight") else "F32",
+        type_name=lambda name: weight_type if name.endswith("_proj.weight") else "F32",
     )
 
 

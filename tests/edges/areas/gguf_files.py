@@ -34,8 +34,8 @@ ROUNDED = {"F16": 4e-3, "BF16": 4e-2}
 ROUNDED_BLOCKS = 0.1  # 0.04 was found, and other values differ by 1 and more
 EMBEDDING, LINEAR = "model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"
 WIDE = small_config(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=256, num_hidden_layers=1)
-TYPES = [kind for kind in gguf.GGMLQuantizationType if kind.name != "F32"]
-MATRICES = [kind.name for kind in TYPES if dequantizable(kind)]
+TYPES = [type_ for type_ in gguf.GGMLQuantizationType if type_.name != "F32"]
+MATRICES = [type_.name for type_ in TYPES if dequantizable(type_)]
 
 
 # ---------------------------------------------------------------------- files written by hand
@@ -72,9 +72,9 @@ class RawWriter:
         kind = inner[0][:4] if inner else struct.pack("<I", 8)
         return struct.pack("<I", 9) + kind + struct.pack("<Q", len(value)) + b"".join(entry[4:] for entry in inner)
 
-    def tensor(self, name: str, rows: np.ndarray, kind: str = "F32", shape: tuple[int, ...] | None = None) -> None:
+    def tensor(self, name: str, rows: np.ndarray, type_name: str = "F32", shape: tuple[int, ...] | None = None) -> None:
         """A tensor whose stored rows are given; `shape` where it is not that of `rows`."""
-        type_ = gguf.GGMLQuantizationType[kind]
+        type_ = gguf.GGMLQuantizationType[type_name]
         self.tensors.append((name, np.ascontiguousarray(rows), type_, shape or rows.shape))
 
     def write(self) -> Path:
@@ -82,9 +82,11 @@ class RawWriter:
         head = struct.pack("<IIQQ", 0x46554747, self.version, len(self.tensors), len(self.fields))
         head += b"".join(self.fields)
         offset, data = 0, b""
-        for name, rows, kind, shape in self.tensors:
+        for name, rows, type_name, shape in self.tensors:
             head += self.text(name) + struct.pack("<I", len(shape))
-            head += b"".join(struct.pack("<Q", size) for size in reversed(shape)) + struct.pack("<IQ", kind, offset)
+            head += b"".join(struct.pack("<Q", size) for size in reversed(shape)) + struct.pack(
+                "<IQ", type_name, offset
+            )
             data += b"\0" * (offset - len(data)) + rows.tobytes()
             offset = -(-len(data) // self.alignment) * self.alignment
         head += b"\0" * (-len(head) % self.alignment)
@@ -162,12 +164,14 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 # ---------------------------------------------------------------------- types
-def _typed(kind: str, name: str, folder: Path) -> Verdict:
+def _typed(type_name: str, name: str, folder: Path) -> Verdict:
     """The embedding, whose rows are looked up exactly, or a linear layer in this type."""
     weights = random_arrays(WIDE, std=0.05)
-    path = write_model(folder / "model.gguf", config=WIDE, weights=weights, kind=lambda n: kind if n == name else "F32")
-    tolerance = FLOAT32 if name == EMBEDDING else ROUNDED.get(kind, ROUNDED_BLOCKS)
-    return compare_model(path, [gguf_name(name), kind], tolerance=tolerance)
+    path = write_model(
+        folder / "model.gguf", config=WIDE, weights=weights, type_name=lambda n: type_name if n == name else "F32"
+    )
+    tolerance = FLOAT32 if name == EMBEDDING else ROUNDED.get(type_name, ROUNDED_BLOCKS)
+    return compare_model(path, [gguf_name(name), type_name], tolerance=tolerance)
 
 
 def _shaped(changes: dict[str, Any], folder: Path) -> Verdict:
@@ -176,21 +180,21 @@ def _shaped(changes: dict[str, Any], folder: Path) -> Verdict:
     return compare_model(path, [])
 
 
-def _undecodable(kind: str, folder: Path) -> Verdict:
+def _undecodable(type_name: str, folder: Path) -> Verdict:
     writer = raw_model(folder / "model.gguf", WIDE)
     name, rows, _, shape = writer.tensors[0]
-    type_ = gguf.GGMLQuantizationType[kind]
+    type_ = gguf.GGMLQuantizationType[type_name]
     elements, size = gguf.GGML_QUANT_SIZES[type_]
     writer.tensors[0] = (name, np.ones((len(rows), shape[1] // elements * size), np.uint8), type_, shape)
-    return compare_model(writer.write(), [name, f"type {kind}"])
+    return compare_model(writer.write(), [name, f"type {type_name}"])
 
 
-def _norm(kind: str, folder: Path) -> Verdict:
+def _norm(type_name: str, folder: Path) -> Verdict:
     writer = raw_model(folder / "model.gguf")
     for index, (name, rows, _, shape) in enumerate(writer.tensors):
         if name == "output_norm.weight":
-            blocks = stored(rows.reshape(1, -1), kind)[0]
-            writer.tensors[index] = (name, blocks, gguf.GGMLQuantizationType[kind], shape)
+            blocks = stored(rows.reshape(1, -1), type_name)[0]
+            writer.tensors[index] = (name, blocks, gguf.GGMLQuantizationType[type_name], shape)
     return compare_model(writer.write(), [], peer=transformers_log_probabilities)
 
 
@@ -240,8 +244,8 @@ def _field(key: str, value: Any, writer: RawWriter) -> None:
     writer.field(key, value)
 
 
-def _rope_freqs(values: np.ndarray, kind: str, writer: RawWriter) -> None:
-    writer.tensor("rope_freqs.weight", stored(values.reshape(1, -1), kind)[0], kind, values.shape)
+def _rope_freqs(values: np.ndarray, type_name: str, writer: RawWriter) -> None:
+    writer.tensor("rope_freqs.weight", stored(values.reshape(1, -1), type_name)[0], type_name, values.shape)
 
 
 def _rope_freqs_scaled(values: np.ndarray, writer: RawWriter) -> None:
@@ -258,14 +262,14 @@ def _tail(data: bytes, writer: RawWriter) -> None:
 
 
 def _not_finite(value: float, writer: RawWriter) -> None:
-    name, rows, kind, shape = writer.tensors[-1]
+    name, rows, type_name, shape = writer.tensors[-1]
     rows = rows.copy()
     rows.reshape(-1)[5] = value
-    writer.tensors[-1] = (name, rows, kind, shape)
+    writer.tensors[-1] = (name, rows, type_name, shape)
 
 
 def _reshaped(name: str, shape: tuple[int, ...], writer: RawWriter) -> None:
-    writer.tensors = [(n, rows, kind, shape if n == name else s) for n, rows, kind, s in writer.tensors]
+    writer.tensors = [(n, rows, type_name, shape if n == name else s) for n, rows, type_name, s in writer.tensors]
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -424,14 +428,14 @@ FOREIGN = {  # what people give for a GGUF file: how it begins, and what the sen
 }
 COUNT = len(arrays())
 VARIATIONS = [
-    *(_of(f"embedding in {kind}", functools.partial(_typed, kind, EMBEDDING)) for kind in MATRICES),
-    *(_of(f"ffn_down in {kind}", functools.partial(_typed, kind, LINEAR)) for kind in MATRICES),
+    *(_of(f"embedding in {type_name}", functools.partial(_typed, type_name, EMBEDDING)) for type_name in MATRICES),
+    *(_of(f"ffn_down in {type_name}", functools.partial(_typed, type_name, LINEAR)) for type_name in MATRICES),
     *(
-        _of(f"embedding in {kind.name}", functools.partial(_undecodable, kind.name))
-        for kind in TYPES
-        if kind.name not in MATRICES
+        _of(f"embedding in {type_.name}", functools.partial(_undecodable, type_.name))
+        for type_ in TYPES
+        if type_.name not in MATRICES
     ),
-    *(_of(f"a norm in {kind}", functools.partial(_norm, kind), "transformers") for kind in ("F16", "BF16", "Q8_0")),
+    *(_of(f"a norm in {name}", functools.partial(_norm, name), "transformers") for name in ("F16", "BF16", "Q8_0")),
     _of("a norm in Q8_0 whose row is no multiple of 32", _norm_that_is_no_block),
     *(_of(name, functools.partial(_changed, change, names)) for name, (change, names) in TENSOR_CHANGES.items()),
     *_tensor_variations(),
