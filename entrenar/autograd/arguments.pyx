@@ -1,4 +1,4 @@
-"""What operations ask of arguments that are no tensors: the value in C, or an EntrenarError that names the argument."""
+"""Checks of arguments that are no tensors: the value in C, or an EntrenarError that names the argument."""
 import weakref
 from operator import index as as_index
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class AdapterRecipe(Protocol):
-    """What `to_lora` and `to_qlora` take: the configuration of an adapter, which knows how to put itself on a model."""
+    """What `to_lora` and `to_qlora` take: the configuration of an adapter, whose `apply` puts it on a model."""
 
     section: str
 

@@ -46,7 +46,7 @@ PARTS: dict[str, Part] = {
 
 @dataclass(frozen=True)
 class Family:
-    """What tells a family's files and mathematics from those of the others."""
+    """How a family's files and mathematics differ from those of the others."""
 
     model_type: str
     model_class: str  # of transformers

@@ -78,7 +78,7 @@ SETTINGS = {*APPLIED, *UNSUPPORTED, *ASKED, *METADATA}
 
 @dataclass(frozen=True)
 class Generation:
-    """How a model generates: the ids that end a text, changes to the logits, and what it asks that we cannot do."""
+    """How a model generates: the ids that end a text, changes to the logits, and what is not supported of the file."""
 
     end_tokens: tuple[int, ...] = ()
     repetition_penalty: float = 1.0
@@ -105,7 +105,7 @@ class Generation:
         return Generation(**values, unsupported=_unsupported(table))
 
     def check(self) -> None:
-        """ConfigError, naming the first, where the file asks for what would give another text and is not supported."""
+        """ConfigError, naming the first, where the file sets what would give another text and is not supported."""
         for name, value in self.unsupported.items():
             raise ConfigError(
                 f"generate: generation_config.json asks for {name} = {shown(value)}, which is not supported; take it "

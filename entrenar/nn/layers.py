@@ -1,4 +1,4 @@
-"""The layers that models are made of: thin objects that own weights and call autograd operations."""
+"""The layers that models are made of: thin objects that hold weights and call autograd operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Module: a tree of named parts that own weights, walked by name."""
+"""Module: a tree of named parts that hold weights, visited by name."""
 
 from __future__ import annotations
 

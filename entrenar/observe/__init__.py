@@ -1,4 +1,4 @@
-"""What a program tells of itself while it runs; knows no model."""
+"""What a program reports while it runs; imports no model."""
 
 from entrenar.observe.events import Metric, Span, Subscriber, metric, span, subscribe, unsubscribe
 

@@ -66,21 +66,21 @@ _open: ContextVar[Span | None] = ContextVar("entrenar_open_span", default=None)
 
 
 def subscribe(subscriber: Subscriber) -> None:
-    """Let `subscriber` hear every event from now on, until `unsubscribe`."""
+    """Call `subscriber` for every event from now on, until `unsubscribe`."""
     global _subscribers
     with _changing:
         _subscribers = (*_subscribers, subscriber)
 
 
 def unsubscribe(subscriber: Subscriber) -> None:
-    """Let `subscriber` hear nothing any more; nothing happens where it is not subscribed."""
+    """Call `subscriber` no more; nothing happens where it is not subscribed."""
     global _subscribers
     with _changing:
         _subscribers = tuple(each for each in _subscribers if each is not subscriber)
 
 
 class _Silent(AbstractContextManager["_Silent"]):
-    """The span that nobody hears."""
+    """The span without a subscriber."""
 
     def __exit__(self, *raised: object) -> None:
         return None

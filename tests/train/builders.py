@@ -94,7 +94,7 @@ class Calls(Callback):
 
 
 def listen(trainer: Trainer, **hooks: Callable[[Any], object]) -> None:
-    """Let functions that know the trainer hear it, after its own callbacks."""
+    """Add functions as hooks of a callback of `trainer`, after its own callbacks."""
     trainer.callbacks = [*trainer.callbacks, Calls(**hooks)]
 
 
