@@ -205,6 +205,18 @@ def test_two_losses_over_one_trunk_go_through_their_sum() -> None:
 
 
 @pytest.mark.unit
+def test_no_leaf_shares_the_memory_of_its_gradient() -> None:
+    a, b, c = normal(3), normal(3), normal(3)
+    given = np.ones(3, np.float32)
+    (a + b).backward(Tensor.from_numpy(given))
+    c.reshape(3, 1).backward(Tensor.from_numpy(given.reshape(3, 1)))
+    for leaf in (a, b, c):
+        leaf.grad.numpy()[...] *= 2  # as clipping does
+    assert [leaf.grad.tolist() for leaf in (a, b, c)] == [[2.0] * 3] * 3
+    assert given.tolist() == [1.0] * 3
+
+
+@pytest.mark.unit
 def test_backward_of_more_than_one_element_needs_a_gradient() -> None:
     x = leaf(1.0, 2.0)
     y = x * x

@@ -51,6 +51,7 @@ def types(storage: Storage) -> list[str]:
         ({"quantize": "nf4", "dtype": "auto"}, "BF16", ["bfloat16", "nf4", "bfloat16", "float32", "bfloat16"]),
         ({"quantize": "int4"}, "Q4_0", ["float32", "int4", "int4", "float32", "float32"]),
         ({"quantize": "auto"}, "Q4_0", ["float32", "q4_0", "q4_0", "float32", "float32"]),
+        ({"quantize": "auto"}, "Q5_1", ["float32", "q5_1", "q5_1", "float32", "float32"]),
         ({"quantize": "auto"}, "Q8_0", ["q8_0", "q8_0", "q8_0", "float32", "q8_0"]),
         ({"quantize": "nf4"}, "Q8_0", ["float32", "nf4", "float32", "float32", "float32"]),
         ({"quantize": "auto", "dtype": "bfloat16"}, "Q6_K", ["bfloat16", "nf4", "bfloat16", "float32", "bfloat16"]),

@@ -80,8 +80,10 @@ def measured_peak(shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, lengt
         (SHAPE, IA3Config(target_modules=["all-linear"]), 1, 256),
         (replace(SHAPE, vocab_size=20000, num_hidden_layers=2), ALL, 2, 256),
         (replace(SHAPE, num_key_value_heads=4, intermediate_size=128), ALL, 1, 256),
+        (replace(SHAPE, family="qwen2"), ALL, 1, 256),
+        (replace(SHAPE, family="qwen3", head_dim=64), None, 1, 256),
     ],
-    ids=["full", "tied", "lora", "q and v", "down", "qlora", "ia3", "ia3 everywhere", "wide head", "narrow mlp"],
+    ids="full,tied,lora,q and v,down,qlora,ia3,ia3 everywhere,wide head,narrow mlp,qwen2,qwen3".split(","),
 )
 def test_the_estimate_is_near_the_measured_peak(
     shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, length: int, checkpointing: bool
