@@ -83,7 +83,20 @@ def measured_peak(shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, lengt
         (replace(SHAPE, family="qwen2"), ALL, 1, 256),
         (replace(SHAPE, family="qwen3", head_dim=64), None, 1, 256),
     ],
-    ids="full,tied,lora,q and v,down,qlora,ia3,ia3 everywhere,wide head,narrow mlp,qwen2,qwen3".split(","),
+    ids=[
+        "full",
+        "tied",
+        "lora",
+        "q and v",
+        "down",
+        "qlora",
+        "ia3",
+        "ia3 everywhere",
+        "wide head",
+        "narrow mlp",
+        "qwen2",
+        "qwen3",
+    ],
 )
 def test_the_estimate_is_near_the_measured_peak(
     shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, length: int, checkpointing: bool
