@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from .sources import PACKAGE, ROOT
+from .sources import PACKAGE, ROOT, text
 
 pytestmark = pytest.mark.architecture
 
@@ -49,6 +50,21 @@ def test_a_changed_header_makes_its_pxd_stale(maker: ModuleType, before: str, af
     maker.sys.argv = ["simd_pxd.py"]
     assert maker.main() == 0
     assert maker.stale() == []
+
+
+def test_every_member_of_a_table_has_its_row() -> None:
+    """A member without one is NULL, and the first call of it crashes."""
+    simd = PACKAGE / "_kernels" / "simd"
+    tables, missing = 0, []
+    for path in sorted(simd.glob("*.pxd")):
+        if table := re.search(rf"ctypedef struct {path.stem}_ops:\n((?: {{8}}.*\n)+)", text(path)):
+            tables += 1
+            members = re.findall(r"^ {8}(?! )(?:.*\(\*(\w+)\)|[^(\n]*?(\w+)(?:\[.*\])?$)", table[1], re.MULTILINE)
+            assert members, path.name
+            rows = set(re.findall(r"\.(\w+) = ", text(path.with_suffix(".c"))))
+            missing += [f"{path.stem}.c: .{name}" for name in map("".join, members) if name not in rows]
+    assert tables > 10
+    assert not missing, f"no row in the table: {missing}"
 
 
 def test_a_pxd_without_a_header_and_a_lost_one_are_stale(maker: ModuleType) -> None:
