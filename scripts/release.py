@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
-STEPS = ("train", "--config", "tiny", "--steps", "1", "--max-examples", "600", "--batch-size", "1")
+STEPS = ("train", "--config", "llama2/tiny", "--steps", "1", "--max-examples", "600", "--batch-size", "1")
 
 
 def run(*command: object, cwd: Path = ROOT) -> None:
