@@ -151,7 +151,6 @@ setup(
         build_dir="build/cython",
         nthreads=os.cpu_count() or 1,
         compiler_directives=DIRECTIVES,
-        emit_linenums=COVERAGE,  # gcov names lines of the .pyx
     ),
     cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COPY = ROOT / "build" / "coverage"
 COPIED = ("entrenar", "tests", "fuzz", "examples", "configs", "scripts", "benchmarks", "docs", ".ci")
+GENERATED = "build/cython/entrenar/"
+MARK = re.compile(r'\s*/\* "(entrenar/[^"]+\.p(?:yx|xd))":(\d+)$')
 Lines = dict[int, int]
 
 
@@ -53,6 +56,20 @@ def python_lines() -> dict[str, Lines]:
     }
 
 
+def cython_lines(path: Path) -> dict[int, tuple[str, int]]:
+    """Of each line of a generated C file the line of Cython behind it, by the comment before each statement."""
+    found: dict[int, tuple[str, int]] = {}
+    current = None
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if match := MARK.match(line):
+            current = match[1], int(match[2])
+        elif line == "}":  # the end of a function: what follows belongs to no statement
+            current = None
+        elif current:
+            found[number] = current
+    return found
+
+
 def compiled_lines() -> dict[str, Lines]:
     """Of each Cython and C file the lines that could run, with how often they did on any tier."""
     found: dict[str, Lines] = defaultdict(dict)
@@ -63,10 +80,16 @@ def compiled_lines() -> dict[str, Lines]:
             data = gzip.decompress(part) if part[:2] == b"\x1f\x8b" else part
             for file in json.loads(data)["files"]:
                 name = os.path.relpath(COPY / file["file"], COPY)
-                if name.startswith("entrenar/"):
-                    for line in file["lines"]:
-                        lines = found[name]
-                        lines[line["line_number"]] = lines.get(line["line_number"], 0) + line["count"]
+                made_of = cython_lines(COPY / name) if name.startswith(GENERATED) else {}
+                for line in file["lines"]:
+                    number = line["line_number"]
+                    if name.startswith("entrenar/"):
+                        of = name
+                    elif number in made_of:
+                        of, number = made_of[number]
+                    else:
+                        continue
+                    found[of][number] = found[of].get(number, 0) + line["count"]
     return found
 
 
