@@ -52,6 +52,7 @@ def test_values_of_the_file_give_the_bits_of_their_float32_copy(weight_type: str
 @pytest.mark.peers
 @every_type
 def test_llama_cpp_agrees(weight_type: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
     path = file_of(weight_type, tmp_path)
     model = LLaMAModel.from_pretrained(path, quantize="auto")
     with no_grad():
