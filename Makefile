@@ -10,7 +10,7 @@ ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
 
 .PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
 	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
-	imports release coverage
+	imports release coverage family-table
 
 help:  ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,11 @@ format:  ## let ruff format and sort imports, clang-format format C, and write s
 
 gradients: install  ## print the finite-difference error of every op's cases
 	$(PYTHON) scripts/gradient_table.py
+
+family-table:  ## print what every family of models agrees with (transformers, PEFT, llama.cpp), and how nearly
+	$(PYTHON) -m pip install -q torch==2.13.0
+	$(PYTHON) -m pip install -q '.[test,peers]'
+	$(PYTHON) scripts/family_table.py
 
 imports:  ## print the circles and the upward imports of the package
 	$(PYTHON) scripts/imports.py
