@@ -88,6 +88,12 @@ class LLaMAModel(Decoder):
 
         save(self, directory, **options)
 
+    def save_gguf(self, path: str | Path, **options: Any) -> dict[str, str]:
+        """Write a GGUF file; see `entrenar.models.gguf_export.save_gguf`."""
+        from entrenar.models.gguf_export import save_gguf
+
+        return save_gguf(self, path, **options)
+
     @property
     def generation(self) -> Generation:
         """How the model generates: as its generation_config.json says, else with its configuration's end tokens."""

@@ -12,7 +12,7 @@ from entrenar.io.lazy import LazyTensor
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.io.tokenizer_gguf import end_ids
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.families import FAMILIES
+from entrenar.models.families import FAMILIES, is_interleaved
 from entrenar.models.generation import Generation
 from entrenar.models.gguf_model import read_gguf
 from entrenar.models.hf_config import shape_keys
@@ -43,7 +43,7 @@ class Checkpoint:
 
     def interleaved(self, name: str) -> bool:
         """Whether the rows of this matrix are stored for an interleaved rotary embedding."""
-        return self.metadata is not None and name.split(".")[-2] in FAMILIES[self.config.family].interleaved
+        return self.metadata is not None and is_interleaved(FAMILIES[self.config.family], name)
 
     @staticmethod
     def open(path: str | Path) -> Checkpoint:

@@ -47,13 +47,7 @@ def save(
     """
     if dtype not in SAVED_DTYPES:
         raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")
-    names = [name for name, _ in model.named_parameters()]
-    adapters = [name for name in names if name not in model.config.parameter_shapes()]
-    if adapters:
-        kind = "" if model.adapter_config is None else f"{model.adapter_config.title} "
-        raise ConfigError(
-            f"The model still has {kind}adapters ({adapters[0]}); merge them or save the adapter instead."
-        )
+    refuse_adapters(model)
     config = config_table(model, dtype)
     directory = Path(directory)
     if (directory / "adapter_config.json").exists():
@@ -73,6 +67,17 @@ def save(
         if generation:
             _write_json(folder / GENERATION_FILE, generation)
         save_sharded(folder, _arrays(model, dtype), max_shard_bytes)
+
+
+def refuse_adapters(model: LLaMAModel) -> None:
+    """ConfigError where adapters are still attached."""
+    expected = model.config.parameter_shapes()
+    adapters = [name for name, _ in model.named_parameters() if name not in expected]
+    if adapters:
+        kind = "" if model.adapter_config is None else f"{model.adapter_config.title} "
+        raise ConfigError(
+            f"The model still has {kind}adapters ({adapters[0]}); merge them or save the adapter instead."
+        )
 
 
 def config_table(model: LLaMAModel, dtype: str) -> dict[str, Any]:

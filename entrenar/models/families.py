@@ -66,6 +66,8 @@ class Family:
     biased: tuple[str, ...] = ()  # linears with a bias
     normed_heads: bool = False  # RMSNorm of each head of q and k before it is rotated
     # ------ GGUF
+    gguf_names: Mapping[str, str] = field(default_factory=dict)  # modules that are called otherwise than in PARTS
+    gguf_keys: Mapping[str, str] = field(default_factory=dict)  # further keys: the field of LLaMAConfig that each holds
     interleaved: tuple[str, ...] = ()  # linears whose rows are stored for an interleaved rotary embedding
     rope_factors: bool = False  # a file may hold rope_freqs, divisors of the rotary frequencies
 
@@ -140,8 +142,18 @@ def one_of(names: tuple[str, ...]) -> str:
     return " or ".join(filter(None, (", ".join(quoted[:-1]), quoted[-1])))
 
 
-def gguf_name(name: str) -> str:
+def gguf_part(family: Family, part: str) -> str:
+    """What GGUF files of the family call the module that Hugging Face calls `part`."""
+    return family.gguf_names.get(part) or PARTS[part].gguf
+
+
+def gguf_name(family: Family, name: str) -> str:
     """The GGUF name of a Hugging Face tensor."""
     *path, part, kind = name.split(".")
     layer = f"blk.{path[2]}." if ".layers." in name else ""
-    return f"{layer}{PARTS[part].gguf}.{kind}"
+    return f"{layer}{gguf_part(family, part)}.{kind}"
+
+
+def is_interleaved(family: Family, name: str) -> bool:
+    """Whether GGUF files have the rows of this tensor (Hugging Face name) for an interleaved rotary embedding."""
+    return name.split(".")[-2] in family.interleaved

@@ -141,6 +141,7 @@ def config_values(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     if ROPE_BASE in data:
         values["rope_theta"] = data.number(ROPE_BASE)
     values |= _head_size(data, values) | _rope_scaling(data)
+    values |= {field: data.own[key] for key, field in data.family.gguf_keys.items() if key in data}
     return values | _special_tokens(metadata, values["vocab_size"], remarks), remarks
 
 
@@ -175,7 +176,7 @@ def _ignored(data: Metadata) -> list[str]:
     """A remark for each key without a meaning; ConfigError for one that may have one that we do not know."""
     remarks = []
     for key in data.own:
-        if key in USED or key in DESCRIPTIVE:
+        if key in USED or key in DESCRIPTIVE or key in data.family.gguf_keys:
             continue
         if key not in UNUSED:
             raise ConfigError(

@@ -20,7 +20,7 @@ from entrenar.errors import ConfigError, FormatError
 from entrenar.io.gguf import GGUFFile, GGUFTensor
 from entrenar.io.lazy import LazyTensor
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.families import FAMILIES, PARTS, gguf_name
+from entrenar.models.families import FAMILIES, PARTS, Family, gguf_name, gguf_part
 from entrenar.models.gguf_keys import (
     EMBEDDING,
     FEED_FORWARD,
@@ -38,12 +38,19 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 def hugging_face_names(config: LLaMAConfig) -> dict[str, str]:
     """The Hugging Face name of every tensor of such a GGUF file, by the file's own name."""
-    return {gguf_name(name): name for name in config.parameter_shapes()}
+    family = FAMILIES[config.family]
+    return {gguf_name(family, name): name for name in config.parameter_shapes()}
 
 
 def half_split_rows(count: int, head_dim: int) -> np.ndarray:
     """The GGUF row that holds each row of a half-split q or k matrix: rows (2 i, 2 i + 1) of a head were halves."""
     rows = np.arange(count).reshape(-1, head_dim // 2, 2)
+    return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
+
+
+def interleaved_rows(count: int, head_dim: int) -> np.ndarray:
+    """The half-split row that GGUF files have as each of their rows of a q or k matrix: undoes `half_split_rows`."""
+    rows = np.arange(count).reshape(-1, 2, head_dim // 2)
     return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
 
 
@@ -71,7 +78,7 @@ def read_gguf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], dict[str,
 def _check_tensors(path: Path, config: LLaMAConfig, tensors: Mapping[str, GGUFTensor]) -> None:
     """Every tensor that the metadata ask for is there in its shape and in a type of weights, and no other."""
     family = FAMILIES[config.family]
-    expected = {gguf_name(name): shape for name, shape in config.parameter_shapes().items()}
+    expected = {gguf_name(family, name): shape for name, shape in config.parameter_shapes().items()}
     if ROPE_FACTORS in tensors and family.rope_factors:
         expected[ROPE_FACTORS] = (config.head_size // 2,)
     for name in tensors:
@@ -86,7 +93,7 @@ def _check_tensors(path: Path, config: LLaMAConfig, tensors: Mapping[str, GGUFTe
         if tensor.shape != shape:
             raise FormatError(
                 f"{path}: the tensor {name} has shape {tensor.shape}, expected {shape} by "
-                f"{_shape_keys(name, len(shape), family.architecture)}; the file contradicts itself."
+                f"{_shape_keys(name, len(shape), family)}; the file contradicts itself."
             )
         if not tensor.weights:
             raise FormatError(
@@ -108,8 +115,9 @@ def _rope_factors(path: Path, tensor: GGUFTensor) -> list[float]:
     return factors
 
 
-def _shape_keys(name: str, axes: int, architecture: str) -> str:
+def _shape_keys(name: str, axes: int, family: Family) -> str:
     """The metadata that give the shape of this tensor."""
+    architecture = family.architecture
     words = {
         "vocabulary": f"the entries of {TOKENS} (or {architecture}.{VOCABULARY})",
         "hidden": f"{architecture}.{EMBEDDING}",
@@ -120,7 +128,7 @@ def _shape_keys(name: str, axes: int, architecture: str) -> str:
     }
     if name == ROPE_FACTORS:
         return f"half of {words['head']}"
-    part = next(part for part in PARTS.values() if part.gguf == name.split(".")[-2])
+    part = next(part for key, part in PARTS.items() if gguf_part(family, key) == name.split(".")[-2])
     return " and ".join(words[size] for size in part.sizes(axes))
 
 

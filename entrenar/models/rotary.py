@@ -31,13 +31,17 @@ def inverse_frequencies(
         frequencies = frequencies / np.asarray(factors)
     if scaling is None:
         return frequencies
-    factor = float(scaling["factor"])
     if scaling.get("rope_type", scaling.get("type")) == "linear":
-        return frequencies / factor
+        return frequencies / float(scaling["factor"])
+    return frequencies / llama3_factors(frequencies, scaling)
+
+
+def llama3_factors(frequencies: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
+    """The divisors of plain frequencies under llama3 scaling, in float32 as GGUF files hold them: the same bits."""
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return frequencies / factor * (1 - blend) + frequencies * blend
+    return (1 / ((1 - blend) / float(scaling["factor"]) + blend)).astype(np.float32)
 
 
 def largest_angle(head_dim: int, theta: float, divisor: float, positions: int) -> float:

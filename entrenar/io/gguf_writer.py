@@ -1,0 +1,151 @@
+"""GGUF files out: metadata and the list of tensors first, then each tensor's rows as they come.
+
+Nothing is held but the header and the rows at hand. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from entrenar.errors import FormatError
+from entrenar.io.atomic import atomic_file
+from entrenar.io.gguf_header import ALIGNMENT, ARRAY, MAGIC, MOST_NAME_BYTES, SCALARS, STRING, UINT32
+
+VERSION = 3
+UINT8, INT32, FLOAT32, BOOL = 0, 5, 6, 7
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor to write: its shape in NumPy order, the name of its GGUF type, and its rows of stored bytes on demand.
+
+    `rows` yields arrays of any dtype whose bytes, one array after the other, are the tensor's.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    rows: Callable[[], Iterable[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        """The stored bytes; FormatError where a row is no whole number of blocks."""
+        elements, size = self._block()
+        if self.shape[-1] % elements:
+            raise FormatError(
+                f"The tensor {self.name} has rows of {self.shape[-1]} elements, expected a multiple of {elements} for "
+                f"the type {self.type}; choose another type."
+            )
+        return math.prod(self.shape) // elements * size
+
+    @property
+    def number(self) -> int:
+        """The number of the type in the file."""
+        import gguf
+
+        return int(gguf.GGMLQuantizationType[self.type])
+
+    def _block(self) -> tuple[int, int]:
+        import gguf
+
+        elements, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.type]]
+        return int(elements), int(size)
+
+
+def write_gguf(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[OutputTensor]) -> None:
+    """Write a file under a temporary name and rename it when it is whole; the same input gives the same bytes.
+
+    `metadata`: a Python int is an unsigned number of 32 bits where it is not negative (in a list: signed, as llama.cpp
+    expects token types), a float one of 32 bits, bytes an array of uint8. Raises FormatError for a value or a name that
+    no file can hold, for rows that do not fill their tensor, and where the place cannot be written.
+    """
+    header = _header(metadata, tensors)
+    with atomic_file(path) as part, part.open("wb") as file:
+        file.write(header)
+        _pad(file, len(header))
+        for tensor in tensors:
+            written = 0
+            for rows in tensor.rows():
+                data = np.ascontiguousarray(rows)
+                file.write(data.reshape(-1).view(np.uint8).data)
+                written += data.nbytes
+            if written != tensor.nbytes:
+                raise FormatError(f"The tensor {tensor.name} came with {written} bytes, expected {tensor.nbytes}.")
+            _pad(file, written)
+
+
+def _pad(file: IO[bytes], size: int) -> None:
+    file.write(bytes(-size % ALIGNMENT))
+
+
+def _header(metadata: Mapping[str, Any], tensors: Sequence[OutputTensor]) -> bytes:
+    out = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        kind, data = _value(key, value)
+        out += [_string(key), struct.pack("<I", kind), data]
+    offset = 0
+    for tensor in tensors:
+        name = _string(tensor.name)
+        if len(name) - 8 > MOST_NAME_BYTES:
+            raise FormatError(f"The tensor {tensor.name} has a name of more than {MOST_NAME_BYTES} bytes.")
+        axes = tuple(reversed(tensor.shape))
+        out.append(name + struct.pack(f"<I{len(axes)}QIQ", len(axes), *axes, tensor.number, offset))
+        offset += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    return b"".join(out)
+
+
+def _string(text: str) -> bytes:
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise FormatError(f"The text {text[:50]!r} holds half a character, which no GGUF file can.") from error
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(key: str, value: Any) -> tuple[int, bytes]:
+    """(type, bytes) of a metadata value."""
+    if isinstance(value, str):
+        return STRING, _string(value)
+    if isinstance(value, bytes):
+        return ARRAY, struct.pack("<IQ", UINT8, len(value)) + value
+    if isinstance(value, list):
+        kind = _element_type(key, value)
+        if kind == STRING:
+            return ARRAY, struct.pack("<IQ", kind, len(value)) + b"".join(map(_string, value))
+        return ARRAY, struct.pack("<IQ", kind, len(value)) + _numbers(key, kind, value)
+    kind = _scalar_type(key, value)
+    kind = UINT32 if kind == INT32 and value >= 0 else kind
+    return kind, _numbers(key, kind, [value])
+
+
+def _numbers(key: str, kind: int, values: list[Any]) -> bytes:
+    try:
+        return np.array(values, np.dtype(SCALARS[kind])).tobytes()
+    except (OverflowError, ValueError) as error:
+        raise FormatError(f"The metadata key {key} holds a number that its 32 bits cannot: {error}.") from error
+
+
+def _element_type(key: str, values: list[Any]) -> int:
+    """The one type of a list; of ints and floats it is that of floats, of none that of texts."""
+    if all(isinstance(value, str) for value in values):
+        return STRING
+    kinds = {_scalar_type(key, value) for value in values}
+    if kinds == {INT32, FLOAT32}:
+        return FLOAT32
+    if len(kinds) != 1:
+        raise FormatError(f"The metadata key {key} holds values of several types, expected one.")
+    return kinds.pop()
+
+
+def _scalar_type(key: str, value: Any) -> int:
+    for kind, type_ in ((BOOL, bool), (INT32, int), (FLOAT32, float)):
+        if isinstance(value, type_):
+            return kind
+    raise FormatError(f"The metadata key {key} holds a {type(value).__name__}, expected text, numbers or a list.")

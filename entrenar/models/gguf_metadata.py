@@ -1,0 +1,122 @@
+"""LLaMAConfig -> the metadata of a GGUF file: what `entrenar.models.gguf_keys` reads, written by the family's row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from entrenar.errors import ConfigError
+from entrenar.models.config import LLaMAConfig
+from entrenar.models.families import FAMILIES
+from entrenar.models.gguf_keys import (
+    CONTEXT,
+    EMBEDDING,
+    EPSILON,
+    FACTOR,
+    FEED_FORWARD,
+    HEADS,
+    KEY_HEADS,
+    KEY_LENGTH,
+    LAYERS,
+    ROPE_BASE,
+    ROTATED,
+    SCALING,
+    TOKENS,
+    VALUE_LENGTH,
+    VOCABULARY,
+)
+from entrenar.models.rotary import inverse_frequencies, llama3_factors
+
+TYPES, SCORES, MODEL = "tokenizer.ggml.token_type", "tokenizer.ggml.scores", "tokenizer.ggml.model"
+UNUSED_TOKEN, UNUSED_SCORE = 5, -1000.0
+# written by whoever makes a file: those of another file say what is no longer so
+OWN = frozenset(
+    {"general.architecture", "general.type", "general.file_type", "general.quantization_version", "general.alignment"}
+)
+
+
+def architecture_metadata(config: LLaMAConfig) -> dict[str, Any]:
+    """The keys of the architecture: the shape, the rotary embedding, and what the family's row adds."""
+    family = FAMILIES[config.family]
+    values: dict[str, Any] = {
+        CONTEXT: config.max_position_embeddings,
+        EMBEDDING: config.hidden_size,
+        LAYERS: config.num_hidden_layers,
+        FEED_FORWARD: config.intermediate_size,
+        HEADS: config.num_attention_heads,
+        KEY_HEADS: config.kv_heads,
+        KEY_LENGTH: config.head_size,
+        VALUE_LENGTH: config.head_size,
+        EPSILON: float(config.rms_norm_eps),
+        ROPE_BASE: float(config.rope_theta),
+        ROTATED: config.head_size,
+        **_rope_scaling(config),
+        VOCABULARY: config.vocab_size,
+    }
+    for key, field in family.gguf_keys.items():
+        value = getattr(config, field)
+        if value is not None:
+            values[key] = value
+    return {f"{family.architecture}.{key}": value for key, value in values.items()}
+
+
+def _rope_scaling(config: LLaMAConfig) -> dict[str, Any]:
+    """What is said by keys; llama3's scaling is said by the tensor of `rope_factors`."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling["rope_type"] == "llama3":
+        return {}
+    return {SCALING: scaling["rope_type"], FACTOR: float(scaling["factor"])}
+
+
+def rope_factors(config: LLaMAConfig) -> np.ndarray | None:
+    """The divisors of the rotary frequencies (head_dim / 2,), float32, that a file holds as a tensor; None for none."""
+    scaling = config.rope_scaling
+    if config.rope_frequency_factors is not None:
+        factors = np.asarray(config.rope_frequency_factors, np.float32)
+    elif scaling is not None and scaling["rope_type"] == "llama3":
+        factors = llama3_factors(inverse_frequencies(config.head_size, config.rope_theta, None), scaling)
+    else:
+        return None
+    if not FAMILIES[config.family].rope_factors:
+        kind = scaling["rope_type"] if scaling else "by factors"
+        raise ConfigError(
+            f"model.rope_scaling is {kind}, and GGUF files of the architecture "
+            f"{FAMILIES[config.family].architecture!r} have no place for it; save a Hugging Face directory."
+        )
+    return factors
+
+
+def tokenizer_block(tokenizer: Mapping[str, Any] | None, vocab_size: int) -> dict[str, Any]:
+    """The metadata of a tokenizer for a model with so many tokens: further rows of the embedding are unused tokens.
+
+    Without a tokenizer the file says that it has none. Raises ConfigError where the tokenizer has more tokens.
+    """
+    if tokenizer is None:
+        return {MODEL: "no_vocab"}
+    block = dict(tokenizer)
+    tokens = block.get(TOKENS)
+    if tokens is None:
+        return block
+    if len(tokens) > vocab_size:
+        raise ConfigError(
+            f"The tokenizer has {len(tokens)} tokens, and the model's embedding {vocab_size} rows; give the model its "
+            "own tokenizer."
+        )
+    further = range(len(tokens), vocab_size)
+    for key, filling in (
+        (TOKENS, [f"[PAD{index}]" for index in further]),
+        (TYPES, [UNUSED_TOKEN] * len(further)),
+        (SCORES, [UNUSED_SCORE] * len(further)),
+    ):
+        if key in block:
+            block[key] = [*block[key], *filling]
+    return block
+
+
+def kept_metadata(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(general, tokenizer): what a model that was loaded from a file with these metadata keeps of them."""
+    general = {key: value for key, value in metadata.items() if key.startswith("general.") and key not in OWN}
+    tokenizer = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
+    return general, tokenizer

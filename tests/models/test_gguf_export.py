@@ -1,0 +1,121 @@
+"""Models written as GGUF files: read back by entrenar, by llama.cpp and by the gguf library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from entrenar.autograd import no_grad
+from entrenar.errors import ConfigError, FormatError
+from entrenar.llama import LLaMAConfig, LLaMAModel
+from entrenar.lora import LoRAConfig
+from tests.edges.gguf_models import PROMPTS, TOKENIZER, VOCABULARY, peers_log_probabilities
+from tests.edges.llama_cpp import log_softmax
+
+from .builders import assert_same, random_model, random_tokens, small_config, weights_of, write_gguf
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama, tied, odd sizes": {
+        "tie_word_embeddings": True,
+        "intermediate_size": 99,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "hidden_size": 66,
+        "head_dim": 10,
+    },
+    "llama, llama3 scaling": {"rope_scaling": LLAMA3, "head_dim": 32},
+    "llama, linear scaling": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_theta": 5e5},
+    "mistral": {"family": "mistral", "hidden_size": 60, "head_dim": 16},
+    "qwen2, tied": {"family": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {"family": "qwen3", "head_dim": 24},
+}
+every_shape = pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
+
+
+def config_of(changes: dict[str, Any]) -> LLaMAConfig:
+    return small_config(vocab_size=VOCABULARY, **changes)
+
+
+@pytest.mark.unit
+@every_shape
+def test_a_model_that_is_loaded_back_has_the_bits_of_its_logits(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = random_model(config_of(changes))
+    types = model.save_gguf(tmp_path / "x.gguf", tokenizer=TOKENIZER)
+    assert set(types.values()) == {"F32"}
+    back = LLaMAModel.from_pretrained(tmp_path / "x.gguf")
+    assert back.remarks == []
+    assert_same(weights_of(back), weights_of(model))
+    tokens = random_tokens(model.config, 2, 40)
+    assert back(tokens).numpy().tobytes() == model(tokens).numpy().tobytes()
+    model.save_gguf(tmp_path / "y.gguf", tokenizer=TOKENIZER)
+    back.save_gguf(tmp_path / "z.gguf")
+    first = (tmp_path / "x.gguf").read_bytes()
+    assert first == (tmp_path / "y.gguf").read_bytes() == (tmp_path / "z.gguf").read_bytes()
+
+
+@pytest.mark.peers
+@every_shape
+def test_llama_cpp_computes_the_same(changes: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    model = random_model(config_of(changes), std=0.15)
+    model.save_gguf(tmp_path / "x.gguf", tokenizer=TOKENIZER)
+    with no_grad():
+        ours = [log_softmax(model(np.array([prompt])).numpy()[0, -1]) for prompt in PROMPTS]
+    np.testing.assert_allclose(ours, peers_log_probabilities(tmp_path / "x.gguf"), rtol=0, atol=2e-5)
+
+
+@pytest.mark.unit
+def test_the_library_reads_names_shapes_and_metadata(tmp_path: Path) -> None:
+    model = random_model(config_of({}))
+    model.save_gguf(tmp_path / "x.gguf", tokenizer=TOKENIZER)
+    write_gguf(tmp_path / "theirs.gguf", model.config, weights_of(model), metadata=TOKENIZER)
+    ours, theirs = gguf.GGUFReader(tmp_path / "x.gguf"), gguf.GGUFReader(tmp_path / "theirs.gguf")
+    found = {tensor.name: tensor.data for tensor in ours.tensors}
+    assert_same(found, {tensor.name: tensor.data for tensor in theirs.tensors})
+    assert {tensor.name: [*tensor.shape] for tensor in ours.tensors} == {t.name: [*t.shape] for t in theirs.tensors}
+    for name, field in theirs.fields.items():
+        if not name.startswith("GGUF."):
+            assert ours.fields[name].contents() == field.contents(), name
+            assert ours.fields[name].types == field.types, name
+
+
+@pytest.mark.unit
+def test_a_tokenizer_with_fewer_tokens_is_filled_and_one_with_more_refused(tmp_path: Path) -> None:
+    model = random_model(small_config(vocab_size=VOCABULARY + 3))
+    model.save_gguf(tmp_path / "x.gguf", tokenizer=TOKENIZER)
+    fields = gguf.GGUFReader(tmp_path / "x.gguf").fields
+    assert fields["tokenizer.ggml.tokens"].contents()[-4:] == ["<|pad|>", "[PAD67]", "[PAD68]", "[PAD69]"]
+    assert fields["tokenizer.ggml.token_type"].contents()[-4:] == [3, 5, 5, 5]
+    LLaMAModel.from_pretrained(tmp_path / "x.gguf")
+    with pytest.raises(ConfigError, match=r"The tokenizer has 67 tokens, and the model's embedding 66 rows; give"):
+        random_model(small_config(vocab_size=66)).save_gguf(tmp_path / "y.gguf", tokenizer=TOKENIZER)
+    assert not (tmp_path / "y.gguf").exists()
+
+
+@pytest.mark.unit
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = random_model()
+    path = tmp_path / "x.gguf"
+    with pytest.raises(ConfigError, match="type='F33' is unknown; choose F32"):
+        model.save_gguf(path, type="F33")
+    with pytest.raises(ConfigError, match=r"model.rope_scaling is llama3, and GGUF files of the architecture 'qwen2'"):
+        random_model(small_config(family="qwen2", rope_scaling=LLAMA3)).save_gguf(path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FormatError, match="folder: is a folder; expected a file to write"):
+        model.save_gguf(tmp_path / "folder")
+    model.to_lora(LoRAConfig(rank=2))
+    with pytest.raises(ConfigError, match=r"has LoRA adapters \(model\.layers\.0\.self_attn\.q_proj\.lora_A\.weight"):
+        model.save_gguf(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
