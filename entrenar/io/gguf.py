@@ -73,74 +73,86 @@ class GGUFTensor(LazyTensor):
 
 
 class GGUFFile:
-    """The metadata and tensors of a GGUF file and of its further parts, if it is the first of several.
+    """The metadata and tensors of a GGUF file; where it is one of several parts, of all of them.
 
-    `paths` has the files. Raises FormatError where one is missing, is no GGUF, or is shorter than it says.
+    `paths` has the files, part 1 first, whose metadata are those of the model. Raises FormatError where a file is
+    missing, is no GGUF, is shorter than it says, or is no part of the others' model.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.paths: list[Path] = []
-        self.tensors: dict[str, GGUFTensor] = {}
         self.path = Path(path)
-        self.metadata = self._add(self.path)
-        for number, part in enumerate(_further_parts(self.path, self.metadata), start=1):
-            _check_part(self.path, part, number, self.metadata, self._add(part))
+        self.tensors: dict[str, GGUFTensor] = {}
+        given = _open(self.path)
+        count, self.paths = _parts(self.path, given[1].metadata)
+        first = given
+        for number, part in enumerate(self.paths):
+            file, header = given if part == self.path else _open(part)
+            if number == 0:
+                first = file, header
+            if count > 1:
+                _check_part(self.path, part, number, count, header.metadata)
+            self._add(file, header)
+        self.metadata = first[1].metadata
         expected = self.metadata.get(SPLIT_TENSORS)
-        if len(self.paths) > 1 and expected != len(self.tensors):
+        if count > 1 and expected != len(self.tensors):
             raise FormatError(
-                f"{self.path}: its {len(self.paths)} parts have {len(self.tensors)} tensors, expected the "
-                f"{SPLIT_TENSORS} of {expected}; fetch all parts of one model again."
+                f"{self.paths[0]}: its {count} parts have {len(self.tensors)} tensors, expected the {SPLIT_TENSORS} of "
+                f"{expected}; fetch all parts of one model again."
             )
 
-    def _add(self, path: Path) -> dict[str, Any]:
-        """Take a file's tensors; returns its metadata."""
-        file = FileBytes(path)
-        header: Header = read_header(file)
-        self.paths.append(path)
+    def _add(self, file: FileBytes, header: Header) -> None:
         for entry in header.tensors:
             if entry.name in self.tensors:
-                raise FormatError(f"{path}: the tensor {entry.name} is in another part too; fetch all parts again.")
+                raise FormatError(
+                    f"{file.path}: the tensor {entry.name} is in another part too; fetch all parts again."
+                )
             self.tensors[entry.name] = GGUFTensor(file, entry)
-        return header.metadata
+
+
+def _open(path: Path) -> tuple[FileBytes, Header]:
+    file = FileBytes(path)
+    return file, read_header(file)
 
 
 def _ending(number: int, count: int) -> str:
     return f"-{number:05d}-of-{count:05d}.gguf"
 
 
-def _further_parts(path: Path, metadata: dict[str, Any]) -> list[Path]:
-    """The files of the parts after the first, all of which exist; none for a file that is whole."""
+def _parts(path: Path, metadata: dict[str, Any]) -> tuple[int, list[Path]]:
+    """The number of parts and their files, all of which exist; (1, the file) for one that is whole."""
     count, number = metadata.get(SPLIT_COUNT, 0), metadata.get(SPLIT_NUMBER, 0)
     for key, value in ((SPLIT_COUNT, count), (SPLIT_NUMBER, number)):
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**16:
             raise FormatError(f"{path}: {key} is {value!r}, expected a number of parts; fetch the file again.")
     if count <= 1:
-        return []
-    ending = _ending(number + 1, count)
+        return 1, [path]
+    which, ending = f"is part {number + 1} of {count}", _ending(number + 1, count)
+    if number >= count:
+        raise FormatError(
+            f"{path}: {SPLIT_NUMBER} is {number}, expected less than the {SPLIT_COUNT} of {count}; fetch it again."
+        )
     if not path.name.endswith(ending):
         raise FormatError(
-            f"{path}: is part {number + 1} of {count}, and the other parts are found by a name that ends in "
-            f"{ending!r}; give the files back their names."
+            f"{path}: {which}, and the other parts are found by a name that ends in {ending!r}; give the files back "
+            "their names."
         )
     stem = path.name.removesuffix(ending)
-    if number != 0:
-        raise FormatError(f"{path}: is part {number + 1} of {count}; give part 1, {stem + _ending(1, count)}.")
-    parts = [path.with_name(stem + _ending(other, count)) for other in range(2, count + 1)]
-    missing = [str(other) for other, part in enumerate(parts, start=2) if not part.exists()]
+    parts = [path.with_name(stem + _ending(other, count)) for other in range(1, count + 1)]
+    missing = [str(other) for other, part in enumerate(parts, start=1) if not part.exists()]
     if missing:
-        which = f"part {missing[0]} is" if len(missing) == 1 else f"parts {', '.join(missing[:10])} are"
+        few = ", ".join(missing[:10]) + ", ..." * (len(missing) > 10)
+        lost = f"part {few} is" if len(missing) == 1 else f"parts {few} are"
         raise FormatError(
-            f"{path}: is part 1 of {count}: {which} missing; put all parts ({stem}-0000N-of-{count:05d}.gguf) into one "
-            "folder."
+            f"{path}: {which}: {lost} missing; put all parts ({stem}-0000N-of-{count:05d}.gguf) into one folder."
         )
-    return parts
+    return count, parts
 
 
-def _check_part(first: Path, path: Path, number: int, metadata: dict[str, Any], own: dict[str, Any]) -> None:
+def _check_part(given: Path, path: Path, number: int, count: int, own: dict[str, Any]) -> None:
     """FormatError where a file is not the part that its name says."""
     found = (own.get(SPLIT_NUMBER), own.get(SPLIT_COUNT))
-    if found != (number, metadata[SPLIT_COUNT]):
+    if found != (number, count):
         raise FormatError(
-            f"{path}: has {SPLIT_NUMBER} {found[0]} and {SPLIT_COUNT} {found[1]}, expected {number} and "
-            f"{metadata[SPLIT_COUNT]} of a part of {first.name}; fetch all parts of one model again."
+            f"{path}: has {SPLIT_NUMBER} {found[0]} and {SPLIT_COUNT} {found[1]}, expected {number} and {count} by its "
+            f"name and by {given.name}; fetch all parts of one model again."
         )

@@ -29,6 +29,7 @@ class WeightStorage:
     as_stored: bool = False  # the file's own bytes, mapped where their rows need no other order
     unquantized: str | None = None  # why a matrix that was to be quantized is not
     requantized: bool = False  # whether quantized values of another type are replaced
+    dequantized: bool = False  # whether quantized values are not kept because kernels do not read their type
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ class Storage:
 class StoragePolicy:
     """How weights are to be stored; ConfigError for an unknown option.
 
-    `quantize`: None keeps every weight in `dtype`; "auto" keeps the quantized values that a GGUF file has, where
-    kernels read their type, and makes NF4 of the other linears of decoder layers; of an embedding or head it keeps
-    those of 8 bits. "nf4" and "int4" force one weight type. Embedding, norms and head never become 4-bit.
+    `quantize`: None keeps every weight in `dtype`; "auto" keeps the quantized values that a GGUF file has, of
+    embedding and head too, where kernels read their type, and makes NF4 of the other linears of decoder layers; an
+    embedding or head of 16 bits stays as it is. "nf4" and "int4" force one weight type on the linears. Embedding, norms
+    and head are never quantized here.
     `dtype` of what is not: "float32" is trainable; "bfloat16" and the finer "int16" (64 columns share a scale) are
     frozen storage, beside which norms stay float32; "auto" keeps matrices that the file has in bfloat16 as they are,
     frozen, and makes float32 of the others. Under "int16" an embedding that is no head stays in stored bfloat16: no
@@ -96,30 +98,32 @@ class StoragePolicy:
             return WeightStorage(shape, "float32")
         in_layer, reason = in_decoder_layer(name), None
         own = None if stored is None else gguf_weight_type(stored)  # None too for a type that kernels do not read
-        if own is not None and self._stays_quantized(own, in_layer):
+        if own is not None and self.quantize == "auto" and own.is_quantized:
             return WeightStorage(shape, own.name, as_stored=True)
+        quantized = stored is not None and stored not in FULL_PRECISION
         if self.quantize is not None and in_layer:
             to = self._four_bit(stored)
             reason = misfit(shape[1], to)
             if reason is None:
-                requantized = stored is not None and stored not in FULL_PRECISION
-                return WeightStorage(shape, to, requantized=requantized)
-        if own is not None and self._stays_in_bfloat16(own, looked_up):
+                return WeightStorage(shape, to, requantized=quantized)
+        if own is not None and self._stays_in_16_bits(own, looked_up):
             return WeightStorage(shape, own.name, as_stored=True, unquantized=reason)
+        lacked = quantized and own is None and self.quantize is not None
         if self.dtype == "int16":
             too_narrow = misfit(shape[1], "int16")
             if too_narrow is None:
-                return WeightStorage(shape, "int16", unquantized=reason)
+                return WeightStorage(shape, "int16", unquantized=reason, dequantized=lacked)
             reason = too_narrow
-        return WeightStorage(shape, "bfloat16" if self.dtype == "bfloat16" else "float32", unquantized=reason)
+        dtype = "bfloat16" if self.dtype == "bfloat16" else "float32"
+        return WeightStorage(shape, dtype, unquantized=reason, dequantized=lacked)
 
-    def _stays_in_bfloat16(self, own: WeightType, looked_up: bool) -> bool:
-        """Whether a file's own bfloat16 stays; `looked_up` is an embedding that no product reads."""
-        return own.name == "bfloat16" and (self.dtype in ("auto", "bfloat16") or (self.dtype == "int16" and looked_up))
-
-    def _stays_quantized(self, own: WeightType, in_layer: bool) -> bool:
-        """Whether a file's own quantized values stay; fewer than 8 bits are too coarse for an embedding or a head."""
-        return self.quantize == "auto" and own.is_quantized and (in_layer or own.bits >= 8)
+    def _stays_in_16_bits(self, own: WeightType, looked_up: bool) -> bool:
+        """Whether a file's own values of 16 bits stay; `looked_up` is an embedding that no product reads."""
+        if own.is_quantized or own.bits != 16:
+            return False
+        if self.dtype == "float32":
+            return self.quantize == "auto"
+        return self.dtype in ("auto", own.name) or (self.dtype == "int16" and looked_up)
 
     def _four_bit(self, stored: str | None) -> str:
         if self.quantize == "auto":

@@ -13,7 +13,7 @@ from entrenar.errors import FormatError, QuantizationError
 from entrenar.io.lazy import LazyTensor
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.gguf_model import half_split_rows
-from entrenar.models.requantized import MEASURED_ROWS, Requantized
+from entrenar.models.requantized import MEASURED_ROWS, Requantized, dequantized_sentence
 from entrenar.models.storage import Storage, StoragePolicy, WeightStorage
 from entrenar.nn.module import Weight
 
@@ -30,11 +30,14 @@ class WeightLoader:
 
     def __init__(self, checkpoint: Checkpoint, storage: Storage) -> None:
         self.checkpoint, self.storage = checkpoint, storage
-        self.requantized: dict[tuple[str, str], Requantized] = {}  # by stored type and new one
+        # by stored type and new one; of what is dequantized the names
+        self.requantized: dict[tuple[str, str], Requantized] = {}
+        self.dequantized: dict[tuple[str, str], list[str]] = {}
 
     def costs(self) -> list[str]:
-        """What it cost to replace a file's quantized values by others, a sentence for each pair of types."""
-        return [cost.sentence(*types) for types, cost in self.requantized.items()]
+        """What becomes of quantized values that are not kept and what it costs, a sentence for each pair of types."""
+        costs = [cost.sentence(*types) for types, cost in self.requantized.items()]
+        return costs + [dequantized_sentence(names, *types) for types, names in self.dequantized.items()]
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Weight:
         lazy, weight = self.checkpoint.tensors[name], self.storage.weights[name]
@@ -43,6 +46,8 @@ class WeightLoader:
             return self._stored(lazy, weight.weight_type, shape, head_dim)
         if weight_type(weight.weight_type).is_quantized:
             return self._quantized(lazy, weight, head_dim)
+        if weight.dequantized:
+            self.dequantized.setdefault((lazy.type, weight.weight_type), []).append(lazy.name)
         return self._plain(lazy, shape, head_dim, weight.weight_type)
 
     def _stored(self, lazy: LazyTensor, name: str, shape: tuple[int, ...], head_dim: int | None) -> Weight:
@@ -66,9 +71,11 @@ class WeightLoader:
             )
         except QuantizationError as error:
             raise FormatError(f"{self._named(lazy)} cannot become {to}: {error}") from error
+        if weight.dequantized:
+            self.dequantized.setdefault((lazy.type, to), []).append(lazy.name)
         if weight.requantized:
             first = next(_rows(lazy, (head_dim or min(MEASURED_ROWS, shape[0]), shape[1]), head_dim))
-            self.requantized.setdefault((lazy.type, to), Requantized()).add(first, quantized)
+            self.requantized.setdefault((lazy.type, to), Requantized()).add(lazy.name, first, quantized)
         return quantized
 
     def _named(self, lazy: LazyTensor) -> str:

@@ -21,12 +21,12 @@ _VOCABULARY = "tests/train/test_vocabulary.py::"
 
 FOUND_BY_USE = [
     Fault(
-        "Part 1 of a GGUF file that is split in two.",
+        "Any part of a GGUF file that is split in two.",
         "The logits of the whole model.",
         (
             "GGUF files: in two parts",
             "GGUF files: in two parts, no tensor in the first",
-            "tests/io/test_gguf_split.py::test_part_1_gives_the_tensors_of_all_parts",
+            "tests/io/test_gguf_split.py::test_any_part_gives_the_tensors_of_all_parts",
         ),
     ),
     Fault(

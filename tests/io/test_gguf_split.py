@@ -1,4 +1,4 @@
-"""GGUF models in several files: part 1 stands for the whole, or one sentence says what is missing."""
+"""GGUF models in several files: any part stands for the whole, or one sentence says what is missing."""
 
 from __future__ import annotations
 
@@ -47,10 +47,11 @@ def parts(folder: Path, *names: str, count: int | None = None) -> list[Path]:
 
 
 @pytest.mark.unit
-def test_part_1_gives_the_tensors_of_all_parts(tmp_path: Path) -> None:
-    first, *rest = parts(tmp_path, "ab", "c", "de")
-    file = GGUFFile(first)
-    assert file.paths == [first, *rest]
+@pytest.mark.parametrize("given", [0, 1, 2])
+def test_any_part_gives_the_tensors_of_all_parts(given: int, tmp_path: Path) -> None:
+    paths = parts(tmp_path, "ab", "c", "de")
+    file = GGUFFile(paths[given])
+    assert file.paths == paths
     assert file.metadata["general.name"] == "whole"
     assert list(file.tensors) == list("abcde")
     for name, tensor in file.tensors.items():
@@ -66,11 +67,11 @@ def test_a_count_of_one_is_a_whole_file(tmp_path: Path) -> None:
 @pytest.mark.chaos
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     first, second, third = parts(tmp_path, "a", "b", "c")
-    with pytest.raises(FormatError, match=r"m-00002-of-00003\.gguf: is part 2 of 3; give part 1, m-00001-of-00003"):
-        GGUFFile(second)
     third.unlink()
     with pytest.raises(FormatError, match=r"m-00001-of-00003\.gguf: is part 1 of 3: part 3 is missing; put all parts"):
         GGUFFile(first)
+    with pytest.raises(FormatError, match=r"m-00002-of-00003\.gguf: is part 2 of 3: part 3 is missing; put all parts"):
+        GGUFFile(second)
     second.unlink()
     with pytest.raises(FormatError, match=r"is part 1 of 3: parts 2, 3 are missing"):
         GGUFFile(first)
@@ -87,7 +88,7 @@ def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
         GGUFFile(first)
     write_part(second, "b", keys(2, 3, 2))
     with pytest.raises(
-        FormatError, match=r"00002\.gguf: has split\.no 2 and split\.count 3, expected 1 and 2 of a part"
+        FormatError, match=r"00002\.gguf: has split\.no 2 and split\.count 3, expected 1 and 2 by its name"
     ):
         GGUFFile(first)
     write_part(second, "bc", keys(1, 2, 3))
@@ -96,3 +97,21 @@ def test_parts_of_different_models_are_refused(tmp_path: Path) -> None:
     second.write_bytes(second.read_bytes()[:-40])
     with pytest.raises(FormatError, match=r"m-00002-of-00002\.gguf: is truncated or damaged"):
         GGUFFile(first)
+    write_part(second, "b", keys(2, 2, 2))
+    with pytest.raises(FormatError, match=r"00002\.gguf: split\.no is 2, expected less than the split\.count of 2"):
+        GGUFFile(second)
+    second.unlink()
+    first.rename(second)
+    write_part(first, "b", keys(0, 2, 2))
+    with pytest.raises(FormatError, match=r"00002\.gguf: is part 1 of 2, and .* a name that ends in '-00001-of-00002"):
+        GGUFFile(second)
+    with pytest.raises(FormatError, match=r"00002\.gguf: has split\.no 0 and split\.count 2, expected 1 and 2 by"):
+        GGUFFile(first)
+
+
+@pytest.mark.chaos
+def test_a_missing_first_part_is_named(tmp_path: Path) -> None:
+    first, second = parts(tmp_path, "a", "b")
+    first.unlink()
+    with pytest.raises(FormatError, match=r"m-00002-of-00002\.gguf: is part 2 of 2: part 1 is missing; put all parts"):
+        GGUFFile(second)

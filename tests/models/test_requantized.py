@@ -21,13 +21,17 @@ CONFIG = small_config(hidden_size=256, intermediate_size=256, num_hidden_layers=
 @pytest.mark.unit
 def test_what_requantizing_costs_is_measured_and_said(tmp_path: Path) -> None:
     def weight_type(name: str) -> str:
-        return "Q6_K" if "mlp" in name else "Q4_0" if "self_attn" in name else "F16"
+        return "IQ3_S" if "mlp" in name else "Q4_0" if "self_attn" in name else "F16"
 
     meant = write_gguf(tmp_path / "m.gguf", CONFIG, random_arrays(CONFIG), weight_type)
     checkpoint = Checkpoint.open(tmp_path / "m.gguf")
     model = LLaMAModel.from_pretrained(checkpoint, quantize="auto")
     (remark,) = checkpoint.remarks
-    found = re.search(r"^3 matrices of type Q6_K are requantized to NF4, .* by ([\d.]+) % .*--no-quantize-4bit", remark)
+    found = re.search(
+        r"^3 matrices of type IQ3_S \(blk\.\*\.ffn_gate\.weight, .* and blk\.\*\.ffn_down\.weight\) are requantized to "
+        r"NF4, which changes their values by ([\d.]+) % .*--no-quantize-4bit",
+        remark,
+    )
     assert found
     parameters = dict(model.named_parameters())
     changed, meant_values = [], []
@@ -38,6 +42,14 @@ def test_what_requantizing_costs_is_measured_and_said(tmp_path: Path) -> None:
             changed.append(weight.dequantize())
             meant_values.append(meant[name])
     assert float(found[1]) == pytest.approx(100 * relative_error(np.stack(changed), np.stack(meant_values)), rel=0.05)
+    said = (
+        "the tensor of type IQ3_S (token_embd.weight), which no kernel reads, is dequantized to float32, in more memory"
+    )
+    write_gguf(tmp_path / "e.gguf", CONFIG, random_arrays(CONFIG), lambda name: "IQ3_S" if "embed" in name else "Q4_0")
+    (remark,) = LLaMAModel.from_pretrained(tmp_path / "e.gguf", quantize="auto").remarks
+    assert remark.startswith(said)
+    (remark,) = LLaMAModel.from_pretrained(tmp_path / "e.gguf", quantize="auto", dtype="int16").remarks
+    assert "is dequantized to int16 and rounded" in remark
     again = Checkpoint.open(tmp_path / "m.gguf")
     LLaMAModel.from_pretrained(again)
     assert again.remarks == []

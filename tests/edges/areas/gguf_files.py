@@ -23,6 +23,7 @@ from ..gguf_models import (
     VOCABULARY,
     arrays,
     compare_model,
+    peers_log_probabilities,
     transformers_log_probabilities,
     write_model,
 )
@@ -381,7 +382,8 @@ def _split(sizes: list[int], folder: Path, names: tuple[str, ...] = (), **change
 
 
 def _second_part(folder: Path) -> Verdict:
-    return compare_model(_parts(folder, [10, 11])[1], ["part 2 of 2", "model-00001-of-00002.gguf"])
+    first, second = _parts(folder, [10, 11])  # llama.cpp wants part 1 of the same model
+    return compare_model(second, [], peer=lambda _: peers_log_probabilities(first))
 
 
 def _missing_part(folder: Path) -> Verdict:
