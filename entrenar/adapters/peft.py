@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from entrenar.adapters import registry
 from entrenar.adapters.base import AdapterConfig, adapter_layers, check_no_adapters, set_training
 from entrenar.adapters.peft_weights import PREFIX, WEIGHTS_FILE, read_weights
+from entrenar.adapters.targets import Shaped
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.atomic import atomic_files
 from entrenar.io.json_file import read_json_object
@@ -57,14 +60,12 @@ def read_adapter_config(directory: str | Path) -> AdapterConfig:
     return registry.from_peft(table, str(path))
 
 
-def load_adapter(model: Module, directory: str | Path) -> None:
-    """Put the adapter of a PEFT directory on the model; every tensor must be there with its shape, and no other.
+def read_adapter(directory: str | Path, model: Shaped) -> tuple[AdapterConfig, dict[str, np.ndarray]]:
+    """The configuration of a PEFT directory, and its tensors in float32 by their names on a model of this shape.
 
-    As in PEFT, its dropout is off until `set_training(model, True)`, and nothing holds the base that it was made over
-    against this model. Where anything is wrong the model is unchanged.
+    Raises as `load_adapter`.
     """
     config, files = read_adapter_config(directory), Path(directory)
-    check_no_adapters(model)
     try:
         expected = config.adapter_shapes(model)
     except ConfigError as error:
@@ -72,8 +73,20 @@ def load_adapter(model: Module, directory: str | Path) -> None:
         raise ConfigError(f"{files / CONFIG_FILE}: {text}") from error
     names = {f"{PREFIX}{name}": shape for name, shape in expected.items()}
     tensors = read_weights(files / WEIGHTS_FILE, names, config.peft.prefix)
+    return config, {name.removeprefix(PREFIX): values for name, values in tensors.items()}
+
+
+def load_adapter(model: Module, directory: str | Path) -> None:
+    """Put the adapter of a PEFT directory on the model; every tensor must be there with its shape, and no other.
+
+    As in PEFT, its dropout is off until `set_training(model, True)`, and nothing holds the base that it was made over
+    against this model. Where anything is wrong the model is unchanged.
+    """
+    read_adapter_config(directory)  # what is wrong with it is said before what is wrong with the model
+    check_no_adapters(model)
+    config, tensors = read_adapter(directory, model)
     config.apply(model)
     for name, layer in adapter_layers(model):
         for part, weight in layer.adapter_weights():
-            weight.numpy()[...] = tensors[f"{PREFIX}{name}.{part}"]
+            weight.numpy()[...] = tensors[f"{name}.{part}"]
     set_training(model, False)

@@ -12,6 +12,7 @@ from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.decoder import Decoder, WeightProvider
 from entrenar.models.generation import Generation
+from entrenar.models.gguf_layout import GGUFLayout
 from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.models.weights import WeightLoader, storage_of
 from entrenar.nn.init import random_weights
@@ -93,6 +94,11 @@ class LLaMAModel(Decoder):
         from entrenar.models.gguf_export import save_gguf
 
         return save_gguf(self, path, **options)
+
+    @property
+    def gguf_layout(self) -> GGUFLayout:
+        """How the model's weights lie in its GGUF file."""
+        return GGUFLayout(self.config)
 
     @property
     def generation(self) -> Generation:

@@ -84,11 +84,12 @@ def _worker() -> _Worker:
 class LlamaCpp:
     """A GGUF file as llama.cpp reads it: on one thread of the CPU, with a cache in float32 and no flash attention.
 
-    Raises Refused where it does not load. A prompt may have up to `context` tokens.
+    Raises Refused where it does not load. A prompt may have up to `context` tokens; `adapter` is a GGUF adapter.
     """
 
-    def __init__(self, path: str | Path, *, context: int = 128) -> None:
-        self._open = {"do": "open", "path": str(path), "context": context}
+    def __init__(self, path: str | Path, *, context: int = 128, adapter: str | Path | None = None) -> None:
+        adapters = [] if adapter is None else [str(adapter)]
+        self._open = {"do": "open", "path": str(path), "context": context, "adapters": adapters}
         self._worker: _Worker | None = None
         self._number = 0
         self._ask("hello", {})
@@ -125,6 +126,12 @@ class LlamaCpp:
             found[entry["id"]] = entry["logprob"]
         return found
 
+    def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
+        """The `count` tokens that follow, each the most probable one; fewer where one of them ends the text."""
+        body = {"prompt": [int(token) for token in tokens], "n_predict": count, "temperature": 0, "return_tokens": True,
+                "cache_prompt": False}  # fmt: skip
+        return list(self.post("/completion", body)["tokens"])
+
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """The ids of `text`; `add_special` puts the tokens around it that the file asks for."""
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
@@ -150,8 +157,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------- the process
-def _server(xllamacpp: Any, path: str, context: int) -> Any:
+def _server(xllamacpp: Any, path: str, context: int, adapters: Sequence[str]) -> Any:
     parameters = xllamacpp.CommonParams()
+    parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(adapter, 1.0) for adapter in adapters]
     parameters.model.path = path
     parameters.n_ctx, parameters.n_parallel = context, 1
     parameters.n_gpu_layers, parameters.n_threads_http = 0, 1
@@ -184,7 +192,7 @@ def _serve() -> None:
         try:
             if request["do"] == "open":
                 answer["number"] = len(servers)
-                servers[len(servers)] = _server(xllamacpp, request["path"], request["context"])
+                servers[len(servers)] = _server(xllamacpp, request["path"], request["context"], request["adapters"])
             elif request["do"] == "post":
                 address = servers[request["number"]].listening_address + request["path"]
                 answer["answer"] = _post(address, request["body"])

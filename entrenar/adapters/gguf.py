@@ -1,0 +1,244 @@
+"""LoRA adapters as GGUF files, which llama.cpp and Ollama apply to the GGUF file of the base.
+
+A file holds, for each linear W (out, in), `NAME.lora_a` (rank, in) and `NAME.lora_b` (out, rank) under the base's own
+tensor NAME, and one `adapter.lora.alpha`: a linear adds (alpha / rank) B A x, the rank being its own.
+Source: llama.cpp, src/llama-adapter.cpp and convert_lora_to_gguf.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from entrenar.adapters.base import Adapter, AdapterConfig, adapter_layers, check_no_adapters, set_training
+from entrenar.adapters.lora import LoRAConfig, LoRALinear
+from entrenar.adapters.peft import CONFIG_FILE, read_adapter
+from entrenar.config import shown
+from entrenar.errors import ConfigError, FormatError
+from entrenar.io.atomic import atomic_file
+from entrenar.io.gguf import GGUFFile
+from entrenar.io.lazy import LazyTensor
+
+TYPES: dict[str, tuple[type[np.floating[Any]], int]] = {"F32": (np.float32, 0), "F16": (np.float16, 1)}
+TYPE_KEY, ARCHITECTURE_KEY = "general.type", "general.architecture"
+ADAPTER_KEY, ALPHA_KEY = "adapter.type", "adapter.lora.alpha"
+PARTS = ("lora_a", "lora_b")
+LORA_WEIGHTS = {"lora_A.weight", "lora_B.weight"}
+ADVICE = "merge the adapter and export the model"
+
+
+class Layout(Protocol):
+    """How the base's weights lie in its GGUF file; see `entrenar.models.gguf_layout.GGUFLayout`."""
+
+    architecture: str
+    tied: bool
+
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every weight by Hugging Face name."""
+
+    def name(self, weight: str) -> str:
+        """The file's name for a weight of the model."""
+
+    def rows(self, weight: str) -> np.ndarray | None:
+        """The row of the file that holds each row of this weight; None where both have the same order."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """scaling * B A, added to the linear of one weight: A (rank, in), B (out, rank), float32."""
+
+    a: np.ndarray
+    b: np.ndarray
+    scaling: float
+
+
+# ---------------------------------------------------------------------- out
+def save_gguf_adapter(model: Any, path: str | Path, *, type: str = "F32") -> None:
+    """Write the LoRA adapter that is on the model; `type` is that of its tensors, "F32" or "F16".
+
+    Raises ConfigError for what such a file cannot express: adapters of another kind, and weights that were trained
+    beside the adapters.
+    """
+    config = model.adapter_config
+    layers = list(adapter_layers(model))
+    if not layers or config is None:
+        raise ConfigError("The model has no adapters to save.")
+    _check_expressible(config, "The model")
+    updates = {f"{name}.weight": _update(name, layer) for name, layer in layers}
+    own = {f"{name}.{part}" for name, layer in layers for part, _ in layer.adapter_weights()}
+    others = [name for name, _ in model.trainable_parameters() if name not in own]
+    if others:
+        raise ConfigError(f"The model: {others[0]} was trained too, which a GGUF adapter cannot hold; {ADVICE}.")
+    write_gguf_adapter(path, updates, model.gguf_layout, type=type)
+
+
+def convert_adapter(directory: str | Path, layout: Layout, path: str | Path, *, type: str = "F32") -> None:
+    """Write the LoRA adapter of a PEFT directory for the base that `layout` describes, of which no weight is read.
+
+    Raises as `load_adapter`, and ConfigError for what a GGUF adapter cannot express.
+    """
+    config, tensors = read_adapter(directory, layout)
+    _check_expressible(config, str(Path(directory) / CONFIG_FILE))
+    assert isinstance(config, LoRAConfig)
+    updates = {
+        f"{name}.weight": Update(
+            tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"], config.scaling_of(rank, alpha)
+        )
+        for name, (rank, alpha) in config.layers(layout).items()
+    }
+    write_gguf_adapter(path, updates, layout, type=type)
+
+
+def _check_expressible(config: AdapterConfig, where: str) -> None:
+    if not isinstance(config, LoRAConfig):
+        raise ConfigError(f"{where}: {config.title} has no form in a GGUF adapter, which holds LoRA alone; {ADVICE}.")
+
+
+def _update(name: str, layer: Adapter) -> Update:
+    weights = dict(layer.adapter_weights())
+    if not isinstance(layer, LoRALinear) or set(weights) != LORA_WEIGHTS:
+        other = next(iter(set(weights) - LORA_WEIGHTS), "other weights")
+        raise ConfigError(f"{name}: its adapter has {other}, which a GGUF adapter cannot hold; {ADVICE}.")
+    return Update(layer.lora_A.numpy(), layer.lora_B.numpy(), layer.scaling)
+
+
+def write_gguf_adapter(
+    path: str | Path, updates: Mapping[str, Update], layout: Layout, *, type: str = "F32", name: str = "adapter"
+) -> None:
+    """Write the updates, by the Hugging Face name of the weight that each is added to."""
+    import gguf
+
+    if type not in TYPES:
+        raise ConfigError(f"type={type!r} is unknown; choose {' or '.join(map(repr, TYPES))}.")
+    alpha = file_alpha(updates)
+    with atomic_file(path) as part:
+        writer = gguf.GGUFWriter(part, layout.architecture)
+        writer.add_string(TYPE_KEY, "adapter")
+        writer.add_string("general.name", name)
+        writer.add_file_type(TYPES[type][1])
+        writer.add_string(ADAPTER_KEY, "lora")
+        writer.add_float32(ALPHA_KEY, float(alpha))
+        for weight, update in updates.items():
+            for ending, values in zip(PARTS, _stored(weight, update, alpha, layout), strict=True):
+                writer.add_tensor(f"{layout.name(weight)}.{ending}", _of_type(values, type, weight))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def file_alpha(updates: Mapping[str, Update]) -> np.float32:
+    """The alpha that the most layers have, so that the fewest values of B are changed."""
+    counts = Counter(np.float32(update.scaling * len(update.a)) for update in updates.values())
+    alpha = max(counts, key=counts.__getitem__)
+    return alpha if 0 < alpha < np.inf else np.float32(1)  # llama.cpp takes an alpha of 0 for a scaling of 1
+
+
+def _stored(weight: str, update: Update, alpha: np.float32, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """A and B as the file has them: B takes what alpha / rank does not say of the scaling, in the file's row order."""
+    b, factor = update.b, update.scaling / (float(alpha) / len(update.a))
+    if np.float32(factor) != 1:
+        b = (b.astype(np.float64) * factor).astype(np.float32)
+    order = layout.rows(weight)
+    if order is not None:
+        rows = np.empty_like(b)
+        rows[order] = b
+        b = rows
+    return update.a, b
+
+
+def _of_type(values: np.ndarray, type: str, weight: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        made = np.ascontiguousarray(values, dtype=TYPES[type][0])
+    if not np.isfinite(made).all():
+        raise ConfigError(f"{weight}: its adapter has values that {type} cannot hold; write the adapter as F32.")
+    return made
+
+
+# ---------------------------------------------------------------------- in
+def load_gguf_adapter(model: Any, path: str | Path) -> None:
+    """Put the LoRA adapter of a GGUF file on the model; where anything is wrong the model is unchanged.
+
+    Its dropout is off, as after `load_adapter`. Raises FormatError for a file that is no adapter, or one for another
+    model.
+    """
+    check_no_adapters(model)
+    file, layout = GGUFFile(path), model.gguf_layout
+    alpha = _checked_alpha(file, layout)
+    pairs = _pairs(file, layout)
+    ranks = {weight.removesuffix(".weight"): pair["lora_a"].shape[0] for weight, pair in pairs.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    config = LoRAConfig(
+        rank=rank,
+        alpha=alpha or rank,
+        target_modules=list(ranks),
+        rank_pattern={name: other for name, other in ranks.items() if other != rank},
+        # an alpha of 0 is a scaling of 1 in llama.cpp
+        alpha_pattern={} if alpha else {name: float(other) for name, other in ranks.items()},
+    )
+    values = {weight: _values(weight, pair, layout, file.path) for weight, pair in pairs.items()}
+    config.apply(model)
+    for name, layer in adapter_layers(model):
+        assert isinstance(layer, LoRALinear)
+        layer.lora_A.numpy()[...], layer.lora_B.numpy()[...] = values[f"{name}.weight"]
+    set_training(model, False)
+
+
+def _checked_alpha(file: GGUFFile, layout: Layout) -> float:
+    for key, expected in ((TYPE_KEY, "adapter"), (ADAPTER_KEY, "lora"), (ARCHITECTURE_KEY, layout.architecture)):
+        if file.metadata.get(key) != expected:
+            found = shown(file.metadata[key]) if key in file.metadata else "missing"
+            raise FormatError(
+                f"{file.path}: {key} is {found}, expected {expected!r}; give a GGUF LoRA adapter for this model."
+            )
+    alpha = file.metadata.get(ALPHA_KEY, 0.0)
+    if not isinstance(alpha, float) or not 0 <= alpha < np.inf:
+        raise FormatError(f"{file.path}: {ALPHA_KEY} is {shown(alpha)}, expected a positive number stored as a float.")
+    return alpha
+
+
+def _pairs(file: GGUFFile, layout: Layout) -> dict[str, dict[str, LazyTensor]]:
+    """A and B by the weight of the model that they are for, in the model's order, their shapes checked."""
+    shapes = layout.parameter_shapes()
+    weights = {layout.name(weight): weight for weight, shape in shapes.items() if len(shape) == 2}
+    found: dict[str, dict[str, LazyTensor]] = {}
+    for name, tensor in file.tensors.items():
+        base, _, ending = name.rpartition(".")
+        if ending not in PARTS or base not in weights:
+            raise FormatError(
+                f"{file.path}: the tensor {name} belongs to no linear of this model; give the model that the adapter "
+                "was trained over."
+            )
+        found.setdefault(weights[base], {})[ending] = tensor
+    if not found:
+        raise FormatError(f"{file.path}: holds no tensor, expected those of a LoRA adapter; fetch it again.")
+    for weight, pair in found.items():
+        missing = [ending for ending in PARTS if ending not in pair]
+        if missing:
+            raise FormatError(f"{file.path}: the tensor {layout.name(weight)}.{missing[0]} is missing; fetch it again.")
+        out, width = shapes[weight]
+        a, b = pair["lora_a"].shape, pair["lora_b"].shape
+        if len(a) != 2 or a[1] != width or b != (out, a[0]):
+            raise FormatError(
+                f"{file.path}: the tensors of {layout.name(weight)} have shapes {a} and {b}, expected (rank, {width}) "
+                f"and ({out}, rank); give the model that the adapter was trained over."
+            )
+    return {weight: found[weight] for weight in shapes if weight in found}
+
+
+def _values(weight: str, pair: Mapping[str, LazyTensor], layout: Layout, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A and B in float32, B in the model's row order."""
+    a, b = (pair[ending].load() for ending in PARTS)
+    for ending, values in zip(PARTS, (a, b), strict=True):
+        if not np.isfinite(values).all():
+            raise FormatError(
+                f"{path}: the tensor {layout.name(weight)}.{ending} holds values that are NaN or infinite; fetch it "
+                "again."
+            )
+    order = layout.rows(weight)
+    return a, b if order is None else b[order]
