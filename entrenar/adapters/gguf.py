@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +21,8 @@ from entrenar.adapters.lora import LoRAConfig, LoRALinear
 from entrenar.adapters.peft import CONFIG_FILE, read_adapter
 from entrenar.config import shown
 from entrenar.errors import ConfigError, FormatError
-from entrenar.io.atomic import atomic_file
 from entrenar.io.gguf import GGUFFile
+from entrenar.io.gguf_writer import OutputTensor, write_gguf
 from entrenar.io.lazy import LazyTensor
 
 TYPES: dict[str, tuple[type[np.floating[Any]], int]] = {"F32": (np.float32, 0), "F16": (np.float16, 1)}
@@ -111,25 +112,27 @@ def write_gguf_adapter(
     path: str | Path, updates: Mapping[str, Update], layout: Layout, *, type: str = "F32", name: str = "adapter"
 ) -> None:
     """Write the updates, by the Hugging Face name of the weight that each is added to."""
-    import gguf
-
     if type not in TYPES:
         raise ConfigError(f"type={type!r} is unknown; choose {' or '.join(map(repr, TYPES))}.")
     alpha = file_alpha(updates)
-    with atomic_file(path) as part:
-        writer = gguf.GGUFWriter(part, layout.architecture)
-        writer.add_string(TYPE_KEY, "adapter")
-        writer.add_string("general.name", name)
-        writer.add_file_type(TYPES[type][1])
-        writer.add_string(ADAPTER_KEY, "lora")
-        writer.add_float32(ALPHA_KEY, float(alpha))
-        for weight, update in updates.items():
-            for ending, values in zip(PARTS, _stored(weight, update, alpha, layout), strict=True):
-                writer.add_tensor(f"{layout.name(weight)}.{ending}", _of_type(values, type, weight))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+    metadata = {
+        TYPE_KEY: "adapter",
+        ARCHITECTURE_KEY: layout.architecture,
+        "general.name": name,
+        "general.file_type": TYPES[type][1],
+        ADAPTER_KEY: "lora",
+        ALPHA_KEY: float(alpha),
+    }
+    tensors = []
+    for weight, update in updates.items():
+        for ending, values in zip(PARTS, _stored(weight, update, alpha, layout), strict=True):
+            rows = _of_type(values, type, weight)
+            tensors.append(OutputTensor(f"{layout.name(weight)}.{ending}", rows.shape, type, partial(_whole, rows)))
+    write_gguf(path, metadata, tensors)
+
+
+def _whole(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows]
 
 
 def file_alpha(updates: Mapping[str, Update]) -> np.float32:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.families import FAMILIES, gguf_name
+from entrenar.models.families import FAMILIES, gguf_name, is_interleaved
 from entrenar.models.gguf_model import half_split_rows
 
 
@@ -26,10 +26,10 @@ class GGUFLayout:
 
     def name(self, weight: str) -> str:
         """The file's name for a weight of the model."""
-        return gguf_name(weight)
+        return gguf_name(self._family, weight)
 
     def rows(self, weight: str) -> np.ndarray | None:
         """The row of the file that holds each row of this weight; None where both have the same order."""
-        if weight.split(".")[-2] not in self._family.interleaved:
+        if not is_interleaved(self._family, weight):
             return None
         return half_split_rows(self.parameter_shapes()[weight][0], self._config.head_size)
