@@ -22,14 +22,14 @@ from entrenar.io.vocabulary import Vocabulary, template_text
 if TYPE_CHECKING:
     import tokenizers
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # token types
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types
 # Texts that llama.cpp takes for control tokens whatever their type, and ends a generation at
 _ENDS = (
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
     "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
     "<\uff5cend▁of▁sentence\uff5c> [e~["
 )
-ENDS = frozenset(_ENDS.split())
+ENDS = tuple(_ENDS.split())
 # The same for completion in the middle of a text, where the metadata name no such token; those of an end, too
 FILLS = {
     "fim_pre": (
@@ -283,7 +283,7 @@ class _Reader:
 
     def ordered_merges(self) -> list[tuple[str, str]]:
         """SentencePiece merges the adjacent pair whose union scores highest: every way to split a piece is a merge,
-        ranked by the score of the whole. Where the scores are all the same, the file's merges are the order."""
+        ranked by the score of the whole, then by its id. Where all scores are the same, the file's merges decide."""
         if self.get("scores") is None and self.get("merges") is not None:
             return self.merges()
         scores = self.entries("scores", (int, float))
@@ -298,7 +298,7 @@ class _Reader:
             for cut in range(1, len(token)):
                 left, right = token[:cut], token[cut:]
                 if left in self.ids and right in self.ids:
-                    merges.append((-scores[index], self.ids[left], self.ids[right], left, right))
+                    merges.append((-scores[index], index, self.ids[left], self.ids[right], left, right))
         wholes = {left + right for *_, left, right in merges}
         if len(wholes) > 1 and len({scores[self.ids[whole]] for whole in wholes}) == 1:
             if self.get("merges") is not None:
@@ -308,7 +308,7 @@ class _Reader:
                 "no tokenizer.ggml.merges: the order in which the tokens join is not known; convert the model again."
             )
         merges.sort()
-        return [(left, right) for _, _, _, left, right in merges]
+        return [(left, right) for *_, left, right in merges]
 
     def add_special(self, backend: tokenizers.Tokenizer, types: list[int]) -> None:
         """Tell the backend which entries are control tokens: those are never made from plain text."""

@@ -59,14 +59,14 @@ DEFAULT = Split((r"[\p{P}\$\+<=>\^~\|]+", GPT2_SPLIT, r"\p{N}+", "[0-9][0-9][0-9
 _ROWS: tuple[tuple[str, Split], ...] = (
     ("default", DEFAULT),
     (
-        "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
         Split((LLAMA3_SPLIT,), ignore_merges=True, adds_bos=True),
     ),
     ("dbrx smaug-bpe chatglm-bpe", _LLAMA3),
     ("glm4 glm5", Split((LLAMA3_SPLIT,), ignore_merges=True)),
     ("gpt-2 phi-2 gigachat a.x-4.0 mellum modern-bert jina-es jina-de jina-v2-es jina-v2-de mpt olmo jais", _GPT2),
     ("trillion granite-docling exaone4 jina-v1-en jina-v2-code roberta-bpe", _GPT2),
-    ("starcoder refact command-r smollm codeshell exaone minerva-7b mellum2", _DIGITS),
+    ("smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", _DIGITS),
     ("qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 hunyuan solar-open megrez grok-2", _QWEN2),
     (
         "qwen35",
