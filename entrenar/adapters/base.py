@@ -7,23 +7,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from entrenar.adapters.peft_table import PeftTable
-from entrenar.adapters.targets import (
-    Shaped,
-    check_pattern,
-    checked_targets,
-    decoder_layer,
-    is_linear,
-    listed,
-    module_names,
-    named,
-)
+from entrenar.adapters.peft_weights import PREFIX
+from entrenar.adapters.targets import Shaped
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.config import check_dataclass
@@ -75,44 +66,39 @@ class Adapter(Linear, ABC):
 
 
 class AdapterConfig(ABC):
-    """The settings of one kind, a dataclass. Raises ConfigError for a value out of range.
-
-    Names in lists mean every layer whose name ends in them ("q_proj", "layers.0.self_attn.q_proj"); a text with other
-    characters than names have is a regular expression for whole names, as in PEFT.
-    """
+    """The settings of one kind, a dataclass. Raises ConfigError for a value out of range."""
 
     section: ClassVar[str]  # of a configuration file; what messages call the configuration
     title: ClassVar[str]  # what people call the kind
     peft: ClassVar[PeftTable]  # its adapter_config.json
-    layer: ClassVar[type[Adapter]]
-
-    target_modules: list[str] | str
-    exclude_modules: list[str] | str
 
     def __post_init__(self) -> None:
-        self.target_modules, self.exclude_modules = listed(self.target_modules), listed(self.exclude_modules)
         check_dataclass(self, self.section)
-        for key in ("target_modules", "exclude_modules"):
-            if isinstance(pattern := getattr(self, key), str):
-                check_pattern(pattern, f"{self.section}.{key}")
-        if not isinstance(self.target_modules, str):
-            self.target_modules = checked_targets(self.target_modules, f"{self.section}.target_modules")
 
     # ------------------------------------------------------------------ what a kind says
     @abstractmethod
-    def layers(self, model: Shaped) -> dict[str, Any]:
-        """What `layer.from_base` needs for every linear that gets an adapter, by name, in the model's order.
+    def adapter_shapes(self, model: Shaped) -> dict[str, tuple[int, ...]]:
+        """The shape of every trained weight by its name in the model, in the model's order.
 
-        ConfigError where a setting names what the model does not have, or what is no linear of a decoder layer.
+        ConfigError where a setting names what the model does not have, or what gets no adapter.
         """
 
     @abstractmethod
-    def weight_shapes(self, settings: Any, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of `adapter_weights` on a linear of this size."""
+    def activation_floats(self, model: Shaped) -> int:
+        """Floats a token that the adapters of one decoder layer save for backward, of the layer where that is most."""
 
     @abstractmethod
-    def saved_floats(self, settings: Any, out_features: int, in_features: int) -> int:
-        """Floats a token that an adapter on a linear of this size saves for its backward pass."""
+    def install(self, model: Module, seed: int) -> None:
+        """Put adapters on a frozen model that `adapter_shapes` accepts; `seed` draws their initial weights."""
+
+    def resolved(self: Config, model: Module) -> Config:
+        """The configuration as the files of adapters on this model say it."""
+        return self
+
+    def merge_into(self, model: Module) -> None:
+        """Replace every adapter by what computes the same without it; ConfigError where there is no such thing."""
+        for name, layer in list(adapter_layers(model)):
+            model.replace(name, layer.merged())
 
     def check_use(self) -> None:  # noqa: B027 (a kind may have no such setting)
         """ConfigError for a setting of a run that has no effect beside the others."""
@@ -121,90 +107,38 @@ class AdapterConfig(ABC):
         """What the section says of the base's storage: options of StoragePolicy."""
         return {}
 
+    @property
+    def added_positions(self) -> int:
+        """Positions of the context that the adapter takes before every sequence."""
+        return 0
+
     def named_in_budget(self) -> tuple[str, str]:
         """What a budget calls the adapters, and how they get smaller."""
         return f"The {self.title} adapters", "use fewer target modules"
 
-    # ------------------------------------------------------------------ what follows for every kind
-    def targets(self, model: Shaped, layers: Sequence[int] = ()) -> list[str]:
-        """The names of the linears that get an adapter, in the model's order; of `layers` only, where there are some.
+    # ------------------------------------------------------------------ PEFT's files
+    def file_shapes(self, model: Shaped) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor of an adapter_model.safetensors by name; raises as `adapter_shapes`."""
+        return {f"{PREFIX}{name}": shape for name, shape in self.adapter_shapes(model).items()}
 
-        Raises as `layers`.
-        """
-        names = module_names(model.parameter_shapes())
-        chosen = named(self.target_modules, names, f"{self.section}.target_modules")
-        if layers:
-            whole = set(self.target_modules)  # a whole name is meant wherever it is
-            chosen = {name for name in chosen if name in whole or decoder_layer(name) in layers}
-        if self.exclude_modules:
-            chosen -= named(self.exclude_modules, names, f"{self.section}.exclude_modules")
-        for name in sorted(chosen):
-            if not is_linear(name):
-                raise ConfigError(
-                    f"{self.section}.target_modules: {self.target_modules!r} matches {name}, which is no linear of a "
-                    "decoder layer and gets no adapter here; name the layers."
-                )
-        if not chosen:
-            raise ConfigError(f"No layer of the model matches target_modules {self.target_modules!r}.")
-        return [name for name in names if name in chosen]
+    def file_arrays(self, model: Module) -> dict[str, np.ndarray]:
+        """The tensors of adapter_model.safetensors from a model with these adapters."""
+        weights = dict(model.named_parameters())
+        return {f"{PREFIX}{name}": weights[name].numpy() for name in self.adapter_shapes(model)}
 
-    def num_parameters(self, model: Shaped) -> int:
-        """The exact number of trained weights on a model of this shape."""
-        return sum(math.prod(shape) for shape in self.adapter_shapes(model).values())
+    def load_arrays(self, model: Module, arrays: Mapping[str, np.ndarray]) -> None:
+        """Give a model with these adapters the values of a file's tensors, by their names without PREFIX."""
+        weights = dict(model.named_parameters())
+        for name in self.adapter_shapes(model):
+            weights[name].numpy()[...] = arrays[name]
 
-    def adapter_shapes(self, model: Shaped) -> dict[str, tuple[int, ...]]:
-        """The shape of every trained weight by its name in the model."""
-        shapes = model.parameter_shapes()
-        return {
-            f"{name}.{part}": shape
-            for name, settings in self.layers(model).items()
-            for part, shape in self.weight_shapes(settings, *shapes[f"{name}.weight"]).items()
-        }
-
-    def activation_floats(self, model: Shaped) -> int:
-        """Floats a token that the adapters of one decoder layer save for backward, of the layer where that is most."""
-        shapes, layers = model.parameter_shapes(), Counter[int | None]()
-        for name, settings in self.layers(model).items():
-            layers[decoder_layer(name)] += self.saved_floats(settings, *shapes[f"{name}.weight"])
-        return max(layers.values())
-
-    def apply(self, model: Module, seed: int = 0) -> None:
-        """Freeze `model` and put an adapter on every linear that the settings name, in place.
-
-        `seed` draws initial weights. Raises ConfigError where the model has adapters already, or a setting names what
-        it does not have; MemoryBudgetError where the adapters cannot fit.
-        """
-        check_no_adapters(model)
-        layers = self.layers(model)
-        self._check_fits(model)
-        modules = [(name, module) for name, module in model.named_modules() if name in layers]
-        model.freeze()
-        rng = np.random.Generator(np.random.Philox(seed))
-        for name, module in modules:
-            assert isinstance(module, Linear)  # the linears of decoder layers alone are in `layers`
-            model.replace(name, self.layer.from_base(module, self, layers[name], rng))
-        model.adapter_config = self
-
-    def _check_fits(self, model: Shaped) -> None:
-        needed, available = 4 * self.num_parameters(model), available_memory()
-        if needed > available:
-            what, advice = self.named_in_budget()
-            raise MemoryBudgetError(
-                f"{what} need {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB is available; {advice}."
-            )
-
-    # ------------------------------------------------------------------ PEFT's adapter_config.json
     def to_peft(self, base_model: str | None = None) -> dict[str, Any]:
         """The content of an adapter_config.json, which a kind completes."""
         return {
             "peft_type": self.peft.peft_type,
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base_model,
-            "target_modules": copied(self.target_modules),
-            "exclude_modules": copied(self.exclude_modules) or None,
-            "fan_in_fan_out": False,
             "inference_mode": True,
-            "modules_to_save": None,
         }
 
     @classmethod
@@ -215,6 +149,29 @@ class AdapterConfig(ABC):
             return cls(**settings)
         except ConfigError as error:
             raise ConfigError(f"{where}: {cls.peft.in_terms_of_peft(str(error), cls.section)}") from error
+
+    # ------------------------------------------------------------------ what follows for every kind
+    def num_parameters(self, model: Shaped) -> int:
+        """The exact number of trained weights on a model of this shape."""
+        return sum(math.prod(shape) for shape in self.adapter_shapes(model).values())
+
+    def apply(self, model: Module, seed: int = 0) -> None:
+        """Freeze `model` and put the adapters on it, in place.
+
+        `seed` draws initial weights. Raises ConfigError where the model has adapters already, or a setting names what
+        it does not have; MemoryBudgetError where the adapters cannot fit.
+        """
+        check_no_adapters(model)
+        needed, available = 4 * self.num_parameters(model), available_memory()
+        if needed > available:
+            what, advice = self.named_in_budget()
+            raise MemoryBudgetError(
+                f"{what} need {needed / 2**30:.1f} GiB and {available / 2**30:.1f} GiB is available; {advice}."
+            )
+        model.freeze()
+        config = self.resolved(model)
+        config.install(model, seed)
+        model.adapter_config = config
 
 
 def copied(names: list[str] | str) -> list[str] | str:
@@ -232,7 +189,7 @@ def adapter_layers(model: Module) -> Iterator[tuple[str, Adapter]]:
 
 def check_no_adapters(model: Module) -> None:
     """ConfigError where the model has adapters already."""
-    if next(adapter_layers(model), None) is not None:
+    if model.adapter_config is not None:
         raise ConfigError(
             f"The model already has {model.adapter_config.title} adapters; merge them before adding others."
         )
@@ -246,9 +203,7 @@ def set_training(model: Module, training: bool) -> None:
 
 def merge(model: Module) -> None:
     """Replace every adapter by a plain float32 linear that computes the same; in place."""
-    layers = list(adapter_layers(model))
-    if not layers:
+    if model.adapter_config is None:
         raise ConfigError("The model has no adapters to merge.")
-    for name, layer in layers:
-        model.replace(name, layer.merged())
+    model.adapter_config.merge_into(model)
     model.adapter_config = None

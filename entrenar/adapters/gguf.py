@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from entrenar.adapters.base import Adapter, AdapterConfig, adapter_layers, check_no_adapters, set_training
-from entrenar.adapters.lora import LoRAConfig, LoRALinear
+from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.lora_linear import LoRALinear
 from entrenar.adapters.peft import CONFIG_FILE, read_adapter
 from entrenar.config import shown
 from entrenar.errors import ConfigError, FormatError
@@ -98,6 +99,8 @@ def convert_adapter(directory: str | Path, layout: Layout, path: str | Path, *, 
 def _check_expressible(config: AdapterConfig, where: str) -> None:
     if not isinstance(config, LoRAConfig):
         raise ConfigError(f"{where}: {config.title} has no form in a GGUF adapter, which holds LoRA alone; {ADVICE}.")
+    if config.use_dora:
+        raise ConfigError(f"{where}: DoRA has no form in a GGUF adapter, which holds LoRA alone; {ADVICE}.")
 
 
 def _update(name: str, layer: Adapter) -> Update:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from entrenar.adapters.base import Adapter, AdapterConfig, copied
+from entrenar.adapters.base import Adapter, copied
+from entrenar.adapters.linears import LinearAdapterConfig
 from entrenar.adapters.peft_table import NEUTRAL, UNSUPPORTED, PeftTable
 from entrenar.adapters.targets import Shaped, check_pattern, full_matches, is_quick, listed
 from entrenar.autograd import Tensor
@@ -61,7 +62,7 @@ class IA3Linear(Adapter):
     def prepare(self, x: Tensor) -> Tensor:
         return x * self.ia3_l.reshape(self.in_features) if self.is_feedforward else x
 
-    def finish(self, y: Tensor) -> Tensor:
+    def finish(self, y: Tensor, x: Tensor, prepared: Tensor) -> Tensor:
         return y if self.is_feedforward else y * self.ia3_l.reshape(self.out_features)
 
     def merged(self) -> Linear:
@@ -73,10 +74,10 @@ class IA3Linear(Adapter):
 
 
 @dataclass
-class IA3Config(AdapterConfig):
+class IA3Config(LinearAdapterConfig):
     """IA3 (Liu et al., 2022): y = l * (W x), or y = W (l * x) for feed-forward modules.
 
-    Raises ConfigError for a value out of range. Names and patterns mean what they do in `AdapterConfig`; names in
+    Raises ConfigError for a value out of range. Names and patterns mean what they do in `LinearAdapterConfig`; names in
     `feedforward_modules` are ends, also within a part of a name, as in PEFT.
     """
 
@@ -108,7 +109,7 @@ class IA3Config(AdapterConfig):
         self.feedforward_modules = chosen
 
     def layers(self, model: Shaped) -> dict[str, bool]:
-        """Whether the input is scaled, of every linear that gets an adapter; see `AdapterConfig.layers`."""
+        """Whether the input is scaled, of every linear that gets an adapter; see `LinearAdapterConfig.layers`."""
         names, chosen = self.targets(model), self.feedforward_modules
         assert chosen is not None  # filled in by __post_init__
         if isinstance(chosen, list):

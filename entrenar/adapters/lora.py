@@ -6,20 +6,18 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021 (arXiv 210
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
-from entrenar.adapters.base import Adapter, AdapterConfig
+from entrenar.adapters.base import Adapter
+from entrenar.adapters.dora_linear import DoRALinear
+from entrenar.adapters.linears import LinearAdapterConfig
+from entrenar.adapters.lora_linear import LoRALinear
 from entrenar.adapters.peft_table import NEUTRAL, UNSUPPORTED, PeftTable
 from entrenar.adapters.targets import END, Shaped, check_pattern, decoder_layer, first_matches
-from entrenar.autograd import LowRankUpdate, Tensor
 from entrenar.config import option, shown
 from entrenar.errors import ConfigError
-from entrenar.nn.layers import Linear
-from entrenar.nn.module import Weight
 
 PEFT = PeftTable(
     peft_type="LORA",
@@ -30,16 +28,16 @@ PEFT = PeftTable(
         "lora_dropout": "dropout",
         "target_modules": "target_modules",
         "use_rslora": "use_rslora",
+        "use_dora": "use_dora",
         "exclude_modules": "exclude_modules",
         "layers_to_transform": "layers_to_transform",
         "rank_pattern": "rank_pattern",
         "alpha_pattern": "alpha_pattern",
     },
     required={"r": "the rank of the adapter", "target_modules": "the names of its layers"},
-    optional=("use_rslora", "exclude_modules", "layers_to_transform"),
+    optional=("use_rslora", "use_dora", "exclude_modules", "layers_to_transform"),
     defaults={"alpha": 8},
     unsupported={
-        "use_dora": (False, None),
         **UNSUPPORTED,
         "layer_replication": (None, []),
         "trainable_token_indices": (None,),
@@ -74,44 +72,8 @@ PEFT = PeftTable(
 )
 
 
-class LoRALinear(Adapter):
-    """y = x W^T + bias + scaling (dropout(x) A^T) B^T, A (rank, in_features) and B (out_features, rank) trained.
-
-    A starts as kaiming-uniform noise and B as zeros (as PEFT does), so a new adapter changes nothing.
-    """
-
-    def __init__(self, base: Linear, rank: int, scaling: float, dropout: float, rng: np.random.Generator) -> None:
-        super().__init__(base)
-        self.rank, self.scaling, self.dropout = rank, scaling, dropout
-        bound = 1.0 / math.sqrt(self.in_features)
-        a = rng.uniform(-bound, bound, (rank, self.in_features)).astype(np.float32)
-        self.lora_A = Tensor.from_numpy(a, requires_grad=True)
-        self.lora_B = Tensor.from_numpy(np.zeros((self.out_features, rank), np.float32), requires_grad=True)
-
-    @classmethod
-    def from_base(
-        cls, base: Linear, config: LoRAConfig, settings: tuple[int, float], rng: np.random.Generator
-    ) -> LoRALinear:
-        rank, alpha = settings
-        return cls(base, rank, config.scaling_of(rank, alpha), config.dropout, rng)
-
-    def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
-        yield "lora_A.weight", self.lora_A
-        yield "lora_B.weight", self.lora_B
-
-    def terms(self) -> tuple[Weight, Tensor | None, LowRankUpdate | None]:
-        dropout = self.dropout if self.training else 0.0
-        return self.weight, self.bias, LowRankUpdate(self.lora_A, self.lora_B, self.scaling, dropout)
-
-    def merged(self) -> Linear:
-        """A float32 linear with W + scaling B A."""
-        weight = self.dequantized()
-        weight += np.float32(self.scaling) * (self.lora_B.numpy() @ self.lora_A.numpy())
-        return Linear(Tensor.from_numpy(weight), self.bias)
-
-
 @dataclass
-class LoRAConfig(AdapterConfig):
+class LoRAConfig(LinearAdapterConfig):
     """LoRA (Hu et al., 2021): y = W x + scaling B A dropout(x). Raises ConfigError for a value out of range.
 
     Names in lists mean every layer whose name ends in them ("q_proj", "layers.0.self_attn.q_proj"); a text with other
@@ -132,6 +94,7 @@ class LoRAConfig(AdapterConfig):
         help='linears that get adapters: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj or "all-linear"',
     )
     use_rslora: bool = option(False, help="scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)")
+    use_dora: bool = option(False, help="train the norm of every row of W + scaling B A too (DoRA, Liu et al., 2024)")
     exclude_modules: list[str] | str = option(factory=list, help="linears that get none, though they are targets")
     layers_to_transform: list[int] = option(factory=list, help="layers that get adapters; empty is all of them")
     rank_pattern: dict[str, int] = option(
@@ -175,7 +138,7 @@ class LoRAConfig(AdapterConfig):
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def layers(self, model: Shaped) -> dict[str, tuple[int, float]]:
-        """(rank, alpha) of every linear that gets an adapter; see `AdapterConfig.layers`."""
+        """(rank, alpha) of every linear that gets an adapter; see `LinearAdapterConfig.layers`."""
         if self.layers_to_transform:
             numbers = [decoder_layer(name) for name in model.parameter_shapes()]
             self._check_layer_numbers(max((n + 1 for n in numbers if n is not None), default=0))
@@ -203,11 +166,20 @@ class LoRAConfig(AdapterConfig):
         self, settings: tuple[int, float], out_features: int, in_features: int
     ) -> dict[str, tuple[int, ...]]:
         rank = settings[0]
-        return {"lora_A.weight": (rank, in_features), "lora_B.weight": (out_features, rank)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "lora_A.weight": (rank, in_features),
+            "lora_B.weight": (out_features, rank),
+        }
+        return shapes | ({"lora_magnitude_vector": (out_features,)} if self.use_dora else {})
 
     def saved_floats(self, settings: tuple[int, float], out_features: int, in_features: int) -> int:
-        """The rank: x A^T."""
-        return settings[0]
+        """The rank: x A^T; with DoRA also what is scaled and, with dropout, the input without what was dropped."""
+        dora = out_features + (2 * in_features if self.dropout else 0)
+        return settings[0] + (dora if self.use_dora else 0)
+
+    @property
+    def layer_type(self) -> type[Adapter]:
+        return DoRALinear if self.use_dora else LoRALinear
 
     def named_in_budget(self) -> tuple[str, str]:
         return f"The adapters of rank {self.rank}", "use a lower rank"
@@ -222,6 +194,7 @@ class LoRAConfig(AdapterConfig):
             "rank_pattern": dict(self.rank_pattern),
             "alpha_pattern": dict(self.alpha_pattern),
             "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora,
             "bias": "none",
             "init_lora_weights": True,
         }

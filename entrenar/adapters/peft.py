@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from entrenar.adapters import registry
-from entrenar.adapters.base import AdapterConfig, adapter_layers, check_no_adapters, set_training
+from entrenar.adapters.base import AdapterConfig, check_no_adapters, set_training
 from entrenar.adapters.peft_weights import PREFIX, WEIGHTS_FILE, read_weights
 from entrenar.adapters.targets import Shaped
 from entrenar.errors import ConfigError, FormatError
@@ -30,17 +30,15 @@ def save_adapter(model: Module, directory: str | Path, *, base_model: str | None
     Other files in `directory` stay as they are; a process that is killed meanwhile leaves the old adapter, the new one,
     or a folder without adapter_config.json.
     """
-    layers, config = list(adapter_layers(model)), model.adapter_config
-    if not layers or config is None:
+    config = model.adapter_config
+    if config is None:
         raise ConfigError("The model has no adapters to save.")
     if (Path(directory) / "config.json").exists():
         raise ConfigError(
             f"{directory}: holds a model (config.json), which readers would no longer take for itself with an adapter "
             "beside it; save the adapter in another folder."
         )
-    tensors = {
-        f"{PREFIX}{name}.{part}": weight.numpy() for name, layer in layers for part, weight in layer.adapter_weights()
-    }
+    tensors = config.file_arrays(model)
     with atomic_files(directory, key=CONFIG_FILE) as folder:
         text = json.dumps(dict(sorted(config.to_peft(base_model).items())), indent=2)  # the order of patterns matters
         (folder / CONFIG_FILE).write_text(text + "\n")
@@ -67,12 +65,11 @@ def read_adapter(directory: str | Path, model: Shaped) -> tuple[AdapterConfig, d
     """
     config, files = read_adapter_config(directory), Path(directory)
     try:
-        expected = config.adapter_shapes(model)
+        expected = config.file_shapes(model)
     except ConfigError as error:
         text = config.peft.in_terms_of_peft(str(error), config.section)
         raise ConfigError(f"{files / CONFIG_FILE}: {text}") from error
-    names = {f"{PREFIX}{name}": shape for name, shape in expected.items()}
-    tensors = read_weights(files / WEIGHTS_FILE, names, config.peft.prefix)
+    tensors = read_weights(files / WEIGHTS_FILE, expected, config.peft.prefix)
     return config, {name.removeprefix(PREFIX): values for name, values in tensors.items()}
 
 
@@ -86,7 +83,5 @@ def load_adapter(model: Module, directory: str | Path) -> None:
     check_no_adapters(model)
     config, tensors = read_adapter(directory, model)
     config.apply(model)
-    for name, layer in adapter_layers(model):
-        for part, weight in layer.adapter_weights():
-            weight.numpy()[...] = tensors[f"{name}.{part}"]
+    config.load_arrays(model, tensors)
     set_training(model, False)

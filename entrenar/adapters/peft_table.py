@@ -97,7 +97,7 @@ class PeftTable:
         for key in LISTS_OF_NAMES:
             if key in self.settings and table.get(key) is not None:
                 _check_list(key, table[key], where)
-        pattern, layers = isinstance(table["target_modules"], str), table.get("layers_to_transform")
+        pattern, layers = isinstance(table.get("target_modules"), str), table.get("layers_to_transform")
         if layers is not None and pattern:
             raise ConfigError(f"{where}: layers_to_transform is {shown(layers)}, and target_modules is no list.")
         if table.get("layers_pattern") and (layers is None or pattern):

@@ -18,7 +18,7 @@ PICKLED_FILE = "adapter_model.bin"
 TYPES = ("F64", "F32", "F16", "BF16")
 # What else tools write or train, by a part of a tensor's name.
 OTHERS = {
-    "lora_magnitude_vector": "the magnitudes of DoRA, which is not supported",
+    "lora_magnitude_vector": "the magnitudes of DoRA, of which adapter_config.json says nothing",
     "lora_embedding_": "an adapter of an embedding, which is not supported",
     "modules_to_save": "a layer that was trained as a whole (modules_to_save), which is not supported",
     ".base_layer.": "a weight of the base that was saved with the adapter, which is not supported",

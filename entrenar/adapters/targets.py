@@ -19,6 +19,7 @@ from entrenar.config import nearest
 from entrenar.errors import ConfigError
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder layer
+FUSED = ("qkv_proj", "gate_up_proj")  # of families that keep several in one
 ALL_LINEAR = "all-linear"  # all of them
 DECODER_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\..+")
 NAME = re.compile(r"[\w.-]*")  # what a list holds; any other text is a pattern
@@ -111,15 +112,23 @@ def checked_targets(names: list[str], where: str) -> list[str]:
     for name in wanted:
         if not is_linear(name):
             raise ConfigError(
-                f"{where}: {name!r} is no linear of a decoder layer; {nearest(name, (*LINEARS, ALL_LINEAR))}"
+                f"{where}: {name!r} is no linear of a decoder layer; {nearest(name, (*LINEARS, *FUSED, ALL_LINEAR))}"
             )
     longer = sorted({name for name in wanted if name not in LINEARS})
     return [name for name in LINEARS if name in wanted] + longer
 
 
+def chosen_of(wanted: list[str] | str, names: Sequence[str]) -> list[str] | str:
+    """The settings for a model with modules of these names: "all-linear" means those that it has, fused ones too."""
+    if isinstance(wanted, str) or not set(LINEARS) <= set(wanted):
+        return wanted
+    there = {name.rsplit(".", 1)[-1] for name in names}
+    return [entry for entry in (*LINEARS, *FUSED) if entry in there] + [n for n in wanted if n not in LINEARS]
+
+
 def is_linear(name: str) -> bool:
     """Whether the module of this name is a linear of a decoder layer."""
-    return name.rsplit(".", 1)[-1] in LINEARS
+    return name.rsplit(".", 1)[-1] in (*LINEARS, *FUSED)
 
 
 def decoder_layer(name: str) -> int | None:

@@ -28,6 +28,7 @@ from entrenar.models.families import FAMILIES
 from entrenar.nn.layers import Embedding, Linear, RMSNorm, grouped
 from entrenar.nn.meta import MetaWeights
 from entrenar.nn.module import Module, Weight
+from entrenar.nn.prefix import PrefixedAttention
 
 if TYPE_CHECKING:
     from entrenar.models.config import LLaMAConfig
@@ -64,7 +65,7 @@ def _norm(config: LLaMAConfig, name: str, size: int, weights: WeightProvider) ->
     return RMSNorm(cast(Tensor, weights(f"{name}.weight", (size,))), config.rms_norm_eps)
 
 
-class Attention(Module):
+class Attention(PrefixedAttention):
     """Causal grouped-query self-attention with rotary positions."""
 
     def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider) -> None:
@@ -90,7 +91,11 @@ class Attention(Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotary(q), rotary(k)
         v = v.reshape(batch, length, self.kv_heads, self.head_dim)
-        if cache is None:
+        if cache is None and self.prefix is not None:
+            k, v, ends = self.prefix.prepend(k, v, cu_seqlens)
+            q = q if cu_seqlens is None else q.reshape(1, batch * length, self.heads, self.head_dim)
+            out = attention(q, k, v, cu_seqlens, cu_seqlens_k=ends)
+        elif cache is None:
             out = attention(q, k, v, cu_seqlens)
         else:
             out = cached_attention(q, *cache.append(k, v))
@@ -175,6 +180,12 @@ class CausalLM(Module):
         """The matrix (vocabulary, hidden) that turns hidden states into logits."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
+    @property
+    def prefix_length(self) -> int:
+        """Tokens whose keys and values stand before every sequence (prefix tuning)."""
+        prefix = self.model.layers[0].self_attn.prefix
+        return 0 if prefix is None else prefix.length
+
 
 class Decoder(CausalLM):
     """A module tree that runs: tokens to hidden states, logits or loss."""
@@ -238,6 +249,9 @@ class Decoder(CausalLM):
             )
         if not tokens.size:
             raise ShapeError(f"tokens have shape {tokens.shape}, expected at least one token.")
+        if caches is None and self.prefix_length:  # a cache holds the prefix, and positions count it
+            first = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+            positions = np.asarray(first) + self.prefix_length
         rotary = self._rotary_embedding(tokens, positions)
         x = self.model.embed_tokens(tokens)
         recomputed = recomputed_layers(self.config, self.gradient_checkpointing)

@@ -63,9 +63,11 @@ def _check(model: LLaMAModel, prompt: np.ndarray, temperature: float, top_k: int
             f"generate: temperature {temperature}, top_k {top_k}, top_p {top_p}, max_new_tokens {new}: expected "
             "temperature >= 0, top_k >= 0, 0 < top_p <= 1 and max_new_tokens >= 0."
         )
-    if prompt.size + new > model.config.max_position_embeddings:
+    prefix = model.prefix_length
+    if prefix + prompt.size + new > model.config.max_position_embeddings:
+        before = f"{prefix} tokens of the prefix, " if prefix else ""
         raise ShapeError(
-            f"generate: {prompt.size} prompt tokens and {new} new ones exceed the model's context of "
+            f"generate: {before}{prompt.size} prompt tokens and {new} new ones exceed the model's context of "
             f"{model.config.max_position_embeddings}; shorten the prompt or ask for fewer."
         )
 
@@ -97,9 +99,7 @@ def generate(
     ends = generation.end_tokens if stop is None else stop
     prompt = np.asarray(tokens)
     _check(model, prompt, temperature, top_k, top_p, max_new_tokens)
-    config = model.config
-    capacity = prompt.size + max_new_tokens
-    caches = [LayerCache(1, capacity, config.kv_heads, config.head_size) for _ in range(config.num_hidden_layers)]
+    caches = _caches(model, prompt.size + max_new_tokens)
     rng = np.random.Generator(np.random.Philox(seed))
     produced: list[int] = []
     pending = prompt.astype(np.int64)[None, :]
@@ -115,6 +115,17 @@ def generate(
                 on_token(token)
             pending = np.array([[token]], np.int64)
     return produced
+
+
+def _caches(model: LLaMAModel, capacity: int) -> list[LayerCache]:
+    """Caches for so many tokens, each with its layer's prefix where there is one."""
+    kv_heads, head_size = model.config.kv_heads, model.config.head_size
+    caches = []
+    for layer in model.model.layers:
+        caches.append(LayerCache(1, model.prefix_length + capacity, kv_heads, head_size))
+        if layer.self_attn.prefix is not None:
+            caches[-1].append(*layer.self_attn.prefix.cached(kv_heads))
+    return caches
 
 
 def _next_logits(model: LLaMAModel, tokens: np.ndarray, caches: list[LayerCache]) -> np.ndarray:

@@ -37,8 +37,8 @@ class Linear(Module):
         """The weight, the bias and the low-rank update of the product, as `grouped_linear` takes them."""
         return self.weight, self.bias, None
 
-    def finish(self, y: Tensor) -> Tensor:
-        """The output of the layer from the product's y (..., out_features)."""
+    def finish(self, y: Tensor, x: Tensor, prepared: Tensor) -> Tensor:
+        """The output of the layer from the product's y (..., out_features); x is its input, `prepared` what of it."""
         return y
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def grouped(x: Tensor, *layers: Linear) -> list[Tensor]:
             grouped_linear(item, [weight], [bias], [update])[0]
             for item, (weight, bias, update) in zip(inputs, terms, strict=True)
         ]
-    return [layer.finish(y) for layer, y in zip(layers, products, strict=True)]
+    return [layer.finish(y, x, item) for layer, y, item in zip(layers, products, inputs, strict=True)]
 
 
 class Embedding(Module):

@@ -350,11 +350,11 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "DoRA's magnitudes": (
         lambda d: edit_tensors(d, lambda t: t.update({f"{Q0}.lora_magnitude_vector": np.zeros(64, np.float32)})),
-        r"q_proj.lora_magnitude_vector is the magnitudes of DoRA, which is not supported; m",
+        r"q_proj.lora_magnitude_vector is the magnitudes of DoRA, of which adapter_config.json says nothing; m",
     ),
     "DoRA": (
         lambda d: edit_config(d, use_dora=True),
-        r"use_dora is true, which is not supported \(expected false or null\); merge",
+        r"q_proj\.lora_magnitude_vector of shape \(64,\) is missing; the file is incomplete",
     ),
     "a tensor too many": (
         lambda d: edit_tensors(d, lambda t: t.update({"base_model.model.lm_head.weight": np.zeros((2, 2))})),

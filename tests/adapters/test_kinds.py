@@ -11,6 +11,7 @@ import pytest
 
 from entrenar.adapters import registry
 from entrenar.adapters.base import Adapter, AdapterConfig, adapter_layers, merge, set_training
+from entrenar.adapters.linears import LinearAdapterConfig
 from entrenar.adapters.peft import load_adapter, read_adapter_config, save_adapter
 from entrenar.adapters.targets import LINEARS
 from entrenar.autograd import Tensor
@@ -31,8 +32,14 @@ TOKENS, TARGETS = batch(CONFIG)
 every_kind = pytest.mark.parametrize("section", registry.KINDS)
 
 
+on_linears = pytest.mark.parametrize("section", [name for name in registry.KINDS if name != "prefix"])
+
+
 def config_of(section: str, **settings: Any) -> AdapterConfig:
-    return registry.KINDS[section](**({"target_modules": ["all-linear"]} | settings))
+    kind = registry.KINDS[section]
+    if issubclass(kind, LinearAdapterConfig):
+        settings = {"target_modules": ["all-linear"]} | settings
+    return kind(**settings)
 
 
 def adapted(section: str, base: str = "fp32") -> LLaMAModel:
@@ -50,11 +57,12 @@ def adapted(section: str, base: str = "fp32") -> LLaMAModel:
 def test_a_kind_is_found_by_its_section_and_its_peft_type(section: str, tmp_path: Path) -> None:
     kind = registry.KINDS[section]
     assert kind.section == section
-    assert issubclass(kind.layer, Adapter)
+    assert not issubclass(kind, LinearAdapterConfig) or issubclass(kind.layer, Adapter)
     assert issubclass(registry.PEFT_TYPES[kind.peft.peft_type], AdapterConfig)
     path = tmp_path / "run.toml"
-    path.write_text(f"[{section}]\ntarget_modules = ['up_proj']\n")
-    assert TrainConfig.from_file(path).adapter == config_of(section, target_modules=["up_proj"])
+    settings = {"target_modules": ["up_proj"]} if issubclass(kind, LinearAdapterConfig) else {}
+    path.write_text(f"[{section}]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()))
+    assert TrainConfig.from_file(path).adapter == config_of(section, **settings)
 
 
 @pytest.mark.unit
@@ -124,6 +132,10 @@ def test_a_saved_adapter_loads_and_merges_to_the_same_logits_on_any_base(
         tensor.size for _, tensor in model.trainable_parameters()
     )
     np.testing.assert_array_equal(logits_of(again, TOKENS), expected)
+    if section == "prefix":
+        with pytest.raises(ConfigError, match="A prefix is no change of weights and cannot be merged"):
+            merge(again)
+        return
     merge(again)
     assert not list(adapter_layers(again))
     assert again.adapter_config is None
@@ -142,7 +154,7 @@ def test_what_a_plan_counts_is_what_there_is(section: str) -> None:
 
 
 @pytest.mark.unit
-@every_kind
+@on_linears
 def test_an_adapter_needs_no_model_of_ours(section: str) -> None:
     """Any module tree with linears of these names takes adapters."""
 

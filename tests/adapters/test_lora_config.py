@@ -107,7 +107,6 @@ def test_peft_reads_our_configuration() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("use_dora", True),
         ("fan_in_fan_out", True),
         ("modules_to_save", ["lm_head"]),
         ("layer_replication", [[0, 1], [0, 2]]),

@@ -9,6 +9,7 @@ def attention(
     cu_seqlens: ArrayLike | None = None,
     scale: float | None = None,
     causal: bool = True,
+    cu_seqlens_k: ArrayLike | None = None,
 ) -> Tensor: ...
 def cached_attention(
     q: Tensor | ArrayLike,

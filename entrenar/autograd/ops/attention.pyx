@@ -44,25 +44,39 @@ cdef Segments batch_segments(Tensor q, Tensor k, Py_ssize_t k_len):
     return segments
 
 
-cdef Segments packed_segments(cu_seqlens, Py_ssize_t tokens):
-    """One segment a sequence of the cumulative lengths, checked."""
-    array = checked_array(cu_seqlens, "attention", "cu_seqlens")
+cdef list sequence_ends(cu_seqlens, Py_ssize_t tokens, str name, str of):
+    """The cumulative lengths as a list, checked."""
+    array = checked_array(cu_seqlens, "attention", name)
     if array.dtype.kind not in "iu" or array.ndim != 1 or array.size < 1:
-        raise ShapeError(f"attention: cu_seqlens must be a vector of integers (0, end of sequence 1, ...), found shape "
+        raise ShapeError(f"attention: {name} must be a vector of integers (0, end of sequence 1, ...), found shape "
                          f"{array.shape} of {array.dtype}.")
     if array[0] != 0 or array[-1] != tokens:
-        raise ShapeError(f"attention: cu_seqlens runs from {array[0]} to {array[-1]}, expected from 0 to the {tokens} "
-                         "tokens of q (batch times length).")
+        raise ShapeError(f"attention: {name} runs from {array[0]} to {array[-1]}, expected from 0 to the {tokens} "
+                         f"tokens of {of} (batch times length).")
     backwards = np.flatnonzero(array[1:] < array[:-1])
     if backwards.size:
-        raise ShapeError(f"attention: cu_seqlens must not decrease, found {array[backwards[0] + 1]} after "
+        raise ShapeError(f"attention: {name} must not decrease, found {array[backwards[0] + 1]} after "
                          f"{array[backwards[0]]} at position {backwards[0] + 1}.")
-    cdef Segments segments = Segments(array.size - 1)
-    cdef Py_ssize_t i, start, length
-    ends = array.tolist()
+    return array.tolist()
+
+
+cdef Segments packed_segments(cu_seqlens, cu_seqlens_k, Tensor q, Tensor k, bint causal):
+    """One segment a sequence of the cumulative lengths of queries and, where they have their own, of keys."""
+    cdef list ends = sequence_ends(cu_seqlens, q.dims[0] * q.dims[1], "cu_seqlens", "q")
+    cdef list k_ends = ends
+    if cu_seqlens_k is not None:
+        k_ends = sequence_ends(cu_seqlens_k, k.dims[0] * k.dims[1], "cu_seqlens_k", "k")
+    if len(ends) != len(k_ends):
+        raise ShapeError(f"attention: cu_seqlens has {len(ends) - 1} sequences and cu_seqlens_k {len(k_ends) - 1}; "
+                         "they must agree.")
+    cdef Segments segments = Segments(len(ends) - 1)
+    cdef Py_ssize_t i, length, k_length
     for i in range(segments.count):
-        start, length = ends[i], ends[i + 1] - ends[i]
-        segments.put(i, start, length, start, length)
+        length, k_length = ends[i + 1] - ends[i], k_ends[i + 1] - k_ends[i]
+        if causal and k_length < length:
+            raise ShapeError(f"attention: causal attention needs at least as many keys as queries, found {k_length} "
+                             f"keys for {length} queries in sequence {i}.")
+        segments.put(i, ends[i], length, k_ends[i], k_length)
     return segments
 
 
@@ -147,14 +161,15 @@ cdef class AttentionNode(Node):
         return 0
 
 
-def attention(q, k, v, cu_seqlens=None, scale=None, causal=True):
+def attention(q, k, v, cu_seqlens=None, scale=None, causal=True, cu_seqlens_k=None):
     """softmax(scale * q k^T + mask) v for each head, in memory linear in the length.
 
     q (batch, T, heads, head size); k, v (batch, S, kv heads, head size), float32; heads is a multiple of kv heads, and
     query head h reads kv head h // (heads / kv heads). Gives (batch, T, heads, head size).
     With `causal`, query i sees the keys j <= S - T + i. `scale` defaults to 1 / sqrt(head size).
     `cu_seqlens`, integers (0, n1, n1 + n2, ..., batch * T), cuts the tokens of all batch rows, taken as one run, into
-    sequences that do not see one another (T = S); sequences may be empty.
+    sequences that do not see one another (T = S); sequences may be empty. `cu_seqlens_k` cuts the keys where they are
+    others, at least as many in each sequence: a sequence's last query sees its last key.
     Backward recomputes the probabilities tile by tile (Dao, "FlashAttention-2", 2023).
 
     Raises ShapeError where shapes or cu_seqlens do not fit, ConfigError for bfloat16 or a scale that is not finite.
@@ -166,16 +181,18 @@ def attention(q, k, v, cu_seqlens=None, scale=None, causal=True):
     cdef Segments segments
     cdef AttentionNode node
     cdef int status
-    if masked and b.dims[1] < a.dims[1]:
-        raise ShapeError(f"attention: causal attention needs at least as many keys as queries, found {b.dims[1]} keys "
-                         f"for {a.dims[1]} queries.")
     if cu_seqlens is None:
+        if cu_seqlens_k is not None:
+            raise ShapeError("attention: cu_seqlens_k needs cu_seqlens, the sequences of q.")
+        if masked and b.dims[1] < a.dims[1]:
+            raise ShapeError(f"attention: causal attention needs at least as many keys as queries, found {b.dims[1]} "
+                             f"keys for {a.dims[1]} queries.")
         segments = batch_segments(a, b, b.dims[1])
-    elif a.dims[1] != b.dims[1]:
+    elif cu_seqlens_k is None and a.dims[1] != b.dims[1]:
         raise ShapeError(f"attention: cu_seqlens needs as many keys as queries, found {b.dims[1]} keys for "
-                         f"{a.dims[1]} queries.")
+                         f"{a.dims[1]} queries; cu_seqlens_k says how others are cut.")
     else:
-        segments = packed_segments(cu_seqlens, a.dims[0] * a.dims[1])
+        segments = packed_segments(cu_seqlens, cu_seqlens_k, a, b, masked)
     cdef Tensor out = new_like(a)
     cdef Py_ssize_t rows = a.dims[0] * a.dims[1] * a.dims[2]
     cdef Tensor row_max = new_vector(rows), inverse_row_sum = new_vector(rows)

@@ -21,6 +21,7 @@ def reference_attention(
     cu_seqlens: Sequence[int] | None = None,
     scale: float | None = None,
     causal: bool = True,
+    cu_seqlens_k: Sequence[int] | None = None,
 ) -> np.ndarray:
     """The textbook formula, one head of one sequence at a time, with the whole probability matrix."""
     (batch, length, heads, dim), (keys, kv_heads) = q.shape, k.shape[1:3]
@@ -28,7 +29,8 @@ def reference_attention(
     if cu_seqlens is None:
         runs = [(b * length, (b + 1) * length, b * keys, (b + 1) * keys) for b in range(batch)]
     else:
-        runs = [(a, b, a, b) for a, b in itertools.pairwise(cu_seqlens)]
+        ends = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+        runs = [(*of_q, *of_k) for of_q, of_k in zip(*map(itertools.pairwise, (cu_seqlens, ends)), strict=True)]
     q2, k2, v2 = q.reshape(-1, heads, dim), k.reshape(-1, kv_heads, dim), v.reshape(-1, kv_heads, dim)
     out = np.zeros_like(q2)
     for q_start, q_end, k_start, k_end in runs:
@@ -104,6 +106,7 @@ CASES = [
     case("more keys", (2, 3, 2, 1, 5), keys=8),
     case("more keys, bidirectional", (1, 3, 2, 1, 5), keys=8, causal=False),
     case("packed", (2, 6, 2, 1, 5), cu_seqlens=(0, 0, 1, 5, 5, 11, 12)),
+    case("packed behind a prefix", (1, 9, 4, 2, 5), keys=15, cu_seqlens=(0, 4, 4, 9), cu_seqlens_k=(0, 6, 8, 15)),
     Case(
         op="attention",
         label="zero queries and keys average the values",
@@ -118,6 +121,14 @@ CASES = [
     case("large, rows split", (1, 700, 9, 3, 64), gradient=False),
     case("large, batch", (3, 260, 4, 4, 40), gradient=False),
     case("large, packed", (1, 600, 3, 1, 32), gradient=False, cu_seqlens=(0, 300, 300, 301, 470, 600)),
+    case(
+        "large, packed behind a prefix",
+        (1, 600, 3, 1, 32),
+        keys=640,
+        gradient=False,
+        cu_seqlens=(0, 300, 301, 600),
+        cu_seqlens_k=(0, 310, 321, 640),
+    ),
     # where there are 64 pieces and more, 2 to 4 blocks of rows share a copied tile of keys
     case("blocks together", (1, 1100, 8, 8, 16), gradient=False),
     case("blocks together, packed", (1, 600, 8, 8, 16), gradient=False, cu_seqlens=(0, 300, 300, 301, 470, 600)),

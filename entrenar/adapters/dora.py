@@ -1,0 +1,31 @@
+"""DoRAConfig: LoRA whose rows are brought to trained norms.
+
+Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024 (arXiv 2402.09353).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from entrenar.adapters.base import Adapter
+from entrenar.adapters.dora_linear import DoRALinear
+from entrenar.adapters.lora import LoRAConfig
+from entrenar.config import option
+from entrenar.errors import ConfigError
+
+
+@dataclass
+class DoRAConfig(LoRAConfig):
+    """DoRA (Liu et al., 2024): LoRA with use_dora, over a base of any weight type."""
+
+    section: ClassVar[str] = "dora"
+    title: ClassVar[str] = "DoRA"
+    layer: ClassVar[type[Adapter]] = DoRALinear
+
+    use_dora: bool = option(True, help="train the norm of every row of W + scaling B A too; true in this section")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.use_dora:
+            raise ConfigError("dora.use_dora is false, which makes it LoRA; leave it out, or write [lora].")
