@@ -42,7 +42,7 @@ PLANTS = (
     ),
     Plant("parameter_calc", "entrenar/models/decoder.py", 'v_proj", (kv_size,', 'v_proj", (q_size,'),
     Plant("parameter_calc", "entrenar/_kernels/simd/softmax.c", "return vsum(sum);", "return 2 * vsum(sum);"),
-    Plant("lora_config", "entrenar/adapters/targets.py", "[-1] in LINEARS", "[-1] != ''"),
+    Plant("lora_config", "entrenar/adapters/targets.py", "[-1] in (*LINEARS, *FUSED)", "[-1] != ''"),
     Plant(
         "lora_config",
         "entrenar/_kernels/simd/weights/gemv.h",

@@ -123,12 +123,12 @@ class AdapterConfig(ABC):
 
     def file_arrays(self, model: Module) -> dict[str, np.ndarray]:
         """The tensors of adapter_model.safetensors from a model with these adapters."""
-        weights = dict(model.named_parameters())
+        weights = tensors_of(model)
         return {f"{PREFIX}{name}": weights[name].numpy() for name in self.adapter_shapes(model)}
 
     def load_arrays(self, model: Module, arrays: Mapping[str, np.ndarray]) -> None:
         """Give a model with these adapters the values of a file's tensors, by their names without PREFIX."""
-        weights = dict(model.named_parameters())
+        weights = tensors_of(model)
         for name in self.adapter_shapes(model):
             weights[name].numpy()[...] = arrays[name]
 
@@ -180,6 +180,11 @@ def copied(names: list[str] | str) -> list[str] | str:
 
 
 # ---------------------------------------------------------------------- adapters on a module tree
+def tensors_of(model: Module) -> dict[str, Tensor]:
+    """The weights that are not quantized, by name."""
+    return {name: weight for name, weight in model.named_parameters() if isinstance(weight, Tensor)}
+
+
 def adapter_layers(model: Module) -> Iterator[tuple[str, Adapter]]:
     """(name, layer) of every adapter on the model."""
     for name, module in model.named_modules():

@@ -67,7 +67,7 @@ class DoRALinear(LoRALinear):
 
     def merged(self) -> Linear:
         """A float32 linear with the rows of W + scaling B A at their norms."""
-        weight = super().merged().weight.numpy()
+        weight = self.merged_weight()
         weight *= (self.magnitude.numpy() / self.norms())[:, None]
         return Linear(Tensor.from_numpy(weight), self.bias)
 

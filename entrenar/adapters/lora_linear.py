@@ -57,6 +57,10 @@ class LoRALinear(Adapter):
 
     def merged(self) -> Linear:
         """A float32 linear with W + scaling B A."""
+        return Linear(Tensor.from_numpy(self.merged_weight()), self.bias)
+
+    def merged_weight(self) -> np.ndarray:
+        """W + scaling B A (out_features, in_features) in float32."""
         weight = self.dequantized()
         weight += np.float32(self.scaling) * (self.lora_B.numpy() @ self.lora_A.numpy())
-        return Linear(Tensor.from_numpy(weight), self.bias)
+        return weight

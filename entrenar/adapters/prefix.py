@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from entrenar.adapters.base import AdapterConfig
+from entrenar.adapters.base import AdapterConfig, tensors_of
 from entrenar.adapters.peft_table import NEUTRAL, UNSUPPORTED, PeftTable
 from entrenar.adapters.targets import Shaped
 from entrenar.autograd import Tensor
@@ -71,7 +71,7 @@ class PrefixConfig(AdapterConfig):
 
     # ------------------------------------------------------------------ the model
     def adapter_shapes(self, model: Shaped) -> dict[str, tuple[int, ...]]:
-        shapes = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for name, width in _widths(model).items():
             shapes[f"{name}.{KEYS}"] = shapes[f"{name}.{VALUES}"] = (self.num_virtual_tokens, width)
         return shapes
@@ -125,11 +125,11 @@ class PrefixConfig(AdapterConfig):
         return {FILE_NAME: (self.num_virtual_tokens, 2 * sum(widths))}
 
     def file_arrays(self, model: Module) -> dict[str, np.ndarray]:
-        weights = dict(model.named_parameters())
+        weights = tensors_of(model)
         return {FILE_NAME: np.concatenate([weights[name].numpy() for name in self.adapter_shapes(model)], axis=1)}
 
     def load_arrays(self, model: Module, arrays: Mapping[str, np.ndarray]) -> None:
-        weights, start = dict(model.named_parameters()), 0
+        weights, start = tensors_of(model), 0
         for name, (_, width) in self.adapter_shapes(model).items():
             weights[name].numpy()[...] = arrays[FILE_NAME][:, start : start + width]
             start += width

@@ -93,6 +93,7 @@ def layer_of(shape: tuple[int, int], quantize: str | None = None, bias: bool = F
     return DoRALinear(base, 3, 0.7, p, rng)
 
 
+@pytest.mark.unit
 def test_the_norms_are_those_of_the_rows_however_the_weight_is_stored_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("entrenar.adapters.dora_linear.CHUNK", 200)
     assert CHUNK > 200
@@ -108,6 +109,7 @@ def test_the_norms_are_those_of_the_rows_however_the_weight_is_stored_and_cut(mo
             )
 
 
+@pytest.mark.unit
 def test_a_new_adapter_changes_no_bit_and_a_bias_is_added_once() -> None:
     for bias in (False, True):
         layer = layer_of((5, 64), bias=bias)
@@ -118,6 +120,7 @@ def test_a_new_adapter_changes_no_bit_and_a_bias_is_added_once() -> None:
         np.testing.assert_allclose(layer(x).numpy(), layer.merged()(x).numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.unit
 def test_dropout_acts_on_what_is_scaled_and_on_the_update_as_in_peft() -> None:
     """base(x) + (m / |V| - 1) x' W^T + m / |V| * scaling x' (B A)^T with x' = dropout(x)."""
     layer = layer_of((5, 64), bias=True, p=0.4)
