@@ -50,7 +50,7 @@ class Adapter(Linear, ABC):
 
     @abstractmethod
     def merged(self) -> Linear:
-        """A plain float32 linear that computes the same; a quantized or bfloat16 weight is dequantized for it."""
+        """A plain float32 linear that computes the same; a quantized weight or one of 16 bits is dequantized for it."""
 
     def own_weights(self) -> Iterator[tuple[str, Weight]]:
         """The base's weights under their own names, then the adapter's."""

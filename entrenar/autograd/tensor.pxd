@@ -4,6 +4,7 @@ cdef enum:
 cdef enum:
     FLOAT32 = 0
     BFLOAT16 = 1
+    FLOAT16 = 2
 
 cdef class Storage:
     """A block of the caching allocator, or memory that another object owns."""
@@ -40,7 +41,7 @@ cdef class AccumulateGrad(Node):
 cdef class Tensor:
     cdef float* data
     cdef readonly int ndim
-    cdef int weight_type  # FLOAT32 or BFLOAT16
+    cdef int weight_type  # FLOAT32, BFLOAT16 or FLOAT16
     cdef bint needs_grad
     cdef unsigned int last_linear  # the newest linear whose value is only copied or added into this one; see checkpoint
     cdef Py_ssize_t dims[MAX_DIMS]

@@ -1,7 +1,7 @@
 """Tensor: an aligned, C-contiguous buffer with a shape, a dtype, a gradient and the node that computed it.
 
-float32 is the dtype of everything with a gradient; bfloat16 is a storage type of frozen weights. A tensor shares memory
-with NumPy through the buffer protocol and with other libraries through DLPack, without a copy.
+float32 is the dtype of everything with a gradient; bfloat16 and float16 are storage of frozen weights. A tensor shares
+memory with NumPy through the buffer protocol and with other libraries through DLPack, without a copy.
 """
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE
 from libc.string cimport memcpy
@@ -38,8 +38,8 @@ cdef extern from *:
     void clear_attributes(object)
 
 cdef double MAX_BYTES = 2.0 ** 62
+cdef tuple DTYPES = ("float32", "bfloat16", "float16")  # by weight_type
 
-cdef object bfloat16_type = None  # ml_dtypes.bfloat16, imported when the first bf16 tensor is seen
 cdef object operators = None      # entrenar.autograd.ops: operators are defined a floor above
 cdef object walk_backward = None  # entrenar.autograd.tape.backward, likewise
 cdef object grad_lock = RLock()   # held by backward, and by whoever sets the `grad` of a leaf
@@ -56,14 +56,6 @@ os.register_at_fork(after_in_child=_after_fork)
 cdef object gradients_lock():
     """The lock of all gradients: leaves are shared by threads, and their gradients are added to in place."""
     return grad_lock
-
-
-cdef object _bfloat16():
-    global bfloat16_type
-    if bfloat16_type is None:
-        import ml_dtypes
-        bfloat16_type = np.dtype(ml_dtypes.bfloat16)
-    return bfloat16_type
 
 
 cdef class Storage:
@@ -131,9 +123,20 @@ cdef void set_node_shape(Node node, Tensor out) noexcept:
 builtin_sum = sum
 
 
+cdef inline Py_ssize_t _item_bytes(int weight_type) noexcept:
+    return 4 if weight_type == FLOAT32 else 2
+
+
+cdef object _numpy_type(str dtype):
+    if dtype != "bfloat16":
+        return np.dtype(dtype)
+    import ml_dtypes
+    return np.dtype(ml_dtypes.bfloat16)
+
+
 cdef inline int _set_shape(Tensor t, int ndim, const Py_ssize_t* dims) except -1:
     cdef int i
-    cdef Py_ssize_t stride = 2 if t.weight_type == BFLOAT16 else 4
+    cdef Py_ssize_t stride = _item_bytes(t.weight_type)
     cdef double bytes = stride  # a product that wrapped around would look small
     t.ndim = ndim
     t.size = 1
@@ -152,7 +155,7 @@ cdef Tensor _allocate_tensor(int weight_type, int ndim, const Py_ssize_t* dims):
     cdef Tensor t = Tensor.__new__(Tensor)
     t.weight_type = weight_type
     _set_shape(t, ndim, dims)
-    t.storage = _allocate(<size_t> t.size * (2 if weight_type == BFLOAT16 else 4))
+    t.storage = _allocate(<size_t> t.size * _item_bytes(weight_type))
     t.data = <float*> t.storage.memory
     return t
 
@@ -218,7 +221,7 @@ cdef Tensor as_tensor(object x):
 cdef Tensor check_dtype(Tensor t, str op, str name):
     """t, which must be float32; its value is not read."""
     if t.weight_type != FLOAT32:
-        raise ConfigError(f"{op}: {name} is bfloat16, which is a storage type of frozen weights only; pass float32.")
+        raise ConfigError(f"{op}: {name} is {t.dtype}, which is a storage type of frozen weights only; pass float32.")
     return t
 
 
@@ -260,7 +263,7 @@ cdef str shape_str(Tensor t):
 
 
 cdef Tensor _wrap_array(object array):
-    """A Tensor over the memory of a C-contiguous float32 or bfloat16 array."""
+    """A Tensor over the memory of a C-contiguous array of one of DTYPES."""
     cdef Tensor t = Tensor.__new__(Tensor)
     cdef Py_ssize_t[MAX_DIMS] dims
     cdef int i
@@ -268,7 +271,7 @@ cdef Tensor _wrap_array(object array):
         raise ShapeError(f"A tensor has at most {MAX_DIMS} axes, not {array.ndim}.")
     for i in range(array.ndim):
         dims[i] = array.shape[i]
-    t.weight_type = FLOAT32 if array.dtype == np.float32 else BFLOAT16
+    t.weight_type = FLOAT32 if array.dtype == np.float32 else FLOAT16 if array.dtype == np.float16 else BFLOAT16
     _set_shape(t, array.ndim, dims)
     t.storage = Storage.__new__(Storage)
     t.storage.owner = (array, unresized(array))
@@ -281,11 +284,11 @@ cdef Tensor _wrap_array(object array):
 cdef class Tensor:
     """An n-dimensional array with the graph of how it was computed.
 
-    ``Tensor(data)`` copies numbers, nested lists or any array to float32; ``dtype="bfloat16"`` rounds to bfloat16
-    (storage of frozen weights: it takes part in `linear` and `embedding` only and has no gradient).
+    ``Tensor(data)`` copies numbers, nested lists or any array to float32; ``dtype="bfloat16"`` or "float16"
+    rounds to it (storage of frozen weights: it takes part in `linear` and `embedding` only and has no gradient).
     ``Tensor.from_numpy(array)`` shares memory instead.
 
-    Raises ConfigError for an unknown dtype or a bfloat16 tensor with a gradient, ShapeError for ragged data.
+    Raises ConfigError for an unknown dtype or a gradient of another than float32, ShapeError for ragged data.
     """
 
     __array_priority__ = 1000.0  # array + tensor calls Tensor.__radd__: NumPy would drop the graph
@@ -300,9 +303,9 @@ cdef class Tensor:
         cdef Tensor t, new
         if self.storage is not NOTHING:
             raise GraphError("A Tensor is initialised once; others may hold its memory: make a new one.")
-        if not isinstance(dtype, str) or dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"A tensor's dtype is 'float32' or 'bfloat16', not {dtype!r}.")
-        target = np.dtype(np.float32) if dtype == "float32" else _bfloat16()
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise ConfigError(f"A tensor's dtype is 'float32', 'bfloat16' or 'float16', not {dtype!r}.")
+        target = _numpy_type(dtype)
         if isinstance(data, Tensor):
             data = data.numpy()
         try:
@@ -311,7 +314,8 @@ cdef class Tensor:
                 raise ValueError("its elements are no numbers")
             if array.dtype.kind == "c":
                 raise TypeError("complex numbers have no float32 form")
-            array = array.astype(target, order="C", copy=False)
+            with np.errstate(over="ignore"):
+                array = array.astype(target, order="C", copy=False)
         except (ValueError, TypeError, OverflowError) as error:
             raise ShapeError(f"A tensor needs a rectangular array of numbers: {error}.") from None
         except MemoryError as error:
@@ -327,16 +331,16 @@ cdef class Tensor:
 
     @staticmethod
     def from_numpy(array, requires_grad=False):
-        """A Tensor sharing the memory of a C-contiguous float32 (or ml_dtypes bfloat16) array; read-only stays so.
+        """A Tensor sharing the memory of a C-contiguous float32, float16 or ml_dtypes bfloat16 array, read-only or not.
 
         NumPy refuses to resize the array while the tensor lives; what it cannot refuse, `array.__setstate__`, must not
         be called. Raises ConfigError for another type or dtype, ShapeError for an array that is not contiguous or not
         aligned.
         """
-        if not isinstance(array, np.ndarray) or array.dtype not in (np.dtype(np.float32), _bfloat16()):
+        if not isinstance(array, np.ndarray) or array.dtype not in map(_numpy_type, DTYPES):
             found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise ConfigError(f"Tensor.from_numpy shares memory with float32 or bfloat16 arrays, not {found}; "
-                              "use Tensor(array) to copy.")
+            raise ConfigError(f"Tensor.from_numpy shares memory with float32, bfloat16 or float16 arrays, not "
+                              f"{found}; use Tensor(array) to copy.")
         if not array.flags.c_contiguous or not array.flags.aligned:
             raise ShapeError(f"Tensor.from_numpy needs a C-contiguous, aligned array; this one of shape {array.shape} "
                              f"has strides {array.strides} at address {array.ctypes.data:#x}; use Tensor(array) to "
@@ -374,12 +378,12 @@ cdef class Tensor:
     @property
     def nbytes(self):
         """Bytes of the elements."""
-        return self.size * (2 if self.weight_type == BFLOAT16 else 4)
+        return self.size * _item_bytes(self.weight_type)
 
     @property
     def dtype(self):
-        """'float32' or 'bfloat16'."""
-        return "bfloat16" if self.weight_type == BFLOAT16 else "float32"
+        """'float32', 'bfloat16' or 'float16'."""
+        return DTYPES[self.weight_type]
 
     @property
     def is_leaf(self):
@@ -396,8 +400,8 @@ cdef class Tensor:
         cdef bint wanted = checked_flag(value, "Tensor", "requires_grad")
         if not self.is_leaf:
             raise GraphError("requires_grad can be set on leaves only; this tensor was computed: use detach().")
-        if wanted and self.weight_type == BFLOAT16:
-            raise ConfigError("A bfloat16 tensor is storage of a frozen weight and has no gradient; use float32.")
+        if wanted and self.weight_type != FLOAT32:
+            raise ConfigError(f"A {self.dtype} tensor is storage of a frozen weight and has no gradient; use float32.")
         self.needs_grad = wanted
         if wanted or self.node is not None:
             leaf_node(self).needs_grad = self.needs_grad
@@ -432,7 +436,7 @@ cdef class Tensor:
     def numpy(self):
         """The elements as a NumPy array that shares this tensor's memory (bfloat16 through ml_dtypes)."""
         array = np.asarray(memoryview(self))
-        return array.view(_bfloat16()) if self.weight_type == BFLOAT16 else array
+        return array.view(_numpy_type("bfloat16")) if self.weight_type == BFLOAT16 else array
 
     def item(self):
         """The only element as a Python float; a ShapeError where there are more."""
@@ -470,10 +474,10 @@ cdef class Tensor:
         view.obj = self
         view.len = self.nbytes
         view.readonly = self.storage.readonly
-        view.itemsize = 2 if self.weight_type == BFLOAT16 else 4
+        view.itemsize = _item_bytes(self.weight_type)
         view.format = NULL
         if flags & PyBUF_FORMAT:
-            view.format = b"H" if self.weight_type == BFLOAT16 else b"f"
+            view.format = b"H" if self.weight_type == BFLOAT16 else b"e" if self.weight_type == FLOAT16 else b"f"
         view.ndim = self.ndim
         view.shape = self.dims
         view.strides = self.strides_bytes
@@ -504,7 +508,7 @@ cdef class Tensor:
         body = np.array2string(self.numpy(), precision=4, separator=", ", threshold=20, prefix="Tensor(")
         extra = ", requires_grad=True" if self.is_leaf and self.needs_grad else ""
         extra += f", grad_fn={type(self.node).__name__}" if not self.is_leaf else ""
-        extra += ", dtype=bfloat16" if self.weight_type == BFLOAT16 else ""
+        extra += f", dtype={self.dtype}" if self.weight_type != FLOAT32 else ""
         return f"Tensor({body}{extra})"
 
     def __reduce__(self):

@@ -91,8 +91,8 @@ def _add_base(parser: Parser) -> None:
         "--dtype",
         default="auto",
         choices=DTYPES,
-        help="of the frozen weights that are not in 4 bits; auto keeps bfloat16 as it is stored and makes float32 of "
-        "the others (default: auto)",
+        help="of the frozen weights that are not in 4 bits; auto keeps those of 16 bits as they are stored and "
+        "makes float32 of the others (default: auto)",
     )
 
 

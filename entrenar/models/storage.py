@@ -15,7 +15,8 @@ from entrenar.errors import ConfigError
 from entrenar.nn.quantize import AUTO, in_decoder_layer, misfit
 
 QUANTIZE = (None, "auto", "nf4", "int4")
-DTYPES = ("auto", "float32", "bfloat16", "int16")
+DTYPES = ("auto", "float32", "float16", "bfloat16", "int16")
+ROUNDED = ("float16", "bfloat16")  # storage of 16 bits that is frozen
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 FULL_PRECISION = ("F64", "F32", "F16", "BF16")  # names of GGUF types
 
@@ -61,10 +62,10 @@ class StoragePolicy:
     embedding and head too, where kernels read their type, and makes NF4 of the other linears of decoder layers; an
     embedding or head of 16 bits stays as it is. "nf4" and "int4" force one weight type on the linears. Embedding, norms
     and head are never quantized here.
-    `dtype` of what is not: "float32" is trainable; "bfloat16" and the finer "int16" (64 columns share a scale) are
-    frozen storage, beside which norms stay float32; "auto" keeps matrices that the file has in bfloat16 as they are,
-    frozen, and makes float32 of the others. Under "int16" an embedding that is no head stays in stored bfloat16: no
-    product reads it.
+    `dtype` of what is not: "float32" is trainable; "float16", "bfloat16" and "int16" (finer than both: 64 columns share
+    a scale) are frozen storage, beside which norms stay float32; "auto" keeps matrices that the file has in float16 or
+    bfloat16 as they are, frozen, and makes float32 of the others. Under "int16" an embedding that is no head stays in
+    stored 16 bits: no product reads it.
     `double_quantization` keeps the scales of NF4 in 8 bits.
     """
 
@@ -76,7 +77,7 @@ class StoragePolicy:
         if self.quantize not in QUANTIZE:
             raise ConfigError(f"quantize={self.quantize!r} is unknown; choose None, 'auto', 'nf4' or 'int4'.")
         if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype={self.dtype!r} is unknown; choose 'auto', 'float32', 'bfloat16' or 'int16'.")
+            raise ConfigError(f"dtype={self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}.")
         if not isinstance(self.double_quantization, bool):
             raise ConfigError(f"double_quantization={self.double_quantization!r} is unknown; choose True or False.")
 
@@ -114,7 +115,7 @@ class StoragePolicy:
             if too_narrow is None:
                 return WeightStorage(shape, "int16", unquantized=reason, dequantized=lacked)
             reason = too_narrow
-        dtype = "bfloat16" if self.dtype == "bfloat16" else "float32"
+        dtype = self.dtype if self.dtype in ROUNDED else "float32"
         return WeightStorage(shape, dtype, unquantized=reason, dequantized=lacked)
 
     def _stays_in_16_bits(self, own: WeightType, looked_up: bool) -> bool:

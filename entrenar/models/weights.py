@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +18,15 @@ from entrenar.models.requantized import MEASURED_ROWS, Requantized, dequantized_
 from entrenar.models.storage import Storage, StoragePolicy, WeightStorage
 from entrenar.nn.module import Weight
 
-CHECKED_BYTES = 1 << 20  # of stored bfloat16, at a time
+CHECKED_BYTES = 1 << 20  # of stored values of 16 bits, at a time
 ROW_CHUNK_BYTES = 32 << 20  # what a conversion holds in float32 beside the tensor it fills
 
 
 class WeightLoader:
     """Makes a model's weights from a checkpoint that was checked, each in the weight type that `storage` has for it.
 
-    Stored bfloat16 is mapped: the file must not be written to meanwhile. Raises FormatError for weights that are not
-    finite.
+    Stored values of 16 bits are mapped: the file must not be written to meanwhile. Raises FormatError for weights that
+    are not finite.
     """
 
     def __init__(self, checkpoint: Checkpoint, storage: Storage) -> None:
@@ -55,8 +56,8 @@ class WeightLoader:
         order = half_split_rows(shape[0], head_dim) if head_dim else None
         raw = lazy.raw() if order is None else lazy.read()  # what is copied need not stay mapped too
         if not weight_type(name).is_quantized:
-            self._check_bfloat16(lazy, raw)
-            return _bfloat16(raw if order is None else raw[order], shape)
+            self._check_16_bits(lazy, raw)
+            return _of_16_bits(raw if order is None else raw[order], name, shape)
         try:
             return QuantizedTensor.from_gguf_blocks(raw, name, shape, order)
         except QuantizationError as error:
@@ -82,26 +83,34 @@ class WeightLoader:
         return f"{self.checkpoint.path}: the tensor {lazy.name} of type {lazy.type}"
 
     def _plain(self, lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None, dtype: str) -> Tensor:
-        if dtype == "float32":
-            target = np.empty(shape, np.float32)
-        else:
-            import ml_dtypes
-
-            target = np.empty(shape, ml_dtypes.bfloat16)
+        target = np.empty(shape, _numpy_type(dtype))
         start = 0
         for rows in _rows(lazy, shape, head_dim):
             self._check_finite(lazy, rows, start)
-            target[start : start + len(rows)] = rows
+            with np.errstate(over="ignore"):
+                target[start : start + len(rows)] = rows
+            self._check_fits(lazy, rows, target[start : start + len(rows)], start)
             start += len(rows)
         return Tensor.from_numpy(target, requires_grad=dtype == "float32")
 
-    def _check_bfloat16(self, lazy: LazyTensor, raw: np.ndarray) -> None:
+    def _check_fits(self, lazy: LazyTensor, rows: np.ndarray, rounded: np.ndarray, start: int) -> None:
+        """FormatError where a finite weight is beyond the range of float16."""
+        if rounded.dtype == np.float16 and not np.isfinite(rounded).all():
+            first = np.argwhere(~np.isfinite(rounded))[0]
+            place = [start + int(first[0]), *map(int, first[1:])]
+            raise FormatError(
+                f"{self._named(lazy)} is {rows[tuple(first)]:g} at {place}, beyond float16, expected magnitudes up to "
+                "65504; use dtype bfloat16."
+            )
+
+    def _check_16_bits(self, lazy: LazyTensor, raw: np.ndarray) -> None:
         """As `_check_finite`, of stored bytes: an exponent of ones is no finite number."""
+        exponent = 0x7C00 if lazy.type == "F16" else 0x7F80
         step = max(1, CHECKED_BYTES // max(raw.shape[1], 1))
         for start in range(0, len(raw), step):
             bits = raw[start : start + step].view("<u2")
-            if ((bits & 0x7F80) == 0x7F80).any():
-                self._check_finite(lazy, (bits.astype(np.uint32) << 16).view(np.float32), start)
+            if ((bits & exponent) == exponent).any():
+                self._check_finite(lazy, lazy.load_rows(start, start + len(bits)), start)
 
     def _check_finite(self, lazy: LazyTensor, rows: np.ndarray, start: int) -> None:
         finite = np.isfinite(rows)
@@ -113,11 +122,17 @@ class WeightLoader:
             )
 
 
-def _bfloat16(raw: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    """A frozen tensor over stored bytes; a copy where the file has them at an odd address."""
-    import ml_dtypes
+def _numpy_type(dtype: str) -> np.dtype[Any]:
+    if dtype == "bfloat16":
+        import ml_dtypes
 
-    values = raw.view(ml_dtypes.bfloat16).reshape(shape)
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(dtype)
+
+
+def _of_16_bits(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """A frozen tensor over stored bytes; a copy where the file has them at an odd address."""
+    values = raw.view(_numpy_type(dtype)).reshape(shape)
     return Tensor.from_numpy(values if values.flags.aligned else values.copy())
 
 

@@ -90,12 +90,19 @@ def test_constructor_takes_numbers_and_lists(data: Any, shape: tuple[int, ...]) 
 
 
 @pytest.mark.unit
-def test_bfloat16_rounds_to_nearest_even_and_stores_two_bytes() -> None:
-    values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
-    tensor = Tensor(values, dtype="bfloat16")
-    assert (tensor.dtype, tensor.nbytes) == ("bfloat16", 2000)
-    assert tensor.numpy().tobytes() == values.astype(ml_dtypes.bfloat16).tobytes()
-    assert np.array_equal(Tensor(tensor).numpy(), values.astype(ml_dtypes.bfloat16).astype(np.float32))
+@pytest.mark.parametrize("theirs", [ml_dtypes.bfloat16, np.float16])
+def test_16_bits_are_rounded_to_nearest_even_and_take_two_bytes(theirs: Any) -> None:
+    values, dtype = np.random.default_rng(0).standard_normal(1000).astype(np.float32), np.dtype(theirs).name
+    tensor = Tensor(values, dtype=dtype)
+    assert (tensor.dtype, tensor.nbytes) == (dtype, 2000)
+    assert tensor.numpy().tobytes() == values.astype(theirs).tobytes()
+    assert np.array_equal(Tensor(tensor).numpy(), values.astype(theirs).astype(np.float32))
+    assert memoryview(tensor).format == {"bfloat16": "H", "float16": "e"}[dtype]
+    assert f"dtype={dtype}" in repr(tensor)
+    with pytest.raises(ConfigError, match=f"A {dtype} tensor is storage of a frozen weight and has no gradient"):
+        tensor.requires_grad = True
+    with pytest.raises(ConfigError, match=f"add: the first operand is {dtype}, which is a storage type of frozen"):
+        tensor + 1.0
 
 
 @pytest.mark.unit
@@ -110,7 +117,7 @@ def test_data_that_are_no_array_of_numbers_are_refused_in_one_sentence() -> None
     for data in ([[1], [2, 3]], "abc", None, [None], 1j, [{}], object()):
         with pytest.raises(ShapeError, match=r"^A tensor needs a rectangular array of numbers: [^\n]*\.$"):
             Tensor(data)
-    with pytest.raises(ConfigError, match=r"'float32' or 'bfloat16', not 'int8'"):
+    with pytest.raises(ConfigError, match=r"'float32', 'bfloat16' or 'float16', not 'int8'"):
         Tensor([1], dtype="int8")
     with pytest.raises(ShapeError, match="at most 8 axes, not 9"):
         Tensor(np.zeros((1,) * 9))
@@ -119,7 +126,7 @@ def test_data_that_are_no_array_of_numbers_are_refused_in_one_sentence() -> None
 # ---------------------------------------------------------------------------------- memory shared with others
 @pytest.mark.unit
 @pytest.mark.memory
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
 def test_from_numpy_aliases(dtype: Any) -> None:
     array = np.zeros((2, 3), dtype)
     tensor = Tensor.from_numpy(array)

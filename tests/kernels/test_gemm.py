@@ -127,7 +127,7 @@ def test_a_frozen_weight_has_the_bits_of_its_float32_copy(weight_type: str, m: i
 @pytest.mark.parametrize("m", [1, 3, 40, 1100])
 def test_products_of_one_x_are_those_of_each_weight(m: int, precision: str, tier: str, threads: None) -> None:
     """Formats that differ, a weight of too few rows for integers, gemv, and more rows than are packed at once."""
-    weight_types = ["nf4", "nf4", "bfloat16", "q4_1", "int16"]
+    weight_types = ["nf4", "nf4", "bfloat16", "q4_1", "int16", "float16"]
     weights = [frozen_weight(weight_type, 64 + 17 * i, 192)[0] for i, weight_type in enumerate(weight_types)]
     weights += [Tensor(np.random.default_rng(1).standard_normal((33, 192))), Tensor(np.zeros((0, 192)))]
     x = Tensor(np.random.default_rng(2).standard_normal((m, 192)), requires_grad=True)

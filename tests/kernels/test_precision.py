@@ -30,8 +30,8 @@ def weight_of(array: np.ndarray, weight_type: str) -> tuple[Tensor | QuantizedTe
     """The weight of a weight type, and the float64 values that it stands for."""
     if weight_type == "float32":
         return Tensor(array, requires_grad=True), array.astype(np.float64)
-    if weight_type == "bfloat16":
-        weight = Tensor(array, dtype="bfloat16")
+    if weight_type in ("bfloat16", "float16"):
+        weight = Tensor(array, dtype=weight_type)
         return weight, weight.numpy().astype(np.float64)
     quantized = QuantizedTensor.quantize(Tensor(array), weight_type)
     return quantized, quantized.dequantize().astype(np.float64)

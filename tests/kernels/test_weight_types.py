@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gguf import quants
 
-from entrenar.autograd import QuantizedTensor, Tensor
+from entrenar.autograd import QuantizedTensor, Tensor, embedding
 from entrenar.autograd.weight_types import (
     ALIASES,
     WEIGHT_TYPES,
@@ -68,7 +68,9 @@ def test_a_weight_type_is_a_file_and_a_row(row: WeightType) -> None:
 def test_sizes_and_numbers_are_those_of_gguf(row: WeightType) -> None:
     theirs = gguf.GGMLQuantizationType[row.gguf_name or ""]
     assert (row.gguf_type, row.block_size, row.block_bytes) == (theirs.value, *gguf.GGML_QUANT_SIZES[theirs])
-    assert row.name == {"F32": "float32", "BF16": "bfloat16"}.get(row.gguf_name or "", (row.gguf_name or "").lower())
+    assert row.name == {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(
+        row.gguf_name or "", (row.gguf_name or "").lower()
+    )
     assert gguf_weight_type(row.gguf_name or "") is row
 
 
@@ -82,6 +84,14 @@ def test_any_block_is_worth_what_ggml_says(row: WeightType, tier: str) -> None:
     theirs = quants.dequantize(raw, gguf.GGMLQuantizationType[row.gguf_name or ""])
     ours = QuantizedTensor.from_gguf_blocks(raw, row.name, theirs.shape)
     assert ours.dequantize().tobytes() == theirs.tobytes()
+
+
+@pytest.mark.unit
+def test_every_float16_is_worth_what_numpy_says(tier: str) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    table = bits[np.isfinite(bits)].reshape(-1, 62)  # rows that are no whole vectors
+    found = embedding(np.arange(len(table)), Tensor.from_numpy(table)).numpy()
+    assert found.tobytes() == table.astype(np.float32).tobytes()
 
 
 @pytest.mark.unit

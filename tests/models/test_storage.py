@@ -43,6 +43,10 @@ def types(storage: Storage) -> list[str]:
     [
         ({}, None, ["float32"] * 5),
         ({"dtype": "auto"}, None, ["float32"] * 5),
+        ({"dtype": "auto"}, "F16", ["float16", "float16", "float16", "float32", "float16"]),
+        ({"dtype": "float16"}, "BF16", ["float16", "float16", "float16", "float32", "float16"]),
+        ({"dtype": "int16"}, "F16", ["float16", "int16", "float32", "float32", "int16"]),
+        ({"quantize": "auto"}, "F16", ["float16", "nf4", "float16", "float32", "float16"]),
         ({"dtype": "auto"}, "BF16", ["bfloat16", "bfloat16", "bfloat16", "float32", "bfloat16"]),
         ({"dtype": "bfloat16"}, "Q8_0", ["bfloat16", "bfloat16", "bfloat16", "float32", "bfloat16"]),
         ({"dtype": "int16"}, "BF16", ["bfloat16", "int16", "float32", "float32", "int16"]),
@@ -92,7 +96,7 @@ def test_what_stays_in_full_precision_has_a_reason_and_what_is_requantized_is_kn
     [
         ({"quantize": "nf5"}, r"quantize='nf5' is unknown; choose None, 'auto', 'nf4' or 'int4'\."),
         ({"quantize": ["nf4"]}, r"quantize=\['nf4'\] is unknown"),
-        ({"dtype": "float16"}, r"dtype='float16' is unknown; choose 'auto', 'float32', 'bfloat16' or 'int16'\."),
+        ({"dtype": "float64"}, r"dtype='float64' is unknown; choose one of auto, float32, float16, bfloat16, int16\."),
         ({"double_quantization": "no"}, r"double_quantization='no' is unknown; choose True or False\."),
     ],
 )
@@ -104,7 +108,7 @@ def test_an_unknown_option_is_refused(options: dict[str, Any], message: str) -> 
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "int16"])
+@pytest.mark.parametrize("dtype", ["auto", "float32", "float16", "bfloat16", "int16"])
 @pytest.mark.parametrize("quantize", [None, "auto", "nf4", "int4"])
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("file", ["hf", "gguf"])

@@ -223,31 +223,38 @@ def test_bfloat16_rounds_the_matrices_and_freezes_them(mixed: tuple[Path, LLaMAC
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Arrays]]:
-    """Checkpoints in bfloat16 by format: where they are, and what they mean."""
+    """Checkpoints in 16 bits by format: where they are, and what they mean."""
     config = small_config(hidden_size=64, intermediate_size=128)
     arrays, folder = random_arrays(config), tmp_path_factory.mktemp("half")
     return {
         "hf": (folder / "hf", write_hf(folder / "hf", config, arrays, "bfloat16")),
         "gguf": (folder / "gguf", write_gguf(folder / "gguf", config, arrays, "BF16")),
+        "hf float16": (folder / "hf16", write_hf(folder / "hf16", config, arrays, "float16")),
+        "gguf float16": (folder / "gguf16", write_gguf(folder / "gguf16", config, arrays, "F16")),
     }
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("file", ["hf", "gguf"])
-@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float32", "int16"])
+@pytest.mark.parametrize("file", ["hf", "gguf", "hf float16", "gguf float16"])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16", "float32", "int16"])
 @pytest.mark.parametrize("quantize", [None, "nf4"])
-def test_bfloat16_stays_as_stored_where_nothing_else_is_asked_for(
+def test_16_bits_stay_as_stored_where_nothing_else_is_asked_for(
     file: str, dtype: str, quantize: str | None, half: dict[str, tuple[Path, Arrays]]
 ) -> None:
     path, meant = half[file]
+    own = "float16" if file.endswith("float16") else "bfloat16"
     for name, weight in load(path, dtype=dtype, quantize=quantize).named_parameters():
         if quantize and is_decoder_linear(name):
             assert weight.weight_type == "nf4", name
-        elif weight.ndim == 2 and (dtype in ("auto", "bfloat16") or (dtype, name) == ("int16", storage.EMBEDDING)):
-            assert (weight.dtype, weight.requires_grad) == ("bfloat16", False), name
+        elif weight.ndim == 2 and (dtype in ("auto", own) or (dtype, name) == ("int16", storage.EMBEDDING)):
+            assert (weight.dtype, weight.requires_grad) == (own, False), name
             assert weight.numpy().astype(np.float32).tobytes() == meant[name].tobytes(), name
-            reordered = file == "gguf" and name.split(".")[-2] in ("q_proj", "k_proj")
+            reordered = file.startswith("gguf") and name.split(".")[-2] in ("q_proj", "k_proj")
             assert weight.numpy().flags.writeable == reordered, name  # what is mapped is read-only
+        elif weight.ndim == 2 and dtype in ("float16", "bfloat16"):
+            assert (weight.dtype, weight.requires_grad) == (dtype, False), name
+            rounded = meant[name].astype(np.float16 if dtype == "float16" else ml_dtypes.bfloat16)
+            assert weight.numpy().tobytes() == rounded.tobytes(), name
         elif weight.ndim == 2 and dtype == "int16":
             assert weight.weight_type == "int16", name
         else:
@@ -269,12 +276,13 @@ def test_stored_bfloat16_at_an_odd_address_is_copied(half: dict[str, tuple[Path,
 
 @pytest.mark.gradient
 @pytest.mark.parametrize("precision", ["highest", "high"])
-def test_adapters_over_stored_bfloat16_have_the_bits_of_float32(
-    precision: str, half: dict[str, tuple[Path, Arrays]]
+@pytest.mark.parametrize("file", ["hf", "hf float16"])
+def test_adapters_over_16_bits_as_stored_have_the_bits_of_float32(
+    file: str, precision: str, half: dict[str, tuple[Path, Arrays]]
 ) -> None:
     found = []
     for dtype in ("auto", "float32"):
-        model = load(half["hf"][0], dtype=dtype)
+        model = load(half[file][0], dtype=dtype)
         model.to_lora(LoRAConfig(rank=4, target_modules=["all-linear"]))
         tokens = random_tokens(model.config, 2, 33)
         with matmul_precision(precision):
@@ -502,3 +510,15 @@ def test_gguf_names_are_those_of_llama_cpp() -> None:
         assert names[gguf_name(name)] == name
     for other in ("blk.0.attn_q.bias", "blk..attn_q.weight", "blk.0.ffn_gate_inp.weight", "rope_freqs.weight", "x"):
         assert other not in names
+
+
+@pytest.mark.chaos
+def test_a_weight_beyond_float16_is_named(tmp_path: Path) -> None:
+    config = small_config()
+    arrays = random_arrays(config)
+    arrays["model.layers.1.mlp.up_proj.weight"][3, 5] = -7e4
+    write_hf(tmp_path, config, arrays)
+    with pytest.raises(
+        FormatError, match=r"up_proj\.weight of type F32 is -70000 at \[3, 5\], beyond float16, .* 65504"
+    ):
+        load(tmp_path, dtype="float16")

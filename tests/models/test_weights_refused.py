@@ -39,10 +39,8 @@ def load(path: Path, **options: Any) -> LLaMAModel:
 def test_unknown_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="quantize='nf5' is unknown; choose None, 'auto', 'nf4' or 'int4'"):
         load(tmp_path, quantize="nf5")
-    with pytest.raises(
-        ConfigError, match="dtype='float16' is unknown; choose 'auto', 'float32', 'bfloat16' or 'int16'"
-    ):
-        load(tmp_path, dtype="float16")
+    with pytest.raises(ConfigError, match="dtype='float64' is unknown; choose one of auto, float32, float16, bfloat16"):
+        load(tmp_path, dtype="float64")
 
 
 @pytest.mark.memory

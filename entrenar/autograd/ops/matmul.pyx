@@ -15,7 +15,7 @@ from entrenar._kernels.gemm cimport (
 )
 from entrenar._kernels.simd.gemm cimport gemm_operand_b
 from entrenar._kernels.simd.matrix_view cimport matrix_view
-from entrenar._kernels.simd.weights.types cimport WEIGHT_BF16, f32_view
+from entrenar._kernels.simd.weights.types cimport WEIGHT_BF16, WEIGHT_F16, f32_view
 from entrenar._kernels.skinny cimport (
     skinny_backward,
     skinny_backward_a,
@@ -33,7 +33,7 @@ from entrenar.autograd.tape cimport (
 )
 from entrenar.autograd.arguments cimport checked_number
 from entrenar.autograd.tensor cimport (
-    BFLOAT16, MAX_DIMS, Node, Tensor, as_tensor, check_float32, new_like, new_matrix, new_tensor, note_read,
+    BFLOAT16, FLOAT32, MAX_DIMS, Node, Tensor, as_tensor, check_float32, new_like, new_matrix, new_tensor, note_read,
 )
 
 from entrenar.errors import ConfigError, MemoryBudgetError, ShapeError
@@ -58,8 +58,8 @@ cdef int matrix_view_of(object weight, str op, matrix_view* s, Py_ssize_t* n, Py
     n[0] = t.dims[0]
     k[0] = t.dims[1]
     s[0] = f32_view(t.data, k[0], k[0])
-    if t.weight_type == BFLOAT16:
-        s.type = WEIGHT_BF16
+    if t.weight_type != FLOAT32:
+        s.type = WEIGHT_BF16 if t.weight_type == BFLOAT16 else WEIGHT_F16
     return 0
 
 
@@ -265,7 +265,7 @@ cdef list listed_or_none(object items, object count, str name):
 def linear(x, weight, bias=None):
     """y (..., n) = x (..., k) weight^T + bias, for a weight (n, k) and a bias (n,).
 
-    The weight is a float32 Tensor (which takes a gradient), a bfloat16 Tensor or a QuantizedTensor (frozen: dequantized
+    The weight is a float32 Tensor (which takes a gradient), one of 16 bits or a QuantizedTensor (frozen: dequantized
     inside the multiplication, never as a whole); the bias is float32, with a gradient or frozen. Raises ShapeError
     where the shapes do not fit.
     """

@@ -21,8 +21,8 @@ CASES: list[Case] = []
 def frozen_weight(weight_type: str, rows: int, columns: int) -> tuple[Tensor | QuantizedTensor, np.ndarray]:
     """A weight (rows, columns) that takes no gradient, and its values in float64. Shared: nobody may change it."""
     dense = np.random.default_rng([rows, columns]).standard_normal((rows, columns)).astype(np.float32)
-    if weight_type == "bfloat16":
-        weight = Tensor(dense, dtype="bfloat16")
+    if weight_type in WEIGHT_TYPES and not WEIGHT_TYPES[weight_type].is_quantized:
+        weight = Tensor(dense, dtype=weight_type)
         return weight, np.asarray(weight.numpy(), np.float64)
     name, *double = weight_type.split()
     quantized = QuantizedTensor.quantize(dense, name, double_quantization=bool(double))

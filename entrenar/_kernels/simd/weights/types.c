@@ -1,8 +1,9 @@
 // The traits table: to add a weight type, write weights/<type>.c and its row (docs/howto/weight_type.md).
 #include "simd/weights/types.h"
 
-extern const weight_kernels TIERED(weight_f32), TIERED(weight_bf16), TIERED(weight_nf4), TIERED(weight_int16),
-    TIERED(weight_q4_0), TIERED(weight_q4_1), TIERED(weight_q5_0), TIERED(weight_q5_1), TIERED(weight_q8_0);
+extern const weight_kernels TIERED(weight_f32), TIERED(weight_bf16), TIERED(weight_f16), TIERED(weight_nf4),
+    TIERED(weight_int16), TIERED(weight_q4_0), TIERED(weight_q4_1), TIERED(weight_q5_0), TIERED(weight_q5_1),
+    TIERED(weight_q8_0);
 
 const weight_type TIERED(weight_types)[] = {
     [WEIGHT_F32] = {.name = "float32",
@@ -19,6 +20,13 @@ const weight_type TIERED(weight_types)[] = {
                      .block = 1,
                      .block_bytes = 2,
                      .kernels = &TIERED(weight_bf16)},
+    [WEIGHT_F16] = {.name = "float16",
+                    .gguf_name = "F16",
+                    .gguf_type = 1,
+                    .bits = 16,
+                    .block = 1,
+                    .block_bytes = 2,
+                    .kernels = &TIERED(weight_f16)},
     {.name = "nf4",
      .gguf_type = -1,
      .is_quantized = 1,

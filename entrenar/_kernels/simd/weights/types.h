@@ -5,7 +5,7 @@
 #include "simd/matrix_view.h"
 
 // the rows that are looked up by name; the others are selected by their columns
-enum { WEIGHT_F32 = 0, WEIGHT_BF16 = 1 };
+enum { WEIGHT_F32 = 0, WEIGHT_BF16 = 1, WEIGHT_F16 = 2 };
 enum { INT16_LIMIT = 4095 };  // the largest magnitude of int16's values, and of what 16-bit products take for W
 // what quantize_row and check_row found, combined with |
 enum { QUANTIZE_OK = 0, QUANTIZE_NOT_FINITE = 1, QUANTIZE_SCALE_OVERFLOW = 2, QUANTIZE_OUT_OF_RANGE = 4 };

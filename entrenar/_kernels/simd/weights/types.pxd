@@ -6,6 +6,7 @@ cdef extern from "simd/weights/types.h" nogil:
     enum:
         WEIGHT_F32
         WEIGHT_BF16
+        WEIGHT_F16
         INT16_LIMIT
         QUANTIZE_OK
         QUANTIZE_NOT_FINITE
