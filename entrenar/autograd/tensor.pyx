@@ -284,11 +284,9 @@ cdef Tensor _wrap_array(object array):
 cdef class Tensor:
     """An n-dimensional array with the graph of how it was computed.
 
-    ``Tensor(data)`` copies numbers, nested lists or any array to float32; ``dtype="bfloat16"`` or "float16"
-    rounds to it (storage of frozen weights: it takes part in `linear` and `embedding` only and has no gradient).
-    ``Tensor.from_numpy(array)`` shares memory instead.
-
-    Raises ConfigError for an unknown dtype or a gradient of another than float32, ShapeError for ragged data.
+    ``Tensor(data)`` copies numbers, nested lists or any array to float32; ``dtype="bfloat16"`` or "float16" rounds to it
+    (storage of frozen weights, for `linear` and `embedding` only, without a gradient).
+    ``Tensor.from_numpy(array)`` shares memory instead. Raises ConfigError for an unknown dtype or a gradient of another than float32, ShapeError for ragged data.
     """
 
     __array_priority__ = 1000.0  # array + tensor calls Tensor.__radd__: NumPy would drop the graph
@@ -321,9 +319,9 @@ cdef class Tensor:
         except MemoryError as error:
             raise MemoryBudgetError(f"A tensor could not be allocated: {error}.") from None
         t = _wrap_array(np.ascontiguousarray(array).reshape(array.shape))
+        self.weight_type = t.weight_type
         new = _allocate_tensor(t.weight_type, t.ndim, t.dims)
         memcpy(new.data, t.data, <size_t> t.nbytes)
-        self.weight_type = t.weight_type
         _set_shape(self, t.ndim, t.dims)
         self.storage = new.storage
         self.data = new.data
@@ -338,9 +336,8 @@ cdef class Tensor:
         aligned.
         """
         if not isinstance(array, np.ndarray) or array.dtype not in map(_numpy_type, DTYPES):
-            found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise ConfigError(f"Tensor.from_numpy shares memory with float32, bfloat16 or float16 arrays, not "
-                              f"{found}; use Tensor(array) to copy.")
+            found = getattr(array, "dtype", type(array).__name__)
+            raise ConfigError(f"Tensor.from_numpy takes arrays of {', '.join(DTYPES)}, not {found}; Tensor(array) copies others.")
         if not array.flags.c_contiguous or not array.flags.aligned:
             raise ShapeError(f"Tensor.from_numpy needs a C-contiguous, aligned array; this one of shape {array.shape} "
                              f"has strides {array.strides} at address {array.ctypes.data:#x}; use Tensor(array) to "
