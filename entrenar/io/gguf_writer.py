@@ -37,7 +37,7 @@ class OutputTensor:
     @property
     def nbytes(self) -> int:
         """The stored bytes; FormatError where a row is no whole number of blocks."""
-        elements, size = self._block()
+        elements, size = block_of(self.type)
         if self.shape[-1] % elements:
             raise FormatError(
                 f"The tensor {self.name} has rows of {self.shape[-1]} elements, expected a multiple of {elements} for "
@@ -52,11 +52,13 @@ class OutputTensor:
 
         return int(gguf.GGMLQuantizationType[self.type])
 
-    def _block(self) -> tuple[int, int]:
-        import gguf
 
-        elements, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.type]]
-        return int(elements), int(size)
+def block_of(type: str) -> tuple[int, int]:
+    """(elements, bytes) of a block of this GGUF type."""
+    import gguf
+
+    elements, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type]]
+    return int(elements), int(size)
 
 
 def write_gguf(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[OutputTensor]) -> None:

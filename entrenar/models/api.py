@@ -20,6 +20,7 @@ from entrenar.nn.init import random_weights
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from entrenar.models.gguf_export import ExportedGGUF
     from entrenar.models.origin import Origin
 
 
@@ -89,7 +90,7 @@ class LLaMAModel(Decoder):
 
         save(self, directory, **options)
 
-    def save_gguf(self, path: str | Path, **options: Any) -> dict[str, str]:
+    def save_gguf(self, path: str | Path, **options: Any) -> ExportedGGUF:
         """Write a GGUF file; see `entrenar.models.gguf_export.save_gguf`."""
         from entrenar.models.gguf_export import save_gguf
 

@@ -18,6 +18,7 @@ from entrenar.io.tokenizer import OVERRIDING, Tokenizer
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.generation import GENERATION_FILE, METADATA, SETTINGS
 from entrenar.models.hf_config import WRITTEN
+from entrenar.models.merged import refuse_adapters
 from entrenar.models.origin import Origin
 
 if TYPE_CHECKING:
@@ -67,17 +68,6 @@ def save(
         if generation:
             _write_json(folder / GENERATION_FILE, generation)
         save_sharded(folder, _arrays(model, dtype), max_shard_bytes)
-
-
-def refuse_adapters(model: LLaMAModel) -> None:
-    """ConfigError where adapters are still attached."""
-    expected = model.config.parameter_shapes()
-    adapters = [name for name, _ in model.named_parameters() if name not in expected]
-    if adapters:
-        kind = "" if model.adapter_config is None else f"{model.adapter_config.title} "
-        raise ConfigError(
-            f"The model still has {kind}adapters ({adapters[0]}); merge them or save the adapter instead."
-        )
 
 
 def config_table(model: LLaMAModel, dtype: str) -> dict[str, Any]:

@@ -2,62 +2,108 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from entrenar.autograd.quantized import QuantizedTensor
-from entrenar.errors import ConfigError
+from entrenar.autograd.weight_types import gguf_weight_type
 from entrenar.io.gguf_writer import OutputTensor, write_gguf
 from entrenar.models.checkpoint import Checkpoint
-from entrenar.models.export import refuse_adapters
-from entrenar.models.families import FAMILIES, gguf_name, is_interleaved
+from entrenar.models.families import FAMILIES, Family, gguf_name, is_interleaved
 from entrenar.models.gguf_metadata import architecture_metadata, kept_metadata, rope_factors, tokenizer_block
-from entrenar.models.gguf_model import ROPE_FACTORS, interleaved_rows
-from entrenar.nn.module import Weight
+from entrenar.models.gguf_model import ROPE_FACTORS
+from entrenar.models.gguf_rows import RowEncoder, stored_type
+from entrenar.models.gguf_types import checked_type, file_type_number, tensor_types
+from entrenar.models.merged import PlainWeight, merge_sentence, plain_weights
 
 if TYPE_CHECKING:
     from entrenar.models.api import LLaMAModel
 
-FILE_TYPES = {"F32": 0}  # general.file_type, as llama.cpp numbers them
-ROW_BYTES = 32 << 20  # of float32 rows that are converted at a time
+QUANTIZATION_VERSION = 2  # of the blocks, as ggml counts
+
+
+@dataclass(frozen=True)
+class ExportedGGUF:
+    """What was written: the GGUF type of each tensor by its name in the file, and remarks, a sentence each."""
+
+    types: Mapping[str, str]
+    remarks: list[str]
 
 
 def save_gguf(
-    model: LLaMAModel, path: str | Path, *, type: str = "F32", tokenizer: Mapping[str, Any] | None = None
-) -> dict[str, str]:
-    """Write the model as one GGUF file; returns the GGUF type of each tensor by its name in the file.
+    model: LLaMAModel,
+    path: str | Path,
+    *,
+    type: str = "F32",
+    tokenizer: Mapping[str, Any] | None = None,
+    merge: bool = False,
+) -> ExportedGGUF:
+    """Write the model as one GGUF file, without its adapters merged first: `merge` merges each matrix as it is written.
 
-    `tokenizer`: the tokenizer.* metadata; unset are those of the GGUF file that the model was loaded from. Raises
-    ConfigError for an unknown type and where adapters are still attached, FormatError where the place refuses the file.
+    `type` is one of `gguf_types.FILE_TYPES`, which decides the type of each tensor as llama.cpp's llama-quantize does,
+    or "keep": each in the type that the model holds it in, F32 where GGUF has none. Quantized values whose type
+    stays are written as they are. `tokenizer`: the tokenizer.* metadata; unset are those of the GGUF file that the model was loaded from.
+    Raises ConfigError for an unknown type and for adapters without `merge`, FormatError where the place refuses the
+    file and for values that a type cannot hold.
     """
-    if type not in FILE_TYPES:
-        raise ConfigError(f"type={type!r} is unknown; choose {', '.join(FILE_TYPES)}.")
-    refuse_adapters(model)
+    type = checked_type(type)
     config = model.config
     family = FAMILIES[config.family]
+    weights = plain_weights(model, merge=merge)
+    types = tensor_types(config, type, {weight.name: stored_type(weight.base) for weight in weights})
     general, kept = _origin_metadata(model)
     metadata = {
         "general.architecture": family.architecture,
         "general.type": "model",
         **general,
-        "general.file_type": FILE_TYPES[type],
+        "general.file_type": file_type_number(types, type),
         **architecture_metadata(config),
         **tokenizer_block(kept if tokenizer is None else tokenizer, config.vocab_size),
     }
-    tensors = []
+    if any(_is_quantized(name) for name in types.values()):
+        metadata["general.quantization_version"] = QUANTIZATION_VERSION
+    encoder = RowEncoder()
+    tensors = [_output(weight, types[weight.name], family, config.head_size, encoder) for weight in weights]
     factors = rope_factors(config)
     if factors is not None:
-        tensors.append(OutputTensor(ROPE_FACTORS, factors.shape, "F32", lambda: [factors]))
-    for name, weight in model.named_parameters():
-        head_dim = config.head_size if is_interleaved(family, name) else None
-        rows = partial(_float_rows, weight, head_dim)
-        tensors.append(OutputTensor(gguf_name(family, name), tuple(weight.shape), "F32", rows))
+        tensors.insert(0, OutputTensor(ROPE_FACTORS, factors.shape, "F32", lambda: [factors]))
     write_gguf(path, metadata, tensors)
-    return {tensor.name: tensor.type for tensor in tensors}
+    remarks = [*merge_sentence(weights), *_type_sentences(tensors, encoder)]
+    return ExportedGGUF({tensor.name: tensor.type for tensor in tensors}, remarks)
+
+
+def _is_quantized(type: str) -> bool:
+    row = gguf_weight_type(type)
+    return row is None or row.is_quantized
+
+
+def _output(weight: PlainWeight, type: str, family: Family, head_size: int, encoder: RowEncoder) -> OutputTensor:
+    name = gguf_name(family, weight.name)
+    head_dim = head_size if is_interleaved(family, weight.name) else None
+    return OutputTensor(name, weight.shape, type, partial(_rows, weight, name, type, head_dim, encoder))
+
+
+def _rows(weight: PlainWeight, name: str, type: str, head_dim: int | None, encoder: RowEncoder) -> Iterator[np.ndarray]:
+    return encoder(name, weight.load(), type, head_dim)
+
+
+def _type_sentences(tensors: list[OutputTensor], encoder: RowEncoder) -> list[str]:
+    """How many matrices have which type, and how much that changed the values of those that were not kept."""
+    sentences = []
+    for type, count in Counter(tensor.type for tensor in tensors if len(tensor.shape) > 1).items():
+        rounded = encoder.rounded.get(type)
+        change = "as the model holds them"
+        if rounded is not None:
+            kept = count - rounded.matrices
+            change = f"{rounded.matrices} of them rounded by {100 * rounded.relative:.2g} % (relative rms)"
+            change += f", {kept} as the model holds them" if kept else ""
+        sentences.append(f"{count} matrices are written as {type}, {change}.")
+    return sentences
 
 
 def _origin_metadata(model: LLaMAModel) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -69,19 +115,3 @@ def _origin_metadata(model: LLaMAModel) -> tuple[dict[str, Any], dict[str, Any] 
     assert metadata is not None
     general, tokenizer = kept_metadata(metadata)
     return general, tokenizer or None
-
-
-def _float_rows(weight: Weight, head_dim: int | None) -> Iterator[np.ndarray]:
-    """The weight in float32, a run of rows at a time, in the order that the file has them."""
-    unit = head_dim or 1
-    step = max(unit, ROW_BYTES // (4 * (weight.shape[-1] if weight.ndim > 1 else 1)) // unit * unit)
-    for start in range(0, weight.shape[0], step):
-        stop = min(start + step, weight.shape[0])
-        rows = _load_rows(weight, start, stop)
-        yield rows if head_dim is None else rows[interleaved_rows(len(rows), head_dim)]
-
-
-def _load_rows(weight: Weight, start: int, stop: int) -> np.ndarray:
-    if isinstance(weight, QuantizedTensor):
-        return weight.dequantize_rows(start, stop)
-    return np.asarray(weight.numpy()[start:stop], np.float32)

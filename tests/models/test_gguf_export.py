@@ -52,8 +52,8 @@ def config_of(changes: dict[str, Any]) -> LLaMAConfig:
 @every_shape
 def test_a_model_that_is_loaded_back_has_the_bits_of_its_logits(changes: dict[str, Any], tmp_path: Path) -> None:
     model = random_model(config_of(changes))
-    types = model.save_gguf(tmp_path / "x.gguf", tokenizer=TOKENIZER)
-    assert set(types.values()) == {"F32"}
+    written = model.save_gguf(tmp_path / "x.gguf", tokenizer=TOKENIZER)
+    assert set(written.types.values()) == {"F32"}
     back = LLaMAModel.from_pretrained(tmp_path / "x.gguf")
     assert back.remarks == []
     assert_same(weights_of(back), weights_of(model))
@@ -108,7 +108,7 @@ def test_a_tokenizer_with_fewer_tokens_is_filled_and_one_with_more_refused(tmp_p
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     model = random_model()
     path = tmp_path / "x.gguf"
-    with pytest.raises(ConfigError, match="type='F33' is unknown; choose F32"):
+    with pytest.raises(ConfigError, match="type='F33' is unknown; did you mean 'F32'"):
         model.save_gguf(path, type="F33")
     with pytest.raises(ConfigError, match=r"model.rope_scaling is llama3, and GGUF files of the architecture 'qwen2'"):
         random_model(small_config(family="qwen2", rope_scaling=LLAMA3)).save_gguf(path)

@@ -1,0 +1,215 @@
+"""The types of written GGUF files: which tensor gets which, and the values that it then has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+
+from entrenar.autograd import QuantizedTensor, no_grad
+from entrenar.autograd.weight_types import gguf_weight_type
+from entrenar.errors import ConfigError, FormatError
+from entrenar.llama import LLaMAConfig, LLaMAModel
+from entrenar.lora import LoRAConfig, merge
+from entrenar.models.gguf_types import FILE_TYPES, tensor_types
+from tests.edges.gguf_models import PROMPTS, TOKENIZER, VOCABULARY, peers_log_probabilities
+from tests.edges.llama_cpp import log_softmax
+
+from .builders import assert_same, gguf_name, random_model, random_tokens, small_config, weights_of, write_gguf
+
+QUANTIZED = [name for name, file in FILE_TYPES.items() if file.matrices not in ("F32", "F16", "BF16")]
+
+
+def model_for(name: str) -> LLaMAModel:
+    """One whose matrices fit the type; without K-quants one whose head has none either."""
+    return random_model(
+        config_of(256, 256)
+        if "_K" in name
+        else config_of(96, 288, num_attention_heads=3, num_key_value_heads=1, head_dim=32)
+    )
+
+
+def written(name: str) -> bool:
+    return "_K" not in name or all(gguf_weight_type(type_) is not None for type_ in (FILE_TYPES[name].matrices, "Q6_K"))
+
+
+def config_of(hidden: int, inner: int, **changes: Any) -> LLaMAConfig:
+    return small_config(
+        **{"vocab_size": VOCABULARY, "hidden_size": hidden, "intermediate_size": inner, "head_dim": 64} | changes
+    )
+
+
+def types_of(path: Path) -> dict[str, str]:
+    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors}
+
+
+# What llama-quantize (llama.cpp of 2026-10, src/llama-quant.cpp) gives attn_v and ffn_down more bits in, by layers.
+MORE_BITS = {
+    1: [0],
+    2: [1],
+    8: [0, 3, 6, 7],
+    16: [0, 1, 4, 7, 10, 13, 14, 15],
+    22: [0, 1, 4, 7, 10, 13, 16, 19, 20, 21],
+    30: [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29],
+    36: [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 31, 32, 33, 34, 35],
+}
+# and what a tied embedding, an embedding, its head and an attn_q get, with rows of 256, 96 and 66 elements
+MATRICES = {
+    "Q8_0": ("Q8_0 Q8_0 Q8_0 Q8_0", "Q8_0 Q8_0 Q8_0 Q8_0"),
+    "Q4_0": ("Q6_K Q4_0 Q6_K Q4_0", "Q8_0 Q4_0 Q8_0 Q4_0"),
+    "Q4_1": ("Q6_K Q4_1 Q6_K Q4_1", "Q8_0 Q4_1 Q8_0 Q4_1"),
+    "Q5_0": ("Q6_K Q5_0 Q6_K Q5_0", "Q8_0 Q5_0 Q8_0 Q5_0"),
+    "Q5_1": ("Q6_K Q5_1 Q6_K Q5_1", "Q8_0 Q5_1 Q8_0 Q5_1"),
+    "Q4_K_M": ("Q6_K Q4_K Q6_K Q4_K", "Q8_0 Q5_0 Q8_0 Q5_0"),
+    "Q5_K_M": ("Q6_K Q5_K Q6_K Q5_K", "Q8_0 Q5_1 Q8_0 Q5_1"),
+    "Q6_K": ("Q6_K Q6_K Q6_K Q6_K", "Q8_0 Q8_0 Q8_0 Q8_0"),
+}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("layers", "more"), MORE_BITS.items())
+def test_the_mixes_give_more_bits_to_the_layers_that_llama_quantize_does(layers: int, more: list[int]) -> None:
+    for name, most in (("Q4_K_M", "Q4_K"), ("Q5_K_M", "Q5_K")):
+        types = tensor_types(config_of(256, 512, num_hidden_layers=layers), name, {})
+        for part in ("self_attn.v_proj", "mlp.down_proj"):
+            found = [types[f"model.layers.{layer}.{part}.weight"] for layer in range(layers)]
+            assert found == ["Q6_K" if layer in more else most for layer in range(layers)]
+        others = [type_ for key, type_ in types.items() if "q_proj" in key or "o_proj" in key or "up_proj" in key]
+        assert set(others) == {most}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", MATRICES)
+def test_head_embedding_and_rows_that_do_not_fit_are_as_in_llama_quantize(name: str) -> None:
+    for width, expected in zip((256, 96, 66), (*MATRICES[name], "F16 F16 F16 F16"), strict=True):
+        tied = tensor_types(config_of(width, 256, tie_word_embeddings=True), name, {})
+        free = tensor_types(config_of(width, 256), name, {})
+        names = ("model.embed_tokens.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.weight")
+        assert " ".join([tied[names[0]], *(free[key] for key in names)]) == expected
+
+
+@pytest.mark.unit
+def test_the_largest_models_share_their_values_in_five_bits() -> None:
+    types = tensor_types(config_of(256, 256, num_hidden_layers=80), "Q4_K_M", {})
+    found = [types[f"model.layers.{layer}.self_attn.v_proj.weight"] for layer in range(10, 16)]
+    assert found == ["Q5_K", "Q5_K", "Q6_K", "Q5_K", "Q5_K", "Q6_K"]
+    assert types["model.layers.10.mlp.down_proj.weight"] == "Q4_K"
+
+
+@pytest.mark.unit
+def test_a_type_of_one_kind_is_that_of_every_matrix_but_the_head() -> None:
+    types = tensor_types(config_of(256, 512), "Q4_K", {})
+    assert {types.pop("lm_head.weight")} == {"Q6_K"}
+    assert {type_ for name, type_ in types.items() if "norm" not in name} == {"Q4_K"}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["F16", "BF16", *QUANTIZED])
+def test_values_are_those_of_the_encoder(name: str, tmp_path: Path) -> None:
+    if not written(name):
+        pytest.skip(f"no {name} is written yet")
+    model = model_for(name)
+    found = model.save_gguf(tmp_path / "x.gguf", type=name.lower(), tokenizer=TOKENIZER)
+    assert types_of(tmp_path / "x.gguf") == found.types
+    assert gguf.GGUFReader(tmp_path / "x.gguf").fields["general.file_type"].contents() == FILE_TYPES[name].number
+    back = weights_of(LLaMAModel.from_pretrained(tmp_path / "x.gguf"))
+    for key, values in weights_of(model).items():
+        expected = rounded(values, found.types[gguf_name(key)])
+        np.testing.assert_array_equal(back[key], expected, err_msg=key)
+    if gguf_weight_type(FILE_TYPES[name].matrices) is None:
+        return
+    kept = LLaMAModel.from_pretrained(tmp_path / "x.gguf", quantize="auto")
+    kept.save_gguf(tmp_path / "y.gguf", type=name)
+    kept.save_gguf(tmp_path / "z.gguf", type="keep")
+    assert (
+        (tmp_path / "y.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes() == (tmp_path / "z.gguf").read_bytes()
+    )
+
+
+def rounded(values: np.ndarray, type_: str) -> np.ndarray:
+    """The values that a matrix has as this type."""
+    floats = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+    if type_ in floats:
+        return values.astype(floats[type_]).astype(np.float32)
+    return QuantizedTensor.quantize(values, gguf_weight_type(type_).name).dequantize()
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", ["F16", "BF16", *QUANTIZED])
+def test_llama_cpp_agrees(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    if not written(name):
+        pytest.skip(f"no {name} is written yet")
+    model_for(name).save_gguf(tmp_path / "x.gguf", type=name, tokenizer=TOKENIZER)
+    model = LLaMAModel.from_pretrained(tmp_path / "x.gguf", quantize="auto")
+    with no_grad():
+        ours = [log_softmax(model(np.array([prompt])).numpy()[0, -1]) for prompt in PROMPTS]
+    # llama.cpp rounds what such weights are multiplied with: to 8 bits, or to their own 16
+    np.testing.assert_allclose(ours, peers_log_probabilities(tmp_path / "x.gguf"), rtol=0, atol=0.1)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("type_", ["Q8_0", "Q4_1", "Q5_0"])
+def test_quantized_values_of_a_file_are_written_as_they_are(type_: str, tmp_path: Path) -> None:
+    config = config_of(96, 288)
+    weights = weights_of(random_model(config))
+    at_the_ends = ("model.embed_tokens.weight", "lm_head.weight")
+    chosen = lambda name: "Q8_0" if name in at_the_ends else type_  # noqa: E731
+    write_gguf(tmp_path / "x.gguf", config, weights, chosen, metadata=TOKENIZER)
+    model = LLaMAModel.from_pretrained(tmp_path / "x.gguf", quantize="auto")
+    expected = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
+    found = model.save_gguf(tmp_path / "y.gguf", type="keep")
+    assert_same({tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "y.gguf").tensors}, expected)
+    assert found.types == types_of(tmp_path / "x.gguf")
+    assert all("as the model holds them" in remark for remark in found.remarks)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("quantize", ["auto", "nf4"])
+def test_adapters_are_merged_as_matrices_are_written(quantize: str, tmp_path: Path) -> None:
+    config = config_of(64, 128)
+    weights = weights_of(random_model(config))
+    write_gguf(
+        tmp_path / "x.gguf", config, weights, lambda name: "Q4_1" if "_proj" in name else "Q8_0", metadata=TOKENIZER
+    )
+    model = LLaMAModel.from_pretrained(tmp_path / "x.gguf", quantize=quantize)
+    model.to_lora(LoRAConfig(rank=2, target_modules=["q_proj", "down_proj"]))
+    for _, weight in model.trainable_parameters():
+        weight.numpy()[...] = np.random.default_rng(1).standard_normal(weight.shape) * 0.1
+    found = model.save_gguf(tmp_path / "y.gguf", merge=True)
+    base = "q4_1" if quantize == "auto" else "nf4"
+    assert found.remarks[0] == (
+        f"4 matrices (4 of {base}) are merged with their adapters in float32; the other 12 have no adapter."
+    )
+    kept = model.save_gguf(tmp_path / "z.gguf", merge=True, type="keep")
+    merge(model)
+    assert_same(weights_of(LLaMAModel.from_pretrained(tmp_path / "y.gguf")), weights_of(model))
+    with no_grad():
+        tokens = random_tokens(config, 1, 20)
+        expected = model(tokens).numpy()
+        np.testing.assert_array_equal(LLaMAModel.from_pretrained(tmp_path / "y.gguf")(tokens).numpy(), expected)
+    assert set(kept.types.values()) == ({"F32", "Q4_1", "Q8_0"} if quantize == "auto" else {"F32"})
+
+
+@pytest.mark.unit
+def test_a_value_beyond_float16_is_refused_by_its_place(tmp_path: Path) -> None:
+    model = random_model(config_of(96, 288))
+    dict(model.named_parameters())["model.layers.1.mlp.up_proj.weight"].numpy()[7, 5] = -1e5
+    message = (
+        r"x.gguf: |The tensor blk.1.ffn_up.weight is -100000 at \[7, 5\], beyond the largest number of F16; choose"
+    )
+    with pytest.raises(FormatError, match=message):
+        model.save_gguf(tmp_path / "x.gguf", type="F16")
+    assert not list(tmp_path.iterdir())
+    model.save_gguf(tmp_path / "x.gguf", type="BF16")
+
+
+@pytest.mark.unit
+def test_an_unknown_type_is_refused() -> None:
+    for name in ("Q4_KM", "", "int4"):
+        with pytest.raises(ConfigError, match=f"type={name!r} is unknown; "):
+            random_model().save_gguf("x.gguf", type=name)
