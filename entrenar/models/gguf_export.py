@@ -43,13 +43,13 @@ def save_gguf(
     tokenizer: Mapping[str, Any] | None = None,
     merge: bool = False,
 ) -> ExportedGGUF:
-    """Write the model as one GGUF file, without its adapters merged first: `merge` merges each matrix as it is written.
+    """Write the model as one GGUF file; `merge` merges each matrix that an adapter is on as it is written.
 
     `type` is one of `gguf_types.FILE_TYPES`, which decides the type of each tensor as llama.cpp's llama-quantize does,
-    or "keep": each in the type that the model holds it in, F32 where GGUF has none. Quantized values whose type
-    stays are written as they are. `tokenizer`: the tokenizer.* metadata; unset are those of the GGUF file that the model was loaded from.
-    Raises ConfigError for an unknown type and for adapters without `merge`, FormatError where the place refuses the
-    file and for values that a type cannot hold.
+    or "keep": each in the type that the model holds it in, F32 where GGUF has none. Quantized values whose type stays
+    are written as they are. `tokenizer`: the tokenizer.* metadata; unset are those of the GGUF file that the model was
+    loaded from. Raises ConfigError for an unknown type and for adapters without `merge`, FormatError where the place
+    refuses the file and for values that a type cannot hold.
     """
     type = checked_type(type)
     config = model.config
