@@ -284,9 +284,9 @@ cdef Tensor _wrap_array(object array):
 cdef class Tensor:
     """An n-dimensional array with the graph of how it was computed.
 
-    ``Tensor(data)`` copies numbers, nested lists or any array to float32; ``dtype="bfloat16"`` or "float16" rounds to it
-    (storage of frozen weights, for `linear` and `embedding` only, without a gradient).
-    ``Tensor.from_numpy(array)`` shares memory instead. Raises ConfigError for an unknown dtype or a gradient of another than float32, ShapeError for ragged data.
+    ``Tensor(data)`` copies numbers, nested lists or any array to float32; ``dtype="bfloat16"`` and "float16" round
+    (storage of frozen weights, for `linear` and `embedding` only, without a gradient). ``Tensor.from_numpy(array)``
+    shares memory. Raises ConfigError for an unknown dtype or a gradient of 16 bits, ShapeError for ragged data.
     """
 
     __array_priority__ = 1000.0  # array + tensor calls Tensor.__radd__: NumPy would drop the graph
@@ -337,7 +337,7 @@ cdef class Tensor:
         """
         if not isinstance(array, np.ndarray) or array.dtype not in map(_numpy_type, DTYPES):
             found = getattr(array, "dtype", type(array).__name__)
-            raise ConfigError(f"Tensor.from_numpy takes arrays of {', '.join(DTYPES)}, not {found}; Tensor(array) copies others.")
+            raise ConfigError(f"Tensor.from_numpy takes {', '.join(DTYPES)}, not {found}; use Tensor(array) to copy.")
         if not array.flags.c_contiguous or not array.flags.aligned:
             raise ShapeError(f"Tensor.from_numpy needs a C-contiguous, aligned array; this one of shape {array.shape} "
                              f"has strides {array.strides} at address {array.ctypes.data:#x}; use Tensor(array) to "
