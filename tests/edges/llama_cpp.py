@@ -120,16 +120,19 @@ class LlamaCpp:
     def log_probabilities(self, tokens: Sequence[int], vocabulary: int) -> np.ndarray:
         """log p(next token | tokens) of every token of the vocabulary: (vocabulary,), float64."""
         body = {"prompt": [int(token) for token in tokens], "n_predict": 1, "n_probs": vocabulary, "temperature": 0,
-                "cache_prompt": False}  # fmt: skip
+                "cache_prompt": False, "ignore_eos": True}  # fmt: skip
         found = np.full(vocabulary, np.nan)
-        for entry in self.post("/completion", body)["completion_probabilities"][0]["top_logprobs"]:
+        answer = self.post("/completion", body)
+        if "completion_probabilities" not in answer:  # a token that is a part of a character is left out: take another
+            answer = self.post("/completion", body | {"logit_bias": [[self.tokenize("a")[-1], 1e6]]})
+        for entry in answer["completion_probabilities"][0]["top_logprobs"]:
             found[entry["id"]] = entry["logprob"]
         return found
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
-        """The `count` tokens that follow, each the most probable one; fewer where one of them ends the text."""
+        """The `count` tokens that follow, each the most probable one that does not end the text."""
         body = {"prompt": [int(token) for token in tokens], "n_predict": count, "temperature": 0, "return_tokens": True,
-                "cache_prompt": False}  # fmt: skip
+                "cache_prompt": False, "ignore_eos": True}  # fmt: skip
         return list(self.post("/completion", body)["tokens"])
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
