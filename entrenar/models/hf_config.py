@@ -104,13 +104,23 @@ def in_terms_of_hf(text: str, table: Mapping[str, Any]) -> str:
     return text
 
 
+def is_nf4(quantization: Any) -> bool:
+    """Whether a quantization_config says that bitsandbytes has quantized the weights to NF4."""
+    if not isinstance(quantization, Mapping) or quantization.get("load_in_8bit"):
+        return False
+    named = quantization.get("quant_method", "bitsandbytes") == "bitsandbytes"
+    return named and bool(quantization.get("load_in_4bit")) and quantization.get("bnb_4bit_quant_type") == "nf4"
+
+
 def refuse_quantized(table: Mapping[str, Any], where: str) -> None:
-    """ConfigError where config.json says that the weights are quantized, and by which method."""
+    """ConfigError where config.json says that the weights are quantized by a method that is not read, and by which."""
     for key, method in QUANTIZED_KEYS.items():
         found = table.get(key)
         if found is None:
             continue
         if isinstance(found, Mapping):
+            if key == "quantization_config" and is_nf4(found):
+                continue
             bitsandbytes = "bitsandbytes" if "load_in_4bit" in found or "load_in_8bit" in found else ""
             method = str(found.get("quant_method") or method or bitsandbytes or "an unnamed method")
             if found.get("load_in_4bit"):

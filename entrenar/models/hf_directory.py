@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from entrenar.config import shown
 from entrenar.errors import FormatError
+from entrenar.io.bitsandbytes import NF4Tensor, gathered
 from entrenar.io.json_file import read_json_object
 from entrenar.io.lazy import LazyTensor
 from entrenar.io.safetensors import FLOAT_TYPES, open_safetensors_directory
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.generation import GENERATION_FILE, read_generation
+from entrenar.models.hf_config import is_nf4
 from entrenar.models.origin import Origin
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -49,7 +52,7 @@ def read_hf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], Origin, lis
     config = LLaMAConfig.from_hf(file, remarks)
     written, generation = read_generation(path, table)
     remarks += generation.remarks(str(path / (GENERATION_FILE if written is not None else "config.json")))
-    tensors = _named(path, open_safetensors_directory(path), config)
+    tensors = _named(path, _unpacked(path, table, open_safetensors_directory(path)), config)
     config = _with_head(path, config, tensors, remarks)
     _check_types(path, config, tensors)
     return config, tensors, Origin(path, generation, False, table, written), remarks
@@ -70,6 +73,19 @@ def _check_kind(path: Path, config_file: Path) -> None:
         hint = f"; give the folder {folders[0]} in it, which has one" if folders else ""
         hint = f"; give the file in it, {inside[0]}" if inside else hint
         raise FormatError(f"{path}: has no config.json; expected a Hugging Face model directory{hint}.")
+
+
+def _unpacked(path: Path, table: Mapping[str, Any], stored: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
+    """The tensors with each matrix that bitsandbytes has quantized as one, where config.json says so."""
+    if not is_nf4(table.get("quantization_config")):
+        return stored
+    tensors = gathered(str(path), stored)
+    if not any(isinstance(tensor, NF4Tensor) for tensor in tensors.values()):
+        raise FormatError(
+            f"{path / 'config.json'}: quantization_config says that the weights are quantized by bitsandbytes (nf4), "
+            "and the files have none that is; take both from one model."
+        )
+    return tensors
 
 
 def _named(path: Path, stored: Mapping[str, LazyTensor], config: LLaMAConfig) -> dict[str, LazyTensor]:
@@ -140,7 +156,7 @@ def _equal(first: LazyTensor, second: LazyTensor) -> bool:
 
 def _check_types(path: Path, config: LLaMAConfig, tensors: Mapping[str, LazyTensor]) -> None:
     for name in config.parameter_shapes():
-        if name in tensors and tensors[name].type not in FLOAT_TYPES:
+        if name in tensors and tensors[name].type not in FLOAT_TYPES and not isinstance(tensors[name], NF4Tensor):
             raise FormatError(
                 f"{path}: the tensor {name} has type {tensors[name].type}, which holds no weights by itself; expected "
                 "F32, F16 or BF16, or give a GGUF file of the model."

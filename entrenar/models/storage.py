@@ -18,6 +18,7 @@ QUANTIZE = (None, "auto", "nf4", "int4")
 DTYPES = ("auto", "float32", "float16", "bfloat16", "int16")
 ROUNDED = ("float16", "bfloat16")  # storage of 16 bits that is frozen
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+BITSANDBYTES = "NF4"  # what io.bitsandbytes calls matrices in the very blocks of our nf4
 FULL_PRECISION = ("F64", "F32", "F16", "BF16")  # names of GGUF types
 
 
@@ -58,7 +59,7 @@ class Storage:
 class StoragePolicy:
     """How weights are to be stored; ConfigError for an unknown option.
 
-    `quantize`: None keeps every weight in `dtype`; "auto" keeps the quantized values that a GGUF file has, of
+    `quantize`: None keeps every weight in `dtype`; "auto" keeps the quantized values that a file has, of
     embedding and head too, where kernels read their type, and makes NF4 of the other linears of decoder layers; an
     embedding or head of 16 bits stays as it is. "nf4" and "int4" force one weight type on the linears. Embedding, norms
     and head are never quantized here.
@@ -101,6 +102,8 @@ class StoragePolicy:
         own = None if stored is None else gguf_weight_type(stored)  # None too for a type that kernels do not read
         if own is not None and self.quantize == "auto" and own.is_quantized:
             return WeightStorage(shape, own.name, as_stored=True)
+        if stored == BITSANDBYTES and self.quantize in ("auto", AUTO) and misfit(shape[1], AUTO) is None:
+            return WeightStorage(shape, AUTO, as_stored=True)
         quantized = stored is not None and stored not in FULL_PRECISION
         if self.quantize is not None and in_layer:
             to = self._four_bit(stored)

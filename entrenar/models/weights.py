@@ -11,6 +11,7 @@ from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.autograd.weight_types import weight_type
 from entrenar.errors import FormatError, QuantizationError
+from entrenar.io.bitsandbytes import NF4Tensor
 from entrenar.io.lazy import LazyTensor
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.gguf_model import half_split_rows
@@ -53,6 +54,8 @@ class WeightLoader:
 
     def _stored(self, lazy: LazyTensor, name: str, shape: tuple[int, ...], head_dim: int | None) -> Weight:
         """The tensor in the elements or quantized values that the file has for it."""
+        if isinstance(lazy, NF4Tensor):
+            return self._nf4(lazy)
         order = half_split_rows(shape[0], head_dim) if head_dim else None
         raw = lazy.raw() if order is None else lazy.read()  # what is copied need not stay mapped too
         if not weight_type(name).is_quantized:
@@ -60,6 +63,12 @@ class WeightLoader:
             return _of_16_bits(raw if order is None else raw[order], name, shape)
         try:
             return QuantizedTensor.from_gguf_blocks(raw, name, shape, order)
+        except QuantizationError as error:
+            raise FormatError(f"{self._named(lazy)} cannot be used: {error}") from error
+
+    def _nf4(self, lazy: NF4Tensor) -> QuantizedTensor:
+        try:
+            return lazy.quantized()
         except QuantizationError as error:
             raise FormatError(f"{self._named(lazy)} cannot be used: {error}") from error
 

@@ -146,7 +146,7 @@ def test_what_is_not_followed_is_said_and_what_changes_nothing_is_not(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, r"bitsandbytes \(nf4\)"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, r"bitsandbytes \(fp4\)"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, r"bitsandbytes \(int8\)"),
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"bits": 4}, "an unnamed method"),
