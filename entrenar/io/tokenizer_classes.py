@@ -1,8 +1,8 @@
 """The tokenizer classes that transformers makes anew from a tokenizer.json's vocabulary and merges.
 
 transformers 5 takes a tokenizer.json as it is only for its base class. A class of its own brings its own normalizer,
-pre-tokenizer and decoder, and leaves aside those of the file. LLaMA-family directories name the classes of `REBUILT`.
-Source: transformers/models/{llama,code_llama,gpt2,qwen2}/tokenization_*.py.
+pre-tokenizer and decoder, and leaves aside those of the file. The families' directories name the classes of `REBUILT`.
+Source: transformers/models/{llama,code_llama,gpt2,qwen2,gemma}/tokenization_*.py, auto/tokenization_auto.py.
 """
 
 from __future__ import annotations
@@ -91,6 +91,20 @@ def _qwen2(vocabulary: dict[str, int], merges: Merges, config: Mapping[str, Any]
     return backend
 
 
+def _gemma(vocabulary: dict[str, int], merges: Merges, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    unknown = str(special_text(config.get("unk_token", "<unk>")))
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, fuse_unk=True, byte_fallback=True, unk_token=unknown)
+    )
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous", invert=False)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return backend
+
+
 _LLAMA_SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 _FILL = {
     "prefix_token": "▁<PRE>",
@@ -100,6 +114,7 @@ _FILL = {
     "fill_token": "<FILL_ME>",
 }
 _END = "<|endoftext|>"
+_GEMMA_SPECIAL = {f"{name}_token": f"<{name}>" for name in ("unk", "bos", "eos", "pad", "mask")}
 REBUILT: dict[str, Rebuilt] = {
     "LlamaTokenizer": Rebuilt(_llama, _LLAMA_SPECIAL),
     "CodeLlamaTokenizer": Rebuilt(_code_llama, _LLAMA_SPECIAL | _FILL, tuple(_FILL), adds_bos=True),
@@ -107,13 +122,22 @@ REBUILT: dict[str, Rebuilt] = {
         _gpt2, {"unk_token": _END, "bos_token": _END, "eos_token": _END}, without_prefix=False, pads=False
     ),
     "Qwen2Tokenizer": Rebuilt(_qwen2, {"unk_token": _END, "eos_token": _END, "pad_token": _END}, plain=True),
+    "GemmaTokenizer": Rebuilt(_gemma, _GEMMA_SPECIAL),
 }
+BASE = "TokenizersBackend"  # the class that takes tokenizer.json as it is
+# The class that transformers keeps for a model_type: that of the files counts where it is another than BASE
+REGISTERED: dict[str, str] = {
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "GemmaTokenizer"),
+    **dict.fromkeys(("qwen2", "qwen3"), "Qwen2Tokenizer"),
+    **dict.fromkeys(("mistral", "ministral", "ministral3", "phi3", "granite", "olmo2", "stablelm"), BASE),
+}
+MISNAMED = frozenset(("qwen2", "phi3"))  # whose files name the wrong class: REGISTERED decides alone
 # Classes that transformers makes in yet other ways: refused, as what they give is not known here
 _NAMES = """
 Albert Bart Barthez Bartpho Bert BertGeneration BertJapanese Bertweet BigBird BioGpt Blenderbot
 BlenderbotSmall ByT5 CLIP CTRL Camembert Canine Clvp CodeGen Cohere ConvBert Cpm CpmAnt DPRContextEncoder
 DPRQuestionEncoder DPRReader DistilBert FNet FastSpeech2Conformer SqueezeBert Deberta DebertaV2
-Dia Esm Esmc FSMT Flaubert Funnel GPTNeoX GPTNeoXJapanese GPTSw3 Gemma Herbert LED Lasr LayoutLMv2
+Dia Esm Esmc FSMT Flaubert Funnel GPTNeoX GPTNeoXJapanese GPTSw3 Herbert LED Lasr LayoutLMv2
 LayoutLMv3 LayoutXLM Luke Lxmert M2M100 MBart MBart50 MLuke MPNet Marian MarkupLM Mgpstr MobileBert Mvp MyT5
 Nllb Nougat OpenAIGPT PLBart Pegasus Perceiver Phobert ProphetNet Qwen3_5 Rag Reformer RemBert RoCBert
 RoFormer Roberta SeamlessM4T Siglip Siglip2 Speech2Text SpeechT5 Splinter T5 Tapas Tipsv2 Udop VideoPrism
@@ -124,6 +148,18 @@ OTHERS = frozenset(f"{name}Tokenizer" for name in _NAMES.split()) | {
     "MistralCommonBackend",
     "SentencePieceBackend",
 }
+
+
+def class_name(named: str | None, model_type: Any) -> str | None:
+    """The class that transformers takes where the files name one: None for BASE. Byte-level files are another matter.
+
+    Source: `AutoTokenizer.from_pretrained`.
+    """
+    registered = REGISTERED.get(model_type) if isinstance(model_type, str) else None
+    named = None if named is None else named.removesuffix("Fast")
+    if named is None or model_type in MISNAMED:
+        named = registered
+    return None if BASE in (registered, named) else named
 
 
 def special_text(value: Any) -> str | None:

@@ -7,6 +7,7 @@ Source: llama.cpp, src/llama-vocab.cpp (`load`, `tokenize`); transformers/integr
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from entrenar.config import shown
 from entrenar.errors import FormatError
 from entrenar.io import tokenizer_library as library
 from entrenar.io.template_files import named_templates
+from entrenar.io.tokenizer_guess import guess
 from entrenar.io.tokenizer_splits import DEFAULT, SPLITS, Split, pre_tokenizer
 from entrenar.io.vocabulary import Vocabulary, template_text
 
@@ -89,7 +91,6 @@ class _Reader:
                 f"tokenizer.ggml.tokens: entries {first} and {self.tokens.index(doubled, first + 1)} are both "
                 f"{doubled!r}, and llama.cpp does not load such a file; convert the model again."
             )
-        self.split = self.named_split() if self.kind == "gpt2" else DEFAULT
 
     # ------------------------------------------------------------------ reading
     def get(self, name: str) -> Any:
@@ -125,14 +126,14 @@ class _Reader:
             raise FormatError(f"tokenizer.ggml.{name} is {value!r}, expected true or false.")
         return default if value is None else value
 
-    def named_split(self) -> Split:
+    @functools.cached_property
+    def split(self) -> Split:
+        """How text is split; a vocabulary over characters splits it nowhere."""
         pre = self.get("pre")
-        if pre is None or pre == "":
-            self.remarks.append(
-                "tokenizer.ggml.pre is missing: the text is split as llama.cpp's default, which may not be how the "
-                "model was trained; a newer conversion names the split."
-            )
+        if self.kind != "gpt2":
             return DEFAULT
+        if pre is None or pre == "":
+            return self.guessed_split()
         if not isinstance(pre, str) or pre not in SPLITS:
             raise FormatError(
                 f"tokenizer.ggml.pre is {pre!r}, a split that is not known; "
@@ -140,6 +141,21 @@ class _Reader:
                 "use the model's Hugging Face directory, whose tokenizer.json has the split itself."
             )
         return SPLITS[pre]
+
+    def guessed_split(self) -> Split:
+        """The split that the tokens show; llama.cpp takes its default for any file without a name."""
+        name, reason = guess(self.ids, self.merges())
+        if name is None:
+            raise FormatError(
+                f"tokenizer.ggml.pre is missing, and how text is split cannot be told from the vocabulary: {reason}; "
+                "name it with `gguf-new-metadata --pre-tokenizer NAME` of the gguf package (a newer conversion does), "
+                f"NAME one of {len(SPLITS)}, such as {KNOWN}."
+            )
+        self.remarks.append(
+            f"tokenizer.ggml.pre is missing: by its tokens the vocabulary is split as {name!r}, and llama.cpp takes "
+            "its default; a newer conversion names the split."
+        )
+        return SPLITS[name]
 
     # ------------------------------------------------------------------ what the tokens are
     def types(self) -> list[int]:

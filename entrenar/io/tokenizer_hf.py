@@ -18,7 +18,7 @@ from entrenar.io import tokenizer_library as library
 from entrenar.io.json_file import read_json_object
 from entrenar.io.template_files import read_templates
 from entrenar.io.tokenizer_check import MOST_ID, read_tokenizer_json
-from entrenar.io.tokenizer_classes import OTHERS, REBUILT, Rebuilt
+from entrenar.io.tokenizer_classes import MISNAMED, OTHERS, REBUILT, Rebuilt, class_name
 from entrenar.io.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -120,18 +120,20 @@ class _Reader:
         name = self.config.get("tokenizer_class") or self.model_config.get("tokenizer_class")
         if name is not None and not isinstance(name, str):
             raise self.wrong("tokenizer_class", name, "a name")
-        if name is None or self.model_config.get("model_type") == "mistral":
-            return None
-        name = name.removesuffix("Fast")
+        kind = self.model_config.get("model_type")
+        byte_level = name is not None and name.removesuffix("Fast") == "LlamaTokenizer" and self.over_bytes()
+        name = None if byte_level and kind not in MISNAMED else class_name(name, kind)
         if name in OTHERS:
             raise self.wrong(
                 "tokenizer_class",
                 name,
                 f"one of {', '.join(REBUILT)}, or PreTrainedTokenizerFast, which takes tokenizer.json as it is",
             )
-        if name == "LlamaTokenizer" and '"ByteLevel"' in self.path.read_text(encoding="utf-8"):
-            return None
-        return REBUILT.get(name)
+        return None if name is None else REBUILT.get(name)
+
+    def over_bytes(self) -> bool:
+        """Whether tokenizer.json has a component over bytes anywhere, by its text as in transformers."""
+        return '"ByteLevel"' in self.path.read_text(encoding="utf-8")
 
     def backend(self, rebuilt: Rebuilt | None) -> tokenizers.Tokenizer:
         table = self.table | {"padding": None, "truncation": None}

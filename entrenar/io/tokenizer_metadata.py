@@ -26,6 +26,7 @@ from entrenar.io.tokenizer_gguf import (
     UNUSED,
     USER_DEFINED,
 )
+from entrenar.io.tokenizer_guess import unmade_token
 from entrenar.io.tokenizer_names import split_names
 from entrenar.io.tokenizer_splits import Split
 
@@ -152,6 +153,9 @@ class _Writer:
                     f"{'does so by the model name phi-3 alone' if flag == 'rstrip' else 'does not'}."
                 )
 
+    def merges(self) -> list[tuple[str, str]]:
+        return [(left, right) for left, right in self.model["merges"]]
+
     # ------------------------------------------------------------------ over bytes
     def byte_level(self) -> dict[str, Any]:
         for each in self.parts.normalizers:
@@ -172,7 +176,7 @@ class _Writer:
                 f"its pre_tokenizer {shown(patterns)} splits text as none of the pre-tokenizers that llama.cpp names",
                 "one of them",
             )
-        merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in self.model["merges"]]
+        merges = self.merges()
         for left, right in merges:
             if " " in left[1:] or " " in right:
                 raise self.inexpressible(f"its merge of {left!r} and {right!r} has a space in it", "none over bytes")
@@ -190,7 +194,8 @@ class _Writer:
         exact = [name for name, split in found if split.ignore_merges == wanted]
         if exact:
             return exact[0]
-        unmade = self.unmade_token()
+        added = {entry["content"] for entry in self.added.values()}
+        unmade = unmade_token(self.ids, self.merges(), self.ids.keys() - added)
         if unmade is not None:
             raise self.inexpressible(
                 f"its pre_tokenizer is llama.cpp's {found[0][0]!r} and ignore_merges is {wanted}, on which the token "
@@ -198,19 +203,6 @@ class _Writer:
                 f"ignore_merges {not wanted}",
             )
         return found[0][0]
-
-    def unmade_token(self) -> str | None:
-        """A token that the merges do not make of its own bytes: with `ignore_merges` alone it is ever used."""
-        import tokenizers
-        from tokenizers import models
-
-        merges = [tuple(pair if isinstance(pair, list) else pair.split(" ")) for pair in self.model["merges"]]
-        merging = tokenizers.Tokenizer(models.BPE(vocab=dict(self.ids), merges=merges)).model
-        added = {entry["content"] for entry in self.added.values()}
-        for token, index in self.ids.items():
-            if token not in added and [each.id for each in merging.tokenize(token)] != [index]:
-                return token
-        return None
 
     # ------------------------------------------------------------------ over characters
     def spaces(self) -> _Spaces | None:
@@ -262,8 +254,7 @@ class _Writer:
         first: dict[str, int] = {}
         pairs: dict[str, int] = {}
         last = None
-        for rank, pair in enumerate(self.model["merges"]):
-            left, right = pair if isinstance(pair, list) else pair.split(" ")
+        for rank, (left, right) in enumerate(self.merges()):
             whole = left + right
             if whole in first and whole != last:
                 raise self.inexpressible(

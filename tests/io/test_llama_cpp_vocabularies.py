@@ -34,6 +34,8 @@ VOCABULARIES = {
     "falcon": False,
     "mpt": False,
     "starcoder": False,
+    "command-r": True,
+    "qwen35": False,
 }
 
 

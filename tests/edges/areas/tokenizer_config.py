@@ -8,7 +8,7 @@ from typing import Any
 
 import transformers
 
-from entrenar.io.tokenizer_classes import REBUILT
+from entrenar.io.tokenizer_classes import REBUILT, REGISTERED
 
 from ..harness import Variation
 from ..tokenizer_directories import (
@@ -86,7 +86,7 @@ def _config_keys() -> list[Variation]:
     known = set(transformers.PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES)
     assert known <= set(values), f"transformers has other special tokens: {sorted(known - set(values))}"
     classes = {None: byte_level, "LlamaTokenizer": metaspace, "CodeLlamaTokenizer": metaspace,
-               "GPT2Tokenizer": byte_level, "Qwen2Tokenizer": byte_level}  # fmt: skip
+               "GPT2Tokenizer": byte_level, "Qwen2Tokenizer": byte_level, "GemmaTokenizer": metaspace}  # fmt: skip
     assert classes.keys() == {None, *REBUILT}
     return [
         variation(
@@ -102,6 +102,20 @@ def _config_keys() -> list[Variation]:
         variation(f"{key} of a {name}", base, config(key, True), key)
         for name, base in (("WordPiece", word_pieces), ("Unigram", unigram))
         for key in ("clean_up_tokenization_spaces",)
+    ]
+
+
+def _model_types() -> list[Variation]:
+    """The class that counts, by the model_type of config.json and the class that tokenizer_config.json names."""
+    bases = {"LlamaTokenizer": metaspace, "GemmaTokenizer": metaspace, "LlamaTokenizerFast": byte_level}
+    return [
+        variation(
+            f"tokenizer_class {name} of a model_type {kind}",
+            bases.get(str(name), byte_level),
+            two(config("tokenizer_class", name), set_key("config.json", "model_type", kind)),
+        )
+        for kind in (*REGISTERED, "llama", "smollm3")
+        for name in (None, "PreTrainedTokenizerFast", *REBUILT, "LlamaTokenizerFast")
     ]
 
 
@@ -208,8 +222,8 @@ def _companions() -> list[Variation]:
     variations = [
         variation(name, byte_level, change, *_names_of(name)) for name, change in _companion_changes().items()
     ]
-    for name in ("LlamaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer", "CodeLlamaTokenizer"):
-        base = metaspace if "Llama" in name else byte_level
+    for name in REBUILT:
+        base = metaspace if name.startswith(("Llama", "CodeLlama", "Gemma")) else byte_level
         ids = {token: base()["tokenizer.json"]["model"]["vocab"][token] for token in SPECIAL}
         own = {"added_tokens_decoder": {str(index): _added(token) for token, index in ids.items()}, **NAMES}
         variations.append(
@@ -252,4 +266,4 @@ def _names_of(name: str) -> tuple[str, ...]:
     return (name.split(" ", 1)[0],) if name.startswith(("added_tokens", "special_tokens_map")) else ("token",)
 
 
-VARIATIONS = [*_config_keys(), *_companions()]
+VARIATIONS = [*_config_keys(), *_model_types(), *_companions()]
