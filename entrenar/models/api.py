@@ -84,11 +84,11 @@ class LLaMAModel(Decoder):
         model.remarks = list(checkpoint.remarks)
         return model
 
-    def save_pretrained(self, directory: str | Path, **options: Any) -> None:
+    def save_pretrained(self, directory: str | Path, **options: Any) -> list[str]:
         """Write a Hugging Face directory; see `entrenar.models.export.save`."""
         from entrenar.models.export import save
 
-        save(self, directory, **options)
+        return save(self, directory, **options)
 
     def save_gguf(self, path: str | Path, **options: Any) -> ExportedGGUF:
         """Write a GGUF file; see `entrenar.models.gguf_export.save_gguf`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,14 @@ from entrenar.io.tokenizer import OVERRIDING, Tokenizer
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.generation import GENERATION_FILE, METADATA, SETTINGS
 from entrenar.models.hf_config import WRITTEN
-from entrenar.models.merged import refuse_adapters
+from entrenar.models.merged import PlainWeight, merge_sentence, plain_weights
 from entrenar.models.origin import Origin
+from entrenar.models.rounded import rounded
 
 if TYPE_CHECKING:
     from entrenar.models.api import LLaMAModel
 
-SAVED_DTYPES = ("float32", "bfloat16")
+SAVED_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def save(
@@ -34,7 +35,8 @@ def save(
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 10**9,
     tokenizer: Tokenizer | None = None,
-) -> None:
+    merge: bool = False,
+) -> list[str]:
     """Write a directory that transformers (4 and 5) and `LLaMAModel.from_pretrained` read.
 
     What an earlier save left of the same goes, other files stay as they are; a process that is killed meanwhile leaves
@@ -43,12 +45,14 @@ def save(
     It holds `config.json` with the other keys of the one that was loaded, `generation_config.json` (as it was loaded,
     else the model's end tokens), safetensors (sharded beyond `max_shard_bytes`), and the tokenizer: `tokenizer`, else
     the files of the directory that the model was loaded from, else what its GGUF file has. Quantized matrices are
-    dequantized to `dtype` one at a time. Raises ConfigError where adapters are still attached, where the place that
-    the tokenizer came from is gone, and for the rotary factors of a GGUF file that config.json cannot express.
+    dequantized to `dtype` one at a time, and with `merge` those that an adapter is on merged. Returns what precision
+    was kept, in sentences. Raises ConfigError for adapters without `merge`, where the place that the tokenizer came
+    from is gone, and for the rotary factors of a GGUF file that config.json cannot express; FormatError for weights
+    beyond float16.
     """
     if dtype not in SAVED_DTYPES:
-        raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32' or 'bfloat16'.")
-    refuse_adapters(model)
+        raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32', 'float16' or 'bfloat16'.")
+    weights = plain_weights(model, merge=merge)
     config = config_table(model, dtype)
     directory = Path(directory)
     if (directory / "adapter_config.json").exists():
@@ -67,7 +71,8 @@ def save(
         generation = generation_table(model)
         if generation:
             _write_json(folder / GENERATION_FILE, generation)
-        save_sharded(folder, _arrays(model, dtype), max_shard_bytes)
+        save_sharded(folder, _arrays(weights, dtype), max_shard_bytes)
+    return merge_sentence(weights)
 
 
 def config_table(model: LLaMAModel, dtype: str) -> dict[str, Any]:
@@ -110,11 +115,13 @@ def _save_tokenizer(folder: Path, origin: Origin | None, tokenizer: Tokenizer | 
         tokenizer.save(folder)
 
 
-def _arrays(model: LLaMAModel, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    for name, weight in model.named_parameters():
+def _arrays(weights: Iterable[PlainWeight], dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    for plain in weights:
+        weight = plain.load()
         array = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.numpy()
-        if dtype == "bfloat16":
-            import ml_dtypes
+        same = str(array.dtype) == dtype
+        yield plain.name, array if same else _converted(plain.name, array.astype(np.float32, copy=False), dtype)
 
-            array = array.astype(ml_dtypes.bfloat16)
-        yield name, array.astype(np.float32, copy=False) if dtype == "float32" else array
+
+def _converted(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    return array if dtype == "float32" else rounded(name, array, dtype)

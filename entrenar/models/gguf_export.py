@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entrenar.autograd.weight_types import gguf_weight_type
+from entrenar.errors import ConfigError
 from entrenar.io.gguf_writer import OutputTensor, write_gguf
+from entrenar.io.tokenizer import Tokenizer
+from entrenar.io.tokenizer_metadata import tokenizer_metadata
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.families import FAMILIES, Family, gguf_name, is_interleaved
-from entrenar.models.gguf_metadata import architecture_metadata, kept_metadata, rope_factors, tokenizer_block
+from entrenar.models.gguf_metadata import (
+    NO_TOKENIZER,
+    architecture_metadata,
+    checked_tokenizer,
+    kept_metadata,
+    rope_factors,
+)
 from entrenar.models.gguf_model import ROPE_FACTORS
 from entrenar.models.gguf_rows import RowEncoder, stored_type
 from entrenar.models.gguf_types import checked_type, file_type_number, tensor_types
@@ -40,30 +49,31 @@ def save_gguf(
     path: str | Path,
     *,
     type: str = "F32",
-    tokenizer: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer | Mapping[str, Any] | None = None,
     merge: bool = False,
 ) -> ExportedGGUF:
     """Write the model as one GGUF file; `merge` merges each matrix that an adapter is on as it is written.
 
     `type` is one of `gguf_types.FILE_TYPES`, which decides the type of each tensor as llama.cpp's llama-quantize does,
     or "keep": each in the type that the model holds it in, F32 where GGUF has none. Quantized values whose type stays
-    are written as they are. `tokenizer`: the tokenizer.* metadata; unset are those of the GGUF file that the model was
-    loaded from. Raises ConfigError for an unknown type and for adapters without `merge`, FormatError where the place
-    refuses the file and for values that a type cannot hold.
+    are written as they are. `tokenizer` (or its tokenizer.* metadata): unset is that of the place that the model was
+    loaded from. Raises ConfigError for an unknown type, for adapters without `merge` and where that place is gone,
+    FormatError where the place refuses the file, and for values that a type and tokenizers that a GGUF file cannot hold.
     """
     type = checked_type(type)
     config = model.config
     family = FAMILIES[config.family]
     weights = plain_weights(model, merge=merge)
     types = tensor_types(config, type, {weight.name: stored_type(weight.base) for weight in weights})
-    general, kept = _origin_metadata(model)
+    remarks = merge_sentence(weights)
+    general, vocabulary = _origin_metadata(model, tokenizer, remarks)
     metadata = {
         "general.architecture": family.architecture,
         "general.type": "model",
         **general,
         "general.file_type": file_type_number(types, type),
         **architecture_metadata(config),
-        **tokenizer_block(kept if tokenizer is None else tokenizer, config.vocab_size),
+        **vocabulary,
     }
     if any(_is_quantized(name) for name in types.values()):
         metadata["general.quantization_version"] = QUANTIZATION_VERSION
@@ -73,8 +83,9 @@ def save_gguf(
     if factors is not None:
         tensors.insert(0, OutputTensor(ROPE_FACTORS, factors.shape, "F32", lambda: [factors]))
     write_gguf(path, metadata, tensors)
-    remarks = [*merge_sentence(weights), *_type_sentences(tensors, encoder)]
-    return ExportedGGUF({tensor.name: tensor.type for tensor in tensors}, remarks)
+    return ExportedGGUF(
+        {tensor.name: tensor.type for tensor in tensors}, [*remarks, *_type_sentences(tensors, encoder)]
+    )
 
 
 def _is_quantized(type: str) -> bool:
@@ -106,12 +117,31 @@ def _type_sentences(tensors: list[OutputTensor], encoder: RowEncoder) -> list[st
     return sentences
 
 
-def _origin_metadata(model: LLaMAModel) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What the file keeps of the one that the model was loaded from: (general, tokenizer or None)."""
-    origin = model.origin
-    if origin is None or not origin.is_gguf:
-        return {} if origin is None else {"general.name": origin.path.resolve().name}, None
-    metadata = Checkpoint.open(origin.path).metadata
-    assert metadata is not None
-    general, tokenizer = kept_metadata(metadata)
-    return general, tokenizer or None
+def _origin_metadata(
+    model: LLaMAModel, tokenizer: Tokenizer | Mapping[str, Any] | None, remarks: list[str]
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """(general, tokenizer) keys: those of the file that the model was loaded from, where nothing else is given."""
+    origin, general, kept = model.origin, {}, None
+    if origin is not None:
+        general = {"general.name": origin.path.resolve().name}
+        if not origin.path.exists() and tokenizer is None:
+            raise ConfigError(
+                f"{origin.path}: is gone, and the model's tokenizer came from it; pass save_gguf(..., tokenizer=...) "
+                "the one to write."
+            )
+        if origin.is_gguf and origin.path.exists():
+            general, kept = kept_metadata(Checkpoint.open(origin.path).metadata or {})
+        elif tokenizer is None and origin.tokenizer_files():
+            tokenizer = Tokenizer.from_directory(origin.path)
+    return general, _vocabulary(kept if tokenizer is None else tokenizer, model.config.vocab_size, remarks)
+
+
+def _vocabulary(
+    tokenizer: Tokenizer | Mapping[str, Any] | None, vocab_size: int, remarks: list[str]
+) -> Mapping[str, Any]:
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer_metadata(tokenizer, vocab_size, remarks)
+    if not tokenizer:
+        remarks.append("The model comes without a tokenizer, and the file has none: programs cannot give it text.")
+        return NO_TOKENIZER
+    return checked_tokenizer(tokenizer, vocab_size)

@@ -29,8 +29,7 @@ from entrenar.models.gguf_keys import (
 )
 from entrenar.models.rotary import inverse_frequencies, llama3_factors
 
-TYPES, SCORES, MODEL = "tokenizer.ggml.token_type", "tokenizer.ggml.scores", "tokenizer.ggml.model"
-UNUSED_TOKEN, UNUSED_SCORE = 5, -1000.0
+NO_TOKENIZER = {"tokenizer.ggml.model": "no_vocab"}  # as llama.cpp says that a file has none
 # written by whoever makes a file: those of another file say what is no longer so
 OWN = frozenset(
     {"general.architecture", "general.type", "general.file_type", "general.quantization_version", "general.alignment"}
@@ -88,30 +87,14 @@ def rope_factors(config: LLaMAConfig) -> np.ndarray | None:
     return factors
 
 
-def tokenizer_block(tokenizer: Mapping[str, Any] | None, vocab_size: int) -> dict[str, Any]:
-    """The metadata of a tokenizer for a model with so many tokens: further rows of the embedding are unused tokens.
-
-    Without a tokenizer the file says that it has none. Raises ConfigError where the tokenizer has more tokens.
-    """
-    if tokenizer is None:
-        return {MODEL: "no_vocab"}
-    block = dict(tokenizer)
+def checked_tokenizer(block: Mapping[str, Any], vocab_size: int) -> Mapping[str, Any]:
+    """The tokenizer.* keys; ConfigError where their tokens are not those of a model with `vocab_size` of them."""
     tokens = block.get(TOKENS)
-    if tokens is None:
-        return block
-    if len(tokens) > vocab_size:
+    if tokens is not None and len(tokens) != vocab_size:
         raise ConfigError(
-            f"The tokenizer has {len(tokens)} tokens, and the model's embedding {vocab_size} rows; give the model its "
-            "own tokenizer."
+            f"{TOKENS} has {len(tokens)} entries, and the model's embedding {vocab_size} rows; give the model its own "
+            "tokenizer."
         )
-    further = range(len(tokens), vocab_size)
-    for key, filling in (
-        (TOKENS, [f"[PAD{index}]" for index in further]),
-        (TYPES, [UNUSED_TOKEN] * len(further)),
-        (SCORES, [UNUSED_SCORE] * len(further)),
-    ):
-        if key in block:
-            block[key] = [*block[key], *filling]
     return block
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -13,11 +12,12 @@ from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.autograd.weight_types import gguf_weight_type, weight_type
 from entrenar.errors import FormatError, QuantizationError
 from entrenar.models.gguf_model import interleaved_rows
+from entrenar.models.rounded import rounded
 from entrenar.nn.module import Weight
 
 ROW_BYTES = 8 << 20  # of float32 rows that are converted at a time
 MEASURED_ROWS = 64  # of each matrix that is rounded, for what is said of the change
-HALVES = ("F16", "BF16")
+HALVES = {"F16": "float16", "BF16": "bfloat16"}
 
 
 def stored_type(weight: Weight) -> str | None:
@@ -69,18 +69,9 @@ class RowEncoder:
             yield rows if kept or to == "F32" else self._encoded(name, rows, to, start)
 
     def _encoded(self, name: str, rows: np.ndarray, to: str, start: int) -> np.ndarray:
-        try:
-            encoded, decoded = _encode(rows, to)
-        except QuantizationError as error:
-            raise FormatError(f"The tensor {name} cannot become {to}: {error}") from error
-        if to in HALVES and np.isinf(decoded).any():
-            row, column = np.argwhere(np.isinf(decoded))[0]
-            raise FormatError(
-                f"The tensor {name} is {rows[row, column]:g} at [{start + row}, {column}], beyond the largest number "
-                f"of {to}; choose BF16 or F32."
-            )
+        encoded, decoded = _half(name, rows, to, start) if to in HALVES else _quantized(name, rows, to)
         if start == 0:
-            self.rounded.setdefault(to, Rounding()).add(rows[:MEASURED_ROWS], decoded[:MEASURED_ROWS])
+            self.rounded.setdefault(to, Rounding()).add(rows[:MEASURED_ROWS], decoded)
         return encoded
 
 
@@ -97,20 +88,19 @@ def _values(weight: Weight, start: int, stop: int) -> np.ndarray:
     return np.asarray(weight.numpy()[start:stop], np.float32)
 
 
-def _encode(rows: np.ndarray, to: str) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of stored bytes, some or all of their values) of float32 rows."""
-    if to in HALVES:
-        with np.errstate(over="ignore"):
-            half = rows.astype(_half(to))
-        return half, half.astype(np.float32)
+def _half(name: str, rows: np.ndarray, to: str, start: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of 16 bits, the values of the first MEASURED_ROWS of them) of float32 rows."""
+    half = rounded(name, rows, HALVES[to], start)
+    return half, half[:MEASURED_ROWS].astype(np.float32)
+
+
+def _quantized(name: str, rows: np.ndarray, to: str) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of quantized values, the values of the first MEASURED_ROWS of them) of float32 rows."""
     type_ = gguf_weight_type(to)
     if type_ is None:
-        raise QuantizationError(f"no {to} is written by this version; choose Q8_0 or another type.")
-    quantized = QuantizedTensor.quantize(rows, type_.name)
+        raise FormatError(f"The tensor {name} cannot become {to}: this version does not write it; choose Q8_0.")
+    try:
+        quantized = QuantizedTensor.quantize(rows, type_.name)
+    except QuantizationError as error:
+        raise FormatError(f"The tensor {name} cannot become {to}: {error}") from error
     return quantized.quantized_values, quantized.dequantize_rows(0, min(MEASURED_ROWS, len(rows)))
-
-
-def _half(to: str) -> np.dtype[Any]:
-    import ml_dtypes
-
-    return np.dtype(np.float16 if to == "F16" else ml_dtypes.bfloat16)

@@ -11,8 +11,10 @@ import pytest
 
 from entrenar.autograd import no_grad
 from entrenar.errors import ConfigError, FormatError
+from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig
+from entrenar.models.checkpoint import Checkpoint
 from tests.edges.gguf_models import PROMPTS, TOKENIZER, VOCABULARY, peers_log_probabilities
 from tests.edges.llama_cpp import log_softmax
 
@@ -92,16 +94,46 @@ def test_the_library_reads_names_shapes_and_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_a_tokenizer_with_fewer_tokens_is_filled_and_one_with_more_refused(tmp_path: Path) -> None:
-    model = random_model(small_config(vocab_size=VOCABULARY + 3))
-    model.save_gguf(tmp_path / "x.gguf", tokenizer=TOKENIZER)
-    fields = gguf.GGUFReader(tmp_path / "x.gguf").fields
-    assert fields["tokenizer.ggml.tokens"].contents()[-4:] == ["<|pad|>", "[PAD67]", "[PAD68]", "[PAD69]"]
-    assert fields["tokenizer.ggml.token_type"].contents()[-4:] == [3, 5, 5, 5]
+def test_a_tokenizer_becomes_metadata_and_its_vocabulary_is_filled(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["to be or not to be"], vocab_size=265)
+    model = random_model(small_config(vocab_size=270))
+    assert not [remark for remark in model.save_gguf(tmp_path / "x.gguf", tokenizer=tokenizer).remarks if "token" in remark]
+    checkpoint = Checkpoint.open(tmp_path / "x.gguf")
+    assert checkpoint.metadata is not None
+    tokens = checkpoint.metadata["tokenizer.ggml.tokens"]
+    assert len(tokens) == 270 and tokens[-1] == "[PAD269]"
+    text = "to be<|im_end|>"
+    assert checkpoint.tokenizer().encode(text) == tokenizer.encode(text)
+    model.save_pretrained(tmp_path / "hf", tokenizer=tokenizer)
+    LLaMAModel.from_pretrained(tmp_path / "hf").save_gguf(tmp_path / "y.gguf")
+    again = Checkpoint.open(tmp_path / "y.gguf")
+    assert again.metadata is not None
+    kept = {key: value for key, value in checkpoint.metadata.items() if key.startswith("tokenizer.")}
+    assert {key: value for key, value in again.metadata.items() if key.startswith("tokenizer.")} == kept
+    assert again.metadata["general.name"] == "hf"
+    with pytest.raises(FormatError, match=r"The tokenizer has \d+ tokens, and the model's embedding 66 rows"):
+        random_model(small_config(vocab_size=66)).save_gguf(tmp_path / "z.gguf", tokenizer=tokenizer)
+    with pytest.raises(ConfigError, match=r"tokenizer.ggml.tokens has 67 entries, and the model's embedding 66 rows;"):
+        random_model(small_config(vocab_size=66)).save_gguf(tmp_path / "z.gguf", tokenizer=TOKENIZER)
+    assert not (tmp_path / "z.gguf").exists()
+
+
+@pytest.mark.unit
+def test_without_a_tokenizer_the_file_says_so(tmp_path: Path) -> None:
+    (sentence, _) = random_model().save_gguf(tmp_path / "x.gguf").remarks
+    assert sentence == "The model comes without a tokenizer, and the file has none: programs cannot give it text."
+    assert gguf.GGUFReader(tmp_path / "x.gguf").fields["tokenizer.ggml.model"].contents() == "no_vocab"
     LLaMAModel.from_pretrained(tmp_path / "x.gguf")
-    with pytest.raises(ConfigError, match=r"The tokenizer has 67 tokens, and the model's embedding 66 rows; give"):
-        random_model(small_config(vocab_size=66)).save_gguf(tmp_path / "y.gguf", tokenizer=TOKENIZER)
-    assert not (tmp_path / "y.gguf").exists()
+
+
+@pytest.mark.unit
+def test_a_place_that_is_gone_is_said(tmp_path: Path) -> None:
+    random_model(config_of({})).save_gguf(tmp_path / "x.gguf", tokenizer=TOKENIZER)
+    model = LLaMAModel.from_pretrained(tmp_path / "x.gguf")
+    (tmp_path / "x.gguf").unlink()
+    with pytest.raises(ConfigError, match=r"x.gguf: is gone, and the model's tokenizer came from it; pass save_gguf"):
+        model.save_gguf(tmp_path / "y.gguf")
+    model.save_gguf(tmp_path / "y.gguf", tokenizer=TOKENIZER)
 
 
 @pytest.mark.unit

@@ -491,8 +491,8 @@ def test_a_model_that_is_saved_over_its_own_file_is_the_same_model(tmp_path: Pat
 @pytest.mark.unit
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     model = random_model()
-    with pytest.raises(ConfigError, match="dtype='float16' is unknown"):
-        model.save_pretrained(tmp_path / "a", dtype="float16")
+    with pytest.raises(ConfigError, match="dtype='int8' is unknown; choose 'float32', 'float16' or 'bfloat16'"):
+        model.save_pretrained(tmp_path / "a", dtype="int8")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FormatError, match="file: is a file; expected a folder"):
         model.save_pretrained(tmp_path / "file")
