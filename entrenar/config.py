@@ -372,7 +372,7 @@ def add_arguments(
 ) -> None:
     """A flag for each field of a dataclass: its name (with dashes, or as `names` says), help and default.
 
-    `defaults` is an instance whose values become the flags' defaults.
+    `defaults` is an instance whose values become the flags' defaults; a flag without one is required.
     """
     hints = type_hints(cls)
     for spec in fields(cls):
@@ -380,15 +380,16 @@ def add_arguments(
         name = (names or {}).get(spec.name, spec.name)
         flag = "--" + name.replace("_", "-")
         choices = f"{', '.join(map(str, spec.metadata['choices']))}; " if spec.metadata.get("choices") else ""
-        help_text = describe(spec).rsplit("; default", 1)[0] + f" ({choices}default: {toml_value(default)})"
+        required = default is MISSING
+        unset = "required" if required else f"default: {toml_value(default)}"
+        help_text = describe(spec).rsplit("; required" if required else "; default", 1)[0] + f" ({choices}{unset})"
         help_text = help_text.replace("%", "%%")
         hint = hints[spec.name]
         if hint is bool:
             parser.add_argument(flag, dest=name, default=default, action=argparse.BooleanOptionalAction, help=help_text)
         else:
-            parser.add_argument(
-                flag, dest=name, default=default, type=_argument_type(hint), metavar="VALUE", help=help_text
-            )
+            given = {"required": True} if required else {"default": default}
+            parser.add_argument(flag, dest=name, type=_argument_type(hint), metavar="VALUE", help=help_text, **given)
 
 
 def from_arguments(cls: type[T], arguments: argparse.Namespace, names: Mapping[str, str] | None = None) -> T:

@@ -16,6 +16,7 @@ PROGRAM = "entrenar"
 # What each verb is for. A verb is a file beside this one with `main(arguments, prog=...)`, and a row.
 VERBS = {
     "finetune": "train an adapter of a pretrained model, or all its weights, on examples",
+    "export": "write a model, with an adapter merged into it, for other programs",
     "train": "train a tokenizer and a model from scratch",
 }
 

@@ -44,12 +44,17 @@ class PlainWeight:
 def plain_weights(model: LLaMAModel, *, merge: bool) -> list[PlainWeight]:
     """Every weight of the configuration, in the tree's order.
 
-    Raises ConfigError for adapters where `merge` is false.
+    Raises ConfigError for adapters where `merge` is false, and for those that are no change of weights.
     """
     expected = model.config.parameter_shapes()
     if not merge:
         refuse_adapters(model)
-    return [weight for weight in _weights(model) if weight.name in expected]
+    weights = list(_weights(model))
+    for weight in weights:
+        if weight.name not in expected and weight.adapter is None:
+            kind = "adapter" if model.adapter_config is None else f"{model.adapter_config.title} adapter"
+            raise ConfigError(f"The model's {kind} ({weight.name}) is no change of weights and cannot be merged.")
+    return [weight for weight in weights if weight.name in expected]
 
 
 def _weights(model: LLaMAModel) -> Iterator[PlainWeight]:

@@ -29,15 +29,21 @@ from entrenar.train.vocabulary import check_vocabulary
 DOCUMENTATION = "the documentation"
 
 
+def _all_examples(config: TrainConfig) -> tuple[Subset, ExampleFile | list[Example]]:
+    """The examples that are used, and the source that they are of."""
+    data = config.data
+    examples = documentation_examples() if data.path is None else ExampleFile(data.path)
+    return Subset(examples, np.arange(min(len(examples), data.max_examples or len(examples)))), examples
+
+
 def split_examples(config: TrainConfig) -> tuple[Subset, Subset]:
     """(to train on, held out) of the file, or of the library's documentation; every record of it has been checked.
 
     Nothing is held out where data.held_out_fraction is 0; else ConfigError where one side is empty.
     """
     data = config.data
-    examples = documentation_examples() if data.path is None else ExampleFile(data.path)
-    count = min(len(examples), data.max_examples or len(examples))
-    whole = Subset(examples, np.arange(count))
+    whole, examples = _all_examples(config)
+    count = len(whole)
     training, held_out = split_indices(digests(whole), data.held_out_fraction)
     if data.held_out_fraction and not len(held_out):
         found = "has one example" if count == 1 else f"has {count} examples, all of the same text"
@@ -91,6 +97,18 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Datase
     shown = held_out.first or training.first
     assert shown is not None  # held above
     return Dataset(training.samples, held_out.samples, shown, report)
+
+
+def held_out(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int, *, whole: bool) -> Samples:
+    """The held-out examples of the file, or all with `whole`, as tokens; raises as `encode`."""
+    examples = _all_examples(config)[0] if whole else split_examples(config)[1]
+    side = _encode_side(examples, config, tokenizer, vocabulary)
+    if not side.samples:
+        raise ConfigError(
+            f"{config.data.path}: none of its {len(examples)} examples has a token that is trained: give a longer "
+            "sequence length or other examples."
+        )
+    return side.samples
 
 
 def _encode_side(examples: Subset, config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> _Side:

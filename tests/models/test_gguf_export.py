@@ -97,7 +97,9 @@ def test_the_library_reads_names_shapes_and_metadata(tmp_path: Path) -> None:
 def test_a_tokenizer_becomes_metadata_and_its_vocabulary_is_filled(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["to be or not to be"], vocab_size=265)
     model = random_model(small_config(vocab_size=270))
-    assert not [remark for remark in model.save_gguf(tmp_path / "x.gguf", tokenizer=tokenizer).remarks if "token" in remark]
+    assert not [
+        remark for remark in model.save_gguf(tmp_path / "x.gguf", tokenizer=tokenizer).remarks if "token" in remark
+    ]
     checkpoint = Checkpoint.open(tmp_path / "x.gguf")
     assert checkpoint.metadata is not None
     tokens = checkpoint.metadata["tokenizer.ggml.tokens"]

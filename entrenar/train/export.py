@@ -1,0 +1,155 @@
+"""A model, with an adapter merged into it, to the files that other programs run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from entrenar.adapters.peft import load_adapter, read_adapter_config
+from entrenar.config import check_dataclass, option
+from entrenar.data import Batch, evaluation_batches
+from entrenar.errors import ConfigError
+from entrenar.models.api import LLaMAModel
+from entrenar.models.checkpoint import Checkpoint
+from entrenar.models.export import SAVED_DTYPES
+from entrenar.models.gguf_types import FILE_TYPES, KEEP, checked_type
+from entrenar.models.storage import Storage, StoragePolicy
+from entrenar.models.weights import storage_of
+from entrenar.train import dataset, report
+from entrenar.train.config import Data, TrainConfig, Training
+from entrenar.train.evaluate import Evaluation, evaluate
+from entrenar.train.vocabulary import padding
+
+HF, GGUF = "hf", "gguf"
+FLOAT32 = "float32"
+BATCH = 4  # rows that are evaluated at once
+
+
+@dataclass
+class Export:
+    """What is written of which model. Raises ConfigError for a value out of range, and for one that has no effect."""
+
+    model: str = option(help="GGUF file or Hugging Face directory")
+    output: str = option(help="file (gguf) or folder (hf) to write")
+    adapter: str | None = option(None, help="PEFT adapter directory to merge into the model")
+    to: str = option(GGUF, help="what to write: a GGUF file, or a Hugging Face directory", choices=(GGUF, HF))
+    type: str = option(
+        KEEP,
+        help=f"type of a GGUF file's matrices ({', '.join((KEEP, *FILE_TYPES))}), each as llama-quantize decides; "
+        f"{KEEP} is the type that the model has them in",
+    )
+    dtype: str = option(FLOAT32, help="of a directory's weights", choices=SAVED_DTYPES)
+    max_shard_gb: float = option(5.0, help="largest file of a directory's weights", unit="GB", above=0)
+    data: str | None = option(None, help="examples whose loss is shown before and after; unset shows none")
+    held_out_fraction: float = option(
+        1.0, help="share of them that is held out from training, chosen as finetune does; 1 is all", above=0, maximum=1
+    )
+    sequence_length: int = option(512, help="length of a row of them", unit="tokens", minimum=2)
+    overwrite: bool = option(False, help="replace an output that is there")
+
+    def __post_init__(self) -> None:
+        check_dataclass(self, "export")
+        self.type = checked_type(self.type)
+        for name, default, only in (("type", KEEP, GGUF), ("dtype", FLOAT32, HF)):
+            if getattr(self, name) != default and self.to != only:
+                raise ConfigError(
+                    f"export.{name} is {getattr(self, name)}, which has no effect where export.to is {self.to}; leave "
+                    f"it out, or write {only}."
+                )
+
+
+def export(settings: Export, console: Console | None = None) -> list[str]:
+    """Write what `settings` say and show it; returns what there is to know of the output, a sentence each.
+
+    Raises EntrenarError with one clear sentence; then, and where the process ends meanwhile, nothing stands under the
+    output's name that was not there.
+    """
+    console = console or report.Output()
+    _check_output(settings)
+    checkpoint = Checkpoint.open(settings.model)
+    checkpoint.check()
+    if settings.adapter is not None:
+        read_adapter_config(settings.adapter)  # what is wrong with it is said before a model is read
+    batches = [] if settings.data is None else _held_out(settings, checkpoint)
+    with console.status("reading the model"):
+        model = _loaded(checkpoint)
+        if settings.adapter is not None:
+            load_adapter(model, settings.adapter)
+    before = _evaluated(model, batches, console)
+    with console.status(f"writing {settings.output}"):
+        remarks = [*checkpoint.remarks, *WRITERS[settings.to](model, settings)]
+    del model
+    report.summary(console, "Exported", _rows(settings, checkpoint))
+    report.remarks(console, remarks)
+    if before is not None:
+        written = Checkpoint.open(settings.output)
+        written.check()
+        report.comparison(console, before, _evaluated(_loaded(written), batches, console))
+    return remarks
+
+
+def _write_gguf(model: LLaMAModel, settings: Export) -> list[str]:
+    return model.save_gguf(settings.output, type=settings.type, merge=True).remarks
+
+
+def _write_hf(model: LLaMAModel, settings: Export) -> list[str]:
+    size = int(settings.max_shard_gb * 10**9)
+    return model.save_pretrained(settings.output, dtype=settings.dtype, max_shard_bytes=size, merge=True)
+
+
+WRITERS: dict[str, Callable[[LLaMAModel, Export], list[str]]] = {GGUF: _write_gguf, HF: _write_hf}
+
+
+def _check_output(settings: Export) -> None:
+    """ConfigError where something is there that is not to be replaced, or that is read."""
+    output = Path(settings.output)
+    for name, place in (("model", settings.model), ("adapter", settings.adapter)):
+        if place is not None and output.exists() and Path(place).exists() and output.samefile(place):
+            raise ConfigError(f"export.output is {output}, the {name} that is read; choose another place.")
+    taken = any(output.iterdir()) if output.is_dir() else output.exists()
+    if taken and not settings.overwrite:
+        raise ConfigError(f"{output}: is there already; choose another place, or --overwrite (overwrite=True).")
+
+
+def as_stored(checkpoint: Checkpoint) -> Storage:
+    """Every weight in the type that its file has; those of types that kernels do not read in float32."""
+    kept = storage_of(checkpoint, StoragePolicy("auto", "auto")).weights
+    plain = storage_of(checkpoint, StoragePolicy("auto"))
+    weights = {name: kept[name] if kept[name].as_stored else weight for name, weight in plain.weights.items()}
+    return Storage(plain.policy, weights)
+
+
+def _loaded(checkpoint: Checkpoint) -> LLaMAModel:
+    return LLaMAModel.from_checkpoint(checkpoint, as_stored(checkpoint))
+
+
+def _held_out(settings: Export, checkpoint: Checkpoint) -> list[Batch]:
+    """The examples to evaluate, as rows."""
+    length = min(settings.sequence_length, checkpoint.config.max_position_embeddings)
+    fraction = settings.held_out_fraction
+    data = Data(path=settings.data, held_out_fraction=fraction if fraction < 1 else 0)
+    config = TrainConfig(training=Training(sequence_length=length), data=data)
+    tokenizer, rows = checkpoint.tokenizer(), checkpoint.config.vocab_size
+    samples = dataset.held_out(config, tokenizer, rows, whole=fraction == 1)
+    return list(evaluation_batches(samples, BATCH, length, config.data.packing, padding(tokenizer, rows)))
+
+
+def _evaluated(model: LLaMAModel, batches: Sequence[Batch], console: Console) -> Evaluation | None:
+    return evaluate(model, report.track(console, batches, "held-out set")) if batches else None
+
+
+def _rows(settings: Export, checkpoint: Checkpoint) -> dict[str, str]:
+    """The table of what was written."""
+    output = Path(settings.output)
+    files = [file for file in output.rglob("*") if file.is_file()] if output.is_dir() else [output]
+    types = Counter(tensor.type for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1)
+    found = ", ".join(f"{count} matrices of {type}" for type, count in types.items())
+    rows = {"model": f"{settings.model} ({found})"}
+    if settings.adapter is not None:
+        rows["adapter"] = f"{settings.adapter}, merged"
+    rows["output"] = f"{settings.output} ({report.gib(sum(file.stat().st_size for file in files))})"
+    return rows
