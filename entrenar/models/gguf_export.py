@@ -58,7 +58,7 @@ def save_gguf(
     or "keep": each in the type that the model holds it in, F32 where GGUF has none. Quantized values whose type stays
     are written as they are. `tokenizer` (or its tokenizer.* metadata): unset is that of the place that the model was
     loaded from. Raises ConfigError for an unknown type, for adapters without `merge` and where that place is gone,
-    FormatError where the place refuses the file, and for values that a type and tokenizers that a GGUF file cannot hold.
+    FormatError where the place refuses the file, for values that a type cannot hold and tokenizers that no file can.
     """
     type = checked_type(type)
     config = model.config

@@ -202,10 +202,11 @@ def test_ctrl_c_half_way_leaves_nothing_or_what_was_there(
         return load(weight)
 
     for there in (False, True):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(PlainWeight, "load", interrupted)
-            export(settings)
         loaded = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(PlainWeight, "load", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                export(settings)
         assert [entry.name for entry in tmp_path.iterdir()] == (["out"] if there else [])
         if not there:
             export(settings)
