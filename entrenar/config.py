@@ -264,6 +264,11 @@ def describe(spec: Field[Any]) -> str:
     return f"{spec.metadata['help']}{unit}; {default}"
 
 
+def names_of(cls: type[Any]) -> list[str]:
+    """The keys of a section."""
+    return [spec.name for spec in fields(cls)]
+
+
 def default_of(spec: Field[Any]) -> Any:
     """The default of a field."""
     return spec.default_factory() if spec.default_factory is not MISSING else spec.default

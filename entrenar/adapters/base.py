@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -41,8 +41,18 @@ class Adapter(Linear, ABC):
 
     @classmethod
     @abstractmethod
-    def from_base(cls, base: Linear, config: Any, settings: Any, rng: np.random.Generator) -> Adapter:
-        """A new adapter on `base`; `settings` is what `config.layers` has for it, `rng` draws its initial weights."""
+    def from_base(
+        cls,
+        base: Linear,
+        config: Any,
+        settings: Any,
+        rng: np.random.Generator,
+        original: Callable[[], np.ndarray | None],
+    ) -> Adapter:
+        """A new adapter on `base`; `settings` is what `config.layers` has for it, `rng` draws its initial weights.
+
+        `original` gives the full-precision values that a quantized weight was made of, None where there are none.
+        """
 
     @abstractmethod
     def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -107,6 +117,14 @@ class AdapterConfig(ABC):
         """What the section says of the base's storage: options of StoragePolicy."""
         return {}
 
+    def trains_logits(self, model: Shaped) -> bool:
+        """Whether the matrix that makes the logits is trained."""
+        return False
+
+    def remarks(self, model: Module) -> list[str]:
+        """What a run over this model, with these adapters on it, should say, a sentence each."""
+        return []
+
     @property
     def added_positions(self) -> int:
         """Positions of the context that the adapter takes before every sequence."""
@@ -117,20 +135,25 @@ class AdapterConfig(ABC):
         return f"The {self.title} adapters", "use fewer target modules"
 
     # ------------------------------------------------------------------ PEFT's files
+    def file_names(self, model: Shaped) -> dict[str, str]:
+        """What a file calls each weight of `adapter_shapes`, PREFIX apart, where that is not its name."""
+        return {}
+
     def file_shapes(self, model: Shaped) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor of an adapter_model.safetensors by name; raises as `adapter_shapes`."""
-        return {f"{PREFIX}{name}": shape for name, shape in self.adapter_shapes(model).items()}
+        names = self.file_names(model)
+        return {f"{PREFIX}{names.get(name, name)}": shape for name, shape in self.adapter_shapes(model).items()}
 
     def file_arrays(self, model: Module) -> dict[str, np.ndarray]:
         """The tensors of adapter_model.safetensors from a model with these adapters."""
-        weights = tensors_of(model)
-        return {f"{PREFIX}{name}": weights[name].numpy() for name in self.adapter_shapes(model)}
+        weights, names = tensors_of(model), self.file_names(model)
+        return {f"{PREFIX}{names.get(name, name)}": weights[name].numpy() for name in self.adapter_shapes(model)}
 
     def load_arrays(self, model: Module, arrays: Mapping[str, np.ndarray]) -> None:
         """Give a model with these adapters the values of a file's tensors, by their names without PREFIX."""
-        weights = tensors_of(model)
+        weights, names = tensors_of(model), self.file_names(model)
         for name in self.adapter_shapes(model):
-            weights[name].numpy()[...] = arrays[name]
+            weights[name].numpy()[...] = arrays[names.get(name, name)]
 
     def to_peft(self, base_model: str | None = None) -> dict[str, Any]:
         """The content of an adapter_config.json, which a kind completes."""
@@ -180,6 +203,15 @@ def copied(names: list[str] | str) -> list[str] | str:
 
 
 # ---------------------------------------------------------------------- adapters on a module tree
+def base_shapes(model: Shaped) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of the base by name; a model may have adapters already."""
+    shapes = dict(model.parameter_shapes())
+    if isinstance(model, Module):
+        own = {f"{name}.{part}" for name, layer in adapter_layers(model) for part, _ in layer.adapter_weights()}
+        shapes = {name: shape for name, shape in shapes.items() if name not in own}
+    return shapes
+
+
 def tensors_of(model: Module) -> dict[str, Tensor]:
     """The weights that are not quantized, by name."""
     return {name: weight for name, weight in model.named_parameters() if isinstance(weight, Tensor)}

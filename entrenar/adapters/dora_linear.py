@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from entrenar.adapters.lora_init import Start
 from entrenar.adapters.lora_linear import LoRALinear
 from entrenar.autograd import LowRankUpdate, Tensor, dropout, linear, no_grad
 from entrenar.nn.layers import Linear
@@ -24,8 +25,16 @@ class DoRALinear(LoRALinear):
     dropout, x' = dropout(x): y = (x - x') W^T + m / |V| * (x' V^T) + bias, as in PEFT.
     """
 
-    def __init__(self, base: Linear, rank: int, scaling: float, dropout: float, rng: np.random.Generator) -> None:
-        super().__init__(base, rank, scaling, dropout, rng)
+    def __init__(
+        self,
+        base: Linear,
+        rank: int,
+        scaling: float,
+        dropout: float,
+        rng: np.random.Generator,
+        start: Start | None = None,
+    ) -> None:
+        super().__init__(base, rank, scaling, dropout, rng, start)
         self._squares = _squared_norms(self.weight)
         self._norms_of: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # A, B and the norms that they gave
         self.magnitude = Tensor.from_numpy(self.norms().copy(), requires_grad=True)

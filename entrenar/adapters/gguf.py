@@ -18,6 +18,7 @@ import numpy as np
 
 from entrenar.adapters.base import Adapter, AdapterConfig, adapter_layers, check_no_adapters, set_training
 from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.lora_init import takes_from_base
 from entrenar.adapters.lora_linear import LoRALinear
 from entrenar.adapters.peft import CONFIG_FILE, read_adapter
 from entrenar.config import shown
@@ -87,6 +88,10 @@ def convert_adapter(directory: str | Path, layout: Layout, path: str | Path, *, 
     config, tensors = read_adapter(directory, layout)
     _check_expressible(config, str(Path(directory) / CONFIG_FILE))
     assert isinstance(config, LoRAConfig)
+    bias = next((name for name in tensors if name.endswith(".bias")), None)
+    if bias is not None or takes_from_base(config.init_lora_weights):
+        what = "the part of the base that PiSSA took" if bias is None else bias
+        raise ConfigError(f"{directory}: {what} cannot be held by a GGUF adapter; {ADVICE}.")
     updates = {
         f"{name}.weight": Update(
             tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"], config.scaling_of(rank, alpha)
@@ -101,14 +106,17 @@ def _check_expressible(config: AdapterConfig, where: str) -> None:
         raise ConfigError(f"{where}: {config.title} has no form in a GGUF adapter, which holds LoRA alone; {ADVICE}.")
     if config.use_dora:
         raise ConfigError(f"{where}: DoRA has no form in a GGUF adapter, which holds LoRA alone; {ADVICE}.")
+    if config.modules_to_save:
+        name = config.modules_to_save[0]
+        raise ConfigError(f"{where}: {name} was trained whole, which a GGUF adapter cannot hold; {ADVICE}.")
 
 
 def _update(name: str, layer: Adapter) -> Update:
-    weights = dict(layer.adapter_weights())
+    weights = dict(layer.saved_weights()) if isinstance(layer, LoRALinear) else {}
     if not isinstance(layer, LoRALinear) or set(weights) != LORA_WEIGHTS:
         other = next(iter(set(weights) - LORA_WEIGHTS), "other weights")
         raise ConfigError(f"{name}: its adapter has {other}, which a GGUF adapter cannot hold; {ADVICE}.")
-    return Update(layer.lora_A.numpy(), layer.lora_B.numpy(), layer.scaling)
+    return Update(weights["lora_A.weight"], weights["lora_B.weight"], layer.scaling)
 
 
 def write_gguf_adapter(

@@ -6,7 +6,7 @@ Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -51,7 +51,14 @@ class IA3Linear(Adapter):
         self.ia3_l = Tensor.from_numpy(ia3_l, requires_grad=True)
 
     @classmethod
-    def from_base(cls, base: Linear, config: IA3Config, settings: bool, rng: np.random.Generator) -> IA3Linear:
+    def from_base(
+        cls,
+        base: Linear,
+        config: IA3Config,
+        settings: bool,
+        rng: np.random.Generator,
+        original: Callable[[], np.ndarray | None],
+    ) -> IA3Linear:
         shape = (1, base.in_features) if settings else (base.out_features, 1)
         ones = config.init_ia3_weights
         return cls(base, np.ones(shape, np.float32) if ones else rng.standard_normal(shape, np.float32), settings)

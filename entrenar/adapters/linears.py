@@ -6,11 +6,12 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from entrenar.adapters.base import Adapter, AdapterConfig, copied
+from entrenar.adapters.base import Adapter, AdapterConfig, base_shapes, copied
 from entrenar.adapters.targets import (
     Shaped,
     check_pattern,
@@ -71,20 +72,30 @@ class LinearAdapterConfig(AdapterConfig):
         """The layer that these settings make."""
         return self.layer
 
+    def in_layers(self, names: Sequence[str], layers: Sequence[int]) -> set[str]:
+        """Those of the modules that belong to decoder layers of these numbers."""
+        return {name for name in names if decoder_layer(name) in layers}
+
+    def trained_whole(self, names: set[str]) -> set[str]:
+        """Those of the modules that are trained as they are, and get no adapter."""
+        return set()
+
     # ------------------------------------------------------------------ what follows
     def targets(self, model: Shaped, layers: Sequence[int] = ()) -> list[str]:
         """The names of the linears that get an adapter, in the model's order; of `layers` only, where there are some.
 
         Raises as `layers`.
         """
-        names, where = module_names(model.parameter_shapes()), f"{self.section}.target_modules"
+        names, where = module_names(base_shapes(model)), f"{self.section}.target_modules"
         wanted = chosen_of(self.target_modules, names)
         chosen = named(wanted, names, where)
         if layers:
             whole = set(wanted)  # a whole name is meant wherever it is
-            chosen = {name for name in chosen if name in whole or decoder_layer(name) in layers}
+            inside = self.in_layers(names, layers)
+            chosen = {name for name in chosen if name in whole or name in inside}
         if self.exclude_modules:
             chosen -= named(self.exclude_modules, names, f"{self.section}.exclude_modules")
+        chosen -= self.trained_whole(chosen)
         for name in sorted(chosen):
             if not is_linear(name):
                 raise ConfigError(
@@ -96,7 +107,7 @@ class LinearAdapterConfig(AdapterConfig):
         return [name for name in names if name in chosen]
 
     def adapter_shapes(self, model: Shaped) -> dict[str, tuple[int, ...]]:
-        shapes = model.parameter_shapes()
+        shapes = base_shapes(model)
         return {
             f"{name}.{part}": shape
             for name, settings in self.layers(model).items()
@@ -104,21 +115,22 @@ class LinearAdapterConfig(AdapterConfig):
         }
 
     def activation_floats(self, model: Shaped) -> int:
-        shapes, layers = model.parameter_shapes(), Counter[int | None]()
+        shapes, layers = base_shapes(model), Counter[int | None]()
         for name, settings in self.layers(model).items():
             layers[decoder_layer(name)] += self.saved_floats(settings, *shapes[f"{name}.weight"])
         return max(layers.values())
 
     def resolved(self: Config, model: Module) -> Config:
-        """With the names that "all-linear" means on this model."""
-        wanted = chosen_of(self.target_modules, module_names(model.parameter_shapes()))
+        """With the names that the targets have on this model."""
+        wanted = chosen_of(self.target_modules, module_names(base_shapes(model)))
         return self if wanted == self.target_modules else replace(self, target_modules=wanted)  # type: ignore[type-var]
 
     def install(self, model: Module, seed: int) -> None:
         layers, rng = self.layers(model), np.random.Generator(np.random.Philox(seed))
         for name, module in [(name, module) for name, module in model.named_modules() if name in layers]:
             assert isinstance(module, Linear)  # the linears of decoder layers alone are in `layers`
-            model.replace(name, self.layer_type.from_base(module, self, layers[name], rng))
+            original = partial(model.original, f"{name}.weight")
+            model.replace(name, self.layer_type.from_base(module, self, layers[name], rng, original))
 
     def to_peft(self, base_model: str | None = None) -> dict[str, Any]:
         return super().to_peft(base_model) | {

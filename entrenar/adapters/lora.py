@@ -6,18 +6,37 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021 (arXiv 210
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
-from entrenar.adapters.base import Adapter
+import numpy as np
+
+from entrenar.adapters.base import Adapter, adapter_layers, base_shapes, copied
 from entrenar.adapters.dora_linear import DoRALinear
 from entrenar.adapters.linears import LinearAdapterConfig
+from entrenar.adapters.lora_init import check_init, takes_from_base
 from entrenar.adapters.lora_linear import LoRALinear
 from entrenar.adapters.peft_table import NEUTRAL, UNSUPPORTED, PeftTable
-from entrenar.adapters.targets import END, Shaped, check_pattern, decoder_layer, first_matches
+from entrenar.adapters.peft_weights import PREFIX
+from entrenar.adapters.targets import (
+    END,
+    Shaped,
+    check_pattern,
+    decoder_layer,
+    first_matches,
+    full_matches,
+    is_quick,
+    listed,
+)
+from entrenar.adapters.trained_weights import EMBEDDING, HEAD, biases, is_tied, saved_modules, train, untie, within
+from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.config import option, shown
 from entrenar.errors import ConfigError
+from entrenar.nn.module import Module
+
+Config = TypeVar("Config", bound="LoRAConfig")
+LAYERS = r"(?:.*\.)?(?:{})\.{}\..*"  # what PEFT makes of layers_pattern, and the number of a layer
 
 PEFT = PeftTable(
     peft_type="LORA",
@@ -33,12 +52,19 @@ PEFT = PeftTable(
         "layers_to_transform": "layers_to_transform",
         "rank_pattern": "rank_pattern",
         "alpha_pattern": "alpha_pattern",
+        "layers_pattern": "layers_pattern",
+        "bias": "bias",
+        "modules_to_save": "modules_to_save",
+        "ensure_weight_tying": "ensure_weight_tying",
     },
     required={"r": "the rank of the adapter", "target_modules": "the names of its layers"},
-    optional=("use_rslora", "use_dora", "exclude_modules", "layers_to_transform"),
+    optional=(
+        *("use_rslora", "use_dora", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("modules_to_save", "ensure_weight_tying"),
+    ),
     defaults={"alpha": 8},
     unsupported={
-        **UNSUPPORTED,
+        **{key: off for key, off in UNSUPPORTED.items() if key != "modules_to_save"},
         "layer_replication": (None, []),
         "trainable_token_indices": (None,),
         "target_parameters": (None, []),
@@ -51,11 +77,8 @@ PEFT = PeftTable(
         "monteclora_config": (None,),
         "velora_config": (None,),
         "megatron_config": (None, {}),
-        # the other initialisations (PiSSA, OLoRA, CorDA, LoftQ, ...) change the base when PEFT loads the adapter
-        "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
-        # biases that were trained are tensors of the file, which are refused there
-        "bias": ("none", "all", "lora_only"),
-        "layers_pattern": (None, [], "", "layers", ["layers"]),
+        # the others (PiSSA by random numbers, OLoRA, CorDA, LoftQ, ...) change the base when PEFT loads the adapter
+        "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "pissa"),
     },
     without_effect=NEUTRAL
     | {
@@ -66,7 +89,6 @@ PEFT = PeftTable(
         "megatron_core": "names a library that megatron_config needs",
         "qalora_group_size": "is read only with use_qalora",
         "runtime_config": "is not read by PEFT either",
-        "ensure_weight_tying": "is about embedding and head, which get no adapters here",
     },
     objects=("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
 )
@@ -101,10 +123,35 @@ class LoRAConfig(LinearAdapterConfig):
         factory=dict, help="other ranks by layer name or pattern (flag: q_proj=8,up_proj=4)"
     )
     alpha_pattern: dict[str, float] = option(factory=dict, help="other values of alpha by layer name or pattern")
+    layers_pattern: list[str] | str = option(
+        factory=list, help="what the model calls its list of layers, for layers_to_transform; empty is any name"
+    )
+    init_lora_weights: bool | str = option(
+        True, help="first values of A and B: true, gaussian, orthogonal, pissa, pissa_niter_N, loftq (over 4 bits)"
+    )
+    loftq_iter: int = option(
+        1, help="steps of loftq; from the second on the base's quantized values change too", minimum=1
+    )
+    bias: str = option("none", help="biases of the base that are trained as well", choices=("none", "all", "lora_only"))
+    modules_to_save: list[str] = option(
+        factory=list, help="modules that are trained whole and saved with the adapter, as embed_tokens,lm_head or norm"
+    )
+    ensure_weight_tying: bool = option(
+        False, help="keep one weight for a tied embedding and head of modules_to_save; else each gets its own"
+    )
 
     def __post_init__(self) -> None:
+        self.layers_pattern = listed(self.layers_pattern)
         super().__post_init__()
         self._check_layers()
+        check_init(self.init_lora_weights, f"{self.section}.init_lora_weights")
+        if self.loftq_iter > 1 and self.init_lora_weights != "loftq":
+            raise ConfigError(
+                f"{self.section}.loftq_iter is {self.loftq_iter}, which has no effect without init_lora_weights = "
+                '"loftq"; leave it out.'
+            )
+        if "" in self.modules_to_save:
+            raise ConfigError(f"{self.section}.modules_to_save has an empty name; leave it out.")
         self.rank_pattern = self._checked_patterns("rank_pattern", self.rank_pattern, int)
         self.alpha_pattern = self._checked_patterns("alpha_pattern", self.alpha_pattern, float)
 
@@ -114,6 +161,10 @@ class LoRAConfig(LinearAdapterConfig):
                 raise ConfigError(f"{self.section}.layers_to_transform has {index}, expected numbers of layers.")
         if self.layers_to_transform and isinstance(self.target_modules, str):
             raise ConfigError(f"{self.section}.layers_to_transform needs target_modules as a list, not as a pattern.")
+        if self.layers_pattern and not self.layers_to_transform:
+            raise ConfigError(f"{self.section}.layers_pattern has no meaning without layers_to_transform.")
+        for pattern in self._layer_patterns():
+            check_pattern(pattern, f"{self.section}.layers_pattern", LAYERS.format("{}", 0))
         self.layers_to_transform = sorted(set(self.layers_to_transform))
 
     def _checked_patterns(self, key: str, table: Mapping[Any, Any], kind: type) -> dict[str, Any]:
@@ -151,6 +202,19 @@ class LoRAConfig(LinearAdapterConfig):
                 f"model's {count} layers."
             )
 
+    def _layer_patterns(self) -> list[str]:
+        return [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
+
+    def in_layers(self, names: Sequence[str], layers: Sequence[int]) -> set[str]:
+        patterns = self._layer_patterns()
+        if not patterns:
+            return super().in_layers(names, layers)
+        wanted = [LAYERS.format(pattern, number) for pattern in patterns for number in layers]
+        return set().union(*full_matches(wanted, names, f"{self.section}.layers_pattern", quick=is_quick(patterns)))
+
+    def trained_whole(self, names: set[str]) -> set[str]:
+        return {name for name in names if within(name, self.modules_to_save)}
+
     def _with_ranks(self, names: list[str]) -> dict[str, tuple[int, float]]:
         ranks = first_matches(self.rank_pattern, names, f"{self.section}.rank_pattern")
         alphas = first_matches(self.alpha_pattern, names, f"{self.section}.alpha_pattern")
@@ -181,20 +245,91 @@ class LoRAConfig(LinearAdapterConfig):
     def layer_type(self) -> type[Adapter]:
         return DoRALinear if self.use_dora else LoRALinear
 
+    # ------------------------------------------------------------------ weights that are trained beside adapters
+    def adapter_shapes(self, model: Shaped) -> dict[str, tuple[int, ...]]:
+        return super().adapter_shapes(model) | self._trained_beside(model)
+
+    def _trained_beside(self, model: Shaped) -> dict[str, tuple[int, ...]]:
+        """The weights of the base that are trained, by name: whole modules and biases."""
+        shapes, where = base_shapes(model), f"{self.section}.modules_to_save"
+        found = biases(shapes, self.bias, self.layers(model))
+        return found | saved_modules(shapes, self.modules_to_save, self.ensure_weight_tying, where)
+
+    def trains_logits(self, model: Shaped) -> bool:
+        shapes = base_shapes(model)
+        head = EMBEDDING if is_tied(shapes) and self.ensure_weight_tying else HEAD
+        return within(head, self.modules_to_save) and bool(self._trained_beside(model))
+
+    def install(self, model: Module, seed: int) -> None:
+        beside, tied = self._trained_beside(model), is_tied(model.parameter_shapes())
+        super().install(model, seed)
+        ends = [f"{module}.weight" for module in (EMBEDDING, HEAD)]
+        if tied and not self.ensure_weight_tying and any(name in beside for name in ends):
+            untie(model)
+        train(model, beside)
+
+    # ------------------------------------------------------------------ files
+    def file_names(self, model: Shaped) -> dict[str, str]:
+        """PEFT has the linear of an adapter as its base_layer."""
+        return {f"{name}.bias": f"{name}.base_layer.bias" for name in self.layers(model)}
+
+    def _both_ends(self, model: Shaped) -> bool:
+        """Whether a file has the one weight of a tied embedding and head under the names of both."""
+        return self.ensure_weight_tying and is_tied(base_shapes(model)) and within(EMBEDDING, self.modules_to_save)
+
+    def file_shapes(self, model: Shaped) -> dict[str, tuple[int, ...]]:
+        found = super().file_shapes(model)
+        if self._both_ends(model):
+            found[f"{PREFIX}{HEAD}.weight"] = found[f"{PREFIX}{EMBEDDING}.weight"]
+        return found
+
+    def file_arrays(self, model: Module) -> dict[str, np.ndarray]:
+        """Where A and B took a part of the base (PiSSA), the update of the base as it was, of twice the rank."""
+        found = super().file_arrays(model)
+        if self._both_ends(model):
+            found[f"{PREFIX}{HEAD}.weight"] = found[f"{PREFIX}{EMBEDDING}.weight"]
+        for name, layer in adapter_layers(model):
+            if isinstance(layer, LoRALinear):
+                found |= {f"{PREFIX}{name}.{part}": values for part, values in layer.saved_weights()}
+        return found
+
+    def remarks(self, model: Module) -> list[str]:
+        """What an adapter over a base in 4 bits that its first values changed is one of."""
+        sizes = {layer.weight.dtype for _, layer in adapter_layers(model) if isinstance(layer.weight, QuantizedTensor)}
+        if not sizes or not (self.loftq_iter > 1 or takes_from_base(self.init_lora_weights)):
+            return []
+        return [
+            f"init_lora_weights = {self.init_lora_weights!r} gave the base in {', '.join(sorted(sizes))} other "
+            "quantized values; the adapter that is saved is one for the weights in full precision, over which it was "
+            "not trained."
+        ]
+
     def named_in_budget(self) -> tuple[str, str]:
         return f"The adapters of rank {self.rank}", "use a lower rank"
 
     def to_peft(self, base_model: str | None = None) -> dict[str, Any]:
         """The content of an adapter_config.json."""
+        ranks, alphas = 1, 1.0
+        if takes_from_base(self.init_lora_weights):  # [A; A0] and [B, -B0], under the same scaling
+            ranks, alphas = 2, math.sqrt(2) if self.use_rslora else 2.0
         return super().to_peft(base_model) | {
-            "r": self.rank,
-            "lora_alpha": self.alpha,
+            "r": self.rank * ranks,
+            "lora_alpha": self.alpha * alphas,
             "lora_dropout": self.dropout,
             "layers_to_transform": list(self.layers_to_transform) or None,
-            "rank_pattern": dict(self.rank_pattern),
-            "alpha_pattern": dict(self.alpha_pattern),
+            "layers_pattern": copied(self.layers_pattern) or None,
+            "rank_pattern": {pattern: rank * ranks for pattern, rank in self.rank_pattern.items()},
+            "alpha_pattern": {pattern: alpha * alphas for pattern, alpha in self.alpha_pattern.items()},
             "use_rslora": self.use_rslora,
             "use_dora": self.use_dora,
-            "bias": "none",
+            "bias": self.bias,
+            "modules_to_save": list(self.modules_to_save) or None,
+            "ensure_weight_tying": self.ensure_weight_tying,
             "init_lora_weights": True,
         }
+
+    @classmethod
+    def from_peft(cls: type[Config], table: Mapping[str, Any], where: str = "adapter_config.json") -> Config:
+        """As of every kind; an adapter of PiSSA that PEFT saved as it is takes its part of the base here too."""
+        config = super().from_peft(table, where)
+        return replace(config, init_lora_weights="pissa") if table.get("init_lora_weights") == "pissa" else config

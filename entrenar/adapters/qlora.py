@@ -9,8 +9,9 @@ from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from entrenar.adapters.base import check_no_adapters
+from entrenar.adapters.base import check_no_adapters, tensors_of
 from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.lora_init import needs_original
 from entrenar.config import option
 from entrenar.errors import ConfigError
 from entrenar.nn.module import Module
@@ -59,6 +60,10 @@ class QLoRAConfig(LoRAConfig):
         """Quantize what is not quantized yet and put adapters on the target modules, in place; raises as LoRA's."""
         check_no_adapters(model)
         if self.quantize_4bit:
+            if needs_original(self.init_lora_weights) and model.originals is None:
+                full = tensors_of(model)
+                model.originals = lambda name: full[name].numpy() if name in full else None
             unquantized = quantize_linears(model, self.quantize, self.double_quantization)
             model.unquantized = {**model.unquantized, **unquantized}
         self.lora.apply(model, seed)
+        model.originals = None  # what adapters begin with is chosen

@@ -19,7 +19,8 @@ from entrenar.config import nearest
 from entrenar.errors import ConfigError
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder layer
-FUSED = ("qkv_proj", "gate_up_proj")  # of families that keep several in one
+# of families that keep several in one
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 ALL_LINEAR = "all-linear"  # all of them
 DECODER_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\..+")
 NAME = re.compile(r"[\w.-]*")  # what a list holds; any other text is a pattern
@@ -119,11 +120,15 @@ def checked_targets(names: list[str], where: str) -> list[str]:
 
 
 def chosen_of(wanted: list[str] | str, names: Sequence[str]) -> list[str] | str:
-    """The settings for a model with modules of these names: "all-linear" means those that it has, fused ones too."""
-    if isinstance(wanted, str) or not set(LINEARS) <= set(wanted):
+    """The settings for a model with modules of these names: linears that it keeps in one mean that one."""
+    if isinstance(wanted, str):
         return wanted
-    there = {name.rsplit(".", 1)[-1] for name in names}
-    return [entry for entry in (*LINEARS, *FUSED) if entry in there] + [n for n in wanted if n not in LINEARS]
+    there, found = {name.rsplit(".", 1)[-1] for name in names}, list(wanted)
+    for fused, parts in FUSED.items():
+        if fused in there and not there.intersection(parts) and set(parts) <= set(found):
+            found[found.index(parts[0])] = fused
+            found = [name for name in found if name not in parts]
+    return found
 
 
 def is_linear(name: str) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 from entrenar.adapters.base import AdapterConfig
+from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.presets import PRESETS
 from entrenar.adapters.registry import KINDS
-from entrenar.cli.flags import CONFIG, Parser, config_from, early, parser_for
-from entrenar.config import load_toml, text_argument
+from entrenar.cli.flags import CONFIG, PRESET, Parser, config_from, early, parser_for
+from entrenar.config import load_toml, names_of, text_argument
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
 from entrenar.llama import LLaMAConfig
@@ -21,6 +22,7 @@ DESCRIPTION = """Fine-tune a pretrained LLaMA on CPUs: by default SmolLM2-135M o
 
     entrenar finetune --model DIRECTORY_OR_GGUF --data my_examples.jsonl --steps 200
     entrenar finetune --adapter lora --dtype bfloat16 --rank 8 --target-modules q_proj,v_proj
+    entrenar finetune --preset mlp --data my_examples.jsonl
 
 The adapter that is written loads in PEFT; --adapter none trains all weights and writes a model.
 """
@@ -44,13 +46,15 @@ def main(
     path = early(arguments, CONFIG, prog=prog)
     written = TrainConfig.from_file(path) if path is not None else None
     chosen = kind or _chosen(arguments, written, prog)
-    adapter = _adapter(chosen, path, written, by_flag=kind is None)
+    preset = early(arguments, PRESET, choices=PRESETS, prog=prog)
+    adapter = _adapter(chosen, path, written, preset, by_flag=kind is None)
     folder = "outputs/full" if chosen == NONE else f"outputs/{chosen}"
     defaults = written or TrainConfig(checkpointing=Checkpointing(directory=folder))
     parser = parser_for(description, defaults, config=path, adapter=adapter, prog=prog)
     if kind is None:
         _add_choices(parser, chosen, adapter)
     _add_base(parser)
+    _add_presets(parser, adapter)
     parsed = parser.parse_args(arguments)
     config = config_from(parsed, adapter)
     model = fetch_default_model() if parsed.model is None else parsed.model
@@ -80,6 +84,13 @@ def _add_choices(parser: Parser, chosen: str, adapter: AdapterConfig | None) -> 
         )
 
 
+def _add_presets(parser: Parser, adapter: AdapterConfig | None) -> None:
+    """Advised settings, where the kind has them; the other flags change what they say."""
+    if isinstance(adapter, LoRAConfig):
+        named = "; ".join(f"{name}: {preset.help}" for name, preset in PRESETS.items())
+        parser.add_argument(PRESET, choices=tuple(PRESETS), metavar="NAME", help=f"{named} (default: unset)")
+
+
 def _add_base(parser: Parser) -> None:
     """Which model, and how its frozen weights are stored."""
     parser.add_argument(
@@ -104,18 +115,26 @@ def _chosen(arguments: Sequence[str] | None, written: TrainConfig | None, prog: 
     return chosen
 
 
-def _adapter(chosen: str, path: str | None, written: TrainConfig | None, *, by_flag: bool) -> AdapterConfig | None:
+def _adapter(
+    chosen: str, path: str | None, written: TrainConfig | None, preset: str | None, *, by_flag: bool
+) -> AdapterConfig | None:
     """The adapter with the file's values, or the program's defaults; ConfigError where the file has another's."""
     found = written.adapter if written is not None else None
     if found is not None:
         if found.section != chosen:
             wanted = f"{ADAPTER} is {chosen}; give one of both" if by_flag else f"this program reads [{chosen}]"
             raise ConfigError(f"{path}: has a [{found.section}] section, and {wanted}.")
+        if preset is not None:
+            raise ConfigError(
+                f"{path}: has a [{found.section}] section, and {PRESET} is {preset}; give one of both, or write "
+                f'preset = "{preset}" in the section.'
+            )
         return found
     if chosen == NONE:
         return None
-    known = {spec.name for spec in fields(KINDS[chosen])}  # type: ignore[arg-type]
-    return KINDS[chosen](**{key: value for key, value in SETTINGS.items() if key in known})
+    known = names_of(KINDS[chosen])
+    settings = SETTINGS if preset is None or not issubclass(KINDS[chosen], LoRAConfig) else PRESETS[preset].settings
+    return KINDS[chosen](**{key: value for key, value in settings.items() if key in known})
 
 
 def _shape(path: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from dataclasses import fields
 from typing import Any
 
 from entrenar.adapters.base import AdapterConfig
+from entrenar.adapters.registry import KINDS
 from entrenar.cli import synonyms
-from entrenar.config import ArgumentParser, add_arguments, from_arguments, nearest, shown, text_argument
+from entrenar.config import ArgumentParser, add_arguments, from_arguments, names_of, nearest, shown, text_argument
 from entrenar.train.config import TrainConfig
 
 # Flags that are called otherwise than their key.
@@ -25,15 +26,24 @@ FLAGS = {
         "keep": "checkpoint_keep",
     },
 }
-CONFIG = "--config"
+CONFIG, PRESET = "--config", "--preset"
 
 
 class Parser(ArgumentParser):
-    """Knows what other programs call our flags."""
+    """Knows what other programs call our flags, and which kinds of adapters have those that the chosen one has not."""
+
+    adapter: str | None = None  # the section of the chosen kind
 
     def hint(self, flag: str) -> str:
         if not flag.startswith("-"):
             return "a value stands after its flag (--data FILE)."
+        if flag == PRESET:
+            return "presets are of LoRA: --adapter lora or qlora."
+        key = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+        having = [section for section, kind in KINDS.items() if key in names_of(kind)]
+        if having:
+            chosen = "a run without an adapter" if self.adapter is None else f"the kind {self.adapter}"
+            return f"{chosen} has no such option; {' and '.join(having)} {'has' if len(having) == 1 else 'have'} it."
         return synonyms.hint(flag, self.flags()) or super().hint(flag)
 
 
@@ -51,7 +61,7 @@ def early(
     given = sys.argv[1:] if arguments is None else arguments
     parser.refuse_repeated(given)
     value = parser.parse_known_args(given)[0].value
-    if choices and value not in choices:
+    if choices and value is not None and value not in choices:
         parser.error(f"argument {flag}: {shown(value)} is not known; {nearest(value, choices)}")
     return value
 
@@ -70,6 +80,7 @@ def parser_for(
         CONFIG, metavar="FILE", help=f"TOML file that sets the defaults of the flags (default: {config or 'unset'})"
     )
     if adapter is not None:
+        parser.adapter = adapter.section
         add_arguments(parser, type(adapter), adapter)
     for name in ("training", "lr_schedule", "data", "checkpointing"):
         section = getattr(defaults, name)

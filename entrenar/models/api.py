@@ -79,7 +79,7 @@ class LLaMAModel(Decoder):
         loader = WeightLoader(checkpoint, storage)
         model = LLaMAModel(checkpoint.config, weights=loader)
         model.unquantized = {name: w.unquantized for name, w in storage.weights.items() if w.unquantized}
-        model.origin = checkpoint.origin
+        model.origin, model.originals = checkpoint.origin, loader.original
         checkpoint.remarks += [cost for cost in loader.costs() if cost not in checkpoint.remarks]
         model.remarks = list(checkpoint.remarks)
         return model

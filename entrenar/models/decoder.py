@@ -7,7 +7,7 @@ the half-split rotary embedding are those of Hugging Face transformers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -230,6 +230,12 @@ class Decoder(CausalLM):
         if targets.shape != hidden.shape[:2]:
             raise ShapeError(f"loss: targets have shape {targets.shape}, expected {hidden.shape[:2]} as the tokens.")
         return linear_cross_entropy(hidden, self.head_weight, targets, reduction=reduction, divisor=divisor)
+
+    def untie_head(self) -> None:
+        """Give the head a weight of its own: it is the embedding's until one of both is replaced."""
+        if self.lm_head is None:
+            self.lm_head = Linear(self.model.embed_tokens.weight)
+            self.config = replace(self.config, tie_word_embeddings=False)
 
     def hidden_states(
         self,

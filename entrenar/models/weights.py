@@ -52,6 +52,14 @@ class WeightLoader:
             self.dequantized.setdefault((lazy.type, weight.weight_type), []).append(lazy.name)
         return self._plain(lazy, shape, head_dim, weight.weight_type)
 
+    def original(self, name: str) -> np.ndarray | None:
+        """The values (out, in), float32, of a matrix that was quantized from them; None for one that was not."""
+        lazy, weight = self.checkpoint.tensors[name], self.storage.weights[name]
+        if weight.as_stored or not weight_type(weight.weight_type).is_quantized:
+            return None
+        head_dim = self.checkpoint.config.head_size if self.checkpoint.interleaved(name) else None
+        return np.concatenate(list(_rows(lazy, weight.shape, head_dim)))
+
     def _stored(self, lazy: LazyTensor, name: str, shape: tuple[int, ...], head_dim: int | None) -> Weight:
         """The tensor in the elements or quantized values that the file has for it."""
         if isinstance(lazy, NF4Tensor):

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import numpy as np
+
 from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
 
@@ -19,6 +21,12 @@ class Module:
     watched: ClassVar[bool] = True  # whether `watching` is told of its outputs
     adapter_config: Any = None  # of the adapters that are on the tree
     unquantized: Mapping[str, str] = MappingProxyType({})  # matrices that stayed in full precision, and why
+
+    originals: Callable[[str], np.ndarray | None] | None = None  # what `original` asks
+
+    def original(self, name: str) -> np.ndarray | None:
+        """The full-precision values that a quantized weight of this name was made of; None where they are not known."""
+        return None if self.originals is None else self.originals(name)
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of every direct part; the parts of a list are numbered."""

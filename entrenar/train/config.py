@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from entrenar._kernels.cpu import PRECISIONS
+from entrenar.adapters import presets
 from entrenar.adapters.base import AdapterConfig
+from entrenar.adapters.lora import LoRAConfig
 from entrenar.adapters.registry import KINDS
-from entrenar.config import SECTIONS, check_dataclass, from_table, load_toml, nearest, option
+from entrenar.autograd import Tensor
+from entrenar.config import SECTIONS, check_dataclass, from_table, load_toml, names_of, nearest, option
 from entrenar.errors import ConfigError
 from entrenar.models.config import LLaMAConfig
 from entrenar.optim import (
@@ -58,6 +61,9 @@ class Training(Section):
     )
     decay_norms: bool = option(
         False, help="let weight_decay act on norms and biases too, which transformers' Trainer leaves out"
+    )
+    loraplus_lr_ratio: float | None = option(
+        None, help="learning rate of LoRA's B over that of A (LoRA+, Hayou et al., 2024), 16 say; unset is 1", minimum=1
     )
     beta1: float = option(0.9, help="decay of Adam's mean of gradients", minimum=0, below=1)
     beta2: float = option(0.999, help="decay of Adam's mean of squares", minimum=0, below=1)
@@ -153,6 +159,11 @@ class TrainConfig:
         t, s = self.training, self.lr_schedule
         if t.decay_norms and not t.weight_decay:
             raise ConfigError("training.decay_norms is true, which has no effect without training.weight_decay.")
+        if t.loraplus_lr_ratio is not None and not isinstance(self.adapter, LoRAConfig):
+            raise ConfigError(
+                f"training.loraplus_lr_ratio is {t.loraplus_lr_ratio}, which has no effect without LoRA adapters; "
+                "leave it out."
+            )
         if s.name == "exponential" and s.gamma is None:
             raise ConfigError("lr_schedule.gamma is missing; the exponential schedule needs the factor of each step.")
         if s.warmup_steps is not None and s.warmup_steps > t.steps:
@@ -196,7 +207,7 @@ class TrainConfig:
                 raise ConfigError(f"{path}: [{name}] is no known section; {nearest(name, SECTIONS)}")
         try:
             sections: dict[str, Any] = {
-                name: from_table(SECTION_TYPES[name], content, name)
+                name: from_table(SECTION_TYPES[name], _with_preset(name, content), name)
                 for name, content in table.items()
                 if name != "model"
             }
@@ -211,15 +222,34 @@ class TrainConfig:
     def make_optimizer(self, parameters: Any) -> Optimizer:
         """The optimizer of [training] over (name, tensor) pairs; norms and biases in a group that does not decay."""
         t = self.training
-        parameters = list(parameters)
-        small = [pair for pair in parameters if len(pair[1].shape) < 2]  # norms and biases
-        if t.weight_decay and small and not t.decay_norms:
-            matrices = [pair for pair in parameters if len(pair[1].shape) >= 2]
-            parameters = [{"params": matrices}, {"params": small, "weight_decay": 0.0}]
+        parameters = self._parameter_groups(list(parameters))
         if t.optimizer == "sgd":
             return SGD(parameters, lr=t.learning_rate, momentum=t.momentum, weight_decay=t.weight_decay)
         kind = AdamW if t.optimizer == "adamw" else Adam
         return kind(parameters, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay)
+
+    def _parameter_groups(self, parameters: list[tuple[str, Tensor]]) -> list[Any]:
+        """The pairs themselves where all are updated alike, else groups by whether they decay and how fast they learn.
+
+        With loraplus_lr_ratio B and every vector learn faster, as in PEFT's create_loraplus_optimizer.
+        """
+        t = self.training
+        keeps_small = bool(t.weight_decay) and not t.decay_norms
+        groups: dict[tuple[bool, bool], list[tuple[str, Tensor]]] = {(False, False): []}
+        for name, tensor in parameters:
+            small = len(tensor.shape) < 2  # norms and biases
+            fast = t.loraplus_lr_ratio is not None and (small or ".lora_B." in name)
+            groups.setdefault((fast, small and keeps_small), []).append((name, tensor))
+        if len(groups) == 1:
+            return parameters
+        found = []
+        for (fast, undecayed), pairs in sorted(groups.items()):
+            group: dict[str, Any] = {"params": pairs}
+            if fast:
+                assert t.loraplus_lr_ratio is not None
+                group["lr"] = t.learning_rate * t.loraplus_lr_ratio
+            found.append(group | ({"weight_decay": 0.0} if undecayed else {}))
+        return found
 
     def make_schedule(self, optimizer: Optimizer) -> Schedule:
         """The schedule of [lr_schedule]."""
@@ -235,6 +265,13 @@ class TrainConfig:
         if s.name == "cosine":
             return CosineAnnealingLR(optimizer, steps, s.min_lr)
         return WarmupCosineLR(optimizer, warmup, steps, s.min_lr)
+
+
+def _with_preset(section: str, content: Any) -> Any:
+    """An adapter's section with the keys of the preset that it names."""
+    if section not in KINDS or not isinstance(content, dict):
+        return content
+    return presets.expanded(content, section, names_of(KINDS[section]))
 
 
 SECTION_TYPES: dict[str, type] = {

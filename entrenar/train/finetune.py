@@ -121,11 +121,7 @@ def _assemble(
     _check_shape(checkpoint.config, shape, model_path)
     if config.adapter is None:
         _check_can_be_saved(checkpoint)
-    if t.sequence_length > checkpoint.config.max_position_embeddings:
-        raise ConfigError(
-            f"training.sequence_length is {t.sequence_length}, longer than the context of {model_path}: "
-            f"{checkpoint.config.max_position_embeddings}."
-        )
+    _check_length(config, checkpoint)
     storage = storage_of(checkpoint, policy)
     checkpointing, needed = plan(checkpoint.config, config, storage)
     tokenizer = checkpoint.tokenizer()
@@ -141,12 +137,30 @@ def _assemble(
     if config.adapter is not None:
         config.adapter.apply(model, t.seed)
     model.gradient_checkpointing = checkpointing
-    remarks = [*checkpoint.remarks, *tokenizer.remarks, *vocabulary_remarks(tokenizer, rows), *data.report.remarks()]
+    of_adapter = [] if model.adapter_config is None else model.adapter_config.remarks(model)
+    remarks = [
+        *checkpoint.remarks,
+        *of_adapter,
+        *tokenizer.remarks,
+        *vocabulary_remarks(tokenizer, rows),
+        *data.report.remarks(),
+    ]
     remarks += stop_remarks(data.training, _end_tokens(model, tokenizer), tokenizer)
     record = Record(Path(config.checkpointing.directory), Summary(remarks, data.report.table()))
     fixed = {"the tokenizer": of_tokenizer(tokenizer)}
     trainer = Trainer(model, config, loader, batches, (record, Display(console)), fixed=fixed)
     return trainer, tokenizer, data.shown, needed, record
+
+
+def _check_length(config: TrainConfig, checkpoint: Checkpoint) -> None:
+    """ConfigError where a row, with what an adapter puts before it, is longer than the model's context."""
+    length, context = config.training.sequence_length, checkpoint.config.max_position_embeddings
+    added = 0 if config.adapter is None else config.adapter.added_positions
+    if length + added > context:
+        before = f", with {added} positions of the adapter before it" if added else ""
+        raise ConfigError(
+            f"training.sequence_length is {length}{before}, longer than the context of {checkpoint.path}: {context}."
+        )
 
 
 def _storage_policy(config: TrainConfig, dtype: str, quantize: str | None) -> StoragePolicy:

@@ -55,6 +55,7 @@ class StepMemory:
         data_bytes: int = 0,
     ) -> None:
         self.config, self.full = config, adapter is None
+        self.trains_logits = adapter is None or adapter.trains_logits(config)
         self.tokens = batch_size * sequence_length
         table = activations(config)
         adapted = 0 if adapter is None else adapter.activation_floats(config)
@@ -89,7 +90,7 @@ class StepMemory:
         """Beside the gradients: backward frees activations as it makes those, so at any moment the larger counts."""
         token_bytes, table, layers = 4 * self.tokens, self.table, self.config.num_hidden_layers
         saved = (recomputed * table.hidden + (layers - recomputed) * table.layer + 2 * table.hidden) * token_bytes
-        head = 4 * table.logits * table.hidden if self.full else 0  # its gradient exists before any other
+        head = 4 * table.logits * table.hidden if self.trains_logits else 0  # its gradient exists before any other
         logits = table.logits * token_bytes // self.chunks
         working = table.backward * token_bytes
         if recomputed == layers:  # else those of the last layer are free before one is computed again
@@ -101,7 +102,9 @@ class StepMemory:
         tokens, table, rows_of_logits = self.tokens, self.table, -(-self.tokens // self.chunks)
         operands = [(tokens, table.widest), (rows_of_logits, table.logits)]
         if self.full:  # the weights' gradients have it transposed
-            operands += [(table.widest, tokens), (table.logits, rows_of_logits)]
+            operands += [(table.widest, tokens)]
+        if self.trains_logits:
+            operands += [(table.logits, rows_of_logits)]
         return 4 * max(min(rows, PACKED_ROWS) * min(steps, PACKED_STEPS) for rows, steps in operands)
 
 

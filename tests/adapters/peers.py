@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def hf_base(directory: Path, config: LLaMAConfig, arrays: dict[str, np.ndarray])
     """A transformers model of these weights, written to `directory`."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     write_hf(directory, config, arrays)
+    (directory / "config.json").write_text(json.dumps(config.to_hf()))  # of the configuration's own family
     return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 

@@ -137,8 +137,7 @@ def test_the_merged_model_equals_pefts_merged_model(base_directory: Path, tmp_pa
     ("options", "message"),
     [
         ({"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]]}, "layer_replication is"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "modules_to_save is"),
-        ({"target_modules": ["q_proj"], "init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"target_modules": ["q_proj"], "init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
         ({"target_modules": ["q_proj", "lm_head"]}, "'lm_head' is no linear of a decoder layer"),
     ],
 )

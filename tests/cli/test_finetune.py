@@ -157,3 +157,56 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(model: Path, data: Path, tmp_pa
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert f"resumed after step {found[1]}" in resumed.stdout
     assert len(metrics(tmp_path / "run")) == steps
+
+
+# ---------------------------------------------------------------------- flags of adapters
+def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    return "".join(capsys.readouterr())
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--adapter", "ia3", "--rank", "4"],
+            "unknown argument --rank; the kind ia3 has no such option; lora and qlora",
+        ),
+        (
+            ["--adapter", "prefix", "--target-modules", "q_proj"],
+            "--target-modules; the kind prefix has no such option;",
+        ),
+        (["--adapter", "lora", "--num-virtual-tokens", "4"], "the kind lora has no such option; prefix has it."),
+        (
+            ["--adapter", "none", "--no-use-rslora"],
+            "--no-use-rslora; a run without an adapter has no such option; lora",
+        ),
+        (["--adapter", "lora", "--quantize-4bit"], "the kind lora has no such option; qlora has it."),
+        (["--preset", "mpl"], "argument --preset: 'mpl' is not known; did you mean 'mlp'?"),
+        (["--adapter", "ia3", "--preset", "mlp"], "unknown argument --preset; presets are of LoRA: --adapter lora"),
+    ],
+)
+def test_an_option_that_the_kind_has_not_is_named_with_those_that_have_it(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in said(arguments, capsys)
+
+
+@pytest.mark.unit
+def test_the_presets_are_in_the_help_and_flags_change_them(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = " ".join(said(["--help"], capsys).split())
+    assert "mlp: rank 10 on the MLP's linears alone, to forget least" in text
+    assert "all-linear: rank 16 with rsLoRA on every linear, to learn most" in text
+    words = ["--adapter", "lora", "--preset", "mlp", "--rank", "3", "--steps", "1", *SETTINGS[2:]]
+    main([*map(str, files(model, data, tmp_path / "run")), *words])
+    table = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert (table["r"], table["lora_alpha"]) == (3, 20.0)
+    assert table["target_modules"] == ["gate_proj", "up_proj", "down_proj"]
+    path = tmp_path / "run.toml"
+    path.write_text("[lora]\nrank = 2\n")
+    with pytest.raises(ConfigError, match=r"has a \[lora\] section, and --preset is mlp; give one of both, or write"):
+        main(["--config", str(path), "--adapter", "lora", "--preset", "mlp"])

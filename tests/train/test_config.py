@@ -13,11 +13,14 @@ from entrenar.autograd import Tensor
 from entrenar.config import default_of
 from entrenar.errors import ConfigError
 from entrenar.llama import LLaMAConfig, LLaMAModel
-from entrenar.lora import LoRAConfig
+from entrenar.lora import IA3Config, LoRAConfig
 from entrenar.optim import SGD, Adam, AdamW
 from entrenar.qlora import QLoRAConfig
 from entrenar.train import TrainConfig
 from entrenar.train.config import OPTIMIZER_KEYS, SCHEDULE_KEYS, LRSchedule, Training
+
+from ..adapters.peers import saved
+from ..models.builders import random_model, small_config
 
 
 def parameters() -> list[tuple[str, Tensor]]:
@@ -196,7 +199,7 @@ def test_a_contradiction_in_a_file_names_the_file(tmp_path: Path) -> None:
     ("key", "message"),
     [
         ("steps", r"steps stands under no \[section\]; put it under \[training\]\."),
-        ("rank", r"rank stands under no \[section\]; put it under \[lora\] or \[qlora\]\."),
+        ("rank", r"rank stands under no \[section\]; put it under \[lora\] or \[qlora\] or \[dora\]\."),
         ("hidden_size", r"hidden_size stands under no \[section\]; put it under \[model\]\."),
         ("epochs", r"epochs stands under no \[section\]; every key stands under the name of one\."),
     ],
@@ -268,3 +271,85 @@ def test_a_norm_without_gradient_stays_and_a_matrix_decays() -> None:
 def test_checkpoints_are_on_unless_they_are_switched_off() -> None:
     made = TrainConfig().checkpointing
     assert (made.minutes, made.keep, made.every, made.overwrite) == (10.0, 2, 0, False)
+
+
+# ---------------------------------------------------------------------- LoRA+
+@pytest.mark.peers
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_the_groups_of_loraplus_are_pefts(weight_decay: float) -> None:
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    optimizers = pytest.importorskip("peft.optimizers")
+    adapter = LoRAConfig(rank=2, use_dora=True, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = random_model(small_config())
+    adapter.apply(model)
+    training = Training(
+        learning_rate=0.25, weight_decay=weight_decay, loraplus_lr_ratio=16, decay_norms=bool(weight_decay)
+    )
+    ours = TrainConfig(training=training, adapter=adapter).make_optimizer(model.trainable_parameters())
+    shape = transformers.LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=50,
+    )
+    table = {key: value for key, value in adapter.to_peft().items() if key not in ("peft_type", "inference_mode")}
+    theirs = peft.get_peft_model(transformers.LlamaForCausalLM(shape), peft.LoraConfig(**table))
+    made = optimizers.create_loraplus_optimizer(
+        theirs, torch.optim.AdamW, lr=0.25, loraplus_lr_ratio=16, loraplus_weight_decay=weight_decay
+    )
+    names = {id(parameter): name for name, parameter in theirs.named_parameters()}
+    expected = {
+        saved(names[id(parameter)]): (group["lr"], group["weight_decay"])
+        for group in made.param_groups
+        for parameter in group["params"]
+    }
+    found = {name: (group["lr"], group["weight_decay"]) for group in ours.param_groups for name in group["names"]}
+    assert found == expected
+    assert {rate for rate, _ in found.values()} == {0.25, 4.0}
+
+
+@pytest.mark.unit
+def test_vectors_do_not_decay_under_loraplus_either_and_schedules_keep_the_ratio() -> None:
+    adapter = LoRAConfig(rank=2, use_dora=True)
+    model = random_model(small_config())
+    adapter.apply(model)
+    training = Training(steps=4, learning_rate=0.5, weight_decay=0.1, loraplus_lr_ratio=8)
+    config = TrainConfig(training=training, adapter=adapter, lr_schedule=LRSchedule(name="cosine"))
+    optimizer = config.make_optimizer(model.trainable_parameters())
+    decayed = {name for group in optimizer.param_groups if group["weight_decay"] for name in group["names"]}
+    assert decayed == {name for name, _ in model.trainable_parameters() if "magnitude" not in name}
+    schedule = config.make_schedule(optimizer)
+    for _ in range(3):
+        schedule.step()
+        assert {rate / optimizer.lr for rate in schedule.get_last_lr()} == {1.0, 8.0}
+
+
+@pytest.mark.unit
+def test_loraplus_needs_lora_and_a_ratio_of_at_least_one() -> None:
+    for adapter in (None, IA3Config()):
+        with pytest.raises(
+            ConfigError, match=r"training\.loraplus_lr_ratio is 16\.0, which has no effect without LoRA"
+        ):
+            TrainConfig(training=Training(loraplus_lr_ratio=16), adapter=adapter)
+    with pytest.raises(ConfigError, match=r"training\.loraplus_lr_ratio is 0\.5, expected at least 1\."):
+        Training(loraplus_lr_ratio=0.5)
+
+
+# ---------------------------------------------------------------------- presets
+@pytest.mark.unit
+def test_a_preset_sets_what_the_section_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[qlora]\npreset = "mlp"\nalpha = 5\n')
+    found = TrainConfig.from_file(path).adapter
+    assert found == QLoRAConfig(rank=10, alpha=5, target_modules=["gate_proj", "up_proj", "down_proj"])
+    path.write_text('[lora]\npreset = "all-linear"\n')
+    assert TrainConfig.from_file(path).adapter == LoRAConfig(16, 16.0, target_modules="all-linear", use_rslora=True)
+    path.write_text('[lora]\npreset = "mpl"\n')
+    with pytest.raises(ConfigError, match=r"run\.toml: lora\.preset is 'mpl'; did you mean 'mlp'\?"):
+        TrainConfig.from_file(path)
+    path.write_text('[ia3]\npreset = "mlp"\n')
+    with pytest.raises(ConfigError, match=r"run\.toml: ia3\.preset is no known key"):
+        TrainConfig.from_file(path)
