@@ -1,4 +1,5 @@
-# A run of query tokens and the run of key tokens that they attend to; query i sees key j <= i + k_len - q_len.
+# A run of query tokens and the run of key tokens that they attend to; query i sees key j <= i + k_len - q_len, and with
+# a window only the last `window` of those.
 ctypedef struct Segment:
     Py_ssize_t q_start, q_len      # tokens (rows of q)
     Py_ssize_t k_start, k_len      # tokens (rows of k and v)
@@ -17,6 +18,8 @@ ctypedef struct Attention:
     Py_ssize_t k_tokens
     Heads heads
     float scale
+    float softcap                  # scores are bounded to softcap tanh(score / softcap); 0: they are not
+    Py_ssize_t window              # of a causal problem; 0: none
     bint causal
 
 # dq (tokens, heads.q, dim); dk, dv (k_tokens, heads.kv, dim): any may be NULL, each is overwritten or added to.

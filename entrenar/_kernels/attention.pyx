@@ -45,10 +45,13 @@ ctypedef struct QTile:
     attention_rows rows          # where the query rows lie
     Py_ssize_t padded_rows       # up to whole vectors
     Py_ssize_t first_row         # index of row 0 of the view in tokens * heads.q
-    Py_ssize_t keys              # keys that the last row sees
-    Py_ssize_t unmasked_keys     # keys that every row sees
+    Py_ssize_t first_key         # first key that row 0 sees
+    Py_ssize_t keys              # end of the keys that the last row sees
+    Py_ssize_t unmasked_first    # the keys [unmasked_first, unmasked_keys) are seen by every row
+    Py_ssize_t unmasked_keys
     float* query_t               # (dim, ROWS), times scale
     float* row_max               # (ROWS)
+    int32_t* start               # (ROWS)  first visible key
     int32_t* limit               # (ROWS)  last visible key
 
 ctypedef struct ForwardTile:
@@ -84,6 +87,7 @@ cdef void place_kv(KVTile* kv, float** cursor, Py_ssize_t dim) noexcept nogil:
 cdef void place_q(QTile* q, float** cursor, Py_ssize_t dim) noexcept nogil:
     q.query_t = take(cursor, dim * ATTENTION_ROWS)
     q.row_max = take(cursor, ATTENTION_ROWS)
+    q.start = <int32_t*> take(cursor, ATTENTION_ROWS)
     q.limit = <int32_t*> take(cursor, ATTENTION_ROWS)
 
 
@@ -126,6 +130,17 @@ cdef inline Py_ssize_t group_of(const Attention* a) noexcept nogil:
     return a.heads.q // a.heads.kv
 
 
+cdef inline Py_ssize_t keys_of_a_query(const Attention* a, const Segment* s) noexcept nogil:
+    """About the keys that a query sees on average."""
+    cdef Py_ssize_t keys = s.k_len - (s.q_len // 2 if a.causal else 0)
+    return min(keys, a.window) if a.window else keys
+
+
+cdef inline Py_ssize_t first_seen(const Attention* a, Py_ssize_t last) noexcept nogil:
+    """The first key that a query sees whose last one is `last`."""
+    return max(0, last - a.window + 1) if a.window else 0
+
+
 cdef Py_ssize_t number_blocks(const Attention* a, int q_tiles, Py_ssize_t* work) noexcept nogil:
     """Number the blocks of `q_tiles` of one key head; gives their count, and the FLOPs / 8 of forward in work."""
     cdef Py_ssize_t i, blocks = 0
@@ -135,7 +150,7 @@ cdef Py_ssize_t number_blocks(const Attention* a, int q_tiles, Py_ssize_t* work)
         s = &a.segments[i]
         s.first_block = blocks
         blocks += ceil_div(s.q_len * group_of(a), q_tiles * ATTENTION_ROWS)
-        work[0] += s.q_len * (s.k_len - (s.q_len // 2 if a.causal else 0)) * a.heads.q * a.heads.dim // 2
+        work[0] += s.q_len * keys_of_a_query(a, s) * a.heads.q * a.heads.dim // 2
     return blocks
 
 
@@ -156,6 +171,9 @@ cdef void cover(QTile* t, const Attention* a, const Segment* s, Py_ssize_t head,
         t.unmasked_keys = first // group + offset + 1
     for i in range(t.padded_rows):
         t.limit[i] = <int32_t> (min(first + i, total - 1) // group + offset if a.causal else s.k_len)
+        t.start[i] = <int32_t> first_seen(a, t.limit[i])
+    t.first_key = first_seen(a, t.unmasked_keys - 1)
+    t.unmasked_first = first_seen(a, t.keys - 1)
 
 
 cdef inline Py_ssize_t row_index(const QTile* t, const Attention* a, Py_ssize_t i) noexcept nogil:
@@ -178,12 +196,19 @@ cdef void copy_kv(KVTile* kv, const Attention* a, Py_ssize_t start, Py_ssize_t f
     simd.attention.gather(kv.value, kv.ld, a.v + start, &view)
 
 
-cdef inline attention_tile score_tile(KVTile* kv, QTile* q, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
+cdef inline attention_tile score_tile(KVTile* kv, QTile* q, Py_ssize_t first, Py_ssize_t keys,
+                                      float softcap) noexcept nogil:
     cdef attention_tile t
-    t.scores, t.limit, t.keys, t.rows = kv.scores, q.limit, keys, q.padded_rows
+    t.scores, t.start, t.limit, t.keys, t.rows = kv.scores, q.start, q.limit, keys, q.padded_rows
     t.first_key = <int32_t> first
-    t.masked = first + keys > q.unmasked_keys
+    t.masked = first + keys > q.unmasked_keys or first < q.unmasked_first
+    t.softcap = softcap
     return t
+
+
+cdef inline bint sees(const QTile* q, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
+    """Whether some row of a q tile sees some of the keys [first, first + keys)."""
+    return first < q.keys and first + keys > q.first_key
 
 
 cdef inline void scores_of(float* scores, const float* key, const float* query_t, Py_ssize_t ld, Py_ssize_t keys,
@@ -219,13 +244,15 @@ cdef void forward_begin(ForwardTile* t, const Attention* a) noexcept nogil:
         t.row_sum[i] = 0
 
 
-cdef void forward_tile(ForwardTile* t, KVTile* kv, Py_ssize_t dim, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
+cdef void forward_tile(ForwardTile* t, KVTile* kv, const Attention* a, Py_ssize_t first,
+                       Py_ssize_t keys) noexcept nogil:
     """A q tile against the kv tile of the keys [first, first + keys)."""
-    cdef attention_tile s = score_tile(kv, &t.q, first, keys)
+    cdef Py_ssize_t dim = a.heads.dim
+    cdef attention_tile s = score_tile(kv, &t.q, first, keys, a.softcap)
     scores_of(kv.scores, kv.key, t.q.query_t, kv.ld, keys, t.q.padded_rows, dim)
     simd.attention.softmax_step(&s, t.q.row_max, t.row_sum, t.correction)
     rows_from_keys(t.out, kv.scores, kv.value, kv.ld, t.q.rows.rows, round_up(dim, simd.vector_floats), keys,
-                   t.correction if first else NULL)
+                   t.correction if first > t.q.first_key else NULL)
 
 
 cdef void forward_end(ForwardTile* t, Py_ssize_t ld, float* out, float* row_max, float* inverse_row_sum,
@@ -249,7 +276,7 @@ cdef void forward_block(float* memory, int q_tiles, Py_ssize_t block, Py_ssize_t
     cdef ForwardTile tiles[Q_TILES]
     cdef const Segment* s = &a.segments[bisect(&a.segments.first_block, sizeof(Segment), a.n_segments, block)]
     cdef Py_ssize_t start = (s.k_start * a.heads.kv + head) * a.heads.dim, rows = s.q_len * group_of(a)
-    cdef Py_ssize_t row = (block - s.first_block) * q_tiles * ATTENTION_ROWS, first = 0, keys, most_keys
+    cdef Py_ssize_t row = (block - s.first_block) * q_tiles * ATTENTION_ROWS, first, keys, most_keys
     cdef int count = 0, i
     place_forward(&kv, tiles, q_tiles, memory, a.heads.dim)
     while count < q_tiles and row < rows:
@@ -257,13 +284,13 @@ cdef void forward_block(float* memory, int q_tiles, Py_ssize_t block, Py_ssize_t
         forward_begin(&tiles[count], a)
         row += ATTENTION_ROWS
         count += 1
-    most_keys = tiles[count - 1].q.keys
+    first, most_keys = tiles[0].q.first_key, tiles[count - 1].q.keys
     while first < most_keys:
         keys = min(ATTENTION_KEYS, most_keys - first)
         copy_kv(&kv, a, start, first, keys)
         for i in range(count):
-            if first < tiles[i].q.keys:
-                forward_tile(&tiles[i], &kv, a.heads.dim, first, min(keys, tiles[i].q.keys - first))
+            if sees(&tiles[i].q, first, keys):
+                forward_tile(&tiles[i], &kv, a, first, min(keys, tiles[i].q.keys - first))
         first += keys
     for i in range(count):
         forward_end(&tiles[i], kv.ld, out, row_max, inverse_row_sum, a)
@@ -287,11 +314,16 @@ cdef inline Py_ssize_t split_start(const Attention* a, const Segment* s, Py_ssiz
 
 
 cdef Py_ssize_t split_keys(const Attention* a, const Segment* s, Py_ssize_t split, Py_ssize_t splits) noexcept nogil:
-    """How many keys the rows of a split see."""
+    """End of the keys that the rows of a split see."""
     cdef Py_ssize_t first = split_start(a, s, split, splits), end = split_start(a, s, split + 1, splits)
     if first == end:
         return 0
     return (end - 1) // group_of(a) + s.k_len - s.q_len + 1 if a.causal else s.k_len
+
+
+cdef Py_ssize_t split_first(const Attention* a, const Segment* s, Py_ssize_t split, Py_ssize_t splits) noexcept nogil:
+    """The first key that the rows of a split see."""
+    return first_seen(a, split_start(a, s, split, splits) // group_of(a) + s.k_len - s.q_len)
 
 
 cdef void backward_begin(BackwardTile* t, Py_ssize_t ld, const float* dout, const float* out, const float* row_max,
@@ -314,7 +346,7 @@ cdef void backward_begin(BackwardTile* t, Py_ssize_t ld, const float* dout, cons
 cdef void backward_scores(BackwardTile* t, KVTile* kv, KVGradients* d, const Attention* a, Py_ssize_t first,
                           Py_ssize_t keys) noexcept nogil:
     """p and ds of a q tile and the kv tile of the keys [first, first + keys)."""
-    cdef attention_tile s = score_tile(kv, &t.q, first, keys)
+    cdef attention_tile s = score_tile(kv, &t.q, first, keys, a.softcap)
     scores_of(kv.scores, kv.key, t.q.query_t, kv.ld, keys, t.q.padded_rows, a.heads.dim)
     scores_of(d.dp, kv.value, t.dout_t, kv.ld, keys, t.q.padded_rows, a.heads.dim)
     simd.attention.softmax_backward(&s, d.dp, t.q.row_max, t.inverse_row_sum, t.delta, a.scale)
@@ -341,19 +373,22 @@ cdef void backward_dq(BackwardTile* t, KVTile* kv, KVGradients* d, Py_ssize_t di
 cdef void backward_block(BackwardTile* tiles, int count, KVTile* kv, KVGradients* d, const AttentionGradients* wanted,
                          const Attention* a, Py_ssize_t start) noexcept nogil:
     """A block of q tiles against the keys they see: their dq, and their share of dk and dv."""
-    cdef Py_ssize_t first = 0, keys, seen, most_keys = tiles[count - 1].q.keys
+    cdef Py_ssize_t first = tiles[0].q.first_key, keys, seen, most_keys = tiles[count - 1].q.keys
     cdef attention_rows view
+    cdef bint accumulate
     cdef int i
     while first < most_keys:
         keys = min(ATTENTION_KEYS, most_keys - first)
         copy_kv(kv, a, start, first, keys)
-        for i in range(count - 1, -1, -1):  # the last q tile sees all keys of the kv tile
-            seen = min(keys, tiles[i].q.keys - first)
-            if seen > 0:
+        accumulate = False
+        for i in range(count - 1, -1, -1):  # the last q tile that sees any of the kv tile's keys reaches to their end
+            if sees(&tiles[i].q, first, keys):
+                seen = min(keys, tiles[i].q.keys - first)
                 backward_scores(&tiles[i], kv, d, a, first, seen)
-                backward_dkv(d, wanted, &tiles[i], kv, a.heads.dim, seen, i < count - 1)
+                backward_dkv(d, wanted, &tiles[i], kv, a.heads.dim, seen, accumulate)
+                accumulate = True
                 if wanted.dq != NULL:
-                    backward_dq(&tiles[i], kv, d, a.heads.dim, seen, first > 0)
+                    backward_dq(&tiles[i], kv, d, a.heads.dim, seen, first > tiles[i].q.first_key)
         view = key_rows(a, first, keys)
         if wanted.dk != NULL:
             simd.attention.scatter(wanted.dk + start, d.dk, kv.ld, NULL, &view, 1)
@@ -368,9 +403,10 @@ cdef void backward_block(BackwardTile* tiles, int count, KVTile* kv, KVGradients
                                    &tiles[i].q.rows, wanted.accumulate_q)
 
 
-cdef void clear(float* x, const Attention* a, const Segment* s, Py_ssize_t head, Py_ssize_t keys) noexcept nogil:
+cdef void clear(float* x, const Attention* a, const Segment* s, Py_ssize_t head, Py_ssize_t first,
+                Py_ssize_t end) noexcept nogil:
     cdef Py_ssize_t j
-    for j in range(keys):
+    for j in range(first, end):
         memset(x + ((s.k_start + j) * a.heads.kv + head) * a.heads.dim, 0, a.heads.dim * sizeof(float))
 
 
@@ -384,12 +420,13 @@ cdef void backward_unit(float* memory, int q_tiles, const AttentionGradients* d,
     cdef const Segment* s = unit.segment
     cdef Py_ssize_t row = split_start(a, s, unit.split, unit.splits)
     cdef Py_ssize_t end = split_start(a, s, unit.split + 1, unit.splits)
+    cdef Py_ssize_t first = 0 if unit.split == 0 else split_first(a, s, unit.split, unit.splits)
     cdef Py_ssize_t keys = s.k_len if unit.split == 0 else split_keys(a, s, unit.split, unit.splits)
     cdef int count
     if d.dk != NULL and not d.accumulate_k:
-        clear(d.dk, a, s, unit.head, keys)
+        clear(d.dk, a, s, unit.head, first, keys)
     if d.dv != NULL and not d.accumulate_v:
-        clear(d.dv, a, s, unit.head, keys)
+        clear(d.dv, a, s, unit.head, first, keys)
     place_backward(&kv, &gradients, tiles, q_tiles, memory, a.heads.dim)
     while row < end:
         count = 0
@@ -410,7 +447,7 @@ cdef void add_splits(float* x, const float* shares, const Attention* a, Py_ssize
         for j in prange(s.k_len, schedule="static", num_threads=threads):
             row = (s.k_start + j) * width
             for split in range(1, splits):
-                if j < split_keys(a, s, split, splits):
+                if split_first(a, s, split, splits) <= j < split_keys(a, s, split, splits):
                     simd.elementwise.add(x + row, x + row, shares + (split - 1) * a.k_tokens * width + row, width)
 
 
@@ -437,13 +474,17 @@ cdef inline AttentionGradients share_of(const AttentionGradients* d, float* dk_s
 
 cdef int64_t pairs(const Attention* a) noexcept nogil:
     """Query heads times keys that are visible to them, counted exactly."""
-    cdef int64_t found = 0, first
+    cdef int64_t found = 0, first, growing
     cdef Py_ssize_t i
     cdef const Segment* s
     for i in range(a.n_segments):
         s = &a.segments[i]
         first = s.k_len - s.q_len + 1  # keys that query 0 of a causal segment sees
-        found += s.q_len * (2 * first + s.q_len - 1) // 2 if a.causal else s.q_len * s.k_len
+        if not a.causal:
+            found += s.q_len * s.k_len
+            continue
+        growing = max(0, min(s.q_len, a.window - first + 1)) if a.window else s.q_len  # queries below the window
+        found += growing * (2 * first + growing - 1) // 2 + (s.q_len - growing) * a.window
     return found * a.heads.q
 
 
@@ -515,6 +556,7 @@ cdef int backward(const AttentionGradients* d, const float* dout, const float* o
 # (tokens, heads.q). For each query head, j over the keys that query i sees:
 #     out[i] = sum_j p[i, j] v[j]                    p[i, j] = e^(s[i, j] - lse[i]),  s[i, j] = scale q[i] . k[j]
 #     lse[i] = row_max[i] + ln row_sum[i]            row_max[i] = max_j s[i, j]
+# With softcap c: s[i, j] = c tanh(scale q[i] . k[j] / c), and ds has the factor 1 - (s / c)^2 beside those below.
 #     dv[j] (+)= sum_i p[i, j] dout[i]               ds[i, j] = scale p[i, j] (dout[i] . v[j] - delta[i])
 #     dq[i] (+)= sum_j ds[i, j] k[j]                 delta[i] = dout[i] . out[i]
 #     dk[j] (+)= sum_i ds[i, j] q[i]

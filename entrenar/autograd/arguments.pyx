@@ -19,6 +19,14 @@ cdef double checked_number(object value, str op, str name) except? -1:
         raise ConfigError(f"{op}: {name} must be a number, not {value!r:.80}.") from None
 
 
+cdef double checked_cap(object value, str op, str name) except? -1:
+    """A bound of c tanh(x / c): positive, neither infinite nor subnormal as a float32."""
+    cdef double cap = checked_number(value, op, name)
+    if not 1.2e-38 < cap < 3.4e38:
+        raise ConfigError(f"{op}: {name} must be a positive finite number, found {value!r:.80}.")
+    return cap
+
+
 cdef long long checked_integer(object value, str op, str name) except? -1:
     """An integer of Python or NumPy that fits 64 bits."""
     try:

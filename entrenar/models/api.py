@@ -11,6 +11,7 @@ from entrenar.models.budget import check_weights_fit
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.decoder import Decoder, WeightProvider
+from entrenar.models.families import FAMILIES
 from entrenar.models.generation import Generation
 from entrenar.models.gguf_layout import GGUFLayout
 from entrenar.models.storage import Storage, StoragePolicy
@@ -43,7 +44,8 @@ class LLaMAModel(Decoder):
     def __init__(self, config: LLaMAConfig, *, seed: int = 0, weights: WeightProvider | None = None) -> None:
         if weights is None:
             check_weights_fit(StoragePolicy().storage(config.parameter_shapes()))
-            weights = random_weights(seed, config.initializer_range)
+            norm = 0.0 if FAMILIES[config.family].norm_offset else 1.0
+            weights = random_weights(seed, config.initializer_range, norm)
         super().__init__(config, weights)
         self.remarks: list[str] = []  # what of the loaded files is not followed, and what their conversion cost
         self.origin: Origin | None = None  # what the weights were loaded from

@@ -12,7 +12,7 @@ from entrenar.io.lazy import LazyTensor
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.io.tokenizer_gguf import end_ids
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.families import FAMILIES, is_interleaved
+from entrenar.models.families import FAMILIES, has_offset, is_interleaved
 from entrenar.models.generation import Generation
 from entrenar.models.gguf_model import read_gguf
 from entrenar.models.hf_config import shape_keys
@@ -44,6 +44,10 @@ class Checkpoint:
     def interleaved(self, name: str) -> bool:
         """Whether the rows of this matrix are stored for an interleaved rotary embedding."""
         return self.metadata is not None and is_interleaved(FAMILIES[self.config.family], name)
+
+    def has_offset(self, name: str) -> bool:
+        """Whether the file holds 1 + this weight."""
+        return self.metadata is not None and has_offset(FAMILIES[self.config.family], name)
 
     @staticmethod
     def open(path: str | Path) -> Checkpoint:
@@ -79,19 +83,19 @@ class Checkpoint:
 
     def check(self) -> None:
         """Every weight the configuration names is there with its shape, and nothing is left over."""
-        expected, title = self.config.parameter_shapes(), FAMILIES[self.config.family].title
+        expected, family = self.config.parameter_shapes(), FAMILIES[self.config.family]
         for name, shape in expected.items():
             if name not in self.tensors:
                 stray = next((f", and there is {other}" for other in self.tensors if other not in expected), "")
                 raise FormatError(
                     f"{self.path}: the tensor {name} of shape {shape} is missing{stray}; the file is incomplete, "
-                    f"{self._layers(name)}or its tensors have other names than those of a {title}."
+                    f"{self._layers(name)}or its tensors have other names than those of a {family.title}."
                 )
             found = tuple(self.tensors[name].shape)
             if found != tuple(shape):
                 raise FormatError(
                     f"{self.path}: the tensor {name} has shape {found}, expected {tuple(shape)} by "
-                    f"{shape_keys(name, len(shape))} of config.json; take both from one model."
+                    f"{shape_keys(family, name, len(shape))} of config.json; take both from one model."
                 )
             if self.tensors[name].type in INTEGERS:
                 raise FormatError(

@@ -14,7 +14,7 @@ from entrenar.config import SECTIONS, check_dataclass, from_table, load_toml, ne
 from entrenar.errors import ConfigError
 from entrenar.io.json_file import read_json_object
 from entrenar.models.decoder import linear_shapes, weight_shapes
-from entrenar.models.families import FAMILIES
+from entrenar.models.families import FAMILIES, FULL, LAYER_TYPES, OWN, SLIDING, Family, default_layer_types
 from entrenar.models.gguf_keys import config_values
 from entrenar.models.hf_config import in_terms_of_hf, table_of, values_of
 from entrenar.models.rotary import SCALING_KEYS, inverse_frequencies, largest_angle, scaling_of_factors
@@ -39,6 +39,19 @@ class LLaMAConfig:
     rope_frequency_factors: list[float] | None = option(
         None, help="divisors of the rotary frequencies (GGUF rope_freqs)"
     )
+    rope_local_base_freq: float | None = option(
+        None, help="rope_theta of layers with a window, where it differs", above=0
+    )
+    sliding_window: int | None = option(None, help="keys that a token sees in layers with a window", minimum=1)
+    layer_types: list[str] | None = option(
+        None,
+        help="for each layer sliding_attention (it has the window) or full_attention; unset is as the family has it",
+    )
+    query_pre_attn_scalar: int | None = option(
+        None, help="attention scores are divided by its root; unset is head_dim", minimum=1
+    )
+    attn_logit_softcapping: float | None = option(None, help="bound of attention scores, c tanh(score / c)", above=0)
+    final_logit_softcapping: float | None = option(None, help="bound of logits, c tanh(logit / c)", above=0)
     tie_word_embeddings: bool = option(False, help="whether the head is the embedding matrix")
     initializer_range: float = option(0.02, help="standard deviation of random initial weights", above=0)
     bos_token_id: int | None = option(None, help="token that begins a text", minimum=0)
@@ -56,8 +69,9 @@ class LLaMAConfig:
                 f"model.num_attention_heads is {self.num_attention_heads}, expected a multiple of "
                 f"num_key_value_heads = {self.num_key_value_heads}."
             )
-        if FAMILIES[self.family].heads_divide_hidden and self.hidden_size % self.num_attention_heads:
-            self.family = FAMILIES[self.family].undivided  # transformers' own class refuses such a shape
+        family = FAMILIES[self.family]
+        if family.undivided and self.hidden_size % self.num_attention_heads:
+            self.family = family.undivided  # transformers' own class refuses such a shape
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ConfigError(
@@ -76,8 +90,42 @@ class LLaMAConfig:
                 f"model.pad_token_id is {pad}, and the model has {self.vocab_size} tokens, so that transformers "
                 "refuses it too; set it to null, or add a row for the token to the model."
             )
+        self._check_own(family)
+        if family.local_rope and self.rope_local_base_freq is None:
+            self.rope_local_base_freq = self.rope_theta
+        if "query_pre_attn_scalar" in family.own and self.query_pre_attn_scalar is None:
+            self.query_pre_attn_scalar = self.head_size
+        self._check_layer_types(family)
         self._check_rope_scaling()
         self._check_angles()
+
+    def _check_own(self, family: Family) -> None:
+        """Fields that only some families have are left to those; the others could not be saved with them."""
+        for name in sorted(OWN - set(family.own)):
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    f"model.{name} is {shown(getattr(self, name))}, which a {family.title} has not; leave it out."
+                )
+
+    def _check_layer_types(self, family: Family) -> None:
+        if "layer_types" not in family.own:
+            return
+        layers = self.num_hidden_layers
+        if self.layer_types is None and self.sliding_window is not None:
+            self.layer_types = default_layer_types(family, layers)
+        elif self.layer_types is None and family.full_every:  # transformers would put windows into them
+            self.layer_types = [FULL] * layers
+        types = self.layer_types
+        if types is not None and len(types) != layers:
+            raise ConfigError(f"model.layer_types has {len(types)} entries, expected num_hidden_layers = {layers}.")
+        for kind in types or ():
+            if kind not in LAYER_TYPES:
+                raise ConfigError(f"model.layer_types has {shown(kind)}; {nearest(str(kind), LAYER_TYPES)}")
+        if types is not None and SLIDING in types and self.sliding_window is None:
+            raise ConfigError(
+                f"model.sliding_window is unset, and layer_types has {SLIDING!r}; expected the number of keys that "
+                "such a layer sees."
+            )
 
     def _check_angles(self) -> None:
         """Rotary angles are finite at every position: numbers near the ends of float64 make infinities and NaN."""
@@ -190,6 +238,22 @@ class LLaMAConfig:
         assert self.head_dim is not None
         return self.head_dim
 
+    def is_sliding(self, layer: int) -> bool:
+        """Whether the layer is one of those with a window, and with a rotation of their own where there is one."""
+        types = self.layer_types
+        return self.sliding_window is not None and (types is None or types[layer] == SLIDING)
+
+    def window(self, layer: int) -> int | None:
+        """The keys that a token sees in this layer, its own the last; None is all, as under a window of the context."""
+        size = self.sliding_window
+        return size if size is not None and size < self.max_position_embeddings and self.is_sliding(layer) else None
+
+    @property
+    def attention_scale(self) -> float | None:
+        """What attention scores are multiplied with; None is 1 / sqrt(head_dim)."""
+        scalar = self.query_pre_attn_scalar
+        return None if scalar is None or scalar == self.head_size else scalar**-0.5
+
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """`eos_token_id` as a tuple, empty where it is unset."""
@@ -220,3 +284,9 @@ class LLaMAConfig:
         """Rotary frequencies (head_dim / 2,), float64, scaled as the configuration says."""
         factors = self.rope_frequency_factors
         return inverse_frequencies(self.head_size, self.rope_theta, self.rope_scaling, factors)
+
+    def local_inverse_frequencies(self) -> np.ndarray:
+        """Those of layers with a window."""
+        if self.rope_local_base_freq is None:
+            return self.inverse_frequencies()
+        return inverse_frequencies(self.head_size, self.rope_local_base_freq, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -17,10 +17,12 @@ from entrenar.autograd import (
     attention,
     cached_attention,
     checkpoint,
+    geglu,
     linear,
     linear_cross_entropy,
     rope,
     rope_table,
+    softcap,
     swiglu,
 )
 from entrenar.errors import ConfigError, ShapeError
@@ -44,6 +46,24 @@ def recomputed_layers(config: LLaMAConfig, checkpointing: bool | int) -> int:
     return config.num_hidden_layers if checkpointing is True else min(checkpointing, config.num_hidden_layers)
 
 
+ACTIVATIONS = {"silu": swiglu, "gelu_pytorch_tanh": geglu}  # of the gated MLP, by Family.activation
+
+
+class RotaryTables:
+    """cos and sin of the angles of one set of frequencies, for as many positions as were asked for."""
+
+    def __init__(self, inverse_frequencies: np.ndarray, most: int) -> None:
+        self._frequencies, self._most = inverse_frequencies, most
+        self._tables = rope_table(1, inverse_frequencies)
+
+    def __call__(self, length: int) -> tuple[Tensor, Tensor]:
+        """Tables of at least `length` positions, (positions, head_dim / 2)."""
+        if length > self._tables[0].shape[0]:
+            size = min(self._most, max(512, 1 << (length - 1).bit_length()))
+            self._tables = rope_table(size, self._frequencies)
+        return self._tables
+
+
 class RotaryEmbedding:
     """The rotary angles of a batch: cos/sin tables (positions, head_dim / 2) and the position of every token."""
 
@@ -62,13 +82,14 @@ def _linear(config: LLaMAConfig, name: str, shape: tuple[int, int], weights: Wei
 
 def _norm(config: LLaMAConfig, name: str, size: int, weights: WeightProvider) -> RMSNorm:
     """The norm of this name over `size` values; norms are never quantized."""
-    return RMSNorm(cast(Tensor, weights(f"{name}.weight", (size,))), config.rms_norm_eps)
+    weight = cast(Tensor, weights(f"{name}.weight", (size,)))
+    return RMSNorm(weight, config.rms_norm_eps, FAMILIES[config.family].norm_offset)
 
 
 class Attention(PrefixedAttention):
-    """Causal grouped-query self-attention with rotary positions."""
+    """Causal grouped-query self-attention with rotary positions; it sees what the layer's window leaves."""
 
-    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider) -> None:
+    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider, layer: int) -> None:
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.kv_heads, config.head_size
         hidden, q_size, kv_size = config.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.q_proj = _linear(config, f"{prefix}.q_proj", (q_size, hidden), weights)
@@ -76,51 +97,67 @@ class Attention(PrefixedAttention):
         self.v_proj = _linear(config, f"{prefix}.v_proj", (kv_size, hidden), weights)
         self.o_proj = _linear(config, f"{prefix}.o_proj", (hidden, q_size), weights)
         self.q_norm = self.k_norm = None
-        if FAMILIES[config.family].normed_heads:
-            self.q_norm = _norm(config, f"{prefix}.q_norm", self.head_dim, weights)
-            self.k_norm = _norm(config, f"{prefix}.k_norm", self.head_dim, weights)
+        self.normed_heads = FAMILIES[config.family].normed_heads
+        if self.normed_heads:
+            q_size = kv_size = self.head_dim
+        if self.normed_heads or FAMILIES[config.family].normed_projections:
+            self.q_norm = _norm(config, f"{prefix}.q_norm", q_size, weights)
+            self.k_norm = _norm(config, f"{prefix}.k_norm", kv_size, weights)
+        self.options: dict[str, Any] = {
+            "scale": config.attention_scale,
+            "window": config.window(layer),
+            "softcap": config.attn_logit_softcapping,
+        }
 
     def __call__(
         self, x: Tensor, rotary: RotaryEmbedding, cu_seqlens: np.ndarray | None, cache: LayerCache | None
     ) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = grouped(x, self.q_proj, self.k_proj, self.v_proj)
+        if not self.normed_heads:
+            q, k = self._normed(q, k)
         q = q.reshape(batch, length, self.heads, self.head_dim)
         k = k.reshape(batch, length, self.kv_heads, self.head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        if self.normed_heads:
+            q, k = self._normed(q, k)
         q, k = rotary(q), rotary(k)
         v = v.reshape(batch, length, self.kv_heads, self.head_dim)
         if cache is None and self.prefix is not None:
             k, v, ends = self.prefix.prepend(k, v, cu_seqlens)
             q = q if cu_seqlens is None else q.reshape(1, batch * length, self.heads, self.head_dim)
-            out = attention(q, k, v, cu_seqlens, cu_seqlens_k=ends)
+            out = attention(q, k, v, cu_seqlens, cu_seqlens_k=ends, **self.options)
         elif cache is None:
-            out = attention(q, k, v, cu_seqlens)
+            out = attention(q, k, v, cu_seqlens, **self.options)
         else:
-            out = cached_attention(q, *cache.append(k, v))
+            out = cached_attention(q, *cache.append(k, v), **self.options)
         return self.o_proj(out.reshape(batch, length, self.heads * self.head_dim))
+
+    def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return (q, k) if self.q_norm is None or self.k_norm is None else (self.q_norm(q), self.k_norm(k))
 
     def saved_floats(self) -> int:
         """Floats a token that forward saves for backward: q, k, v, the output and its log-sum-exp.
 
-        Where heads are normalised: q and k before that too, with a scale a head.
+        Where q and k are normalised: both before that too, with a scale for each norm.
         """
-        normed = 0 if self.q_norm is None else (self.heads + self.kv_heads) * (self.head_dim + 1)
+        heads = self.heads + self.kv_heads
+        scales = heads if self.normed_heads else 2
+        normed = 0 if self.q_norm is None else heads * self.head_dim + scales
         return 2 * (self.heads + self.kv_heads) * self.head_dim + self.heads + normed
 
 
 class MLP(Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(f(gate(x)) * up(x)), f the family's activation."""
 
     def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         self.gate_proj = _linear(config, f"{prefix}.gate_proj", (inner, hidden), weights)
         self.up_proj = _linear(config, f"{prefix}.up_proj", (inner, hidden), weights)
         self.down_proj = _linear(config, f"{prefix}.down_proj", (hidden, inner), weights)
+        self.activation = ACTIVATIONS[FAMILIES[config.family].activation]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(*grouped(x, self.gate_proj, self.up_proj)))
+        return self.down_proj(self.activation(*grouped(x, self.gate_proj, self.up_proj)))
 
     def saved_floats(self) -> int:
         """Floats a token that forward saves for backward: gate and up; their product is computed again."""
@@ -132,13 +169,23 @@ class MLP(Module):
 
 
 class DecoderLayer(Module):
-    """One transformer layer: x + attention(norm(x)), then + mlp(norm(.))."""
+    """One transformer layer: x + attention(norm(x)), then + mlp(norm(.)); a family has its norms before or after."""
 
-    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider) -> None:
-        self.input_layernorm = _norm(config, f"{prefix}.input_layernorm", config.hidden_size, weights)
-        self.self_attn = Attention(config, f"{prefix}.self_attn", weights)
-        self.post_attention_layernorm = _norm(config, f"{prefix}.post_attention_layernorm", config.hidden_size, weights)
+    def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider, layer: int) -> None:
+        family = FAMILIES[config.family]
+        self.attention_norms, self.mlp_norms = family.attention_norms, family.mlp_norms
+        self.is_sliding = config.is_sliding(layer)
+
+        def add_norm(name: str | None) -> None:
+            if name is not None:
+                setattr(self, name, _norm(config, f"{prefix}.{name}", config.hidden_size, weights))
+
+        add_norm(self.attention_norms[0])
+        self.self_attn = Attention(config, f"{prefix}.self_attn", weights, layer)
+        add_norm(self.attention_norms[1])
+        add_norm(self.mlp_norms[0])
         self.mlp = MLP(config, f"{prefix}.mlp", weights)
+        add_norm(self.mlp_norms[1])
 
     def __call__(
         self,
@@ -147,13 +194,24 @@ class DecoderLayer(Module):
         cu_seqlens: np.ndarray | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, cu_seqlens, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        before, after = self.attention_norms
+        x = x + self._normed(after, self.self_attn(self._normed(before, x), rotary, cu_seqlens, cache))
+        before, after = self.mlp_norms
+        return x + self._normed(after, self.mlp(self._normed(before, x)))
+
+    def _normed(self, name: str | None, x: Tensor) -> Tensor:
+        return x if name is None else getattr(self, name)(x)
 
     def saved_floats(self) -> int:
-        """Floats a token that forward saves for backward: what the parts save; their inputs are computed again."""
-        parts = (self.input_layernorm, self.self_attn, self.post_attention_layernorm, self.mlp)
-        return sum(part.saved_floats() for part in parts)
+        """Floats a token that forward saves for backward: what the parts save; what a norm gives is computed again.
+
+        A part without a norm before it saves its input.
+        """
+        names = (*self.attention_norms, *self.mlp_norms)
+        norms = [getattr(self, name).saved_floats() for name in names if name is not None]
+        inputs = self.self_attn.q_proj.in_features * (self.attention_norms[0] is None)
+        inputs += self.mlp.gate_proj.in_features * (self.mlp_norms[0] is None)
+        return sum(norms) + inputs + self.self_attn.saved_floats() + self.mlp.saved_floats()
 
 
 class Backbone(Module):
@@ -161,8 +219,10 @@ class Backbone(Module):
 
     def __init__(self, config: LLaMAConfig, weights: WeightProvider) -> None:
         table = weights("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-        self.embed_tokens = Embedding(table, config.padding)
-        self.layers = [DecoderLayer(config, f"model.layers.{i}", weights) for i in range(config.num_hidden_layers)]
+        scale = config.hidden_size**0.5 if FAMILIES[config.family].scaled_embedding else None
+        self.embed_tokens = Embedding(table, config.padding, scale)
+        layers = range(config.num_hidden_layers)
+        self.layers = [DecoderLayer(config, f"model.layers.{i}", weights, i) for i in layers]
         self.norm = _norm(config, "model.norm", config.hidden_size, weights)
 
 
@@ -194,8 +254,11 @@ class Decoder(CausalLM):
         super().__init__(config, weights)
         self.config = config
         self.gradient_checkpointing: bool | int = False  # True, or how many layers, nearest the input first
-        self._inv_freq = config.inverse_frequencies()
-        self._rotary_tables = rope_table(1, self._inv_freq)
+        context = config.max_position_embeddings
+        self._rotary = RotaryTables(config.inverse_frequencies(), context)
+        self._local_rotary = self._rotary  # of layers with a window
+        if config.rope_local_base_freq is not None:
+            self._local_rotary = RotaryTables(config.local_inverse_frequencies(), context)
 
     def __call__(
         self,
@@ -208,7 +271,12 @@ class Decoder(CausalLM):
         `positions` (batch, seq) defaults to 0, 1, ...; `cu_seqlens` bounds packed samples in the flattened tokens, none
         of which sees another. Raises ShapeError for a token id outside the vocabulary or a sequence beyond the context.
         """
-        return linear(self.hidden_states(tokens, positions, cu_seqlens), self.head_weight)
+        return self.logits(self.hidden_states(tokens, positions, cu_seqlens))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., vocab) of final hidden states (..., hidden)."""
+        logits, cap = linear(hidden, self.head_weight), self.config.final_logit_softcapping
+        return logits if cap is None else softcap(logits, cap)
 
     def loss(
         self,
@@ -229,7 +297,14 @@ class Decoder(CausalLM):
         targets = np.asarray(targets)
         if targets.shape != hidden.shape[:2]:
             raise ShapeError(f"loss: targets have shape {targets.shape}, expected {hidden.shape[:2]} as the tokens.")
-        return linear_cross_entropy(hidden, self.head_weight, targets, reduction=reduction, divisor=divisor)
+        return linear_cross_entropy(
+            hidden,
+            self.head_weight,
+            targets,
+            reduction=reduction,
+            divisor=divisor,
+            softcap=self.config.final_logit_softcapping,
+        )
 
     def untie_head(self) -> None:
         """Give the head a weight of its own: it is the embedding's until one of both is replaced."""
@@ -258,10 +333,11 @@ class Decoder(CausalLM):
         if caches is None and self.prefix_length:  # a cache holds the prefix, and positions count it
             first = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
             positions = np.asarray(first) + self.prefix_length
-        rotary = self._rotary_embedding(tokens, positions)
+        everywhere, local = self._rotary_embeddings(tokens, positions)
         x = self.model.embed_tokens(tokens)
         recomputed = recomputed_layers(self.config, self.gradient_checkpointing)
         for index, layer in enumerate(self.model.layers):
+            rotary = local if layer.is_sliding else everywhere
             if caches is not None:
                 x = layer(x, rotary, None, caches[index])
             elif index < recomputed:  # the first: by the time backward comes to them the others' activations are free
@@ -270,7 +346,10 @@ class Decoder(CausalLM):
                 x = layer(x, rotary, cu_seqlens)
         return self.model.norm(x)
 
-    def _rotary_embedding(self, tokens: np.ndarray, positions: np.ndarray | None) -> RotaryEmbedding:
+    def _rotary_embeddings(
+        self, tokens: np.ndarray, positions: np.ndarray | None
+    ) -> tuple[RotaryEmbedding, RotaryEmbedding]:
+        """That of layers that see everything, and that of layers with a window."""
         if positions is not None:
             positions = np.asarray(positions)
             if positions.shape != tokens.shape:
@@ -281,10 +360,10 @@ class Decoder(CausalLM):
                 f"A sequence of {length} positions is longer than the model's context of "
                 f"{self.config.max_position_embeddings}; use a shorter sequence."
             )
-        if length > self._rotary_tables[0].shape[0]:
-            size = min(self.config.max_position_embeddings, max(512, 1 << (length - 1).bit_length()))
-            self._rotary_tables = rope_table(size, self._inv_freq)
-        return RotaryEmbedding(*self._rotary_tables, positions)
+        everywhere = RotaryEmbedding(*self._rotary(length), positions)
+        if self._local_rotary is self._rotary:
+            return everywhere, everywhere
+        return everywhere, RotaryEmbedding(*self._local_rotary(length), positions)
 
 
 def weight_shapes(config: LLaMAConfig) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REQUIRED = object()  # in `defaults`: a config.json must have the key
+SLIDING, FULL = "sliding_attention", "full_attention"
+LAYER_TYPES = (SLIDING, FULL)
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,30 @@ class Family:
     window_switch: bool = False  # no window without use_sliding_window, none below max_window_layers
     layer_types_need_window: bool = False
     without_bias: tuple[str, ...] = ("attention_bias", "mlp_bias")  # keys that must be false
+    activation_key: str = "hidden_act"
+    refused: Mapping[str, str] = field(default_factory=dict)  # keys that must be left out, null or false, and why
+    local_rope: bool = False  # layers with a window have a rotation of their own
     # ------ the decoder
     title: str = "LLaMA"  # what messages call it
     biased: tuple[str, ...] = ()  # linears with a bias
     normed_heads: bool = False  # RMSNorm of each head of q and k before it is rotated
+    normed_projections: bool = False  # RMSNorm of q and of k before they are split into heads
+    attention_norms: tuple[str | None, str | None] = ("input_layernorm", None)  # of its input; of its output
+    mlp_norms: tuple[str | None, str | None] = ("post_attention_layernorm", None)
+    norm_offset: bool = False  # norms multiply by 1 + weight; a GGUF file holds that sum
+    activation: str = "silu"  # of the gated MLP, as config.json names it
+    scaled_embedding: bool = False  # times sqrt(hidden_size)
+    own: tuple[str, ...] = ()  # fields of LLaMAConfig that most families have not
+    full_every: int = 0  # where layer_types is left out, every such layer is without a window; 0: none is
+    parts: Mapping[str, Part] = field(default_factory=dict)  # modules that are not as in PARTS
     # ------ GGUF
-    gguf_names: Mapping[str, str] = field(default_factory=dict)  # modules that are called otherwise than in PARTS
     gguf_keys: Mapping[str, str] = field(default_factory=dict)  # further keys: the field of LLaMAConfig that each holds
     interleaved: tuple[str, ...] = ()  # linears whose rows are stored for an interleaved rotary embedding
     rope_factors: bool = False  # a file may hold rope_freqs, divisors of the rotary frequencies
+    gguf_windows: bool = False  # llama.cpp has windows for this architecture
+    gguf_head: str = "optional"  # whether a file has output.weight: "optional", "never" or "always"
+    gguf_defaults: Mapping[str, Any] = field(default_factory=dict)  # fields whose keys a file may leave out
+    gguf_large: int = 0  # with so many layers scores are scaled by hidden_size / num_attention_heads, not by head_dim
 
 
 _COMMON: dict[str, Any] = {
@@ -79,6 +96,36 @@ _COMMON: dict[str, Any] = {
     "num_hidden_layers": REQUIRED,
     "num_attention_heads": REQUIRED,
     "rms_norm_eps": 1e-6,
+}
+_POST_NORM, _POST_FFW_NORM = Part("post_attention_norm", "hidden"), Part("post_ffw_norm", "hidden")
+_GEMMA: dict[str, Any] = _COMMON | {
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+_GEMMA_KEYS = {"attention.sliding_window": "sliding_window", "final_logit_softcapping": "final_logit_softcapping"}
+_GEMMA_ROW: dict[str, Any] = {
+    "heads_divide_hidden": True,
+    "default_window": 4096,
+    "never_null": ("num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
+    "activation_key": "hidden_activation",
+    "activation": "gelu_pytorch_tanh",
+    "refused": {"use_bidirectional_attention": "with which tokens see those that follow them"},
+    "written": {"attention_bias": False},
+    "attention_norms": ("input_layernorm", "post_attention_layernorm"),
+    "mlp_norms": ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    "norm_offset": True,
+    "scaled_embedding": True,
+    "parts": {
+        "post_attention_layernorm": _POST_NORM,
+        "pre_feedforward_layernorm": Part("ffn_norm", "hidden"),
+        "post_feedforward_layernorm": _POST_FFW_NORM,
+    },
+    "gguf_windows": True,
 }
 _ROWS = (
     Family(
@@ -98,9 +145,20 @@ _ROWS = (
         architecture="llama",
         defaults=_COMMON | {"max_position_embeddings": 131072, "num_key_value_heads": 8},
         never_null=("num_key_value_heads",),
-        written={"sliding_window": None},
         default_window=4096,
         layer_types_need_window=True,
+        own=("sliding_window",),
+        interleaved=("q_proj", "k_proj"),
+        rope_factors=True,
+    ),
+    Family(
+        model_type="ministral",
+        model_class="MinistralForCausalLM",
+        architecture="llama",
+        title="Ministral",
+        defaults=_COMMON | {"max_position_embeddings": 131072, "num_key_value_heads": 8, "head_dim": REQUIRED},
+        default_window=4096,
+        own=("sliding_window", "layer_types"),
         interleaved=("q_proj", "k_proj"),
         rope_factors=True,
     ),
@@ -111,9 +169,9 @@ _ROWS = (
         title="Qwen2",
         defaults=_COMMON | {"max_position_embeddings": 32768, "num_key_value_heads": 32},
         never_null=("head_dim",),
-        written={"use_sliding_window": False},
         default_window=4096,
         window_switch=True,
+        own=("sliding_window", "layer_types"),
         without_bias=("mlp_bias",),
         biased=("q_proj", "k_proj", "v_proj"),
     ),
@@ -124,12 +182,79 @@ _ROWS = (
         title="Qwen3",
         defaults=_COMMON | {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
         never_null=("head_dim",),
-        written={"attention_bias": False, "use_sliding_window": False},
+        written={"attention_bias": False},
         default_window=4096,
         window_switch=True,
+        own=("sliding_window", "layer_types"),
         normed_heads=True,
     ),
+    Family(
+        **_GEMMA_ROW,
+        model_type="gemma2",
+        model_class="Gemma2ForCausalLM",
+        architecture="gemma2",
+        title="Gemma 2",
+        defaults=_GEMMA
+        | {"max_position_embeddings": 8192, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        own=(
+            "sliding_window",
+            "layer_types",
+            "query_pre_attn_scalar",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+        ),
+        full_every=2,
+        gguf_keys=_GEMMA_KEYS | {"attn_logit_softcapping": "attn_logit_softcapping"},
+        gguf_defaults={
+            "sliding_window": 4096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+        gguf_head="never",
+        gguf_large=46,
+    ),
+    Family(
+        **_GEMMA_ROW,
+        model_type="gemma3_text",
+        model_class="Gemma3ForCausalLM",
+        architecture="gemma3",
+        title="Gemma 3",
+        defaults=_GEMMA | {"max_position_embeddings": 131072, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        own=(
+            "sliding_window",
+            "layer_types",
+            "query_pre_attn_scalar",
+            "final_logit_softcapping",
+            "rope_local_base_freq",
+        ),
+        normed_heads=True,
+        full_every=6,
+        local_rope=True,
+        gguf_keys=_GEMMA_KEYS | {"rope.freq_base_swa": "rope_local_base_freq"},
+        gguf_defaults={"rope_local_base_freq": 10000.0},
+        gguf_large=62,
+    ),
+    Family(
+        model_type="olmo2",
+        model_class="Olmo2ForCausalLM",
+        architecture="olmo2",
+        title="OLMo 2",
+        defaults=_COMMON
+        | {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "pad_token_id": 1, "eos_token_id": 50279},
+        written={"attention_bias": False},
+        normed_projections=True,
+        attention_norms=(None, "post_attention_layernorm"),
+        mlp_norms=(None, "post_feedforward_layernorm"),
+        parts={
+            "post_attention_layernorm": _POST_NORM,
+            "post_feedforward_layernorm": _POST_FFW_NORM,
+            "q_norm": Part("attn_q_norm", "queries"),
+            "k_norm": Part("attn_k_norm", "keys"),
+        },
+        gguf_head="always",
+    ),
 )
+OWN = frozenset(name for row in _ROWS for name in row.own)  # fields of LLaMAConfig that only some families have
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
 ARCHITECTURES: dict[str, Family] = {}  # the first row of those that share one
 for _row in _ROWS:
@@ -142,16 +267,28 @@ def one_of(names: tuple[str, ...]) -> str:
     return " or ".join(filter(None, (", ".join(quoted[:-1]), quoted[-1])))
 
 
-def gguf_part(family: Family, part: str) -> str:
-    """What GGUF files of the family call the module that Hugging Face calls `part`."""
-    return family.gguf_names.get(part) or PARTS[part].gguf
+def default_layer_types(family: Family, layers: int, full_every: int | None = None) -> list[str]:
+    """The layers with a window, and those without, where nothing says which they are."""
+    every = family.full_every if full_every is None else full_every
+    return [FULL if every and (layer + 1) % every == 0 else SLIDING for layer in range(layers)]
+
+
+def part_of(family: Family, name: str) -> Part:
+    """The module of a Hugging Face tensor."""
+    part = name.split(".")[-2]
+    return family.parts.get(part) or PARTS[part]
 
 
 def gguf_name(family: Family, name: str) -> str:
     """The GGUF name of a Hugging Face tensor."""
-    *path, part, kind = name.split(".")
+    *path, _, kind = name.split(".")
     layer = f"blk.{path[2]}." if ".layers." in name else ""
-    return f"{layer}{gguf_part(family, part)}.{kind}"
+    return f"{layer}{part_of(family, name).gguf}.{kind}"
+
+
+def has_offset(family: Family, name: str) -> bool:
+    """Whether GGUF files hold 1 + this tensor (Hugging Face name)."""
+    return family.norm_offset and name.split(".")[-2].endswith("norm")
 
 
 def is_interleaved(family: Family, name: str) -> bool:

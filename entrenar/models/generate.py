@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from entrenar.autograd import Tensor, linear, no_grad
+from entrenar.autograd import Tensor, no_grad
 from entrenar.errors import ConfigError, NumericsError, ShapeError
 from entrenar.models.generation import Generation
 
@@ -138,7 +138,7 @@ def _next_logits(model: LLaMAModel, tokens: np.ndarray, caches: list[LayerCache]
         hidden = model.hidden_states(chunk, positions, caches=caches)
     assert hidden is not None
     last = Tensor.from_numpy(np.ascontiguousarray(hidden.numpy()[0, -1:]))
-    logits = linear(last, model.head_weight).numpy()[0]
+    logits = model.logits(last).numpy()[0]
     if not np.isfinite(logits).all():
         raise NumericsError(NOT_FINITE)
     return logits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from entrenar.io.gguf_writer import OutputTensor, write_gguf
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.io.tokenizer_metadata import tokenizer_metadata
 from entrenar.models.checkpoint import Checkpoint
-from entrenar.models.families import FAMILIES, Family, gguf_name, is_interleaved
+from entrenar.models.families import FAMILIES, Family, gguf_name, has_offset, is_interleaved
 from entrenar.models.gguf_metadata import (
     NO_TOKENIZER,
     architecture_metadata,
@@ -57,14 +57,19 @@ def save_gguf(
     `type` is one of `gguf_types.FILE_TYPES`, which decides the type of each tensor as llama.cpp's llama-quantize does,
     or "keep": each in the type that the model holds it in, F32 where GGUF has none. Quantized values whose type stays
     are written as they are. `tokenizer` (or its tokenizer.* metadata): unset is that of the place that the model was
-    loaded from. Raises ConfigError for an unknown type, for adapters without `merge` and where that place is gone,
-    FormatError where the place refuses the file, for values that a type cannot hold and tokenizers that no file can.
+    loaded from. Raises ConfigError for an unknown type, for adapters without `merge`, for what llama.cpp cannot be
+    told of the model and where that place is gone, FormatError where the place refuses the file, for values that a type
+    cannot hold and tokenizers that no file can.
     """
     type = checked_type(type)
     config = model.config
     family = FAMILIES[config.family]
     weights = plain_weights(model, merge=merge)
+    architecture = architecture_metadata(config)
     types = tensor_types(config, type, {weight.name: stored_type(weight.base) for weight in weights})
+    if family.gguf_head == "always" and config.tie_word_embeddings:
+        weights.append(replace(weights[0], name="lm_head.weight"))
+        types["lm_head.weight"] = types[weights[0].name]
     remarks = merge_sentence(weights)
     general, vocabulary = _origin_metadata(model, tokenizer, remarks)
     metadata = {
@@ -72,7 +77,7 @@ def save_gguf(
         "general.type": "model",
         **general,
         "general.file_type": file_type_number(types, type),
-        **architecture_metadata(config),
+        **architecture,
         **vocabulary,
     }
     if any(_is_quantized(name) for name in types.values()):
@@ -96,7 +101,10 @@ def _is_quantized(type: str) -> bool:
 def _output(weight: PlainWeight, type: str, family: Family, head_size: int, encoder: RowEncoder) -> OutputTensor:
     name = gguf_name(family, weight.name)
     head_dim = head_size if is_interleaved(family, weight.name) else None
-    return OutputTensor(name, weight.shape, type, partial(_rows, weight, name, type, head_dim, encoder))
+    rows = partial(_rows, weight, name, type, head_dim, encoder)
+    if has_offset(family, weight.name):
+        return OutputTensor(name, weight.shape, type, lambda: (np.float32(1) + part for part in rows()))
+    return OutputTensor(name, weight.shape, type, rows)
 
 
 def _rows(weight: PlainWeight, name: str, type: str, head_dim: int | None, encoder: RowEncoder) -> Iterator[np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from entrenar.config import shown
 from entrenar.errors import ConfigError
-from entrenar.models.families import ARCHITECTURES, Family, one_of
+from entrenar.models.families import ARCHITECTURES, FULL, SLIDING, Family, default_layer_types, one_of
 
 NO_MODEL = {
     "adapter": "a LoRA adapter; give the model that it was trained over",
@@ -22,6 +22,8 @@ NO_MODEL = {
 EMBEDDING, FEED_FORWARD, LAYERS = "embedding_length", "feed_forward_length", "block_count"
 HEADS, KEY_HEADS = "attention.head_count", "attention.head_count_kv"
 KEY_LENGTH, VALUE_LENGTH = "attention.key_length", "attention.value_length"
+WINDOW, WINDOW_PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+LOCAL_ROPE_BASE = "rope.freq_base_swa"
 CONTEXT, VOCABULARY = "context_length", "vocab_size"
 EPSILON, ROPE_BASE = "attention.layer_norm_rms_epsilon", "rope.freq_base"
 ROTATED, SCALING = "rope.dimension_count", "rope.scaling.type"
@@ -141,7 +143,9 @@ def config_values(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     if ROPE_BASE in data:
         values["rope_theta"] = data.number(ROPE_BASE)
     values |= _head_size(data, values) | _rope_scaling(data)
+    values |= data.family.gguf_defaults
     values |= {field: data.own[key] for key, field in data.family.gguf_keys.items() if key in data}
+    values |= _windows(data, values) | _attention_scale(data.family, values)
     return values | _special_tokens(metadata, values["vocab_size"], remarks), remarks
 
 
@@ -177,6 +181,8 @@ def _ignored(data: Metadata) -> list[str]:
     remarks = []
     for key in data.own:
         if key in USED or key in DESCRIPTIVE or key in data.family.gguf_keys:
+            continue
+        if data.family.gguf_windows and key in (WINDOW_PATTERN, LOCAL_ROPE_BASE):
             continue
         if key not in UNUSED:
             raise ConfigError(
@@ -246,6 +252,46 @@ def _head_size(data: Metadata, values: Mapping[str, Any]) -> dict[str, int]:
             "supported."
         )
     return {"head_dim": size}
+
+
+def _windows(data: Metadata, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`layer_types` of an architecture with windows; without a window, or with one of 0, all layers see everything."""
+    family, layers = data.family, values["num_hidden_layers"]
+    if not family.gguf_windows:
+        return {}
+    if not family.local_rope and data.own.get(LOCAL_ROPE_BASE, values.get("rope_theta")) != values.get("rope_theta"):
+        raise ConfigError(
+            f"{data.name(LOCAL_ROPE_BASE)} is {shown(data.own[LOCAL_ROPE_BASE])}, expected that of "
+            f"{data.name(ROPE_BASE)}; a rotation of its own in layers with a window is not supported for this "
+            "architecture."
+        )
+    if not values.get("sliding_window"):
+        return {"sliding_window": None, "layer_types": None}
+    pattern = data.own.get(WINDOW_PATTERN, family.full_every)
+    if isinstance(pattern, list):
+        if len(pattern) != layers or not all(isinstance(windowed, bool) for windowed in pattern):
+            raise ConfigError(
+                f"{data.name(WINDOW_PATTERN)} is {shown(pattern)}, expected true or false for each of the {layers} "
+                "layers."
+            )
+        return {"layer_types": [SLIDING if windowed else FULL for windowed in pattern]}
+    if isinstance(pattern, bool) or not isinstance(pattern, int) or pattern < 0:
+        raise ConfigError(f"{data.name(WINDOW_PATTERN)} is {shown(pattern)}, expected an integer or a list.")
+    return {"layer_types": default_layer_types(family, layers, pattern)}
+
+
+def _attention_scale(family: Family, values: Mapping[str, Any]) -> dict[str, int]:
+    """`query_pre_attn_scalar`, which no key holds."""
+    if "query_pre_attn_scalar" not in family.own:
+        return {}
+    return {"query_pre_attn_scalar": query_scalar(family, values)}
+
+
+def query_scalar(family: Family, values: Mapping[str, Any]) -> int:
+    """What llama.cpp divides attention scores by the root of: the head size, but for the largest model of a family."""
+    if values["num_hidden_layers"] == family.gguf_large:
+        return int(values["hidden_size"] // values["num_attention_heads"])
+    return int(values["head_dim"])
 
 
 def _or_missing(data: Metadata, key: str, meant: int) -> str:

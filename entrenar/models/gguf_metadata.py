@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from entrenar.config import shown
 from entrenar.errors import ConfigError
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.families import FAMILIES
+from entrenar.models.families import FAMILIES, SLIDING, default_layer_types
 from entrenar.models.gguf_keys import (
     CONTEXT,
     EMBEDDING,
@@ -26,6 +27,8 @@ from entrenar.models.gguf_keys import (
     TOKENS,
     VALUE_LENGTH,
     VOCABULARY,
+    WINDOW_PATTERN,
+    query_scalar,
 )
 from entrenar.models.rotary import inverse_frequencies, llama3_factors
 
@@ -37,10 +40,15 @@ OWN = frozenset(
 
 
 def architecture_metadata(config: LLaMAConfig) -> dict[str, Any]:
-    """The keys of the architecture: the shape, the rotary embedding, and what the family's row adds."""
+    """The keys of the architecture: the shape, the rotary embedding, and what the family's row adds.
+
+    Where llama.cpp has no windows, the file's context is the window: within it no token has one. Raises ConfigError for
+    a model of which llama.cpp would compute something else.
+    """
     family = FAMILIES[config.family]
+    check_gguf(config)
     values: dict[str, Any] = {
-        CONTEXT: config.max_position_embeddings,
+        CONTEXT: config.max_position_embeddings if family.gguf_windows else shortest_window(config),
         EMBEDDING: config.hidden_size,
         LAYERS: config.num_hidden_layers,
         FEED_FORWARD: config.intermediate_size,
@@ -58,7 +66,34 @@ def architecture_metadata(config: LLaMAConfig) -> dict[str, Any]:
         value = getattr(config, field)
         if value is not None:
             values[key] = value
+    if family.gguf_windows and config.layer_types != default_layer_types(family, config.num_hidden_layers):
+        values[WINDOW_PATTERN] = [kind == SLIDING for kind in config.layer_types or ()]
     return {f"{family.architecture}.{key}": value for key, value in values.items()}
+
+
+def shortest_window(config: LLaMAConfig) -> int:
+    """The most tokens that no window hides anything of."""
+    windows = (config.window(layer) for layer in range(config.num_hidden_layers))
+    return min((size for size in windows if size is not None), default=config.max_position_embeddings)
+
+
+def check_gguf(config: LLaMAConfig) -> None:
+    """ConfigError, naming the field, for a model of which llama.cpp would compute something else."""
+    family = FAMILIES[config.family]
+    fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    wanted: dict[str, Any] = {name: "a number" for name in family.gguf_defaults if name != "sliding_window"}
+    if "query_pre_attn_scalar" in family.own:
+        wanted["query_pre_attn_scalar"] = query_scalar(family, fields)
+    if family.gguf_head == "never":
+        wanted["tie_word_embeddings"] = True
+    if family.gguf_head == "always":
+        wanted["head_dim"] = config.hidden_size / config.num_attention_heads
+    for name, value in wanted.items():
+        if (fields[name] is None) if value == "a number" else (fields[name] != value):
+            raise ConfigError(
+                f"model.{name} is {shown(fields[name])}, and llama.cpp runs the architecture {family.architecture!r} "
+                f"with {shown(value) if value != 'a number' else value} only; save a Hugging Face directory."
+            )
 
 
 def _rope_scaling(config: LLaMAConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from entrenar.errors import ConfigError, FormatError
 from entrenar.io.gguf import GGUFFile, GGUFTensor
 from entrenar.io.lazy import LazyTensor
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.families import FAMILIES, PARTS, Family, gguf_name, gguf_part
+from entrenar.models.families import FAMILIES, PARTS, Family, gguf_name
 from entrenar.models.gguf_keys import (
     EMBEDDING,
     FEED_FORWARD,
@@ -33,7 +33,7 @@ from entrenar.models.gguf_keys import (
     config_values,
 )
 
-ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS, HEAD = "rope_freqs.weight", "output.weight"
 
 
 def hugging_face_names(config: LLaMAConfig) -> dict[str, str]:
@@ -63,7 +63,7 @@ def read_gguf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], dict[str,
     file = GGUFFile(path)
     try:
         values, remarks = config_values(file.metadata)
-        tied = "output.weight" not in file.tensors
+        tied = HEAD not in file.tensors
         config = from_table(LLaMAConfig, values | {"tie_word_embeddings": tied}, "model")
         _check_tensors(path, config, file.tensors)
         if ROPE_FACTORS in file.tensors:
@@ -82,8 +82,10 @@ def _check_tensors(path: Path, config: LLaMAConfig, tensors: Mapping[str, GGUFTe
     if ROPE_FACTORS in tensors and family.rope_factors:
         expected[ROPE_FACTORS] = (config.head_size // 2,)
     for name in tensors:
-        if name not in expected:
+        if name not in expected or (name == HEAD and family.gguf_head == "never"):
             raise FormatError(f"{path}: the tensor {name} {_foreign(name, expected, config)}.")
+    if family.gguf_head == "always":
+        expected |= {HEAD: (config.vocab_size, config.hidden_size)}
     for name, shape in expected.items():
         if name not in tensors:
             layers = f", or its {family.architecture}.{LAYERS} = {config.num_hidden_layers} is wrong"
@@ -128,7 +130,7 @@ def _shape_keys(name: str, axes: int, family: Family) -> str:
     }
     if name == ROPE_FACTORS:
         return f"half of {words['head']}"
-    part = next(part for key, part in PARTS.items() if gguf_part(family, key) == name.split(".")[-2])
+    part = next(part for part in {**PARTS, **family.parts}.values() if part.gguf == name.split(".")[-2])
     return " and ".join(words[size] for size in part.sizes(axes))
 
 

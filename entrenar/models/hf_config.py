@@ -11,11 +11,13 @@ from typing import Any
 
 from entrenar.config import nearest, shown
 from entrenar.errors import ConfigError
-from entrenar.models.families import FAMILIES, PARTS, REQUIRED, Family, one_of
+from entrenar.models.families import FAMILIES, FULL, OWN, REQUIRED, SLIDING, Family, one_of, part_of
 from entrenar.models.generation import SETTINGS, words
+from entrenar.models.hf_layers import PATTERN, local_rope, window_values
 from entrenar.models.rotary import SCALING_KEYS
 
 ROPE_KEYS = {"default": (), **SCALING_KEYS}
+ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_pytorch_tanh": ("gelu_pytorch_tanh",)}  # and their other names
 # Read here, or without an effect on logits and training; any other key is said to be ignored.
 READ = words(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
@@ -32,7 +34,7 @@ HARMLESS = words(
     "problem_type attn_implementation _attn_implementation_autoset use_sliding_window max_window_layers "
     "tokenizer_class task_specific_params finetuning_task prefix tie_encoder_decoder torchscript use_bfloat16 "
     "pruned_heads tf_legacy_loss cross_attention_hidden_size decoder_start_token_id sep_token_id auto_map "
-    "unsloth_version unsloth_fixed is_llama_config transformers.js_config"
+    "unsloth_version unsloth_fixed is_llama_config transformers.js_config _sliding_window_pattern"
 )
 # A model that was read and is saved writes these itself; every other key of its config.json is kept.
 WRITTEN = (READ - {"attention_dropout"}) | words(
@@ -42,6 +44,7 @@ ELSEWHERE = {  # keys by which transformers looks for the model in another place
     "transformers_weights": "another file than model.safetensors has the weights; rename that and remove the key.",
     "text_config": "the model is a part of a larger one; expected the folder of a language model alone.",
 }
+MULTIMODAL = {"gemma3": "gemma3_text"}  # and the model_type of the language model that is a part of it
 SIZES = {  # the keys that give each size of `families.PARTS`
     "vocabulary": "vocab_size",
     "hidden": "hidden_size",
@@ -59,6 +62,11 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
     Raises ConfigError, naming the key, for another architecture and for what would change the result if not read.
     """
     model_type = table.get("model_type", "llama")
+    if isinstance(model_type, str) and model_type in MULTIMODAL:
+        raise ConfigError(
+            f"{where}: model_type is {model_type!r}, a model that sees images too; expected the folder of its language "
+            f"model alone, whose model_type is {MULTIMODAL[model_type]!r}."
+        )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(f"{where}: model_type is {shown(model_type)}, expected {one_of(tuple(FAMILIES))}.")
     family = FAMILIES[model_type]
@@ -67,7 +75,8 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
         if table.get(key) is not None:
             raise ConfigError(f"{where}: {key} is {shown(table[key])}: {what}")
     _refuse_other_layers(table, family, where)
-    values = {name: table[name] for name in fields if name in table and name != "family"} | {"family": model_type}
+    read = set(fields) - {"family"} - OWN | set(family.own)
+    values = {name: table[name] for name in fields if name in table and name in read} | {"family": model_type}
     for name, default in family.defaults.items():
         if default is REQUIRED and values.get(name) is None:
             raise ConfigError(f"{where}: {name} is {'null' if name in values else 'missing'}, expected an integer.")
@@ -76,19 +85,22 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
         if name in values and values[name] is None:
             raise ConfigError(f"{where}: {name} is null, expected an integer; transformers refuses it too.")
     _check_divides(values, family, where)
-    _check_window(table, family, values, where)
+    values |= window_values(table, family, values, where)
+    if family.local_rope:
+        table, values["rope_local_base_freq"] = local_rope(table, family.defaults, where)
     values |= _rope(table, values["max_position_embeddings"], where, remarks)
     if table.get("attention_dropout"):
         remarks.append(f"{where}: attention_dropout is {shown(table['attention_dropout'])}; training goes without it.")
     asked = {key for key, value in table.items() if value not in (None, False)}  # the others ask for nothing
-    unknown = sorted(asked - READ - HARMLESS - SETTINGS)
+    heeded = {*family.own, *family.refused, family.activation_key, *([PATTERN] if family.local_rope else [])}
+    unknown = sorted(asked - READ - HARMLESS - SETTINGS - heeded)
     remarks += [f"{where}: the key {shown(key)} is unknown and not read." for key in unknown]
     return values
 
 
-def shape_keys(name: str, axes: int) -> str:
+def shape_keys(family: Family, name: str, axes: int) -> str:
     """The keys of config.json that give the shape of this tensor."""
-    return " and ".join(SIZES[size] for size in PARTS[name.split(".")[-2]].sizes(axes))
+    return " and ".join(SIZES[size] for size in part_of(family, name).sizes(axes))
 
 
 def in_terms_of_hf(text: str, table: Mapping[str, Any]) -> str:
@@ -143,30 +155,19 @@ def _refuse_other_layers(table: Mapping[str, Any], family: Family, where: str) -
         if table.get(key, False) is not False:
             said = shown(table[key])
             raise ConfigError(f"{where}: {key} is {said}; linear layers with a bias are not supported, expected false.")
-    if table.get("hidden_act", "silu") not in ("silu", "swish"):
+    key, activation = family.activation_key, family.activation
+    if table.get(key, activation) not in ACTIVATIONS[activation]:
         raise ConfigError(
-            f"{where}: hidden_act is {shown(table['hidden_act'])}, expected 'silu', the "
-            "only activation that is supported."
+            f"{where}: {key} is {shown(table[key])}, expected {activation!r}, the only activation that is supported "
+            f"where model_type is {family.model_type!r}."
         )
+    for key, why in family.refused.items():
+        if table.get(key) not in (None, False):
+            raise ConfigError(f"{where}: {key} is {shown(table[key])}, {why}; expected false, or none.")
     if table.get("per_layer_config") is not None:
         raise ConfigError(f"{where}: per_layer_config is given; layers that differ in shape are not supported.")
     if table.get("return_dict", True) is False:
         raise ConfigError(f"{where}: return_dict is false, with which transformers cannot run the model; remove it.")
-    types = table.get("layer_types")
-    if types is None:
-        return
-    if not isinstance(types, list) or set(map(str, types)) - {"full_attention", "attention"}:
-        raise ConfigError(f"{where}: layer_types is {shown(types)}; only 'full_attention' in every layer is supported.")
-    if family.layer_types_need_window and table.get("sliding_window", family.default_window) is None:
-        raise ConfigError(
-            f"{where}: layer_types is given and sliding_window is null, with which transformers cannot run a "
-            f"{family.model_type.capitalize()}; remove layer_types."
-        )
-    if len(types) != table.get("num_hidden_layers"):
-        raise ConfigError(
-            f"{where}: layer_types has {len(types)} entries, expected num_hidden_layers = "
-            f"{table.get('num_hidden_layers')}."
-        )
 
 
 def _check_divides(values: Mapping[str, Any], family: Family, where: str) -> None:
@@ -179,42 +180,6 @@ def _check_divides(values: Mapping[str, Any], family: Family, where: str) -> Non
             f"{where}: hidden_size is {hidden}, expected a multiple of num_attention_heads = {heads} where model_type "
             f"is {family.model_type!r}."
         )
-
-
-def _check_window(table: Mapping[str, Any], family: Family, values: Mapping[str, Any], where: str) -> None:
-    """A window as wide as the context hides nothing; only some families heed use_sliding_window."""
-    context = values["max_position_embeddings"]
-    window = table.get("sliding_window", family.default_window)
-    if family.window_switch:
-        _check_window_keys(table, where)
-        if not _has_windows(table, values["num_hidden_layers"]):
-            return
-    if window is None or (isinstance(window, int) and isinstance(context, int) and window >= context):
-        return
-    if isinstance(window, bool) or not isinstance(window, int):
-        raise ConfigError(f"{where}: sliding_window is {shown(window)}, expected an integer or null.")
-    raise ConfigError(
-        f"{where}: sliding_window is {shown(window)}, less than the context of {context}; windowed attention is not "
-        "supported."
-    )
-
-
-def _check_window_keys(table: Mapping[str, Any], where: str) -> None:
-    """Their types, which transformers holds whether or not windows are on."""
-    for key, kinds, expected in (
-        ("use_sliding_window", (bool,), "true or false"),
-        ("max_window_layers", (int,), "an integer"),
-        ("sliding_window", (int, type(None)), "an integer or null"),
-    ):
-        if key in table and type(table[key]) not in kinds:
-            raise ConfigError(f"{where}: {key} is {shown(table[key])}, expected {expected}.")
-
-
-def _has_windows(table: Mapping[str, Any], layers: Any) -> bool:
-    """Whether some layer of a family with a switch has a window: those from max_window_layers on, where it is on."""
-    full = table.get("layer_types") is not None  # what else it may hold is refused
-    starts = isinstance(layers, int) and table.get("max_window_layers", 28) < layers
-    return table.get("use_sliding_window", False) and not full and starts
 
 
 def _rope(table: Mapping[str, Any], context: Any, where: str, remarks: list[str]) -> dict[str, Any]:
@@ -286,11 +251,17 @@ def table_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json from the fields of LLaMAConfig, rotation in the spelling of transformers 4 and of 5."""
     rope = {"rope_type": "default", **(fields["rope_scaling"] or {})} | {"rope_theta": fields["rope_theta"]}
     family = FAMILIES[fields["family"]]
+    if family.local_rope:
+        theta = fields["rope_local_base_freq"] or fields["rope_theta"]
+        fields = {**fields, "rope_local_base_freq": theta}
+        rope = {FULL: rope, SLIDING: {"rope_type": "default", "rope_theta": theta}}
+    left_out = {"family", "rope_frequency_factors"} | (OWN - set(family.own))
     return {
         "architectures": [family.model_class],
         "model_type": family.model_type,
         **family.written,
-        "hidden_act": "silu",
-        **{name: value for name, value in fields.items() if name not in ("family", "rope_frequency_factors")},
+        **({"use_sliding_window": fields["sliding_window"] is not None} if family.window_switch else {}),
+        family.activation_key: family.activation,
+        **{name: value for name, value in fields.items() if name not in left_out},
         "rope_parameters": rope,
     }

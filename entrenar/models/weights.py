@@ -50,7 +50,10 @@ class WeightLoader:
             return self._quantized(lazy, weight, head_dim)
         if weight.dequantized:
             self.dequantized.setdefault((lazy.type, weight.weight_type), []).append(lazy.name)
-        return self._plain(lazy, shape, head_dim, weight.weight_type)
+        plain = self._plain(lazy, shape, head_dim, weight.weight_type)
+        if self.checkpoint.has_offset(name):
+            plain.numpy()[...] -= 1
+        return plain
 
     def original(self, name: str) -> np.ndarray | None:
         """The values (out, in), float32, of a matrix that was quantized from them; None for one that was not."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from entrenar.autograd import LowRankUpdate, Tensor, embedding, grouped_linear, rms_norm
@@ -61,24 +63,37 @@ def grouped(x: Tensor, *layers: Linear) -> list[Tensor]:
 
 
 class Embedding(Module):
-    """Rows of W (vocabulary, hidden) looked up by token id; that of `padding` takes no gradient."""
+    """Rows of W (vocabulary, hidden) looked up by token id, times `scale`; that of `padding` takes no gradient.
 
-    def __init__(self, weight: Weight, padding: int | None = None) -> None:
-        self.weight, self.padding = weight, padding
+    The scale is rounded to the elements of W, as transformers rounds it.
+    """
+
+    def __init__(self, weight: Weight, padding: int | None = None, scale: float | None = None) -> None:
+        self.weight, self.padding, self.scale = weight, padding, scale
 
     def __call__(self, tokens: np.ndarray) -> Tensor:
-        return embedding(tokens, self.weight, self.padding)
+        rows = embedding(tokens, self.weight, self.padding)
+        if self.scale is None:
+            return rows
+        bfloat16 = isinstance(self.weight, Tensor) and self.weight.dtype == "bfloat16"
+        return rows * (_rounded_to_bfloat16(self.scale) if bfloat16 else self.scale)
+
+
+def _rounded_to_bfloat16(value: float) -> float:
+    """The nearest float of 8 significant bits, ties to even."""
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(mantissa * 256), exponent - 8)
 
 
 class RMSNorm(Module):
-    """y = x / rms(x) * weight over the last axis."""
+    """y = x / rms(x) * weight over the last axis; with `offset` times 1 + weight."""
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
+    def __init__(self, weight: Tensor, eps: float, offset: bool = False) -> None:
         self.weight = weight
-        self.eps = eps
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.weight + 1.0 if self.offset else self.weight, self.eps)
 
     def saved_floats(self) -> int:
         """Floats a token that forward saves for backward: x and 1 / rms(x)."""

@@ -19,10 +19,9 @@ from entrenar.autograd import no_grad
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig, load_adapter, merge, save_adapter
 from entrenar.models.decoder import linear_shapes
-from entrenar.models.rotary import inverse_frequencies
 
 from ..edges.llama_cpp import LlamaCpp
-from .builders import gradients_of, random_tokens, relative_error, weights_of, write_gguf
+from .builders import gradients_of, random_tokens, relative_error
 
 AGREES, GREEDY, NEAR_TIE = 1e-4, 64, 1e-3  # relative error; tokens; logit gap of the first token that differs
 VOCABULARY = 101
@@ -63,16 +62,58 @@ def rope(kind: str, theta: float = 1e4, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **more}}
 
 
+NO_WINDOWS = "llama.cpp has no windows here"
+LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
+GEMMA: dict[str, Any] = {"head_dim": 22, "query_pre_attn_scalar": 22, "sliding_window": 11}
 LLAMA3 = rope("llama3", 5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 CASES: dict[str, Case] = {
     "llama": Case("llama"),
     "llama, tied, llama3": Case("llama", {"tie_word_embeddings": True, **LLAMA3}),
     "llama, linear": Case("llama", rope("linear", factor=4.0)),
     "mistral": Case("mistral", {"sliding_window": None, "head_dim": 24}),
+    "mistral, window": Case("mistral", {"sliding_window": 9, "head_dim": 24}, not_in_gguf=NO_WINDOWS),
+    "ministral": Case(
+        "ministral", {"head_dim": 24, "sliding_window": 13, "layer_types": LOCAL_GLOBAL}, not_in_gguf=NO_WINDOWS
+    ),
+    "ministral, tied, beyond": Case("ministral", {"head_dim": 26, "sliding_window": 128, "tie_word_embeddings": True}),
     "qwen2": Case("qwen2"),
+    "qwen2, window": Case(
+        "qwen2", {"use_sliding_window": True, "sliding_window": 10, "max_window_layers": 1}, not_in_gguf=NO_WINDOWS
+    ),
     "qwen2, tied": Case("qwen2", {"tie_word_embeddings": True}),
     "qwen3": Case("qwen3", {"head_dim": 22}),
     "qwen3, tied": Case("qwen3", {"head_dim": 40, "tie_word_embeddings": True}),
+    "qwen3, window": Case(
+        "qwen3", {"use_sliding_window": True, "sliding_window": 7, "layer_types": LOCAL_GLOBAL}, not_in_gguf=NO_WINDOWS
+    ),
+    "gemma2": Case("gemma2", GEMMA | {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0}),
+    "gemma2, untied, no caps": Case(
+        "gemma2",
+        GEMMA
+        | {
+            "tie_word_embeddings": False,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "query_pre_attn_scalar": 31,
+        },
+        not_in_gguf="llama.cpp has a tied head and both caps",
+    ),
+    "gemma3": Case("gemma3_text", GEMMA | {"num_hidden_layers": 7}),
+    "gemma3, untied, final cap, linear": Case(
+        "gemma3_text",
+        GEMMA
+        | {
+            "tie_word_embeddings": False,
+            "final_logit_softcapping": 2.5,
+            "layer_types": LOCAL_GLOBAL,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            },
+        },
+    ),
+    "olmo2": Case("olmo2"),
+    "olmo2, tied, equal heads": Case("olmo2", {"tie_word_embeddings": True, "num_key_value_heads": 2}),
 }
 
 
@@ -130,14 +171,7 @@ class Bench:
     def gguf(self) -> Path:
         """The model as a GGUF file in F32."""
         path = self.folder / "model.gguf"
-        config, extra = self.model.config, {}
-        metadata = dict(TOKENIZER)
-        if config.rope_scaling and config.rope_scaling["rope_type"] == "linear":
-            metadata[f"{config.family}.rope.scaling.factor"] = config.rope_scaling["factor"]
-        elif config.rope_scaling:
-            plain = inverse_frequencies(config.head_size, config.rope_theta, None)
-            extra["rope_freqs.weight"] = (plain / config.inverse_frequencies()).astype(np.float32)
-        write_gguf(path, config, weights_of(self.model), metadata=metadata, extra=extra)
+        self.model.save_gguf(path, tokenizer=TOKENIZER)
         return path
 
 

@@ -183,7 +183,7 @@ def model_toml(path: Path, text: str) -> Path:
     ("text", "message"),
     [
         ("[model]\nhiden_size = 8", r"model\.hiden_size is no known key; did you mean 'hidden_size'\?"),
-        ("[model]\nzzz = 8", r"model\.zzz is no known key; expected one of bos_token_id, .*vocab_size"),
+        ("[model]\nzzz = 8", r"model\.zzz is no known key; expected one of attn_logit_softcapping, .*vocab_size"),
         ("[modle]\nhidden_size = 8", r"\[modle\] is no known section; did you mean 'model'\?"),
         ("[model]\n[optimiser]\n", r"\[optimiser\] is no known section; "),
         ("[training]\nsteps = 1", r"has no \[model\] section"),
@@ -256,7 +256,7 @@ def test_a_missing_or_binary_file_is_a_clear_error(tmp_path: Path) -> None:
 @pytest.mark.unit
 def test_every_key_of_the_model_section_reaches_the_configuration(tmp_path: Path) -> None:
     values: dict[str, Any] = {
-        "family": "mistral",
+        "family": "gemma2",
         "vocab_size": 11,
         "hidden_size": 24,
         "intermediate_size": 13,
@@ -269,19 +269,26 @@ def test_every_key_of_the_model_section_reaches_the_configuration(tmp_path: Path
         "rope_theta": 99.0,
         "rope_scaling": {"rope_type": "linear", "factor": 2.0},
         "rope_frequency_factors": [1.0, 2.0, 3.0, 4.0],
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 7,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
         "tie_word_embeddings": True,
         "initializer_range": 0.25,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": -1,
     }
-    assert set(values) == {field.name for field in fields(LLaMAConfig)}
+    assert set(values) | {"rope_local_base_freq"} == {field.name for field in fields(LLaMAConfig)}
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items() if not isinstance(value, dict)]
     path = model_toml(tmp_path / "all.toml", "[model]\n" + "\n".join(lines) + "\n[model.rope_scaling]\n" +
                       'rope_type = "linear"\nfactor = 2.0\n')  # fmt: skip
     config = LLaMAConfig.from_file(path)
     assert {name: getattr(config, name) for name in values} == values
-    assert all(values[field.name] != field.default for field in fields(LLaMAConfig))  # none is right by accident
+    assert all(
+        value != LLaMAConfig.__dataclass_fields__[name].default for name, value in values.items()
+    )  # none is right by accident
 
 
 @pytest.mark.unit
@@ -351,14 +358,30 @@ def test_what_config_json_leaves_out_has_the_defaults_of_transformers() -> None:
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected 'silu'"),
         (
             {"sliding_window": 32},
-            "sliding_window is 32, less than the context of 64; windowed attention is not supported",
+            "sliding_window is 32, less than the context of 64, and model_type 'llama' has no windows",
         ),
         ({"sliding_window": 8, "use_sliding_window": False}, "sliding_window is 8"),  # which Mistral does not read
         ({"sliding_window": "x"}, "sliding_window is 'x'"),
         (
-            {"model_type": "mistral", "max_position_embeddings": 32768},
-            "sliding_window is 4096, less than the context of 32768",
+            {"model_type": "mistral", "sliding_window": 8, "layer_types": ["full_attention"] * 2},
+            "layer_types is given, which a Mistral with a sliding_window does not heed",
         ),
+        ({"model_type": "olmo2", "sliding_window": 8}, "model_type 'olmo2' has no windows"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention is true, with"),
+        ({"model_type": "gemma2", "hidden_activation": "silu"}, "hidden_activation is 'silu', expected 'gelu_pyt"),
+        ({"model_type": "gemma2", "head_dim": None}, "head_dim is null, expected an integer"),
+        ({"model_type": "gemma2", "hidden_size": 62}, "hidden_size is 62, expected a multiple of num_attention_heads"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0, expected more than"),
+        ({"model_type": "gemma2", "query_pre_attn_scalar": 2.5}, "query_pre_attn_scalar is 2.5, expected an integer"),
+        ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, "sliding_window_pattern is 0, expected an integ"),
+        ({"model_type": "gemma3_text", "sliding_window": None}, "sliding_window is unset, and layer_types has"),
+        ({"model_type": "gemma3_text", "rope_parameters": {"rope_type": "linear"}}, "rope_parameters.rope_type is not"),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": {"rope_type": "linear"}}},
+            "rope_parameters.sliding_attention.rope_type is 'linear', expected 'default'",
+        ),
+        ({"model_type": "ministral", "head_dim": None}, "head_dim is null, expected an integer"),
+        ({"model_type": "gemma3"}, "model_type is 'gemma3', a model that sees images too; .* 'gemma3_text'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; .* not supported"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic', which is not supported"),

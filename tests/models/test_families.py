@@ -270,10 +270,10 @@ def sliding(window: int, first: int) -> dict[str, Any]:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a window": (sliding(16, 1), "sliding_window is 16, less than the context of 64; windowed attention is not"),
-    "a window of absent size": ({"use_sliding_window": True, "max_window_layers": 0, "max_position_embeddings": 8192},
-                                "sliding_window is 4096, less than the context of 8192"),
-    "sliding layers": ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is "),
+    "no window of sliding layers": ({"layer_types": ["full_attention", "sliding_attention"]},
+                                    "sliding_window is unset, and layer_types has 'sliding_attention'"),
+    "chunked layers": ({"layer_types": ["chunked_attention"] * 2}, "layer_types is "),
+    "a window of nothing": (sliding(0, 1), "sliding_window is 0, expected an integer of at least 1, or null"),
     "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn', which is not supported"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "type is 'dynamic', which is not supported"),
     "a null head_dim": ({"head_dim": None}, "head_dim is null, expected an integer"),
@@ -380,7 +380,7 @@ def test_tensors_of_another_family_are_named(model_type: str, tmp_path: Path) ->
 
 @pytest.mark.unit
 def test_every_row_is_found_by_its_names() -> None:
-    assert set(NEW) | {"llama", "mistral"} == set(FAMILIES)
+    assert set(NEW) | {"llama", "mistral"} <= set(FAMILIES)
     assert {row.architecture for row in FAMILIES.values()} == set(ARCHITECTURES)
     assert ARCHITECTURES["llama"].model_type == "llama"
     with pytest.raises(EntrenarError, match=r"model\.family is 'falcon'"):

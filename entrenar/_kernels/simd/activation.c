@@ -27,6 +27,10 @@ INLINE vf sigmoid_slope(vf y) { return y * (1.0f - y); }
 INLINE vf tanh_slope(vf y) { return 1.0f - y * y; }
 INLINE vf exp_slope(vf y) { return y; }
 INLINE vf sqrt_slope(vf y) { return 0.5f / y; }
+INLINE vf softcap_slope(vf y, float cap) {
+    vf t = y / cap;
+    return 1.0f - t * t;
+}
 
 // The tail is one vector whose missing lanes hold 1, a point where every function is finite.
 INLINE void map(float *y, const float *x, ptrdiff_t n, vf function(vf)) {
@@ -97,31 +101,67 @@ static void power_backward(float *dx, const float *dy, const float *x, float exp
     }
 }
 
-static void swiglu(float *y, const float *gate, const float *up, ptrdiff_t n) {
+// From y = cap tanh(x / cap): dy/dx = 1 - (y / cap)^2.
+static void softcap(float *y, const float *x, float cap, ptrdiff_t n) {
     ptrdiff_t i = 0;
-    for (; i + VLEN <= n; i += VLEN) vstore(y + i, silu_(vload(gate + i)) * vload(up + i));
-    if (i < n) vstore_n(y + i, silu_(vload_n(gate + i, n - i, 1.0f)) * vload_n(up + i, n - i, 1.0f), n - i);
+    for (; i + VLEN <= n; i += VLEN) vstore(y + i, vsoftcap(vload(x + i), cap));
+    if (i < n) vstore_n(y + i, vsoftcap(vload_n(x + i, n - i, 1.0f), cap), n - i);
 }
+static void softcap_backward(float *dx, const float *dy, const float *y, float cap, ptrdiff_t n, int accumulate) {
+    ptrdiff_t i = 0;
+    for (; i + VLEN <= n; i += VLEN) {
+        vf d = vload(dy + i) * softcap_slope(vload(y + i), cap);
+        vstore(dx + i, accumulate ? vload(dx + i) + d : d);
+    }
+    if (i < n) {
+        vf d = vload_n(dy + i, n - i, 0.0f) * softcap_slope(vload_n(y + i, n - i, 0.0f), cap);
+        vstore_n(dx + i, accumulate ? vload_n(dx + i, n - i, 0.0f) + d : d, n - i);
+    }
+}
+
+// act(gate) up, and its two derivatives
+INLINE void gated_map(float *y, const float *gate, const float *up, ptrdiff_t n, vf act(vf)) {
+    ptrdiff_t i = 0;
+    for (; i + VLEN <= n; i += VLEN) vstore(y + i, act(vload(gate + i)) * vload(up + i));
+    if (i < n) vstore_n(y + i, act(vload_n(gate + i, n - i, 1.0f)) * vload_n(up + i, n - i, 1.0f), n - i);
+}
+static void swiglu(float *y, const float *gate, const float *up, ptrdiff_t n) { gated_map(y, gate, up, n, silu_); }
+static void geglu(float *y, const float *gate, const float *up, ptrdiff_t n) { gated_map(y, gate, up, n, gelu_tanh_); }
 
 INLINE void swiglu_vector(vf dy, vf g, vf u, vf *dg, vf *du) {
     vf s = vsigmoid(g), silu_of_g = g * s;
     *du = dy * silu_of_g;
     *dg = dy * u * (s + silu_of_g * (1.0f - s));
 }
-static void swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, ptrdiff_t n,
-                            int accumulate_gate, int accumulate_up) {
+INLINE void geglu_vector(vf dy, vf g, vf u, vf *dg, vf *du) {
+    vf x = vmin(vset(16.0f), vmax(vset(-16.0f), g));  // as in gelu_tanh_slope; tanh is 1 beyond
+    vf t = vtanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x));
+    vf slope = 0.5f * x * (1.0f - t * t) * SQRT_2_OVER_PI * (1.0f + 3.0f * GELU_CUBIC * x * x);
+    *du = dy * (0.5f * g * (1.0f + t));
+    *dg = dy * u * (0.5f * (1.0f + t) + slope);
+}
+INLINE void gated_slopes(float *dgate, float *dup, const float *dy, const float *gate, const float *up, ptrdiff_t n,
+                         int accumulate_gate, int accumulate_up, void vector(vf, vf, vf, vf *, vf *)) {
     ptrdiff_t i = 0;
     vf dg, du;
     for (; i + VLEN <= n; i += VLEN) {
-        swiglu_vector(vload(dy + i), vload(gate + i), vload(up + i), &dg, &du);
+        vector(vload(dy + i), vload(gate + i), vload(up + i), &dg, &du);
         if (dgate) vstore(dgate + i, accumulate_gate ? vload(dgate + i) + dg : dg);
         if (dup) vstore(dup + i, accumulate_up ? vload(dup + i) + du : du);
     }
     if (i == n) return;
     n -= i;
-    swiglu_vector(vload_n(dy + i, n, 0.0f), vload_n(gate + i, n, 1.0f), vload_n(up + i, n, 1.0f), &dg, &du);
+    vector(vload_n(dy + i, n, 0.0f), vload_n(gate + i, n, 1.0f), vload_n(up + i, n, 1.0f), &dg, &du);
     if (dgate) vstore_n(dgate + i, accumulate_gate ? vload_n(dgate + i, n, 0.0f) + dg : dg, n);
     if (dup) vstore_n(dup + i, accumulate_up ? vload_n(dup + i, n, 0.0f) + du : du, n);
+}
+static void swiglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, ptrdiff_t n,
+                            int accumulate_gate, int accumulate_up) {
+    gated_slopes(dgate, dup, dy, gate, up, n, accumulate_gate, accumulate_up, swiglu_vector);
+}
+static void geglu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, ptrdiff_t n,
+                           int accumulate_gate, int accumulate_up) {
+    gated_slopes(dgate, dup, dy, gate, up, n, accumulate_gate, accumulate_up, geglu_vector);
 }
 
 const activation_ops TIERED(activation_table) = {
@@ -147,4 +187,8 @@ const activation_ops TIERED(activation_table) = {
     .pow_backward = power_backward,
     .swiglu = swiglu,
     .swiglu_backward = swiglu_backward,
+    .geglu = geglu,
+    .geglu_backward = geglu_backward,
+    .softcap = softcap,
+    .softcap_backward = softcap_backward,
 };

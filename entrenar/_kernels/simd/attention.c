@@ -55,19 +55,24 @@ static void scatter(float *x, const float *tile, ptrdiff_t ld, const float *fact
     }
 }
 
-// `masked` is a constant at every call, so that tiles below the diagonal skip the comparison
-INLINE void step(const attention_tile t, float *row_max, float *row_sum, float *correction, int masked) {
+// `masked` and `capped` are constants at every call, so that tiles that each row sees whole skip the comparisons
+INLINE vi seen(const attention_tile *t, ptrdiff_t r, ptrdiff_t k) {
+    int32_t key = t->first_key + (int32_t)k;
+    return (key <= viload(t->limit + r)) & (key >= viload(t->start + r));
+}
+
+INLINE void step(const attention_tile t, float *row_max, float *row_sum, float *correction, int masked, int capped) {
     for (ptrdiff_t r = 0; r < t.rows; r += VLEN) {
         vf before = vload(row_max + r), m = before;
-        vi last = viload(t.limit + r);
         for (ptrdiff_t k = 0; k < t.keys; k++) {
             vf s = vload(t.scores + k * ROWS + r);
-            m = vmax(masked ? vselect(t.first_key + (int32_t)k <= last, s, vset(-FLT_MAX)) : s, m);
+            if (capped) vstore(t.scores + k * ROWS + r, s = vsoftcap(s, t.softcap));
+            m = vmax(masked ? vselect(seen(&t, r, k), s, vset(-FLT_MAX)) : s, m);
         }
         vf factor = vexp(before - m), total = vload(row_sum + r) * factor;
         for (ptrdiff_t k = 0; k < t.keys; k++) {
             vf p = vexp(vload(t.scores + k * ROWS + r) - m);
-            if (masked) p = vselect(t.first_key + (int32_t)k <= last, p, vset(0));
+            if (masked) p = vselect(seen(&t, r, k), p, vset(0));
             total += p;
             vstore(t.scores + k * ROWS + r, p);
         }
@@ -78,20 +83,25 @@ INLINE void step(const attention_tile t, float *row_max, float *row_sum, float *
 }
 
 static void softmax_step(const attention_tile *t, float *row_max, float *row_sum, float *correction) {
-    if (t->masked) step(*t, row_max, row_sum, correction, 1);
-    else step(*t, row_max, row_sum, correction, 0);
+    int capped = t->softcap != 0;
+    if (t->masked && capped) step(*t, row_max, row_sum, correction, 1, 1);
+    else if (t->masked) step(*t, row_max, row_sum, correction, 1, 0);
+    else if (capped) step(*t, row_max, row_sum, correction, 0, 1);
+    else step(*t, row_max, row_sum, correction, 0, 0);
 }
 
 INLINE void backward(const attention_tile t, float *dp, const float *row_max, const float *inverse_row_sum,
-                     const float *delta, float scale, int masked) {
+                     const float *delta, float scale, int masked, int capped) {
     for (ptrdiff_t r = 0; r < t.rows; r += VLEN) {
         vf m = vload(row_max + r), inverse = vload(inverse_row_sum + r), mean = vload(delta + r);
-        vi last = viload(t.limit + r);
         for (ptrdiff_t k = 0; k < t.keys; k++) {
             float *s = t.scores + k * ROWS + r, *d = dp + k * ROWS + r;
-            vf p = vexp(vload(s) - m) * inverse, g = p * (vload(d) - mean) * scale;
+            vf score = vload(s), tanh = vset(0);
+            if (capped) score = (tanh = vtanh(score / t.softcap)) * t.softcap;
+            vf p = vexp(score - m) * inverse, g = p * (vload(d) - mean) * scale;
+            if (capped) g *= 1.0f - tanh * tanh;
             if (masked) {
-                vi valid = t.first_key + (int32_t)k <= last;
+                vi valid = seen(&t, r, k);
                 p = vselect(valid, p, vset(0));
                 g = vselect(valid, g, vset(0));
             }
@@ -103,8 +113,11 @@ INLINE void backward(const attention_tile t, float *dp, const float *row_max, co
 
 static void softmax_backward(const attention_tile *t, float *dp, const float *row_max, const float *inverse_row_sum,
                              const float *delta, float scale) {
-    if (t->masked) backward(*t, dp, row_max, inverse_row_sum, delta, scale, 1);
-    else backward(*t, dp, row_max, inverse_row_sum, delta, scale, 0);
+    int capped = t->softcap != 0;
+    if (t->masked && capped) backward(*t, dp, row_max, inverse_row_sum, delta, scale, 1, 1);
+    else if (t->masked) backward(*t, dp, row_max, inverse_row_sum, delta, scale, 1, 0);
+    else if (capped) backward(*t, dp, row_max, inverse_row_sum, delta, scale, 0, 1);
+    else backward(*t, dp, row_max, inverse_row_sum, delta, scale, 0, 0);
 }
 
 static void row_dots(float *dot, const float *a, const float *b, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t dim) {

@@ -15,11 +15,12 @@ typedef struct attention_rows {
 
 // The scores of a q tile (rows) and a kv tile (keys), transposed.
 typedef struct attention_tile {
-    float *scores;         // (keys, ATTENTION_ROWS)
-    const int32_t *limit;  // last key that each row sees
-    ptrdiff_t keys, rows;  // rows up to whole vectors
+    float *scores;                 // (keys, ATTENTION_ROWS)
+    const int32_t *start, *limit;  // first and last key that each row sees
+    ptrdiff_t keys, rows;          // rows up to whole vectors
     int32_t first_key;
-    int masked;  // a row sees fewer keys than there are
+    int masked;     // a row does not see every key
+    float softcap;  // scores are bounded to softcap tanh(score / softcap); 0: they are not
 } attention_tile;
 
 typedef struct attention_ops {
@@ -30,10 +31,12 @@ typedef struct attention_ops {
     // x = tile (rows, ld) with row i times factor[i] (NULL: 1), or x += that where accumulate is set
     void (*scatter)(float *x, const float *tile, ptrdiff_t ld, const float *factor, const attention_rows *view,
                     int accumulate);
-    // One online softmax step: scores become exp(score - row_max), 0 where first_key + key > limit[row]; row_max and
-    // row_sum move on; correction[row] is what earlier sums and outputs must be multiplied with.
+    // One online softmax step: scores, bounded, become exp(score - row_max), 0 where first_key + key lies outside
+    // [start[row], limit[row]]; row_max and row_sum move on; correction[row] is what earlier sums and outputs must be
+    // multiplied with.
     void (*softmax_step)(const attention_tile *t, float *row_max, float *row_sum, float *correction);
-    // scores become p = exp(score - row_max) * inverse_row_sum, and dp becomes ds = scale * p * (dp - delta)
+    // scores, bounded, become p = exp(score - row_max) * inverse_row_sum, and dp becomes ds = scale * p * (dp - delta),
+    // times the slope of the bound
     void (*softmax_backward)(const attention_tile *t, float *dp, const float *row_max, const float *inverse_row_sum,
                              const float *delta, float scale);
     // dot[i] = a row i . b row i, both (rows, ld) padded with zeros to whole vectors

@@ -13,11 +13,13 @@ cdef extern from "simd/attention.h" nogil:
         Py_ssize_t dim
     ctypedef struct attention_tile:
         float* scores
+        const int32_t* start
         const int32_t* limit
         Py_ssize_t keys
         Py_ssize_t rows
         int32_t first_key
         int masked
+        float softcap
     ctypedef struct attention_ops:
         void (*gather)(float* tile, Py_ssize_t ld, const float* x, const attention_rows* view) noexcept nogil
         void (*gather_transposed)(float* tile, Py_ssize_t ld, const float* x, const attention_rows* view,

@@ -76,6 +76,9 @@ INLINE vf vtanh(vf x) {
     return vcopysign(vselect(a < 0.625f, p, large), x);
 }
 
+// cap tanh(x / cap): within [-cap, cap], and x where |x| is far below cap. At most 2.9 ulp.
+INLINE vf vsoftcap(vf x, float cap) { return vtanh(x / cap) * cap; }
+
 // 1 / (1 + e^-x), from e^-|x| so that nothing overflows. At most 2.45 ulp.
 INLINE vf vsigmoid(vf x) {
     vf e = vexp(-vabs(x));

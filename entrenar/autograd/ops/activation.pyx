@@ -1,21 +1,32 @@
-"""Elementwise functions: relu, gelu, silu, sigmoid, tanh, exp, log, sqrt, pow, and swiglu fused into one node."""
+"""Elementwise functions: relu, gelu, silu, sigmoid, tanh, exp, log, sqrt, pow, softcap; swiglu and geglu fused."""
 from entrenar._kernels.activation cimport (
+    geglu_backward,
+    geglu_forward,
     map_backward,
     map_forward,
     pow_backward,
     pow_forward,
+    softcap_backward,
+    softcap_forward,
     swiglu_backward,
     swiglu_forward,
 )
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.simd.activation cimport activation_backward, activation_forward
 from entrenar.autograd.tape cimport grad_buffer, grad_pointer, record, takes_grad, wants_grad
-from entrenar.autograd.arguments cimport checked_number
+from entrenar.autograd.arguments cimport checked_cap, checked_number
 from entrenar.autograd.tensor cimport Node, Tensor, alias, as_tensor, check_float32, new_like, same_shape
 
 from entrenar.errors import ConfigError, ShapeError
 
-__all__ = ["exp", "gelu", "log", "pow", "relu", "sigmoid", "silu", "sqrt", "swiglu", "swish", "tanh"]
+__all__ = [
+    "exp", "geglu", "gelu", "log", "pow", "relu", "sigmoid", "silu", "softcap", "sqrt", "swiglu", "swish", "tanh",
+]
+
+
+ctypedef void (*gated_kernel)(float* y, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
+ctypedef void (*gated_slopes)(float* dgate, float* dup, const float* dy, const float* gate, const float* up,
+                              Py_ssize_t n, bint accumulate_gate, bint accumulate_up) noexcept nogil
 
 
 cdef class MapNode(Node):
@@ -123,14 +134,48 @@ def pow(x, exponent):
     return out
 
 
-cdef class SwiGLUNode(Node):
+cdef class SoftcapNode(Node):
+    cdef float cap
+    cdef Tensor y
+
+    cdef int backward(self, Tensor grad) except -1:
+        cdef Tensor y = self.y, dx
+        cdef bint accumulate
+        if takes_grad(self.inputs[0]):
+            dx = grad_buffer(self.inputs[0], &accumulate)
+            with nogil:
+                softcap_backward(dx.data, grad.data, y.data, self.cap, y.size, accumulate)
+        return 0
+
+
+def softcap(x, cap):
+    """cap tanh(x / cap), elementwise: within [-cap, cap]. Gemma Team, 2024 (arXiv 2408.00118).
+
+    Raises ConfigError where the cap is no positive finite number.
+    """
+    cdef Tensor a = check_float32(as_tensor(x), "softcap", "x"), out = new_like(a)
+    cdef SoftcapNode node
+    cdef float bound = checked_cap(cap, "softcap", "cap")
+    with nogil:
+        softcap_forward(out.data, a.data, bound, a.size)
+    if wants_grad(a):
+        node = SoftcapNode.__new__(SoftcapNode)
+        node.cap = bound
+        node.y = alias(out)
+        record(out, node, (a,))
+    return out
+
+
+cdef class GatedNode(Node):
+    cdef gated_kernel function
+    cdef gated_slopes slopes
     cdef Tensor gate
     cdef Tensor up
 
     cdef Tensor recompute(self):
         cdef Tensor gate = self.gate, up = self.up, out = new_like(gate)
         with nogil:
-            swiglu_forward(out.data, gate.data, up.data, gate.size)
+            self.function(out.data, gate.data, up.data, gate.size)
         return out
 
     cdef int backward(self, Tensor grad) except -1:
@@ -141,10 +186,27 @@ cdef class SwiGLUNode(Node):
         cdef bint shared = gate is up
         cdef float* dup = NULL if shared else grad_pointer(self.inputs[1], &accumulate_up)
         with nogil:
-            swiglu_backward(dgate, dup, grad.data, gate.data, up.data, gate.size, accumulate_gate, accumulate_up)
+            self.slopes(dgate, dup, grad.data, gate.data, up.data, gate.size, accumulate_gate, accumulate_up)
             if shared and dgate != NULL:
-                swiglu_backward(NULL, dgate, grad.data, gate.data, up.data, gate.size, True, True)
+                self.slopes(NULL, dgate, grad.data, gate.data, up.data, gate.size, True, True)
         return 0
+
+
+cdef Tensor gated(object gate, object up, str op, gated_kernel function, gated_slopes slopes):
+    cdef Tensor g = check_float32(as_tensor(gate), op, "gate"), u = check_float32(as_tensor(up), op, "up")
+    if not same_shape(g, u):
+        raise ShapeError(f"{op}: gate has shape {g.shape} and up {u.shape}; expected the same.")
+    cdef Tensor out = new_like(g)
+    cdef GatedNode node
+    with nogil:
+        function(out.data, g.data, u.data, g.size)
+    if wants_grad(g) or wants_grad(u):
+        node = GatedNode.__new__(GatedNode)
+        node.recomputes = True
+        node.function, node.slopes = function, slopes
+        node.gate, node.up = g, u
+        record(out, node, (g, u))
+    return out
 
 
 def swiglu(gate, up):
@@ -152,16 +214,12 @@ def swiglu(gate, up):
 
     Raises ShapeError where the shapes differ.
     """
-    cdef Tensor g = check_float32(as_tensor(gate), "swiglu", "gate"), u = check_float32(as_tensor(up), "swiglu", "up")
-    if not same_shape(g, u):
-        raise ShapeError(f"swiglu: gate has shape {g.shape} and up {u.shape}; expected the same.")
-    cdef Tensor out = new_like(g)
-    cdef SwiGLUNode node
-    with nogil:
-        swiglu_forward(out.data, g.data, u.data, g.size)
-    if wants_grad(g) or wants_grad(u):
-        node = SwiGLUNode.__new__(SwiGLUNode)
-        node.recomputes = True
-        node.gate, node.up = g, u
-        record(out, node, (g, u))
-    return out
+    return gated(gate, up, "swiglu", swiglu_forward, swiglu_backward)
+
+
+def geglu(gate, up):
+    """gelu(gate, "tanh") * up, elementwise, one node that saves gate and up only. Shazeer, 2020 (arXiv 2002.05202).
+
+    Raises ShapeError where the shapes differ.
+    """
+    return gated(gate, up, "geglu", geglu_forward, geglu_backward)

@@ -10,6 +10,8 @@ def attention(
     scale: float | None = None,
     causal: bool = True,
     cu_seqlens_k: ArrayLike | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor: ...
 def cached_attention(
     q: Tensor | ArrayLike,
@@ -17,4 +19,6 @@ def cached_attention(
     value_cache: Tensor | ArrayLike,
     length: int,
     scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor: ...

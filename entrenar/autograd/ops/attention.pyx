@@ -9,7 +9,7 @@ from entrenar._kernels.attention cimport (
     Attention, AttentionGradients, Heads, Segment, attention_backward, attention_forward,
 )
 from entrenar.autograd.tape cimport add_grad, grad_buffer, record, takes_grad, wants_grad
-from entrenar.autograd.arguments cimport checked_array, checked_flag, checked_integer, checked_number
+from entrenar.autograd.arguments cimport checked_array, checked_cap, checked_flag, checked_integer, checked_number
 from entrenar.autograd.tensor cimport (
     Node, Tensor, alias, as_tensor, check_float32, new_like, new_vector, same_shape, shape_str,
 )
@@ -99,10 +99,16 @@ cdef Heads check_heads(str op, Tensor q, Tensor k, Tensor v, str k_name, str v_n
     return Heads(q.dims[2], k.dims[2], q.dims[3])
 
 
-cdef Attention problem_of(Tensor q, Tensor k, Tensor v, Segments segments, Heads heads, float scale, bint causal):
+ctypedef struct Scores:
+    float scale, softcap
+    Py_ssize_t window
+    bint causal
+
+
+cdef Attention problem_of(Tensor q, Tensor k, Tensor v, Segments segments, Heads heads, Scores scores):
     """The kernel's view of the problem: valid as long as the tensors and the segments exist."""
-    return Attention(q.data, k.data, v.data, segments.items, segments.count, k.dims[0] * k.dims[1], heads, scale,
-                     causal)
+    return Attention(q.data, k.data, v.data, segments.items, segments.count, k.dims[0] * k.dims[1], heads,
+                     scores.scale, scores.softcap, scores.window, scores.causal)
 
 
 cdef float check_scale(str op, scale, Py_ssize_t dim) except *:
@@ -114,6 +120,19 @@ cdef float check_scale(str op, scale, Py_ssize_t dim) except *:
     return number
 
 
+cdef Scores check_scores(str op, Py_ssize_t dim, scale, bint causal, window, softcap) except *:
+    cdef Scores scores = Scores(check_scale(op, scale, dim), 0, 0, causal)
+    if softcap is not None:
+        scores.softcap = checked_cap(softcap, op, "softcap")
+    if window is not None:
+        scores.window = checked_integer(window, op, "window")
+        if scores.window < 1:
+            raise ConfigError(f"{op}: window must be at least 1 key, the token's own, found {window!r:.80}.")
+        if not causal:
+            raise ConfigError(f"{op}: a window needs causal=True; windows to both sides are not supported.")
+    return scores
+
+
 cdef int out_of_memory(str op, Tensor q) except -1:
     raise MemoryBudgetError(f"{op}: scratch memory for q of shape {shape_str(q)} could not be allocated; use a shorter "
                             "sequence or a smaller batch.")
@@ -122,8 +141,7 @@ cdef int out_of_memory(str op, Tensor q) except -1:
 cdef class AttentionNode(Node):
     cdef Segments segments
     cdef Heads heads
-    cdef float scale
-    cdef bint causal
+    cdef Scores scores
     cdef Tensor q
     cdef Tensor k
     cdef Tensor v
@@ -137,7 +155,7 @@ cdef class AttentionNode(Node):
         cdef Node of_q = self.inputs[0], of_k = self.inputs[1], of_v = self.inputs[2]
         cdef Tensor dq = None, dk = None, dv = None
         cdef bint add_q = False, add_k = False, add_v = False, shared = q is k or q is v or k is v
-        cdef Attention problem = problem_of(q, k, v, self.segments, self.heads, self.scale, self.causal)
+        cdef Attention problem = problem_of(q, k, v, self.segments, self.heads, self.scores)
         cdef AttentionGradients wanted
         cdef int status
         if takes_grad(of_q):
@@ -161,23 +179,25 @@ cdef class AttentionNode(Node):
         return 0
 
 
-def attention(q, k, v, cu_seqlens=None, scale=None, causal=True, cu_seqlens_k=None):
+def attention(q, k, v, cu_seqlens=None, scale=None, causal=True, cu_seqlens_k=None, window=None, softcap=None):
     """softmax(scale * q k^T + mask) v for each head, in memory linear in the length.
 
     q (batch, T, heads, head size); k, v (batch, S, kv heads, head size), float32; heads is a multiple of kv heads, and
     query head h reads kv head h // (heads / kv heads). Gives (batch, T, heads, head size).
-    With `causal`, query i sees the keys j <= S - T + i. `scale` defaults to 1 / sqrt(head size).
+    With `causal`, query i sees the keys j <= S - T + i, with a `window` only the last `window` of those. `scale`
+    defaults to 1 / sqrt(head size). `softcap` c bounds the scaled scores to c tanh(score / c).
     `cu_seqlens`, integers (0, n1, n1 + n2, ..., batch * T), cuts the tokens of all batch rows, taken as one run, into
     sequences that do not see one another (T = S); sequences may be empty. `cu_seqlens_k` cuts the keys where they are
     others, at least as many in each sequence: a sequence's last query sees its last key.
     Backward recomputes the probabilities tile by tile (Dao, "FlashAttention-2", 2023).
 
-    Raises ShapeError where shapes or cu_seqlens do not fit, ConfigError for bfloat16 or a scale that is not finite.
+    Raises ShapeError where shapes or cu_seqlens do not fit, ConfigError for bfloat16, a scale that is not finite, a
+    softcap that is not positive, or a window below 1 or without `causal`.
     """
     cdef Tensor a = as_tensor(q), b = as_tensor(k), c = as_tensor(v)
     cdef Heads heads = check_heads("attention", a, b, c, "k", "v")
-    cdef float factor = check_scale("attention", scale, heads.dim)
     cdef bint masked = checked_flag(causal, "attention", "causal")
+    cdef Scores scores = check_scores("attention", heads.dim, scale, masked, window, softcap)
     cdef Segments segments
     cdef AttentionNode node
     cdef int status
@@ -196,32 +216,34 @@ def attention(q, k, v, cu_seqlens=None, scale=None, causal=True, cu_seqlens_k=No
     cdef Tensor out = new_like(a)
     cdef Py_ssize_t rows = a.dims[0] * a.dims[1] * a.dims[2]
     cdef Tensor row_max = new_vector(rows), inverse_row_sum = new_vector(rows)
-    cdef Attention problem = problem_of(a, b, c, segments, heads, factor, masked)
+    cdef Attention problem = problem_of(a, b, c, segments, heads, scores)
     with nogil:
         status = attention_forward(out.data, row_max.data, inverse_row_sum.data, &problem)
     if status < 0:
         out_of_memory("attention", a)
     if wants_grad(a) or wants_grad(b) or wants_grad(c):
         node = AttentionNode.__new__(AttentionNode)
-        node.segments, node.heads, node.scale, node.causal = segments, heads, factor, masked
+        node.segments, node.heads, node.scores = segments, heads, scores
         node.q, node.k, node.v, node.out = a, b, c, alias(out)
         node.row_max, node.inverse_row_sum = row_max, inverse_row_sum
         record(out, node, (a, b, c))
     return out
 
 
-def cached_attention(q, key_cache, value_cache, length, scale=None):
+def cached_attention(q, key_cache, value_cache, length, scale=None, window=None, softcap=None):
     """Causal attention of T new tokens over the first `length` entries of a key/value cache; not differentiable.
 
     q (batch, T, heads, head size), float32; key_cache, value_cache (batch, capacity, kv heads, head size), of which the
     first `length` positions are filled, the T new tokens' own being the last of them: query i sees the positions
-    j <= length - T + i. T = 1 decodes, T > 1 is a chunk of the prompt. Gives (batch, T, heads, head size).
+    j <= length - T + i. T = 1 decodes, T > 1 is a chunk of the prompt. Gives (batch, T, heads, head size). `scale`,
+    `window` and `softcap` are those of attention; a cache holds what lies before the window too.
 
-    Raises ShapeError where shapes or length do not fit, GraphError where a gradient would be lost.
+    Raises ShapeError where shapes or length do not fit, ConfigError as attention does, GraphError where a gradient
+    would be lost.
     """
     cdef Tensor a = as_tensor(q), b = as_tensor(key_cache), c = as_tensor(value_cache)
     cdef Heads heads = check_heads("cached_attention", a, b, c, "key_cache", "value_cache")
-    cdef float factor = check_scale("cached_attention", scale, heads.dim)
+    cdef Scores scores = check_scores("cached_attention", heads.dim, scale, True, window, softcap)
     cdef Py_ssize_t keys = checked_integer(length, "cached_attention", "length")
     cdef int status
     if not a.dims[1] <= keys <= b.dims[1]:
@@ -233,7 +255,7 @@ def cached_attention(q, key_cache, value_cache, length, scale=None):
     cdef Tensor out = new_like(a)
     cdef Py_ssize_t rows = a.dims[0] * a.dims[1] * a.dims[2]
     cdef Tensor row_max = new_vector(rows), inverse_row_sum = new_vector(rows)
-    cdef Attention problem = problem_of(a, b, c, segments, heads, factor, True)
+    cdef Attention problem = problem_of(a, b, c, segments, heads, scores)
     with nogil:
         status = attention_forward(out.data, row_max.data, inverse_row_sum.data, &problem)
     if status < 0:

@@ -17,4 +17,5 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     divisor: float | None = None,
+    softcap: float | None = None,
 ) -> Tensor: ...

@@ -4,6 +4,7 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
+from entrenar._kernels.activation cimport softcap_backward, softcap_forward
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.cross_entropy cimport cross_entropy_backward, cross_entropy_forward
 from entrenar._kernels.gemm cimport linear_backward_input, linear_backward_weight, linear_forward
@@ -13,7 +14,7 @@ from entrenar.autograd.ops.embedding cimport checked_indices
 from entrenar.autograd.ops.matmul cimport check_scratch, checked_input, matrix_view_of
 from entrenar.autograd.quantized cimport QuantizedTensor
 from entrenar.autograd.tape cimport give_grad, grad_buffer, record, takes_grad, wants_grad
-from entrenar.autograd.arguments cimport checked_integer, checked_number
+from entrenar.autograd.arguments cimport checked_cap, checked_integer, checked_number
 from entrenar.autograd.tensor cimport (
     MAX_DIMS, Node, Tensor, as_tensor, check_float32, new_like, new_matrix, new_scalar, new_tensor, new_vector,
 )
@@ -155,13 +156,19 @@ cdef class LinearCrossEntropyNode(Node):
 
 
 cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const int64_t* targets, Py_ssize_t count,
-                         Py_ssize_t vocabulary, float inverse, Tensor dx, Tensor dw) except? -1:
-    """The summed loss of `count` rows of x; gradients of loss * inverse go to dx (count, hidden), dw, if not None."""
+                         Py_ssize_t vocabulary, float inverse, float cap, Tensor dx, Tensor dw) except? -1:
+    """The summed loss of `count` rows of x; gradients of loss * inverse go to dx (count, hidden), dw, if not None.
+
+    A cap that is not 0 bounds the logits, of which a copy is then held for its slope.
+    """
     cdef Py_ssize_t hidden = x.dims[x.ndim - 1], first = 0, n, i
-    cdef Py_ssize_t most = max(1, CHUNK_BYTES // (4 * vocabulary)), chunks = max(1, ceil_div(count, most))
+    cdef bint slopes = cap != 0 and (dx is not None or dw is not None)
+    cdef Py_ssize_t most = max(1, CHUNK_BYTES // (4 * vocabulary * (2 if slopes else 1)))
+    cdef Py_ssize_t chunks = max(1, ceil_div(count, most))
     cdef Py_ssize_t per_chunk = ceil_div(count, chunks)  # equal chunks: the head is dequantized for each
     cdef Tensor logits = new_matrix(per_chunk, vocabulary), gathered = new_matrix(per_chunk, hidden)
     cdef Tensor losses = new_vector(per_chunk), lse = new_vector(per_chunk)
+    cdef Tensor capped = new_matrix(per_chunk, vocabulary) if slopes else logits
     cdef double loss = 0
     cdef int status = 0
     while first < count:
@@ -170,12 +177,16 @@ cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const
             memcpy(gathered.data + i * hidden, x.data + rows[first + i] * hidden, hidden * sizeof(float))
         with nogil:
             status |= linear_forward(logits.data, gathered.data, head, n, vocabulary, hidden)
-            cross_entropy_forward(losses.data, lse.data, logits.data, targets + first, n, vocabulary, -1)
+            if cap != 0:
+                softcap_forward(capped.data, logits.data, cap, n * vocabulary)
+            cross_entropy_forward(losses.data, lse.data, capped.data, targets + first, n, vocabulary, -1)
             loss += total(losses.data, n)
         if dx is not None or dw is not None:
             with nogil:
-                cross_entropy_backward(logits.data, logits.data, lse.data, targets + first, &inverse, 0, n, vocabulary,
+                cross_entropy_backward(logits.data, capped.data, lse.data, targets + first, &inverse, 0, n, vocabulary,
                                        -1, False)
+                if cap != 0:
+                    softcap_backward(logits.data, logits.data, capped.data, cap, n * vocabulary, False)
         if dx is not None:
             with nogil:
                 status |= linear_backward_input(dx.data + first * hidden, logits.data, head, n, vocabulary, hidden,
@@ -190,18 +201,20 @@ cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const
     return loss
 
 
-def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean", divisor=None):
+def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean", divisor=None, softcap=None):
     """cross_entropy(linear(x, weight), targets) that holds at most 48 MiB of logits at a time.
 
     x (..., hidden), weight (vocabulary, hidden) of any weight type, integer targets (...). Rows whose target
     is `ignore_index` are not multiplied at all. `reduction` is "mean" or "sum"; `divisor` replaces the number of
-    counted rows under "mean". The gradients are computed in the forward pass, chunk by chunk, as Liger Kernel does
-    (Hsu et al., 2024, arXiv 2410.10989). Raises what cross_entropy and linear raise.
+    counted rows under "mean". `softcap` c bounds the logits to c tanh(logit / c). The gradients are computed in the
+    forward pass, chunk by chunk, as Liger Kernel does (Hsu et al., 2024, arXiv 2410.10989). Raises what cross_entropy
+    and linear raise, and ConfigError for a softcap that is not positive.
     """
     cdef matrix_view head
     cdef Py_ssize_t vocabulary, hidden, count
     cdef Tensor dx = None, dw = None, out
     cdef LinearCrossEntropyNode node
+    cdef float cap = 0 if softcap is None else checked_cap(softcap, "linear_cross_entropy", "softcap")
     check_reduction(reduction, ("mean", "sum"), "linear_cross_entropy")
     ignore_index = checked_integer(ignore_index, "linear_cross_entropy", "ignore_index")
     if not isinstance(weight, QuantizedTensor):
@@ -227,7 +240,7 @@ def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean"
     if wants_grad(w):
         dw = new_like(w)
     cdef double loss = fused_chunks(t, &head, &rows[0] if count else NULL, &ids[0] if count else NULL, count,
-                                    vocabulary, 1.0 / scale, dx, dw)
+                                    vocabulary, 1.0 / scale, cap, dx, dw)
     out = new_scalar(loss / scale)
     if dx is not None or dw is not None:
         node = LinearCrossEntropyNode.__new__(LinearCrossEntropyNode)

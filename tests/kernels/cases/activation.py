@@ -1,4 +1,4 @@
-"""Cases of the elementwise functions and of swiglu. A job is 4096 elements; vectors hold 4, 8 or 16."""
+"""Cases of the elementwise functions and of swiglu and geglu. A job is 4096 elements; vectors hold 4, 8 or 16."""
 
 from __future__ import annotations
 
@@ -48,6 +48,14 @@ for _exponent in (0, 1, 2, 3, 0.5, -1.5):
         positive,
         6e-8,
     )
+for _cap in (0.5, 30.0):
+    FUNCTIONS[f"softcap {_cap}"] = (
+        "softcap",
+        lambda x, c=_cap: autograd.softcap(x, c),
+        lambda x, c=_cap: c * np.tanh(x / c),
+        normal,
+        1e-7,
+    )
 SHAPES: list[Shape] = [(), (1,), (7,), (3, 5, 5), (67,), (0, 4)]
 LARGE: list[Shape] = [(4096,), (4097,), (301, 1023)]
 
@@ -67,31 +75,44 @@ def swiglu_reference(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     return gate * sigmoid(gate) * up
 
 
-def swiglu_case(shape: Shape, gradient: bool) -> Case:
+def geglu_reference(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    return gelu_tanh(gate) * up
+
+
+GATED = {"swiglu": (autograd.swiglu, swiglu_reference), "geglu": (autograd.geglu, geglu_reference)}
+
+
+def gated_case(op: str, shape: Shape, gradient: bool) -> Case:
+    run, reference = GATED[op]
     return Case(
-        "swiglu",
+        op,
         f"{shape}",
         normal(shape, shape),
-        autograd.swiglu,
-        lambda *arrays: np.asarray(swiglu_reference(*arrays)),
+        run,
+        lambda *arrays: np.asarray(reference(*arrays)),
         tolerance=3e-7 if math.prod(shape) < 8 else 1e-7,
         gradient=gradient,
     )
 
 
-CASES = [map_case(name, shape, True) for name in FUNCTIONS for shape in SHAPES]
-CASES += [map_case(name, shape, False) for name in FUNCTIONS for shape in LARGE]
-CASES += [swiglu_case(shape, True) for shape in SHAPES]
-CASES += [swiglu_case(shape, False) for shape in LARGE]
-CASES += [
-    Case(
-        "swiglu",
+def shared_case(op: str) -> Case:
+    run, reference = GATED[op]
+    return Case(
+        op,
         "one tensor as gate and up",
         normal((5, 7)),
-        lambda x: autograd.swiglu(x, x),
-        lambda x: swiglu_reference(x, x),
+        lambda x: run(x, x),
+        lambda x: reference(x, x),
         tolerance=1e-7,
-    ),
+    )
+
+
+CASES = [map_case(name, shape, True) for name in FUNCTIONS for shape in SHAPES]
+CASES += [map_case(name, shape, False) for name in FUNCTIONS for shape in LARGE]
+CASES += [gated_case(op, shape, True) for op in GATED for shape in SHAPES]
+CASES += [gated_case(op, shape, False) for op in GATED for shape in LARGE]
+CASES += [shared_case(op) for op in GATED]
+CASES += [
     Case("relu", "negative and zero", lambda rng: [-np.arange(9.0)], autograd.relu, np.zeros_like, 0.0, gradient=False),
     Case("pow", "square of negative numbers", normal((5, 7)), lambda x: x**2, np.square, 6e-8),
     Case("pow", "cube of negative numbers", normal((5, 7)), lambda x: x**3, lambda x: x**3, 6e-8),

@@ -22,6 +22,8 @@ def reference_attention(
     scale: float | None = None,
     causal: bool = True,
     cu_seqlens_k: Sequence[int] | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> np.ndarray:
     """The textbook formula, one head of one sequence at a time, with the whole probability matrix."""
     (batch, length, heads, dim), (keys, kv_heads) = q.shape, k.shape[1:3]
@@ -39,9 +41,14 @@ def reference_attention(
         visible = np.ones((q_end - q_start, k_end - k_start), bool)
         if causal:
             visible = np.tril(visible, k_end - k_start - (q_end - q_start))
+        if window is not None:
+            visible &= ~np.tril(np.ones_like(visible), k_end - k_start - (q_end - q_start) - window)
         for h in range(heads):
             kv = h // (heads // kv_heads)
-            scores = np.where(visible, scale * q2[q_start:q_end, h] @ k2[k_start:k_end, kv].T, -np.inf)
+            scores = scale * q2[q_start:q_end, h] @ k2[k_start:k_end, kv].T
+            if softcap is not None:
+                scores = softcap * np.tanh(scores / softcap)
+            scores = np.where(visible, scores, -np.inf)
             p = np.exp(scores - scores.max(-1, keepdims=True))
             out[q_start:q_end, h] = p / p.sum(-1, keepdims=True) @ v2[k_start:k_end, kv]
     return out.reshape(q.shape)
@@ -74,13 +81,15 @@ def case(
     )
 
 
-def cached_case(label: str, shape: Shape, capacity: int, length: int, tolerance: float = 5e-7) -> Case:
+def cached_case(
+    label: str, shape: Shape, capacity: int, length: int, tolerance: float = 5e-7, **options: object
+) -> Case:
     return Case(
         op="cached_attention",
         label=f"{label} {'x'.join(map(str, shape))} {length} of {capacity}",
         inputs=qkv(shape, capacity),
-        run=lambda q, k, v: cached_attention(q, k, v, length),
-        reference=lambda q, k, v: reference_attention(q, k[:, :length], v[:, :length]),
+        run=lambda q, k, v: cached_attention(q, k, v, length, **options),
+        reference=lambda q, k, v: reference_attention(q, k[:, :length], v[:, :length], **options),
         tolerance=tolerance,
         gradient=False,
         differentiable=(),
@@ -135,6 +144,24 @@ CASES = [
     case("blocks together, bidirectional", (2, 520, 8, 8, 16), gradient=False, causal=False),
     case("blocks together, more keys", (1, 1000, 8, 8, 16), gradient=False, keys=1100),
     case("large, bidirectional", (1, 300, 8, 1, 32), gradient=False, causal=False),
+    case("window of one", (1, 5, 2, 1, 4), window=1, differentiable=(2,)),
+    case("window", (2, 9, 4, 2, 6), window=3),
+    case("window as long as the keys", (1, 7, 2, 1, 5), window=7),
+    case("window, more keys", (2, 5, 2, 1, 5), keys=11, window=4),
+    case("window, packed", (2, 6, 2, 1, 5), window=3, cu_seqlens=(0, 0, 1, 5, 5, 11, 12)),
+    case("softcap", (1, 7, 4, 2, 6), softcap=0.7),
+    case("softcap, bidirectional", (1, 6, 2, 1, 5), causal=False, softcap=1.5),
+    case("window, softcap, scale", (1, 9, 4, 2, 6), window=4, softcap=0.9, scale=1.3),
+    *[case("window lengths", (1, 300, 3, 1, 16), gradient=False, window=window) for window in (1, 2, 63, 64, 65, 299)],
+    case("window, rows split", (1, 700, 9, 3, 32), gradient=False, window=100, softcap=2.0),
+    case("window, blocks together", (1, 1100, 8, 8, 16), gradient=False, window=130),
+    case("window of one, blocks together", (1, 1100, 8, 8, 16), gradient=False, window=1),
+    case(
+        "window, large, packed", (1, 600, 8, 8, 16), gradient=False, window=70, cu_seqlens=(0, 300, 300, 301, 470, 600)
+    ),
+    case("window, large, more keys", (1, 500, 8, 1, 16), gradient=False, keys=1100, window=90),
+    cached_case("decode, window", (2, 1, 9, 3, 64), 300, 270, window=100),
+    cached_case("prompt chunk, window, softcap", (2, 33, 4, 2, 20), 300, 240, window=70, softcap=3.0),
     cached_case("decode", (2, 1, 9, 3, 64), 80, 70),
     cached_case("decode, first token", (1, 1, 4, 2, 20), 8, 1),
     cached_case("decode, full cache", (1, 1, 4, 4, 16), 130, 130),

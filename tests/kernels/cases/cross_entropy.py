@@ -61,7 +61,9 @@ def fused_case(
 
     def reference(x, *w):
         weight = w[0] if w else frozen_weight(weight_type, vocabulary, shape[-1])[1]
-        return reference_cross_entropy(x @ weight.T, targets, **options)
+        logits, rest = x @ weight.T, dict(options)
+        cap = rest.pop("softcap", None)
+        return reference_cross_entropy(logits if cap is None else cap * np.tanh(logits / cap), targets, **rest)
 
     return Case(
         "linear_cross_entropy",
@@ -88,6 +90,9 @@ CASES = [
     fused_case("float32", (6, 4), 7, 0.4, reduction="sum"),
     fused_case("float32", (6, 4), 7, 0.4, divisor=11),
     fused_case("float32", (6, 4), 7, 0.5, ignore_index=2),
+    *[fused_case("float32", (6, 4), 7, 0.4, softcap=cap) for cap in (0.8, 30.0)],
+    fused_case("q4_0", (2, 40, 128), 301, 0.3, gradient=False, softcap=5.0),
+    fused_case("float32", (49, 3), WIDE, gradient=False, softcap=3.0),
     *[fused_case(weight_type, (3, 64), 5, 0.3, reduction="sum") for weight_type in FROZEN],
     *[fused_case(weight_type, (2, 40, 128), 301, 0.3, gradient=False) for weight_type in ("float32", *FROZEN)],
     fused_case("float32", (49, 3), WIDE, gradient=False),
