@@ -21,6 +21,7 @@ from entrenar.config import check_dataclass
 from entrenar.errors import ConfigError, MemoryBudgetError
 from entrenar.nn.layers import Linear
 from entrenar.nn.module import Module, Weight
+from entrenar.nn.quantize import merge_sentence
 from entrenar.observe.hardware import available_memory
 
 Config = TypeVar("Config", bound="AdapterConfig")
@@ -238,9 +239,11 @@ def set_training(model: Module, training: bool) -> None:
         layer.training = training
 
 
-def merge(model: Module) -> None:
-    """Replace every adapter by a plain float32 linear that computes the same; in place."""
+def merge(model: Module) -> str:
+    """Replace every adapter by a plain float32 linear that computes the same, in place; says what precision is kept."""
     if model.adapter_config is None:
         raise ConfigError("The model has no adapters to merge.")
+    matrices = [layer.weight for _, layer in adapter_layers(model)]
     model.adapter_config.merge_into(model)
     model.adapter_config = None
+    return merge_sentence(matrices)

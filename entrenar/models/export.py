@@ -18,7 +18,7 @@ from entrenar.io.tokenizer import OVERRIDING, Tokenizer
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.generation import GENERATION_FILE, METADATA, SETTINGS
 from entrenar.models.hf_config import WRITTEN
-from entrenar.models.merged import PlainWeight, merge_sentence, plain_weights
+from entrenar.models.merged import PlainWeight, merge_sentences, plain_weights
 from entrenar.models.origin import Origin
 from entrenar.models.rounded import rounded
 
@@ -72,7 +72,7 @@ def save(
         if generation:
             _write_json(folder / GENERATION_FILE, generation)
         save_sharded(folder, _arrays(weights, dtype), max_shard_bytes)
-    return merge_sentence(weights)
+    return merge_sentences(weights)
 
 
 def config_table(model: LLaMAModel, dtype: str) -> dict[str, Any]:

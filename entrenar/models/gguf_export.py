@@ -27,8 +27,8 @@ from entrenar.models.gguf_metadata import (
 )
 from entrenar.models.gguf_model import ROPE_FACTORS
 from entrenar.models.gguf_rows import RowEncoder, stored_type
-from entrenar.models.gguf_types import checked_type, file_type_number, tensor_types
-from entrenar.models.merged import PlainWeight, merge_sentence, plain_weights
+from entrenar.models.gguf_types import KEEP, checked_type, file_type_number, tensor_types
+from entrenar.models.merged import PlainWeight, merge_sentences, plain_weights
 
 if TYPE_CHECKING:
     from entrenar.models.api import LLaMAModel
@@ -66,17 +66,16 @@ def save_gguf(
     family = FAMILIES[config.family]
     weights = plain_weights(model, merge=merge)
     architecture = architecture_metadata(config)
-    types = tensor_types(config, type, {weight.name: stored_type(weight.base) for weight in weights})
     if family.gguf_head == "always" and config.tie_word_embeddings:
         weights.append(replace(weights[0], name="lm_head.weight"))
-        types["lm_head.weight"] = types[weights[0].name]
-    remarks = merge_sentence(weights)
+    types = tensor_types(config, type, {weight.name: stored_type(weight.base) for weight in weights})
+    remarks = merge_sentences(weights)
     general, vocabulary = _origin_metadata(model, tokenizer, remarks)
     metadata = {
         "general.architecture": family.architecture,
         "general.type": "model",
         **general,
-        "general.file_type": file_type_number(types, type),
+        "general.file_type": _file_type(model, types, type),
         **architecture,
         **vocabulary,
     }
@@ -91,6 +90,16 @@ def save_gguf(
     return ExportedGGUF(
         {tensor.name: tensor.type for tensor in tensors}, [*remarks, *_type_sentences(tensors, encoder)]
     )
+
+
+def _file_type(model: LLaMAModel, types: Mapping[str, str], type: str) -> int:
+    """general.file_type: that of the file that the model was loaded from, where it is kept and so is every type."""
+    if type == KEEP and model.origin is not None and model.origin.is_gguf and model.origin.path.exists():
+        checkpoint = Checkpoint.open(model.origin.path)
+        number = (checkpoint.metadata or {}).get("general.file_type")
+        if isinstance(number, int) and {name: lazy.type for name, lazy in checkpoint.tensors.items()} == types:
+            return number
+    return file_type_number(types, type)
 
 
 def _is_quantized(type: str) -> bool:
@@ -116,12 +125,12 @@ def _type_sentences(tensors: list[OutputTensor], encoder: RowEncoder) -> list[st
     sentences = []
     for type, count in Counter(tensor.type for tensor in tensors if len(tensor.shape) > 1).items():
         rounded = encoder.rounded.get(type)
-        change = "as the model holds them"
+        change = "with the model's own values"
         if rounded is not None:
             kept = count - rounded.matrices
             change = f"{rounded.matrices} of them rounded by {100 * rounded.relative:.2g} % (relative rms)"
-            change += f", {kept} as the model holds them" if kept else ""
-        sentences.append(f"{count} matrices are written as {type}, {change}.")
+            change += f", {kept} {'is' if kept == 1 else 'are'} kept as the model has them" if kept else ""
+        sentences.append(f"{count} {'matrix is' if count == 1 else 'matrices are'} written as {type}, {change}.")
     return sentences
 
 

@@ -13,6 +13,7 @@ from entrenar.models.config import LLaMAConfig
 from entrenar.models.families import FAMILIES, gguf_name
 
 KEEP = "keep"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,16 @@ def tensor_types(config: LLaMAConfig, type: str, stored: Mapping[str, str | None
 
     `type` is a key of FILE_TYPES, or KEEP for the types of `stored`.
     """
-    types = {}
-    for name, shape in config.parameter_shapes().items():
+    types, shapes = {}, config.parameter_shapes()
+    if FAMILIES[config.family].gguf_head == "always":
+        shapes.setdefault(HEAD, shapes[EMBEDDING])
+    for name, shape in shapes.items():
         if len(shape) == 1:
             types[name] = "F32"
         elif type == KEEP:
             types[name] = stored[name] or "F32"
         else:
-            types[name] = _matrix_type(config, name, shape[1], FILE_TYPES[type])
+            types[name] = _matrix_type(config, name, shape[1], FILE_TYPES[type], HEAD not in shapes)
     return types
 
 
@@ -83,13 +86,13 @@ def file_type_number(types: Mapping[str, str], type: str) -> int:
     return FILE_TYPES[most].number if most in FILE_TYPES else FILE_TYPES["F32"].number
 
 
-def _matrix_type(config: LLaMAConfig, name: str, columns: int, file: FileType) -> str:
-    """What llama-quantize makes of a matrix."""
+def _matrix_type(config: LLaMAConfig, name: str, columns: int, file: FileType, tied: bool) -> str:
+    """What llama-quantize makes of a matrix; `tied`: the embedding is the head."""
     if file.matrices in FULL_PRECISION:
         return file.matrices
     chosen = file.matrices
     part = gguf_name(FAMILIES[config.family], name).split(".")[-2]
-    if part == "output" or (part == "token_embd" and config.tie_word_embeddings):
+    if part == "output" or (part == "token_embd" and tied):
         return _fitting("Q8_0" if chosen == "Q8_0" or columns % _block(chosen) else HEAD_TYPE, columns)
     if part in MORE_BITS and file.more and _has_more_bits(int(name.split(".")[2]), config):
         chosen = file.more

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
-from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.errors import ConfigError
 from entrenar.nn.module import Module, Weight
+from entrenar.nn.quantize import merge_sentence
 
 if TYPE_CHECKING:
     from entrenar.models.api import LLaMAModel
@@ -78,17 +78,7 @@ def refuse_adapters(model: LLaMAModel) -> None:
         )
 
 
-def merge_sentence(weights: list[PlainWeight]) -> list[str]:
-    """For the person who runs it: what precision merging keeps; empty where nothing is merged."""
-    merged = [weight for weight in weights if weight.adapter is not None and len(weight.shape) == 2]
-    if not merged:
-        return []
-    kinds: dict[str, int] = {}
-    for weight in merged:
-        kind = weight.base.weight_type if isinstance(weight.base, QuantizedTensor) else weight.base.dtype
-        kinds[kind] = kinds.get(kind, 0) + 1
-    of = ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
-    others = sum(len(weight.shape) == 2 for weight in weights) - len(merged)
-    return [
-        f"{len(merged)} matrices ({of}) are merged with their adapters in float32; the other {others} have no adapter."
-    ]
+def merge_sentences(weights: list[PlainWeight]) -> list[str]:
+    """What precision merging keeps, in one sentence; none where nothing is merged."""
+    merged = [weight.base for weight in weights if weight.adapter is not None and len(weight.shape) == 2]
+    return [merge_sentence(merged)] if merged else []

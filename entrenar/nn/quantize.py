@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,6 +23,14 @@ def stays_quantized(weight: Weight, quantize: str) -> bool:
         return False
     row = weight_type(weight.weight_type)
     return row.bits == 4 or (quantize == "auto" and row.gguf_name is not None)
+
+
+def merge_sentence(merged: Sequence[Weight]) -> str:
+    """For the person who runs it: what precision merging adapters into these matrices keeps."""
+    kinds = Counter(w.weight_type if isinstance(w, QuantizedTensor) else w.dtype for w in merged)
+    held = ", ".join(f"{count} of {kind}" for kind, count in kinds.items())
+    are = "matrix is" if len(merged) == 1 else "matrices are"
+    return f"{len(merged)} {are} merged with their adapters in float32 ({held})."
 
 
 def in_decoder_layer(name: str) -> bool:

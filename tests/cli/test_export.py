@@ -58,7 +58,7 @@ def types_of(path: Path) -> set[str]:
 def test_an_adapter_is_merged_into_a_directory(to: str, model: Path, adapter: Path, tmp_path: Path) -> None:
     ended = run_entrenar("export", "--model", model, "--adapter", adapter, "--to", to, "--output", tmp_path / "out")
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "matrices (14 of float32) are merged with their adapters in float32" in ended.stdout
+    assert "14 matrices are merged with their adapters in float32 (14 of float32)." in ended.stdout
     found = LLaMAModel.from_pretrained(tmp_path / "out")
     expected = merged(model, adapter)
     assert_same(weights_of(found), weights_of(expected))
@@ -75,7 +75,7 @@ def test_a_file_keeps_its_types_and_its_values(file: Path, adapter: Path, tmp_pa
     remarks = export(Export(model=str(file), output=str(tmp_path / "kept.gguf")))
     expected = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
     assert_same({t.name: t.data for t in gguf.GGUFReader(tmp_path / "kept.gguf").tensors}, expected)
-    assert all("as the model holds them" in remark for remark in remarks)
+    assert all("with the model's own values" in remark for remark in remarks)
     remarks = export(Export(model=str(file), adapter=str(adapter), output=str(tmp_path / "tuned.gguf")))
     assert types_of(tmp_path / "tuned.gguf") == types_of(file)
     assert any("of them rounded by" in remark for remark in remarks)

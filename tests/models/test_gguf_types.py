@@ -165,7 +165,7 @@ def test_quantized_values_of_a_file_are_written_as_they_are(type_: str, tmp_path
     found = model.save_gguf(tmp_path / "y.gguf", type="keep")
     assert_same({tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "y.gguf").tensors}, expected)
     assert found.types == types_of(tmp_path / "x.gguf")
-    assert all("as the model holds them" in remark for remark in found.remarks)
+    assert all("with the model's own values" in remark for remark in found.remarks)
 
 
 @pytest.mark.unit
@@ -182,11 +182,9 @@ def test_adapters_are_merged_as_matrices_are_written(quantize: str, tmp_path: Pa
         weight.numpy()[...] = np.random.default_rng(1).standard_normal(weight.shape) * 0.1
     found = model.save_gguf(tmp_path / "y.gguf", merge=True)
     base = "q4_1" if quantize == "auto" else "nf4"
-    assert found.remarks[0] == (
-        f"4 matrices (4 of {base}) are merged with their adapters in float32; the other 12 have no adapter."
-    )
+    assert found.remarks[0] == (f"4 matrices are merged with their adapters in float32 (4 of {base}).")
     kept = model.save_gguf(tmp_path / "z.gguf", merge=True, type="keep")
-    merge(model)
+    assert merge(model) == found.remarks[0]
     assert_same(weights_of(LLaMAModel.from_pretrained(tmp_path / "y.gguf")), weights_of(model))
     with no_grad():
         tokens = random_tokens(config, 1, 20)
@@ -211,3 +209,36 @@ def test_an_unknown_type_is_refused() -> None:
     for name in ("Q4_KM", "", "int4"):
         with pytest.raises(ConfigError, match=f"type={name!r} is unknown; "):
             random_model().save_gguf("x.gguf", type=name)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("type_", ["F32", "BF16", "Q8_0"])
+def test_a_large_vocabulary_and_runs_of_rows(
+    type_: str, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(vocab_size=50001, hidden_size=32, head_dim=8, num_hidden_layers=1, tie_word_embeddings=tied)
+    model = random_model(config)
+    model.save_gguf(tmp_path / "x.gguf", type=type_)
+    back = LLaMAModel.from_pretrained(tmp_path / "x.gguf")
+    assert (back.lm_head is None) is tied
+    expected = {
+        name: rounded(values, type_ if values.ndim == 2 else "F32") for name, values in weights_of(model).items()
+    }
+    assert_same(weights_of(back), expected)
+    monkeypatch.setattr("entrenar.models.gguf_rows.ROW_BYTES", 4 * 32 * 20)  # runs of 20 rows, of q and k 16
+    model.save_gguf(tmp_path / "y.gguf", type=type_)
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "y.gguf").read_bytes()
+
+
+@pytest.mark.unit
+def test_a_kept_file_keeps_its_number(tmp_path: Path) -> None:
+    config = config_of(96, 288)
+    metadata = TOKENIZER | {"general.file_type": 1007, "general.license": "mit", "general.languages": ["en", "de"]}
+    write_gguf(tmp_path / "x.gguf", config, weights_of(random_model(config)), "Q8_0", metadata=metadata)
+    model = LLaMAModel.from_pretrained(tmp_path / "x.gguf", quantize="auto")
+    for type_, number in (("keep", 1007), ("Q4_0", 2)):
+        model.save_gguf(tmp_path / "y.gguf", type=type_)
+        fields = gguf.GGUFReader(tmp_path / "y.gguf").fields
+        assert fields["general.file_type"].contents() == number
+        assert fields["general.license"].contents() == "mit" and fields["general.languages"].contents() == ["en", "de"]
