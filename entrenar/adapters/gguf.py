@@ -203,6 +203,13 @@ def load_gguf_adapter(model: Any, path: str | Path) -> None:
     set_training(model, False)
 
 
+def check_gguf_adapter(path: str | Path, layout: Layout) -> None:
+    """FormatError where the file is no LoRA adapter, or one for another model; raises as `load_gguf_adapter`."""
+    file = GGUFFile(path)
+    _checked_alpha(file, layout)
+    _pairs(file, layout)
+
+
 def _checked_alpha(file: GGUFFile, layout: Layout) -> float:
     for key, expected in ((TYPE_KEY, "adapter"), (ADAPTER_KEY, "lora"), (ARCHITECTURE_KEY, layout.architecture)):
         if file.metadata.get(key) != expected:

@@ -9,11 +9,12 @@ from entrenar.cli.flags import Parser
 from entrenar.config import add_arguments, from_arguments
 from entrenar.train.export import Export, export
 
-DESCRIPTION = """Write a model, with an adapter merged into it, as a GGUF file or a Hugging Face directory.
+DESCRIPTION = """Write a model, with an adapter merged into it or beside it, for llama.cpp, Ollama and transformers.
 
     entrenar export --model base.gguf --adapter outputs/qlora/adapter --type Q4_K_M --output tuned.gguf
     entrenar export --model DIRECTORY --to gguf --type Q8_0 --output model.gguf
     entrenar export --model base.gguf --adapter outputs/qlora/adapter --to hf --dtype bfloat16 --output tuned
+    entrenar export --model base.gguf --adapter outputs/qlora/adapter --to gguf-adapter --output tuned.gguf
 
 Each matrix is merged in float32 as it is written. With --data the loss of examples is shown before and after.
 """

@@ -6,6 +6,7 @@ Source: Ollama, docs/modelfile.md and parser/parser.go.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from entrenar.io.rendering import rendering_date, today
 if TYPE_CHECKING:
     from entrenar.io.tokenizer import Tokenizer
 
-NAME = "Modelfile"
+SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 LONGEST_CONTEXT = 4096  # tokens, of num_ctx: Ollama allocates its cache for all of them
 # Keys of generation_config.json that Ollama has too, with its names for them.
 SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
@@ -27,7 +28,7 @@ OTHER_DATE = datetime(2001, 2, 3)  # whose day, month and year are found in no o
 THOUGHT = "qzThoughtzq"
 
 
-def write_modelfile(
+def modelfile(
     path: str | Path,
     *,
     base: str | Path,
@@ -36,19 +37,23 @@ def write_modelfile(
     end_tokens: Sequence[int] = (),
     generation_config: Mapping[str, Any] | None = None,
     context: int | None = None,
-) -> list[str]:
-    """Write a Modelfile for a GGUF model, or for a GGUF adapter over one; returns a sentence for each thing to know.
+) -> tuple[str, list[str]]:
+    """The text of a Modelfile at `path` for a GGUF model, or a GGUF adapter over one, and what is to be known of it.
 
     `end_tokens` stop beside those of the tokenizer; `context` is the longest sequence of the model, in tokens. A chat
     template that has no form in Go is left out, which is said: Ollama then looks for one in the GGUF file itself.
+    Raises ConfigError for the name of a file that no Modelfile can hold.
     """
     path = Path(path)
     lines = [f"FROM {_place(base, path)}"]
     if adapter is not None:
         lines.append(f"ADAPTER {_place(adapter, path)}")
     remarks: list[str] = []
+    if SPLIT.search(Path(base).name):
+        remarks.append(f"Ollama reads a model from one file: join the parts of {base} (llama-gguf-split --merge).")
     if tokenizer is not None:
-        template, remarks = go_template(tokenizer)
+        template, said = go_template(tokenizer)
+        remarks += said
         if template is not None:
             lines += ["", f'TEMPLATE """{template.text()}"""']
         lines += ["", *_stops(tokenizer, end_tokens, remarks)]
@@ -56,9 +61,15 @@ def write_modelfile(
     if context is not None:
         lines.append(f"PARAMETER num_ctx {min(context, LONGEST_CONTEXT)}")
     comments = [f"# {remark}" for remark in remarks]
+    return "\n".join([*comments, *lines]) + "\n", [f"{path}: {remark}" for remark in remarks]
+
+
+def write_modelfile(path: str | Path, **parts: Any) -> list[str]:
+    """Write what `modelfile` makes of these; returns what is to be known, a sentence each."""
+    text, remarks = modelfile(path, **parts)
     with atomic_file(path) as part:
-        part.write_text("\n".join([*comments, *lines]) + "\n", encoding="utf-8")
-    return [f"{path}: {remark}" for remark in remarks]
+        part.write_text(text, encoding="utf-8")
+    return remarks
 
 
 def _place(file: str | Path, modelfile: Path) -> str:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entrenar.io.modelfile import write_modelfile
+from entrenar.io.modelfile import modelfile
 from entrenar.models.checkpoint import Checkpoint
 
 
-def save_modelfile(
-    path: str | Path, checkpoint: Checkpoint, *, base: str | Path | None = None, adapter: str | Path | None = None
-) -> list[str]:
-    """Write it with what the checkpoint says of its tokenizer, its ends and its sampling; returns what is to be known.
+def modelfile_of(
+    checkpoint: Checkpoint, path: str | Path, *, base: str | Path, adapter: str | Path | None = None
+) -> tuple[str, list[str]]:
+    """The text of a Modelfile at `path`, with what the checkpoint says of its tokenizer, its ends and its sampling.
 
-    `base` is the GGUF file to serve: unset is the checkpoint's own. Raises as `write_modelfile`.
+    `base` is the GGUF file that is served. Returns what is to be known too; raises as `entrenar.io.modelfile.modelfile`
+    and `Checkpoint.tokenizer`.
     """
-    origin = checkpoint.origin
-    has_tokenizer = checkpoint.metadata is None or bool(checkpoint.metadata.get("tokenizer.ggml.tokens"))
-    return write_modelfile(
+    origin, metadata = checkpoint.origin, checkpoint.metadata
+    has_tokenizer = bool(origin.tokenizer_files() if metadata is None else metadata.get("tokenizer.ggml.tokens"))
+    return modelfile(
         path,
-        base=checkpoint.path if base is None else base,
+        base=base,
         adapter=adapter,
         tokenizer=checkpoint.tokenizer() if has_tokenizer else None,
         end_tokens=origin.generation.end_tokens,

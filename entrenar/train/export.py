@@ -19,12 +19,12 @@ from entrenar.models.export import SAVED_DTYPES
 from entrenar.models.gguf_types import FILE_TYPES, KEEP, checked_type
 from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.models.weights import storage_of
-from entrenar.train import dataset, report
+from entrenar.train import dataset, report, served
 from entrenar.train.config import Data, TrainConfig, Training
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.vocabulary import padding
 
-HF, GGUF = "hf", "gguf"
+HF, GGUF, GGUF_ADAPTER, MODELFILE = "hf", "gguf", "gguf-adapter", "modelfile"
 FLOAT32 = "float32"
 BATCH = 4  # rows that are evaluated at once
 
@@ -35,8 +35,15 @@ class Export:
 
     model: str = option(help="GGUF file or Hugging Face directory")
     output: str = option(help="file (gguf) or folder (hf) to write")
-    adapter: str | None = option(None, help="PEFT adapter directory to merge into the model")
-    to: str = option(GGUF, help="what to write: a GGUF file, or a Hugging Face directory", choices=(GGUF, HF))
+    adapter: str | None = option(
+        None, help="PEFT adapter directory: merged into the model, or made a GGUF adapter; for modelfile a GGUF adapter"
+    )
+    to: str = option(
+        GGUF,
+        help="what to write: a GGUF file, a Hugging Face directory, a GGUF adapter for llama.cpp and Ollama, or only "
+        "Ollama's Modelfile of GGUF files",
+        choices=(GGUF, HF, GGUF_ADAPTER, MODELFILE),
+    )
     type: str = option(
         KEEP,
         help=f"type of a GGUF file's matrices ({', '.join((KEEP, *FILE_TYPES))}), each as llama-quantize decides; "
@@ -49,17 +56,28 @@ class Export:
         1.0, help="share of them that is held out from training, chosen as finetune does; 1 is all", above=0, maximum=1
     )
     sequence_length: int = option(512, help="length of a row of them", unit="tokens", minimum=2)
+    modelfile: bool = option(True, help="write Ollama's Modelfile beside a GGUF output (model.gguf: model.Modelfile)")
     overwrite: bool = option(False, help="replace an output that is there")
 
     def __post_init__(self) -> None:
         check_dataclass(self, "export")
         self.type = checked_type(self.type)
-        for name, default, only in (("type", KEEP, GGUF), ("dtype", FLOAT32, HF)):
-            if getattr(self, name) != default and self.to != only:
+        for name, default, only in (
+            ("type", KEEP, (GGUF, GGUF_ADAPTER)),
+            ("dtype", FLOAT32, (HF,)),
+            ("data", None, (GGUF, HF)),
+            ("modelfile", True, (GGUF, GGUF_ADAPTER)),
+        ):
+            if getattr(self, name) != default and self.to not in only:
                 raise ConfigError(
                     f"export.{name} is {getattr(self, name)}, which has no effect where export.to is {self.to}; leave "
-                    f"it out, or write {only}."
+                    f"it out, or write {' or '.join(only)}."
                 )
+        if self.to == GGUF_ADAPTER and self.type not in (KEEP, *served.ADAPTER_TYPES):
+            kinds = " or ".join(served.ADAPTER_TYPES)
+            raise ConfigError(f"export.type is {self.type}, expected {kinds} where export.to is {self.to}.")
+        if self.to == GGUF_ADAPTER and self.adapter is None:
+            raise ConfigError("export.adapter is unset, expected the PEFT adapter directory to make a GGUF adapter of.")
 
 
 def export(settings: Export, console: Console | None = None) -> list[str]:
@@ -72,6 +90,27 @@ def export(settings: Export, console: Console | None = None) -> list[str]:
     _check_output(settings)
     checkpoint = Checkpoint.open(settings.model)
     checkpoint.check()
+    if settings.to == MODELFILE:
+        found = served.of_files(checkpoint, settings.output, settings.adapter)
+    elif settings.to == HF or not settings.modelfile:
+        found = served.Modelfile()
+    else:
+        found = (served.of_model if settings.to == GGUF else served.of_adapter)(checkpoint, settings.output)
+    if settings.to in WRITERS:
+        return _export_model(settings, checkpoint, found, console)
+    if settings.to == GGUF_ADAPTER:
+        assert settings.adapter is not None
+        served.write_adapter(
+            checkpoint, settings.adapter, settings.output, "F32" if settings.type == KEEP else settings.type
+        )
+    found.write()
+    report.summary(console, "Exported", _rows(settings, checkpoint, found))
+    report.remarks(console, [*checkpoint.remarks, *found.remarks])
+    return [*checkpoint.remarks, *found.remarks]
+
+
+def _export_model(settings: Export, checkpoint: Checkpoint, modelfile: served.Modelfile, console: Console) -> list[str]:
+    """The model's weights, with the adapter merged into them, and what that costs."""
     if settings.adapter is not None:
         read_adapter_config(settings.adapter)  # what is wrong with it is said before a model is read
     batches = [] if settings.data is None else _held_out(settings, checkpoint)
@@ -81,9 +120,10 @@ def export(settings: Export, console: Console | None = None) -> list[str]:
             load_adapter(model, settings.adapter)
     before = _evaluated(model, batches, console)
     with console.status(f"writing {settings.output}"):
-        remarks = [*checkpoint.remarks, *WRITERS[settings.to](model, settings)]
+        remarks = [*checkpoint.remarks, *WRITERS[settings.to](model, settings), *modelfile.remarks]
+        modelfile.write()
     del model
-    report.summary(console, "Exported", _rows(settings, checkpoint))
+    report.summary(console, "Exported", _rows(settings, checkpoint, modelfile))
     report.remarks(console, remarks)
     if before is not None:
         written = Checkpoint.open(settings.output)
@@ -107,6 +147,10 @@ WRITERS: dict[str, Callable[[LLaMAModel, Export], list[str]]] = {GGUF: _write_gg
 def _check_output(settings: Export) -> None:
     """ConfigError where something is there that is not to be replaced, or that is read."""
     output = Path(settings.output)
+    if settings.to in (GGUF, GGUF_ADAPTER) and settings.modelfile and not settings.overwrite:
+        modelfile = served.beside(output)
+        if modelfile.exists():
+            raise ConfigError(f"{modelfile}: is there already; choose another output, --overwrite, or --no-modelfile.")
     for name, place in (("model", settings.model), ("adapter", settings.adapter)):
         if place is not None and output.exists() and Path(place).exists() and output.samefile(place):
             raise ConfigError(f"export.output is {output}, the {name} that is read; choose another place.")
@@ -142,7 +186,7 @@ def _evaluated(model: LLaMAModel, batches: Sequence[Batch], console: Console) ->
     return evaluate(model, report.track(console, batches, "held-out set")) if batches else None
 
 
-def _rows(settings: Export, checkpoint: Checkpoint) -> dict[str, str]:
+def _rows(settings: Export, checkpoint: Checkpoint, modelfile: served.Modelfile) -> dict[str, str]:
     """The table of what was written."""
     output = Path(settings.output)
     files = [file for file in output.rglob("*") if file.is_file()] if output.is_dir() else [output]
@@ -150,6 +194,8 @@ def _rows(settings: Export, checkpoint: Checkpoint) -> dict[str, str]:
     found = ", ".join(f"{count} matrices of {type}" for type, count in types.items())
     rows = {"model": f"{settings.model} ({found})"}
     if settings.adapter is not None:
-        rows["adapter"] = f"{settings.adapter}, merged"
+        rows["adapter"] = settings.adapter + (", merged" if settings.to in WRITERS else "")
     rows["output"] = f"{settings.output} ({report.gib(sum(file.stat().st_size for file in files))})"
+    if modelfile.path is not None and settings.to != MODELFILE:
+        rows["Modelfile"] = str(modelfile.path)
     return rows

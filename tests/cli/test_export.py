@@ -116,7 +116,9 @@ def test_a_directory_of_16_bits_in_shards(dtype: str, file: Path, tmp_path: Path
         (("--dtype", "int8"), "error: export.dtype is 'int8'; expected one of"),
         (("--dtype", "float16"), "error: export.dtype is float16, which has no effect where export.to is gguf; leave"),
         (("--to", "hf", "--type", "F16"), "error: export.type is F16, which has no effect where export.to is hf;"),
-        (("--to", "onnx"), "error: export.to is 'onnx'; expected one of gguf, hf"),
+        (("--to", "onnx"), "error: export.to is 'onnx'; expected one of gguf, gguf-adapter, hf, modelfile"),
+        (("--to", "gguf-adapter"), "error: export.adapter is unset, expected the PEFT adapter directory to make a"),
+        (("--to", "modelfile", "--type", "F16"), "error: export.type is F16, which has no effect where export.to is m"),
         (("--held-out-fraction", "0"), "error: export.held_out_fraction is 0.0, expected more than 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -150,6 +152,10 @@ def test_an_output_that_is_there_stays_until_it_is_to_be_replaced(model: Path, f
     assert path.read_text() == "mine"
     export(Export(model=str(model), output=str(path), overwrite=True))
     LLaMAModel.from_pretrained(path)
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"x.Modelfile: is there already; choose another output, --overwrite, or"):
+        export(Export(model=str(model), output=str(path)))
+    export(Export(model=str(model), output=str(path), modelfile=False))
     for place in (model, file):
         to = "hf" if place is model else "gguf"
         with pytest.raises(ConfigError, match=r"export.output is .*, the model that is read; choose another place"):
@@ -207,7 +213,8 @@ def test_ctrl_c_half_way_leaves_nothing_or_what_was_there(
             patch.setattr(PlainWeight, "load", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 export(settings)
-        assert [entry.name for entry in tmp_path.iterdir()] == (["out"] if there else [])
+        files = {"hf": {"out"}, "gguf": {"out", "out.Modelfile"}}[to] if there else set()
+        assert {entry.name for entry in tmp_path.iterdir()} == files
         if not there:
             export(settings)
         else:
