@@ -43,11 +43,13 @@ def error_in_ulp(y: np.ndarray, exact: np.ndarray) -> float:
     return float((np.abs(y[finite].astype(np.float64) - exact[finite]) / unit).max())
 
 
-REFERENCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "exp": np.exp,
-    "log": np.log,
-    "tanh": np.tanh,
-    "sigmoid": sigmoid,
+CAP = 30.0
+REFERENCES: dict[str, tuple[Callable[[np.ndarray], Tensor], Callable[[np.ndarray], np.ndarray]]] = {
+    "exp": (autograd.exp, np.exp),
+    "log": (autograd.log, np.log),
+    "tanh": (autograd.tanh, np.tanh),
+    "sigmoid": (autograd.sigmoid, sigmoid),
+    "softcap": (lambda x: autograd.softcap(x, CAP), lambda x: CAP * np.tanh(x / CAP)),
 }
 
 
@@ -62,8 +64,8 @@ def test_error_over_the_full_range_is_at_most_what_math_h_states(name: str, tier
     x = samples()
     x = np.abs(x) if name == "log" else x
     with np.errstate(over="ignore", under="ignore", divide="ignore"):
-        exact = REFERENCES[name](x.astype(np.float64))
-    found = error_in_ulp(getattr(autograd, name)(x).numpy(), exact)
+        exact = REFERENCES[name][1](x.astype(np.float64))
+    found = error_in_ulp(REFERENCES[name][0](x).numpy(), exact)
     assert found <= STATED[name], f"{name} on {tier}: {found:.3f} ulp"
 
 
@@ -119,6 +121,8 @@ SPECIAL: dict[str, list[tuple[float, float]]] = {
     "log": [(INF, INF), (0.0, -INF), (-0.0, -INF), (1.0, 0.0), (-1.0, NAN), (-INF, NAN), (-1e-45, NAN)],
     "tanh": [(INF, 1.0), (-INF, -1.0), (0.0, 0.0), (-0.0, -0.0), (LARGEST, 1.0), (-1e-45, -1e-45)],
     "sigmoid": [(INF, 1.0), (-INF, 0.0), (0.0, 0.5), (-LARGEST, 0.0), (LARGEST, 1.0)],
+    "softcap 0.5": [(INF, 0.5), (-INF, -0.5), (0.0, 0.0), (-0.0, -0.0), (LARGEST, 0.5), (1e-30, 1e-30)],
+    "softcap 30.0": [(INF, 30.0), (-INF, -30.0), (0.0, 0.0), (-0.0, -0.0), (-LARGEST, -30.0), (1e-30, 1e-30)],
     "sqrt": [(INF, INF), (0.0, 0.0), (-0.0, -0.0), (-1.0, NAN), (4.0, 2.0)],
     "relu": [(INF, INF), (-INF, 0.0), (-0.0, 0.0), (-1e-45, 0.0), (1e-45, 1e-45)],
     "gelu": [(INF, INF), (0.0, 0.0), (LARGEST, LARGEST), (-LARGEST, -0.0), (-20.0, -0.0)],
@@ -159,6 +163,8 @@ SLOPES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "silu": (lambda x: sigmoid(x) * (1 + x * sigmoid(-x)), 1.1e-6),
     "sigmoid": (lambda x: sigmoid(x) * sigmoid(-x), 1.2e-7),
     "tanh": (lambda x: np.cosh(np.clip(x, -300, 300)) ** -2, 1.6e-7),
+    "softcap 0.5": (lambda x: np.cosh(np.clip(x / 0.5, -300, 300)) ** -2, 3e-7),
+    "softcap 30.0": (lambda x: np.cosh(np.clip(x / 30, -300, 300)) ** -2, 3e-7),
 }
 
 
@@ -250,15 +256,19 @@ def test_powers_have_slopes_at_zero(tier: str) -> None:
 @pytest.mark.gradient
 @pytest.mark.parametrize("wanted", ["gate", "up"])
 @pytest.mark.parametrize("size", [5, 5001])
-def test_swiglu_gives_a_gradient_to_what_wants_one_and_adds_up(wanted: str, size: int, tier: str) -> None:
+@pytest.mark.parametrize("op", ["swiglu", "geglu"])
+def test_a_gated_product_gives_a_gradient_to_what_wants_one_and_adds_up(
+    op: str, wanted: str, size: int, tier: str
+) -> None:
     rng = np.random.default_rng(6)
     arrays = dict(zip(("gate", "up"), rng.standard_normal((2, size)).astype(np.float32), strict=True))
     upstream = rng.standard_normal(size).astype(np.float32)
     tensors = {name: Tensor(array, requires_grad=name == wanted) for name, array in arrays.items()}
     gate, up = (array.astype(np.float64) for array in arrays.values())
-    slope = {"gate": up * SLOPES["silu"][0](gate), "up": gate * sigmoid(gate)}[wanted]
+    function = {"swiglu": "silu", "geglu": "gelu tanh"}[op]
+    slope = {"gate": up * SLOPES[function][0](gate), "up": FUNCTIONS[function][2](gate)}[wanted]
     for turns in (1, 2):
-        autograd.swiglu(**tensors).backward(Tensor(upstream))
+        getattr(autograd, op)(**tensors).backward(Tensor(upstream))
         np.testing.assert_allclose(tensors[wanted].grad.numpy(), turns * upstream * slope, rtol=2e-6, atol=1e-6)
     assert all(tensor.grad is None for name, tensor in tensors.items() if name != wanted)
 
@@ -273,6 +283,11 @@ def test_what_does_not_fit_is_refused() -> None:
         autograd.pow([1.0], True)
     with pytest.raises(ShapeError, match=r"gate has shape \(3,\) and up \(1, 3\)"):
         autograd.swiglu(np.ones(3), np.ones((1, 3)))
+    with pytest.raises(ShapeError, match=r"geglu: gate has shape \(3,\) and up \(1, 3\)"):
+        autograd.geglu(np.ones(3), np.ones((1, 3)))
+    for cap in (0, -1.0, INF, NAN, 1e-40):
+        with pytest.raises(ConfigError, match="softcap: cap must be a positive finite number, found"):
+            autograd.softcap([1.0], cap)
     for _, run, *_ in FUNCTIONS.values():
         with pytest.raises(ConfigError, match="bfloat16"):
             run(Tensor(np.ones(3), dtype="bfloat16"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -52,6 +53,92 @@ def test_value_and_gradients_agree_with_torch_float64(shape: tuple[int, ...], ca
     expected = [t.detach().transpose(1, 2).numpy() for t in (out, *gradients)]
     for name, one, other in zip("oqkv", with_gradients(arrays, gradient, causal=causal), expected, strict=True):
         assert relative_error(one, other) < 6e-7, name
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("shape", "keys", "window", "softcap"),
+    [
+        ((2, 130, 3, 1, 48), 130, 17, None),
+        ((1, 200, 6, 2, 20), 200, 64, 3.0),
+        ((1, 70, 8, 1, 16), 300, 65, None),
+        ((1, 90, 4, 4, 16), 90, None, 0.8),
+        ((1, 700, 9, 3, 16), 700, 100, 5.0),
+        ((1, 1100, 8, 8, 16), 1100, 1, None),
+        ((2, 600, 8, 8, 16), 600, 130, 2.0),
+    ],
+    ids=str,
+)
+def test_windows_and_soft_caps_agree_with_torch_float64(
+    shape: tuple[int, ...], keys: int, window: int | None, softcap: float | None, tier: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(3)
+    arrays = qkv(shape, keys)(rng)
+    gradient = rng.standard_normal(arrays[0].shape).astype(np.float32)
+    q, k, v = theirs = [torch.tensor(a, dtype=torch.float64).transpose(1, 2).requires_grad_() for a in arrays]
+    group, offset = shape[2] // shape[3], keys - shape[1]
+    scores = q @ k.repeat_interleave(group, 1).transpose(2, 3) * 0.4
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    hidden = torch.ones(scores.shape[2:]).triu(offset + 1).bool()
+    if window is not None:
+        hidden |= torch.ones(scores.shape[2:]).tril(offset - window).bool()
+    out = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v.repeat_interleave(group, 1)
+    gradients = torch.autograd.grad(out, theirs, torch.tensor(gradient, dtype=torch.float64).transpose(1, 2))
+    expected = [t.detach().transpose(1, 2).numpy() for t in (out, *gradients)]
+    found = with_gradients(arrays, gradient, scale=0.4, window=window, softcap=softcap)
+    for name, one, other in zip("oqkv", found, expected, strict=True):
+        if window == 1 and name in "qk":  # one key has all the probability: no gradient but for rounding
+            assert np.abs(one).max() < 1e-5
+        else:
+            assert relative_error(one, other) < 1e-6, name
+
+
+@pytest.mark.gradient
+def test_a_window_of_everything_has_the_bits_of_none(tier: str) -> None:
+    rng = np.random.default_rng(3)
+    arrays = qkv((2, 300, 4, 2, 20))(rng)
+    gradient = rng.standard_normal(arrays[0].shape).astype(np.float32)
+    plain = with_gradients(arrays, gradient)
+    for window in (300, 10_000):
+        for one, other in zip(plain, with_gradients(arrays, gradient, window=window), strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.property
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 3), st.integers(1, 3), st.integers(1, 200), st.integers(0, 2**32 - 1))
+def test_no_token_sees_what_lies_before_its_window(
+    length: int, kv_heads: int, group: int, window: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    q, k, v = qkv((1, length, kv_heads * group, kv_heads, 8))(rng)
+    cut = int(rng.integers(0, length))  # the first token that does not see the first keys
+    before = attention(q, k, v, window=window).numpy().copy()
+    first = max(0, cut - window + 1)
+    k[:, :first], v[:, :first] = 1e3, 1e4
+    after = attention(q, k, v, window=window).numpy()
+    assert before[:, cut:].tobytes() == after[:, cut:].tobytes()
+    start = int(rng.integers(0, length))
+    cached = cached_attention(q[:, start:], k, v, length, window=window).numpy()
+    np.testing.assert_allclose(cached, after[:, start:], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.unit
+def test_kv_tiles_outside_a_window_are_not_computed() -> None:
+    q, k, v = (Tensor(a, requires_grad=True) for a in qkv((1, 2048, 2, 1, 64))(np.random.default_rng(9)))
+    ones_of_out = Tensor(np.ones(q.shape))
+
+    def seconds(**options: object) -> float:
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            attention(q, k, v, **options).backward(ones_of_out)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    assert seconds(window=64) < seconds() / 3  # a ninth of the pairs
 
 
 @pytest.mark.gradient
@@ -217,6 +304,10 @@ def ones(*shape: int) -> Tensor:
         ((ones(1, 3, 4, 8),) * 3, {"cu_seqlens": [0.0, 3.0]}, ShapeError, "vector of integers"),
         ((ones(1, 2, 4, 8), ones(1, 3, 4, 8), ones(1, 3, 4, 8)), {"cu_seqlens": [0, 2]}, ShapeError, "as many keys"),
         ((ones(1, 3, 4, 8),) * 3, {"scale": float("nan")}, ConfigError, "finite"),
+        ((ones(1, 3, 4, 8),) * 3, {"window": 0}, ConfigError, "window must be at least 1 key"),
+        ((ones(1, 3, 4, 8),) * 3, {"window": 1.5}, ConfigError, "window must be an integer"),
+        ((ones(1, 3, 4, 8),) * 3, {"window": 2, "causal": False}, ConfigError, "a window needs causal=True"),
+        ((ones(1, 3, 4, 8),) * 3, {"softcap": 0.0}, ConfigError, "softcap must be a positive finite number"),
         ((Tensor(np.ones((1, 3, 4, 8)), dtype="bfloat16"),) * 3, {}, ConfigError, "bfloat16"),
     ],
 )

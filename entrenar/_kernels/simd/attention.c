@@ -96,8 +96,7 @@ INLINE void backward(const attention_tile t, float *dp, const float *row_max, co
         vf m = vload(row_max + r), inverse = vload(inverse_row_sum + r), mean = vload(delta + r);
         for (ptrdiff_t k = 0; k < t.keys; k++) {
             float *s = t.scores + k * ROWS + r, *d = dp + k * ROWS + r;
-            vf score = vload(s), tanh = vset(0);
-            if (capped) score = (tanh = vtanh(score / t.softcap)) * t.softcap;
+            vf score = capped ? vsoftcap(vload(s), t.softcap) : vload(s), tanh = score / t.softcap;
             vf p = vexp(score - m) * inverse, g = p * (vload(d) - mean) * scale;
             if (capped) g *= 1.0f - tanh * tanh;
             if (masked) {
