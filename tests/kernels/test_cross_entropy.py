@@ -13,7 +13,7 @@ from entrenar.errors import ConfigError, NumericsError, ShapeError
 
 from .cases.cross_entropy import make_targets, reference_cross_entropy
 from .cases.softmax import reference_softmax
-from .cases.weights import FROZEN, frozen_weight
+from .cases.weights import FROZEN, frozen_weight, whole_blocks
 
 INF, NAN = float("inf"), float("nan")
 CHUNK = HEAD_CHUNK_BYTES // 4  # logits
@@ -76,8 +76,9 @@ def test_fused_is_linear_then_cross_entropy(shape: tuple[int, int, int], options
 @pytest.mark.gradient
 @pytest.mark.parametrize("weight_type", FROZEN)
 def test_a_frozen_head_passes_the_gradient_of_its_own_weights(weight_type: str, tier: str) -> None:
-    x = np.random.default_rng(3).standard_normal((9, 64)).astype(np.float32)
-    weight, exact = frozen_weight(weight_type, 33, 64)
+    hidden = whole_blocks(weight_type, 64)
+    x = np.random.default_rng(3).standard_normal((9, hidden)).astype(np.float32)
+    weight, exact = frozen_weight(weight_type, 33, hidden)
     targets = make_targets((9,), 33, 0.3)
     tensor = Tensor(x, requires_grad=True)
     loss = autograd.linear_cross_entropy(tensor, weight, targets)

@@ -8,7 +8,7 @@ import pytest
 from entrenar.autograd import Tensor, embedding
 from entrenar.errors import ShapeError
 
-from .cases.weights import FROZEN, frozen_weight
+from .cases.weights import FROZEN, frozen_weight, whole_blocks
 
 
 @pytest.mark.gradient
@@ -58,7 +58,7 @@ def test_tokens_of_every_integer_type_and_shape() -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("weight_type", FROZEN)
 def test_a_frozen_table_gives_its_own_values_and_takes_no_gradient(weight_type: str, tier: str) -> None:
-    table, exact = frozen_weight(weight_type, 11, 128)
+    table, exact = frozen_weight(weight_type, 11, whole_blocks(weight_type, 128))
     y = embedding([[3, 3], [10, 0]], table)
     np.testing.assert_array_equal(y.numpy(), exact[[[3, 3], [10, 0]]])
     assert not y.requires_grad

@@ -12,7 +12,7 @@ from entrenar import autograd
 from entrenar._kernels import cpu
 from entrenar.autograd import QuantizedTensor, Tensor
 
-from .cases.weights import FROZEN, frozen_weight
+from .cases.weights import FROZEN, frozen_weight, whole_blocks
 from .products import normal, relative_error
 
 every_frozen_type = pytest.mark.parametrize("weight_type", FROZEN)
@@ -22,12 +22,13 @@ every_frozen_type = pytest.mark.parametrize("weight_type", FROZEN)
 @pytest.mark.parametrize("weight_type", FROZEN)
 def test_gemv_reads_the_numbers_that_dequantizing_gives(weight_type: str, tier: str) -> None:
     """A one in a row of zeros picks a column of the weight, bit for bit."""
-    weight, values = frozen_weight(weight_type, 35, 192)
+    k = whole_blocks(weight_type, 192)
+    weight, values = frozen_weight(weight_type, 35, k)
     expected = values.astype(np.float32)
     for m in (1, 2, 3, 4):
-        for first in range(0, 192, 37):
-            x = np.zeros((m, 192), np.float32)
-            columns = (first + 5 * np.arange(m)) % 192
+        for first in range(0, k, 37):
+            x = np.zeros((m, k), np.float32)
+            columns = (first + 5 * np.arange(m)) % k
             x[np.arange(m), columns] = 1
             np.testing.assert_array_equal(autograd.linear(Tensor(x), weight).numpy(), expected[:, columns].T)
 
@@ -38,7 +39,8 @@ def test_gemv_reads_the_numbers_that_dequantizing_gives(weight_type: str, tier: 
 @every_frozen_type
 def test_gemv_of_integers_is_close(weight_type: str, m: int, precision: str, tier: str, threads: None) -> None:
     """x in 16-bit integers times quantized values, no finer than what 8-bit products take; NF4's are rounded."""
-    for n, k in ((3, 64), (37, 576), (70, 1536)):
+    for n, columns in ((3, 64), (37, 576), (70, 1536)):
+        k = whole_blocks(weight_type, columns)
         weight, values = frozen_weight(weight_type, n, k)
         (x,) = normal(20, (m, k))
         x[:, ::7] *= 100  # a step of columns has its own scale
@@ -66,11 +68,12 @@ def test_gemv_of_the_largest_integers_does_not_wrap_around(weight_type: str, m: 
 @pytest.mark.unit
 @every_frozen_type
 def test_gemv_of_integers_keeps_zeros_and_what_is_no_number(weight_type: str, tier: str) -> None:
-    weight, _ = frozen_weight(weight_type, 37, 192)
+    k = whole_blocks(weight_type, 192)
+    weight, _ = frozen_weight(weight_type, 37, k)
     with entrenar.matmul_precision("high"):
-        assert not autograd.linear(np.zeros((3, 192), np.float32), weight).numpy().any()
+        assert not autograd.linear(np.zeros((3, k), np.float32), weight).numpy().any()
         for m, bad in itertools.product((1, 3), (np.nan, np.inf, -np.inf)):
-            (x,) = normal(21, (m, 192))
+            (x,) = normal(21, (m, k))
             before = autograd.linear(x, weight).numpy().copy()
             x[m - 1, 100] = bad
             after = autograd.linear(x, weight).numpy()

@@ -11,7 +11,7 @@ from entrenar import autograd
 from entrenar.autograd import QuantizedTensor, Tensor, random
 
 from .cases.dropout import SEED, STEP, mask
-from .cases.weights import FROZEN, frozen_weight
+from .cases.weights import FROZEN, frozen_weight, whole_blocks
 from .products import exact, normal, relative_error, three_products
 
 
@@ -35,7 +35,7 @@ def lora_gradients(
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("m", [1, 4, 45])
 def test_lora_value_and_gradients_agree_with_float64(weight_type: str, dropout: float, m: int, tier: str) -> None:
-    n, k, rank, scaling = 67, 448, 12, 1.5
+    n, k, rank, scaling = 67, whole_blocks(weight_type, 448), 12, 1.5
     x, w, a, b, dy = normal(8, (m, k), (n, k), (rank, k), (n, rank), (m, n))
     weight: Tensor | QuantizedTensor = Tensor(w, requires_grad=True)
     if weight_type != "float32":

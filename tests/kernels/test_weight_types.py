@@ -19,15 +19,50 @@ from entrenar.autograd.weight_types import (
     quantized_type,
     weight_type,
 )
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, QuantizationError
 
+from . import ggml
 from .cases.weights import FROZEN
 from .native import KERNELS, ROOT
 
 OPS = {"matmul": ("linear", "lora_linear"), "embedding": ("embedding",), "cross_entropy": ("linear_cross_entropy",)}
 every_type = pytest.mark.parametrize("row", WEIGHT_TYPES.values(), ids=WEIGHT_TYPES)
 GGML = [row for row in WEIGHT_TYPES.values() if row.gguf_name is not None and row.is_quantized]
+SEARCHED = [row for row in GGML if row.block_size == 256]  # whose scales are searched for: no bits of their own
 IN_FILES = [row for row in WEIGHT_TYPES.values() if row.gguf_name is not None]
+
+
+def scales_at(row: WeightType) -> list[int]:
+    """The bytes of a block at which its fp16 scales, and minima, begin."""
+    return {"q6_k": [208], "q4_0": [0], "q5_0": [0], "q8_0": [0]}.get(row.name, [0, 2])
+
+
+def random_blocks(row: WeightType) -> np.ndarray:
+    """64 rows of 8 blocks of any bytes; some scales 0, the least and the largest fp16."""
+    rng = np.random.default_rng(1)
+    raw = rng.integers(0, 256, (64, 8 * row.block_bytes), np.uint8)
+    blocks = raw.reshape(-1, row.block_bytes)
+    for at in scales_at(row):
+        blocks[:, at + 1] &= 0xBB  # no exponent of all ones
+        extreme = np.array([0.0, -0.0, 2.0**-24, -(2.0**-24), 65504, -65504], "<f2")
+        blocks[:48, at : at + 2] = rng.choice(extreme, 48).view(np.uint8).reshape(48, 2)
+    return raw
+
+
+def matrices(columns: int) -> dict[str, np.ndarray]:
+    """What weights look like, and what they had better not."""
+    rng = np.random.default_rng(3)
+    gaussian = rng.standard_normal((96, columns))
+    return {
+        name: x.astype(np.float32)
+        for name, x in {
+            "gaussian": gaussian,
+            "heavy tails": rng.standard_t(3, gaussian.shape),
+            "positive": np.abs(gaussian),
+            "scaled rows": gaussian * np.exp2(rng.integers(-12, 9, (96, 1))),
+            "scaled columns": gaussian * np.exp(rng.standard_normal(columns)),
+        }.items()
+    }
 
 
 def without_a_case(rows: dict[str, WeightType]) -> list[tuple[str, str]]:
@@ -77,10 +112,7 @@ def test_sizes_and_numbers_are_those_of_gguf(row: WeightType) -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("row", GGML, ids=lambda row: row.name)
 def test_any_block_is_worth_what_ggml_says(row: WeightType, tier: str) -> None:
-    rng = np.random.default_rng(1)
-    raw = rng.integers(0, 256, (64, 8 * row.block_bytes), np.uint8)
-    blocks = raw.reshape(-1, row.block_bytes)
-    blocks[:, [1, 3]] &= 0xBB  # no exponent of a scale, or minimum, of all ones
+    raw = random_blocks(row)
     theirs = quants.dequantize(raw, gguf.GGMLQuantizationType[row.gguf_name or ""])
     ours = QuantizedTensor.from_gguf_blocks(raw, row.name, theirs.shape)
     assert ours.dequantize().tobytes() == theirs.tobytes()
@@ -94,8 +126,61 @@ def test_every_float16_is_worth_what_numpy_says(tier: str) -> None:
     assert found.tobytes() == table.astype(np.float32).tobytes()
 
 
-@pytest.mark.unit
+@pytest.mark.peers
 @pytest.mark.parametrize("row", GGML, ids=lambda row: row.name)
+def test_any_block_is_worth_what_llama_cpp_says(row: WeightType) -> None:
+    raw = random_blocks(row)
+    ours = QuantizedTensor.from_gguf_blocks(raw, row.name, (len(raw), 8 * row.block_size)).dequantize()
+    assert ggml.dequantize(raw, row).tobytes() == ours.tobytes()
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("row", GGML, ids=lambda row: row.name)
+def test_a_scale_that_is_no_number_is_refused(row: WeightType, tier: str) -> None:
+    for at in scales_at(row):
+        for value in (np.inf, -np.inf, np.nan):
+            raw = random_blocks(row)
+            raw.reshape(-1, row.block_bytes)[37, at : at + 2] = np.array([value], "<f2").view(np.uint8)
+            with pytest.raises(QuantizationError, match=f"A {row.name} block has a scale that is infinite or NaN"):
+                QuantizedTensor.from_gguf_blocks(raw, row.name, (len(raw), 8 * row.block_size))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("row", SEARCHED, ids=lambda row: row.name)
+def test_quantizing_by_search(row: WeightType, tier: str) -> None:
+    """Half a step of the values at most, more where a scale or a minimum of few bits is rounded; zeros stay zeros."""
+    for name, x in matrices(256).items():
+        found = QuantizedTensor.quantize(x, row.name).dequantize()
+        blocks = x.reshape(-1, 16 if row.name == "q6_k" else 32)
+        span = np.maximum(blocks.max(1), 0) - np.minimum(blocks.min(1), 0)
+        assert (np.abs(found.reshape(blocks.shape) - blocks).max(1) <= 2.5 * span.max() / 2**row.bits).all(), name
+    assert not QuantizedTensor.quantize(np.zeros((2, 512)), row.name).dequantize().any()
+    for sign in (1, -1):  # one value in a block of zeros, and the same value everywhere
+        alone = np.where(np.arange(256) == 77, np.float32(sign * 3e-3), np.float32(0))[None]
+        for x in (alone, np.full((1, 256), sign * 0.37, np.float32)):
+            np.testing.assert_allclose(QuantizedTensor.quantize(x, row.name).dequantize(), x, rtol=2e-2)
+    for large in (1e9, -3e38):
+        with pytest.raises(QuantizationError, match=f"row 0, column 5 .* float16 scale of {row.name}"):
+            QuantizedTensor.quantize(np.where(np.arange(256) == 5, np.float32(large), np.float32(0))[None], row.name)
+    with pytest.raises(QuantizationError, match="row 0, column 3 is nan"):
+        QuantizedTensor.quantize(np.where(np.arange(256) == 3, np.nan, 1.0)[None], row.name)
+    with pytest.raises(QuantizationError, match="128 columns are no multiple of the block size 256"):
+        QuantizedTensor.quantize(np.zeros((1, 128)), row.name)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("row", GGML, ids=lambda row: row.name)
+def test_the_error_of_quantizing_is_at_most_that_of_llama_cpp(row: WeightType, tier: str) -> None:
+    for name, x in matrices(1024).items():
+        ours, theirs = (
+            np.square(values - x, dtype=np.float64).mean(1) / np.square(x, dtype=np.float64).mean(1)
+            for values in (QuantizedTensor.quantize(x, row.name).dequantize(), ggml.dequantize(ggml.quantize(x, row), row))
+        )
+        assert ours.mean() <= 1.02 * theirs.mean(), name
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("row", [row for row in GGML if row not in SEARCHED], ids=lambda row: row.name)
 def test_quantizing_has_the_bits_of_ggml(row: WeightType, tier: str) -> None:
     rng = np.random.default_rng(2)
     gaussian = rng.standard_normal((96, 256)).astype(np.float32)
@@ -127,7 +212,7 @@ def test_a_tensor_takes_the_bytes_that_the_table_says(row: WeightType) -> None:
 @pytest.mark.unit
 def test_names_are_rows_or_aliases() -> None:
     assert weight_type("int4") is WEIGHT_TYPES["q4_1"]
-    assert gguf_weight_type("Q2_K") is None
+    assert gguf_weight_type("IQ1_S") is None
     with pytest.raises(ConfigError, match="The weight type 'fp4' is unknown; choose one of float32, bfloat16, nf4, "):
         weight_type("fp4")
     with pytest.raises(ConfigError, match="The weight type 'bfloat16' is not quantized; choose one of nf4, "):

@@ -119,7 +119,7 @@ def permute_rows(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def stored(array: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes as GGUF stores them, a row each; the values that they mean). Random blocks where nothing quantizes."""
+    """(bytes as GGUF stores them, a row each; the values that they mean), by the gguf library, else by us, else random."""
     if type_name in FLOAT_TYPES:
         rows = array.astype(FLOAT_TYPES[type_name])
         return rows, rows.astype(np.float32)
@@ -127,7 +127,12 @@ def stored(array: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         rows = gguf.quants.quantize(array, type_)
     except NotImplementedError:
-        rows = random_blocks(type_, array.shape)
+        ours = gguf_weight_type(type_name)
+        rows = (
+            random_blocks(type_, array.shape)
+            if ours is None
+            else QuantizedTensor.quantize(array, ours.name).quantized_values
+        )
     return rows, gguf.quants.dequantize(rows, type_).astype(np.float32)
 
 

@@ -7,7 +7,7 @@ static void multiply(const gemv_args *g) { TIERED(weight_types)[g->w->type].kern
 static void quantize(float *words, const float *x, ptrdiff_t k) {
     const quantized_row to = quantized_row_of(words, k);
     for (ptrdiff_t p = 0; p < k; p += STEP) {
-        int32_t values[STEP], most = 0, sum = 0;
+        int32_t values[STEP], most = 0, sums[2] = {0, 0};
         for (int j = 0; j < STEP; j++) {  // as integers, in which NaN and infinity are the largest
             int32_t bits;
             memcpy(&bits, x + p + j, 4);
@@ -22,10 +22,11 @@ static void quantize(float *words, const float *x, ptrdiff_t k) {
         for (int j = 0; j < STEP; j += VLEN) vistore(values + j, round_to_int(vload(x + p + j) * inverse));
         for (int j = 0; j < STEP; j++) {
             to.values[p + j] = (int16_t)values[j];
-            sum += to.values[p + j];
+            sums[j / 16] += to.values[p + j];
         }
         to.scales[p / STEP] = scale;
-        to.sums[p / STEP] = (float)sum * scale / VLEN;
+        to.sums[p / STEP] = (float)(sums[0] + sums[1]) * scale / VLEN;
+        for (int half = 0; half < 2; half++) to.half_sums[p / 16 + half] = (float)sums[half] * scale / VLEN;
     }
 }
 

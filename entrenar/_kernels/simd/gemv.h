@@ -4,7 +4,7 @@
 #include "simd/matrix_view.h"
 
 enum { GEMV_ROWS = 4 };   // rows of x up to which gemv beats packing
-enum { GEMV_STEP = 32 };  // columns that share a scale in every quantized weight type
+enum { GEMV_STEP = 32 };  // columns of x that share a scale; every quantized weight type has whole steps in a row
 
 // y[r][first + i] = x[r] . W[first + i], i < count, r < m
 typedef struct gemv_args {
@@ -15,8 +15,9 @@ typedef struct gemv_args {
     int m, accumulate;  // multiply_integer does not accumulate
 } gemv_args;
 
-// 32-bit words of a quantized row of x: k values, two a word, a scale and a sum for each step; whole cache lines
-static inline ptrdiff_t gemv_words(ptrdiff_t k) { return (k / 2 + 2 * (k / GEMV_STEP) + 15) / 16 * 16; }
+// 32-bit words of a quantized row of x: k values, two a word; a scale, a sum and two halves of it for each step; whole
+// cache lines
+static inline ptrdiff_t gemv_words(ptrdiff_t k) { return (k / 2 + 4 * (k / GEMV_STEP) + 15) / 16 * 16; }
 
 typedef struct gemv_ops {
     void (*multiply)(const gemv_args *g);

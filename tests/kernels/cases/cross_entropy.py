@@ -8,7 +8,7 @@ from entrenar import autograd
 
 from .base import Case, normal
 from .softmax import reference_log_softmax
-from .weights import FROZEN, frozen_weight
+from .weights import FROZEN, frozen_weight, whole_blocks
 
 Shape = tuple[int, ...]
 
@@ -93,8 +93,11 @@ CASES = [
     *[fused_case("float32", (6, 4), 7, 0.4, softcap=cap) for cap in (0.8, 30.0)],
     fused_case("q4_0", (2, 40, 128), 301, 0.3, gradient=False, softcap=5.0),
     fused_case("float32", (49, 3), WIDE, gradient=False, softcap=3.0),
-    *[fused_case(weight_type, (3, 64), 5, 0.3, reduction="sum") for weight_type in FROZEN],
-    *[fused_case(weight_type, (2, 40, 128), 301, 0.3, gradient=False) for weight_type in ("float32", *FROZEN)],
+    *[fused_case(weight_type, (3, whole_blocks(weight_type, 64)), 5, 0.3, reduction="sum") for weight_type in FROZEN],
+    *[
+        fused_case(weight_type, (2, 40, whole_blocks(weight_type, 128)), 301, 0.3, gradient=False)
+        for weight_type in ("float32", *FROZEN)
+    ],
     fused_case("float32", (49, 3), WIDE, gradient=False),
     # every row ignored: no loss, no gradient
     Case(

@@ -7,7 +7,7 @@ import numpy as np
 from entrenar import autograd
 
 from .base import Case, normal
-from .weights import FROZEN, frozen_weight
+from .weights import FROZEN, frozen_weight, whole_blocks
 
 Shape = tuple[int, ...]
 
@@ -56,6 +56,6 @@ CASES = [
     case((1000,), 50, 200, gradient=False),
     case((3, 130), 700, 65, gradient=False),
     case((70,), 513, 576, gradient=False),
-    *[frozen_case(weight_type, (2, 9), 30, 192) for weight_type in FROZEN],
+    *[frozen_case(weight_type, (2, 9), 30, whole_blocks(weight_type, 192)) for weight_type in FROZEN],
     frozen_case("bfloat16", (300,), 40, 67),
 ]

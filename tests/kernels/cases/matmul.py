@@ -15,7 +15,7 @@ from entrenar.autograd import random
 
 from .base import Case, normal
 from .dropout import SEED, STEP, mask
-from .weights import FROZEN, frozen_weight
+from .weights import FROZEN, frozen_weight, whole_blocks
 
 Shape = tuple[int, ...]
 
@@ -182,7 +182,11 @@ CASES += [
     *[frozen_case(weight_type, (2, 3, columns), 5) for weight_type, columns in FROZEN.items() if columns > 1],
     frozen_case("bfloat16", (2, 3, 7), 5),
     *[frozen_case("q4_1", x, 3) for x in ((32,), (4, 96), (5, 96))],
-    *[frozen_case(weight_type, (m, 576), 70, gradient=False) for weight_type in FROZEN for m in (1, 2, 3, 4, 5, 75)],
+    *[
+        frozen_case(weight_type, (m, whole_blocks(weight_type, 576)), 70, gradient=False)
+        for weight_type in FROZEN
+        for m in (1, 2, 3, 4, 5, 75)
+    ],
     *[
         frozen_case(weight_type, (m, 1056), 33, gradient=False)
         for weight_type in ("bfloat16", "q4_0", "q4_1", "q8_0")
@@ -190,7 +194,11 @@ CASES += [
     ],
     *[frozen_case("bfloat16", (m, 451), 35, gradient=False) for m in (1, 3, 19)],
     *[lora_case("float32", (2, 3, 7), 5, 2, dropout=dropout) for dropout in (0.0, 0.25)],
-    *[lora_case(weight_type, (3, 64), 5, 4, dropout=dropout) for weight_type in FROZEN for dropout in (0.0, 0.5)],
+    *[
+        lora_case(weight_type, (3, whole_blocks(weight_type, 64)), 5, 4, dropout=dropout)
+        for weight_type in FROZEN
+        for dropout in (0.0, 0.5)
+    ],
     lora_case("float32", (6, 5), 4, 1, scaling=-0.3),
     lora_case("float32", (0, 5), 4, 2),
     *[lora_case(weight_type, (2, 3, 64), 5, 2, dropout=0.25, bias=True) for weight_type in ("float32", "nf4")],
@@ -199,6 +207,9 @@ CASES += [
         for x, sizes in [((2, 3, 5), (4, 1, 3)), ((7, 6), (5,)), ((0, 3), (2, 2))]
         for bias in (False, True)
     ],
-    *[lora_case(weight_type, (37, 448), 65, 16, 2.0, 0.1, gradient=False) for weight_type in ("float32", *FROZEN)],
-    *[lora_case(weight_type, (1, 448), 65, 8, 0.5, gradient=False) for weight_type in ("float32", *FROZEN)],
+    *[
+        lora_case(weight_type, (m, whole_blocks(weight_type, 448)), 65, rank, scaling, dropout, gradient=False)
+        for weight_type in ("float32", *FROZEN)
+        for m, rank, scaling, dropout in ((37, 16, 2.0, 0.1), (1, 8, 0.5, 0.0))
+    ],
 ]

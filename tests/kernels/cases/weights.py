@@ -17,6 +17,12 @@ FROZEN |= {f"{row.name} double": row.block_size for row in WEIGHT_TYPES.values()
 CASES: list[Case] = []
 
 
+def whole_blocks(weight_type: str, columns: int) -> int:
+    """`columns`, or the next number of them that blocks of this type fill."""
+    block = WEIGHT_TYPES[weight_type.split()[0]].block_size
+    return -(-columns // block) * block
+
+
 @cache
 def frozen_weight(weight_type: str, rows: int, columns: int) -> tuple[Tensor | QuantizedTensor, np.ndarray]:
     """A weight (rows, columns) that takes no gradient, and its values in float64. Shared: nobody may change it."""

@@ -3,7 +3,7 @@
 #include "simd/vec.h"
 #include "simd/weights/types.h"
 
-enum { GGML_BLOCK = 32 };  // columns of ggml's blocks without an i or k in their name
+enum { GGML_BLOCK = 32, K_BLOCK = 256 };  // columns of ggml's blocks without and with a K in their name
 enum { INFINITY_BITS = 0x7f800000 };
 
 // ---------------------------------------------------------------- dequantizing
@@ -59,8 +59,27 @@ INLINE void halves_everywhere(const uint8_t *bytes, vf *first, vf *second) {
 #define ROUNDED(v) __asm__("" : "+m"(v))
 #endif
 
-// values = columns [first, first + count) of one of ggml's blocks: (0, 16), (16, 16) or (0, 32), constant at every call
+// values = columns [first, first + count) of a block: (0, 16), (16, 16) or (0, 32) in each 32 of them; `count` is a
+// constant at every call, `first` too where blocks have 32 columns
 typedef void dequantize_part(const uint8_t *block, int first, int count, vf *values);
+// A block from fp32, whose largest magnitude is finite: QUANTIZE_* flags
+typedef int encode_block(uint8_t *block, const float *x, float largest);
+
+// What a type's file says of its blocks; constant at every call
+typedef struct block_format {
+    int columns, bytes;     // of a block; columns are a multiple of GGML_BLOCK
+    int scales, scales_at;  // fp16 scales side by side, and the byte at which they begin
+    dequantize_part *part;
+    encode_block *encode;
+} block_format;
+
+INLINE const uint8_t *block_of(block_format f, const uint8_t *row, ptrdiff_t k) {
+    return row + (size_t)k / (size_t)f.columns * (size_t)f.bytes;
+}
+// The first column of the 32 within the block that has column k
+INLINE int group_of(block_format f, ptrdiff_t k) {
+    return f.columns == GGML_BLOCK ? 0 : (int)((size_t)k % (size_t)f.columns) / GGML_BLOCK * GGML_BLOCK;
+}
 
 INLINE void store_part(dequantize_part part, const uint8_t *block, int first, int count, float *out) {
     vf values[GGML_BLOCK / VLEN];
@@ -68,33 +87,54 @@ INLINE void store_part(dequantize_part part, const uint8_t *block, int first, in
     for (int v = 0; v < count / VLEN; v++) vstore(out + v * VLEN, values[v]);
 }
 
-// `count` columns of a block from `first` on: exact halves go to `out`, other runs through a copy
-INLINE void dequantize_some(dequantize_part part, const uint8_t *block, ptrdiff_t first, ptrdiff_t count, float *out) {
+// `count` of the 32 columns at `group`, from `first` of them on: exact halves go to `out`, other runs through a copy
+INLINE void dequantize_some(dequantize_part part, const uint8_t *block, int group, ptrdiff_t first, ptrdiff_t count,
+                            float *out) {
     float columns[GGML_BLOCK];
     if (count == 16 && first == 0) {
-        store_part(part, block, 0, 16, out);
+        store_part(part, block, group, 16, out);
     } else if (count == 16 && first == 16) {
-        store_part(part, block, 16, 16, out);
+        store_part(part, block, group + 16, 16, out);
     } else {
-        if (first + count > 16) store_part(part, block, 16, 16, columns + 16);
-        if (first < 16) store_part(part, block, 0, 16, columns);
+        if (first + count > 16) store_part(part, block, group + 16, 16, columns + 16);
+        if (first < 16) store_part(part, block, group, 16, columns);
         memcpy(out, columns + first, (size_t)count * sizeof(float));
     }
 }
 
-// weight_kernels.dequantize_row of types whose blocks are ggml's
-INLINE void dequantize_blocks(dequantize_part part, ptrdiff_t block_bytes, const matrix_view *s, ptrdiff_t row,
-                              ptrdiff_t k0, ptrdiff_t count, float *out) {
-    const uint8_t *block = (const uint8_t *)s->data + row * s->row_stride + k0 / GGML_BLOCK * block_bytes;
-    const ptrdiff_t first = k0 % GGML_BLOCK;
+// weight_kernels.dequantize_row
+INLINE void dequantize_blocks(block_format f, const matrix_view *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count,
+                              float *out) {
+    const uint8_t *bytes = (const uint8_t *)s->data + row * s->row_stride;
+    const ptrdiff_t first = k0 % GGML_BLOCK, end = k0 + count;
+    ptrdiff_t k = k0;
     if (first) {
         const ptrdiff_t n = GGML_BLOCK - first < count ? GGML_BLOCK - first : count;
-        dequantize_some(part, block, first, n, out);
-        block += block_bytes, out += n, count -= n;
+        dequantize_some(f.part, block_of(f, bytes, k), group_of(f, k), first, n, out);
+        k += n, out += n;
     }
-    for (; count >= GGML_BLOCK; count -= GGML_BLOCK, block += block_bytes, out += GGML_BLOCK)
-        store_part(part, block, 0, GGML_BLOCK, out);
-    if (count > 0) dequantize_some(part, block, 0, count, out);
+    for (; end - k >= GGML_BLOCK; k += GGML_BLOCK, out += GGML_BLOCK)
+        store_part(f.part, block_of(f, bytes, k), group_of(f, k), GGML_BLOCK, out);
+    if (end > k) dequantize_some(f.part, block_of(f, bytes, k), group_of(f, k), 0, end - k, out);
+}
+
+// 16 unsigned bytes, on every tier
+typedef uint8_t vb16 __attribute__((vector_size(16)));
+typedef uint8_t vb16_unaligned __attribute__((vector_size(16), aligned(1), may_alias));
+INLINE vb16 load16(const uint8_t *bytes) { return *(const vb16_unaligned *)bytes; }
+
+// out = bytes minus zero, in whole vectors
+INLINE void widen16(vb16 bytes, int32_t zero, vf *out) {
+#if VLEN == 16
+    out[0] = __builtin_convertvector((vi)_mm512_cvtepu8_epi32((__m128i)bytes) - zero, vf);
+#elif VLEN == 8
+    out[0] = __builtin_convertvector((vi)_mm256_cvtepu8_epi32((__m128i)bytes) - zero, vf);
+    out[1] = __builtin_convertvector((vi)_mm256_cvtepu8_epi32(_mm_srli_si128((__m128i)bytes, 8)) - zero, vf);
+#else
+    float values[16];
+    for (int i = 0; i < 16; i++) values[i] = (float)(bytes[i] - zero);
+    for (int v = 0; v < 16 / VLEN; v++) out[v] = vload(values + v * VLEN);
+#endif
 }
 
 // ---------------------------------------------------------------- quantizing
@@ -178,10 +218,41 @@ INLINE void quantize_block(int32_t values[GGML_BLOCK], const float *x, float shi
     }
 }
 
-// QUANTIZE_NOT_FINITE where one of a row's blocks has an fp16 scale (of `scales` at its start) that is not finite
-INLINE int check_scales(const uint8_t *blocks, ptrdiff_t count, ptrdiff_t block_bytes, int scales) {
+// A block with the scale d = the value of largest magnitude / -zero: integers 0 to 2 zero - 1
+INLINE int encode_signed(uint8_t *block, const float *x, float largest, int zero, int32_t values[GGML_BLOCK]) {
+    const float d = largest_signed(x, GGML_BLOCK, largest) / (float)-zero;
+    store_half(block, d);
+    quantize_block(values, x, 0.0f, reciprocal_or_zero(d), (float)zero + 0.5f, 2 * zero - 1);
+    return half_overflows(d) ? QUANTIZE_SCALE_OVERFLOW : QUANTIZE_OK;
+}
+
+// A block with the scale (largest - smallest value) / most and the smallest as its minimum: integers 0 to most
+INLINE int encode_with_minimum(uint8_t *block, const float *x, int most, int32_t values[GGML_BLOCK]) {
+    float minimum, maximum;
+    extremes(x, &minimum, &maximum);
+    const float d = (maximum - minimum) / (float)most;
+    store_half(block, d);
+    store_half(block + 2, minimum);
+    quantize_block(values, x, minimum, reciprocal_or_zero(d), 0.5f, most);
+    return half_overflows(d) || half_overflows(minimum) ? QUANTIZE_SCALE_OVERFLOW : QUANTIZE_OK;
+}
+
+// weight_kernels.quantize_row
+INLINE int quantize_blocks(block_format f, void *to, const float *x, ptrdiff_t columns) {
+    uint8_t *block = to;
+    int status = QUANTIZE_OK;
+    for (ptrdiff_t k = 0; k < columns; k += f.columns, x += f.columns, block += f.bytes) {
+        const int32_t bits = largest_bits(x, f.columns);
+        status |= bits >= INFINITY_BITS ? QUANTIZE_NOT_FINITE : f.encode(block, x, float_from_bits((uint32_t)bits));
+    }
+    return status;
+}
+
+// weight_kernels.check_row: no fp16 scale is infinite or NaN
+INLINE int check_blocks(block_format f, const void *row, ptrdiff_t columns) {
+    const uint8_t *scales = (const uint8_t *)row + f.scales_at;
     int found = 0;
-    for (ptrdiff_t block = 0; block < count; block++, blocks += block_bytes)
-        for (int i = 0; i < scales; i++) found |= (blocks[2 * i + 1] & 0x7c) == 0x7c;  // exponent of all ones
+    for (ptrdiff_t k = 0; k < columns; k += f.columns, scales += f.bytes)
+        for (int i = 0; i < f.scales; i++) found |= (scales[2 * i + 1] & 0x7c) == 0x7c;  // exponent of all ones
     return found ? QUANTIZE_NOT_FINITE : QUANTIZE_OK;
 }

@@ -9,6 +9,6 @@ INLINE void step(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const uint8_t
     (void)w, (void)row, (void)p;
     for (int v = 0; v < STEP_VECTORS; v++) values[v] = vload((const float *)bytes + v * VLEN);
 }
-static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, 4 * STEP, 4}); }
+static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, STEP, 4 * STEP, 4}); }
 
 const weight_kernels TIERED(weight_f32) = {.dequantize_row = dequantize, .gemv = gemv};

@@ -6,19 +6,19 @@
 #include "simd/weights/blocks.h"
 
 enum { STEP = GEMV_STEP };  // no block of a type ends within a step of columns
-_Static_assert((int)GGML_BLOCK == STEP, "a step is a block of ggml's");
+_Static_assert((int)GGML_BLOCK == STEP, "a block is a number of steps");
 _Static_assert(GEMV_ROWS == 4, "sums and cases are written out for 4 rows");
 
 // ---------------------------------------------------------------- fp32
 enum { STEP_VECTORS = STEP / VLEN };
 
-// values = the columns [p, p + STEP) of a row of w, which lie at `bytes`: the bits of dequantize_row
+// values = the columns [p, p + STEP) of a row of w, in the block at `bytes`: the bits of dequantize_row
 typedef void step_function(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes,
                            vf values[STEP_VECTORS]);
 
 typedef struct steps {
     step_function *read;
-    int bytes;        // of a step
+    int columns, bytes;  // of a block: whole steps
     int value_bytes;  // of a value that is not quantized: row_stride counts values, a row may end within a step; else 0
 } steps;
 
@@ -31,13 +31,15 @@ INLINE void gemv_block(const gemv_args *g, ptrdiff_t first, steps step, int rows
     vf total[4] = {{0}, {0}, {0}, {0}};
     float rest[4] = {0};
     ptrdiff_t p = 0;
-    for (; p + STEP <= k; p += STEP, bytes += step.bytes, ahead += step.bytes) {
+    for (; p + STEP <= k; p += STEP) {
+        const uint8_t *block = bytes + (size_t)p / (size_t)step.columns * (size_t)step.bytes;
+        const uint8_t *next = ahead + (size_t)p * (size_t)step.bytes / (size_t)step.columns;
 #pragma GCC unroll 4
         for (int i = 0; i < weights; i++) {
             vf values[STEP_VECTORS];
             // the next rows: short rows end before the hardware prefetcher follows them
-            __builtin_prefetch(ahead + i * stride);
-            step.read(w, first + i, p, bytes + i * stride, values);
+            __builtin_prefetch(next + i * stride);
+            step.read(w, first + i, p, block + i * stride, values);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
                 const float *at = x + r * ldx + p;
@@ -113,14 +115,49 @@ INLINE vi multiply_add(vh a, vh b) { return (vi)_mm256_madd_epi16(a, b); }
 INLINE void join(__m256i low, __m256i high, vh *out) { out[0] = low, out[1] = high; }
 #endif
 
-// A row of x in gemv_words(k) words: values, the scale of each step, and the sum of each step's values / VLEN
+// What 16-bit integers of unsigned bytes are made of, for vector v of a step
+INLINE vh load_bytes(const uint8_t *bytes, int v) {
+#if VLEN == 16
+    return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)(bytes + 32 * v)));
+#else
+    return _mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)(bytes + 16 * v)));
+#endif
+}
+// The low or the high nibbles
+INLINE vh nibbles_of(vh bytes, int high) {
+#if VLEN == 16
+    return high ? _mm512_srli_epi16(bytes, 4) : _mm512_and_si512(bytes, _mm512_set1_epi16(15));
+#else
+    return high ? _mm256_srli_epi16(bytes, 4) : _mm256_and_si256(bytes, _mm256_set1_epi16(15));
+#endif
+}
+// low | (bytes >> shift & mask); a negative shift is to the left
+INLINE vh with_bits(vh low, vh bytes, int shift, int mask) {
+#if VLEN == 16
+    const vh moved = shift < 0 ? _mm512_slli_epi16(bytes, (unsigned)-shift) : _mm512_srli_epi16(bytes, (unsigned)shift);
+    return _mm512_ternarylogic_epi64(low, moved, _mm512_set1_epi16((short)mask), 0xf8);
+#else
+    const vh moved = shift < 0 ? _mm256_slli_epi16(bytes, -shift) : _mm256_srli_epi16(bytes, shift);
+    return _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi16((short)mask)));
+#endif
+}
+INLINE vh minus(vh values, int zero) {
+#if VLEN == 16
+    return _mm512_sub_epi16(values, _mm512_set1_epi16((short)zero));
+#else
+    return _mm256_sub_epi16(values, _mm256_set1_epi16((short)zero));
+#endif
+}
+
+// A row of x in gemv_words(k) words: values, the scale of each step, the sum of each step's values / VLEN, and of each
+// half of a step
 typedef struct quantized_row {
     int16_t *values;
-    float *scales, *sums;
+    float *scales, *sums, *half_sums;
 } quantized_row;
 INLINE quantized_row quantized_row_of(const float *words, ptrdiff_t k) {
     float *scales = (float *)words + k / 2;
-    return (quantized_row){(int16_t *)words, scales, scales + k / STEP};
+    return (quantized_row){(int16_t *)words, scales, scales + k / STEP, scales + 2 * (k / STEP)};
 }
 
 // values = the columns [p, p + STEP) of a row of w, which lie at `bytes`, as integers: value * scale, or + minimum too
@@ -178,6 +215,119 @@ INLINE void gemv_integer_by(const gemv_args *g, integer_steps step) {
         case 2: gemv_integer_block(g, i, step, 2, 1); break;
         case 3: gemv_integer_block(g, i, step, 3, 1); break;
         default: gemv_integer_block(g, i, step, 4, 1);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- 16-bit integers, blocks of 256 columns
+// Sub-blocks of 32 or 16 columns have scales (and minima) of their own, which are made for the whole block at once.
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v8_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
+enum { SUBS = 2 };  // vectors of 8 scales in a block, at most
+INLINE v8 v8load(const float *p) { return *(const v8_unaligned *)p; }
+
+typedef struct integer_blocks {
+    // scales (and minima) of the sub-blocks: value * scale, or + minimum too
+    void (*scales)(const uint8_t *block, v8 scales[SUBS], v8 minima[SUBS]);
+    // values = columns [STEP step, STEP step + STEP) of a block as integers; `step` is a constant at every call
+    void (*read)(const uint8_t *block, int step, vh values[INTEGER_VECTORS]);
+    int sub_block;    // columns: 16 or 32
+    int bytes;        // of a block
+    int has_minimum;  // else `scales` leaves the minima alone
+} integer_blocks;
+
+// total += the products of a step, scaled by those of its one or two sub-blocks
+INLINE void add_step(vf *total, int sub_block, int step, const vh *values, const int16_t *x, const float *scales) {
+#if VLEN == 16
+    const vf products = __builtin_convertvector(multiply_add(values[0], vhload(x)), vf);
+    const __m512 first = _mm512_set1_ps(scales[STEP / sub_block * step]);
+    if (sub_block == STEP) *total += products * (vf)first;
+    else *total += products * (vf)_mm512_mask_broadcastss_ps(first, 0xff00, _mm_load_ss(scales + 2 * step + 1));
+#else
+    const vi low = multiply_add(values[0], vhload(x)), high = multiply_add(values[1], vhload(x + 16));
+    if (sub_block == STEP) {
+        *total += __builtin_convertvector(low + high, vf) * scales[step];
+    } else {
+        *total += __builtin_convertvector(low, vf) * scales[2 * step];
+        *total += __builtin_convertvector(high, vf) * scales[2 * step + 1];
+    }
+#endif
+}
+
+// Each of 8 steps' scales for the sub-blocks, whose scales are `scales`
+INLINE void scale_sub_blocks(const float *x_scales, int sub_block, const v8 *scales, float *out) {
+    const __m256 x = _mm256_loadu_ps(x_scales);
+    if (sub_block == STEP) {
+        _mm256_store_ps(out, (__m256)(scales[0] * (v8)x));
+    } else {
+        const __m256i low = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), high = _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7);
+        _mm256_store_ps(out, (__m256)(scales[0] * (v8)_mm256_permutevar8x32_ps(x, low)));
+        _mm256_store_ps(out + 8, (__m256)(scales[1] * (v8)_mm256_permutevar8x32_ps(x, high)));
+    }
+}
+
+// y[r][first + i] = x[r] . w[first + i] for r < rows, i < weights, both constants at every call
+INLINE void gemv_integer_blocks_of(const gemv_args *g, ptrdiff_t first, integer_blocks f, int rows, int weights) {
+    const ptrdiff_t k = g->k, stride = g->w->row_stride, words = gemv_words(k);
+    const uint8_t *bytes = (const uint8_t *)g->w->data + first * stride, *ahead = bytes + weights * stride;
+    vf total[4] = {{0}, {0}, {0}, {0}};
+    v8 minima[4] = {{0}, {0}, {0}, {0}};
+    for (ptrdiff_t p = 0; p < k; p += K_BLOCK, bytes += f.bytes, ahead += f.bytes) {
+#pragma GCC unroll 4
+        for (int i = 0; i < weights; i++) {
+            const uint8_t *block = bytes + i * stride;
+            v8 scale[SUBS], minimum[SUBS];
+            float scales[4][8 * SUBS] __attribute__((aligned(32)));
+            for (int line = 0; line < f.bytes; line += 64) __builtin_prefetch(ahead + i * stride + line);
+            f.scales(block, scale, minimum);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) {
+                const quantized_row x = quantized_row_of(g->x + r * words, k);
+                scale_sub_blocks(x.scales + p / STEP, f.sub_block, scale, scales[r]);
+                if (f.has_minimum && f.sub_block == STEP) {
+                    minima[r * weights + i] += minimum[0] * v8load(x.sums + p / STEP);
+                } else if (f.has_minimum) {
+                    minima[r * weights + i] += minimum[0] * v8load(x.half_sums + p / 16);
+                    minima[r * weights + i] += minimum[1] * v8load(x.half_sums + p / 16 + 8);
+                }
+            }
+#pragma GCC unroll 8
+            for (int step = 0; step < K_BLOCK / STEP; step++) {
+                vh values[INTEGER_VECTORS];
+                f.read(block, step, values);
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; r++)
+                    add_step(&total[r * weights + i], f.sub_block, step, values,
+                             quantized_row_of(g->x + r * words, k).values + p + step * STEP, scales[r]);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int i = 0; i < weights; i++) {
+            const v8 minimum = minima[r * weights + i] * (float)VLEN;  // x.sums are / VLEN
+#if VLEN == 16
+            const vf sum = total[r * weights + i] + (vf)_mm512_zextps256_ps512((__m256)minimum);
+#else
+            const vf sum = total[r * weights + i] + (vf)minimum;
+#endif
+            g->y[r * g->ldy + first + i] = vsum(sum);
+        }
+}
+
+// weight_kernels.gemv_integer of types with blocks of 256 columns
+INLINE void gemv_integer_blocks(const gemv_args *g, integer_blocks f) {
+    const ptrdiff_t end = g->first + g->count;
+    ptrdiff_t i = g->first;
+    if (g->m == 1)
+        for (; i + 4 <= end; i += 4) gemv_integer_blocks_of(g, i, f, 1, 4);
+    for (; i < end; i++) {
+        switch (g->m) {
+        case 1: gemv_integer_blocks_of(g, i, f, 1, 1); break;
+        case 2: gemv_integer_blocks_of(g, i, f, 2, 1); break;
+        case 3: gemv_integer_blocks_of(g, i, f, 3, 1); break;
+        default: gemv_integer_blocks_of(g, i, f, 4, 1);
         }
     }
 }

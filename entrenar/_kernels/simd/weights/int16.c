@@ -73,7 +73,7 @@ INLINE void step(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const uint8_t
 #pragma GCC unroll 8
     for (int v = 0; v < STEP_VECTORS; v++) values[v] = values[v] * scale;
 }
-static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, 2 * STEP, 0}); }
+static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, STEP, 2 * STEP, 0}); }
 
 #if HAS_GEMV_INTEGER
 INLINE void step_integer(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes,

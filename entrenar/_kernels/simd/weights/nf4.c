@@ -140,7 +140,7 @@ INLINE void step(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const uint8_t
 #pragma GCC unroll 8
     for (int v = 0; v < STEP_VECTORS; v++) values[v] = values[v] * scale;
 }
-static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, STEP / 2, 0}); }
+static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, STEP, STEP / 2, 0}); }
 
 #if HAS_GEMV_INTEGER
 // 4095 VALUES to the nearest: what 16-bit products multiply

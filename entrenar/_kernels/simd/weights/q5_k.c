@@ -1,0 +1,42 @@
+// Q5_K, ggml's: 256 columns in 176 bytes, the header of q4_k.h, 32 bytes whose bits i are the fifth bits of sub-block i,
+// and nibbles as Q4_K has them.
+#include "simd/weights/q4_k.h"
+
+enum { FIFTHS = HEADER, NIBBLES = HEADER + 32, BYTES = NIBBLES + K_BLOCK / 2 };
+
+INLINE void part(const uint8_t *block, int first, int count, vf *values) {
+    const uint8_t *nibbles = block + NIBBLES + first / 64 * 32 + first % 32, *fifths = block + FIFTHS + first % 32;
+    const uint8_t sub_block = (uint8_t)(first / 32);
+#pragma GCC unroll 2
+    for (int i = 0; i < count; i += 16) {
+        const vb16 low = load16(nibbles + i) >> (uint8_t)(sub_block % 2 * 4) & 15;
+        widen16(low | (load16(fifths + i) >> sub_block & 1) << 4, 0, values + i / VLEN);
+    }
+    scale_sixes(block, first, count, values);
+}
+
+INLINE int encode(uint8_t *block, const float *x, float largest) {
+    (void)largest;
+    int32_t values[K_BLOCK];
+    const int status = encode_sixes(block, x, 31, values);
+    store_nibble_groups(block + NIBBLES, values);
+    for (int i = 0; i < 32; i++) {
+        block[FIFTHS + i] = 0;
+        for (int j = 0; j < SUB_BLOCKS; j++) block[FIFTHS + i] |= (uint8_t)((values[32 * j + i] >> 4 & 1) << j);
+    }
+    return status;
+}
+static const block_format FORMAT = {K_BLOCK, BYTES, 2, 0, part, encode};
+
+#if HAS_GEMV_INTEGER
+INLINE void read_integers(const uint8_t *block, int step, vh values[INTEGER_VECTORS]) {
+    for (int v = 0; v < INTEGER_VECTORS; v++) {
+        const vh low = nibbles_of(load_bytes(block + NIBBLES + step / 2 * 32, v), step % 2);
+        values[v] = with_bits(low, load_bytes(block + FIFTHS, v), step - 4, 1 << 4);
+    }
+}
+static const integer_blocks INTEGERS = {block_scales, read_integers, GGML_BLOCK, BYTES, 1};
+#endif
+
+#include "simd/weights/kernels.h"
+const weight_kernels TIERED(weight_q5_k) = {dequantize, quantize, check, gemv, GEMV_INTEGER};
