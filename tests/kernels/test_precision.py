@@ -15,6 +15,8 @@ from entrenar.autograd.weight_types import WEIGHT_TYPES
 from entrenar.errors import ConfigError
 from tests.conftest import MEASURED
 
+from .cases.weights import whole_blocks
+
 NAMES = tuple(WEIGHT_TYPES)
 GAUSSIAN = {"highest": 2e-6, "high": 1e-3, "medium": 3e-2}
 OUTLIERS = {"highest": 2e-6, "high": 2e-3, "medium": 6e-2}
@@ -106,7 +108,8 @@ def test_errors_stay_within_what_each_precision_promises(
 ) -> None:
     make, limits = DATA[data]
     rng = np.random.default_rng(3)
-    x, w, dy = make(rng, (rows, 320)), gaussian(rng, (200, 320)), make(rng, (rows, 200))
+    k = whole_blocks(weight_type, 320)
+    x, w, dy = make(rng, (rows, k)), gaussian(rng, (200, k)), make(rng, (rows, 200))
     errors = all_layouts(x, w, dy, weight_type, precision)
     case = tier, precision, effective_precision(precision), data, weight_type
     table[case] = max(table.get(case, 0.0), *errors.values())
@@ -135,7 +138,7 @@ def test_tails_in_every_dimension(shape: tuple[int, int, int], precision: str, t
 )
 def test_tails_of_weights_of_few_bits(weight_type: str, shape: tuple[int, int, int], tier: str) -> None:
     """In 8 bits where the tier has them: several blocks of the contraction, and more rows than are packed at once."""
-    m, n, k = shape
+    m, n, k = shape[0], shape[1], whole_blocks(weight_type, shape[2])
     rng = np.random.default_rng(8)
     found = all_layouts(*(gaussian(rng, s) for s in ((m, k), (n, k), (m, n))), weight_type, "medium")
     assert max(found.values()) <= GAUSSIAN["medium"], found
@@ -190,7 +193,8 @@ def test_what_is_not_finite_is_never_hidden(side: str, value: float, precision: 
 @pytest.mark.parametrize("weight_type", NAMES)
 def test_same_bits_for_any_thread_count(weight_type: str, precision: str, tier: str, threads: None) -> None:
     rng = np.random.default_rng(8)
-    x, w, dy = gaussian(rng, (150, 448)), gaussian(rng, (210, 448)), gaussian(rng, (150, 210))
+    k = whole_blocks(weight_type, 448)
+    x, w, dy = gaussian(rng, (150, k)), gaussian(rng, (210, k)), gaussian(rng, (150, 210))
     weight, _ = weight_of(w, weight_type)
     results = []
     for count in (1, 2, 3):

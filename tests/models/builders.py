@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from entrenar.autograd import Tensor
+from entrenar.autograd import QuantizedTensor, Tensor
+from entrenar.autograd.weight_types import gguf_weight_type
 from entrenar.llama import LLaMAConfig, LLaMAModel
 
 Arrays = dict[str, np.ndarray]

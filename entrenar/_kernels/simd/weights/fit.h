@@ -9,8 +9,8 @@ enum { CANDIDATES = 16, ROUNDS = 3 };
 INLINE vf rounded(vf x) { return x + 0x1.8p23f - 0x1.8p23f; }
 INLINE vf clamped(vf x, float least, float most) { return vmin(vmax(x, vset(least)), vset(most)); }
 
-// What is searched: the first round steps through the numbers of integers that the range is divided into, the later ones
-// close in on the best so far.
+// What is searched: the first round varies the number of integers that the range is divided into, the later ones close
+// in on the best so far.
 INLINE float candidate_factor(int round, int candidate) {
     static const float STEP[ROUNDS] = {0.125f, 0.005f, 0.001f};
     return STEP[round] * (float)(candidate - CANDIDATES / 2);

@@ -1,4 +1,4 @@
-// The kernels of a type whose rows are blocks with their fp16 scales among the values. Its file includes this last, after
+// The kernels of a type whose rows are blocks that hold their own fp16 scales. Its file includes this last, after
 //   FORMAT    its block_format
 //   INTEGERS  its integer_steps or integer_blocks, on tiers with HAS_GEMV_INTEGER
 #include "simd/weights/gemv.h"

@@ -1,5 +1,5 @@
-// Q4_K, ggml's: 256 columns in 144 bytes, the header of q4_k.h and nibbles q, 64 columns in 32 bytes: the low nibbles are
-// the first 32.
+// Q4_K, ggml's: 256 columns in 144 bytes, the header of q4_k.h and nibbles q, 64 columns in 32 bytes, of which the low
+// nibbles are the first 32.
 #include "simd/weights/q4_k.h"
 
 enum { BYTES = HEADER + K_BLOCK / 2 };

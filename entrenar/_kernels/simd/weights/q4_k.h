@@ -1,9 +1,9 @@
-// What Q4_K and Q5_K share: 256 columns, of which 32 have a scale and a minimum of 6 bits each, in units of fp16 d and m.
+// What Q4_K and Q5_K share: 256 columns, 32 of which have a scale and a minimum of 6 bits each, times fp16 d and m.
 //
 //   byte 0  d, m  |  4  scales and minima  |  16 ...  integers q      weight = (d scale) q - (m minimum)
 //
-// Bytes 4 + i, i < 4, have scale i in their low bits, bytes 8 + i minimum i; bytes 12 + i the low nibbles of scale 4 + i
-// and, above it, of minimum 4 + i, whose two high bits are those of bytes 4 + i and 8 + i.
+// For i < 4, byte 4 + i has scale i in its low 6 bits, byte 8 + i minimum i; byte 12 + i has the low nibbles of scale
+// 4 + i and, above it, of minimum 4 + i, whose two high bits are those of bytes 4 + i and 8 + i.
 #pragma once
 #include "simd/weights/fit.h"
 #include "simd/weights/gemv.h"

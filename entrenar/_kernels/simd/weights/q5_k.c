@@ -1,5 +1,5 @@
-// Q5_K, ggml's: 256 columns in 176 bytes, the header of q4_k.h, 32 bytes whose bits i are the fifth bits of sub-block i,
-// and nibbles as Q4_K has them.
+// Q5_K, ggml's: 256 columns in 176 bytes, the header of q4_k.h, 32 bytes whose bits i are the fifth bits of the columns
+// 32 i to 32 i + 31, and nibbles as Q4_K has them.
 #include "simd/weights/q4_k.h"
 
 enum { FIFTHS = HEADER, NIBBLES = HEADER + 32, BYTES = NIBBLES + K_BLOCK / 2 };

@@ -3,8 +3,8 @@
 //
 //   byte 0  nibbles  |  128  upper pairs of bits  |  192  16 scales, signed  |  208  d
 //
-// Each half of 128 columns has 64 bytes of nibbles, whose low ones are columns 0..63 and high ones 64..127 of it, and 32
-// bytes of pairs, whose bits 2 i and 2 i + 1 are those of columns 32 i to 32 i + 31.
+// Each half of 128 columns has 64 bytes of nibbles, whose low ones are columns 0..63 of it and high ones 64..127, and
+// 32 bytes of pairs, whose bits 2 i and 2 i + 1 are those of columns 32 i to 32 i + 31.
 #include "simd/weights/fit.h"
 #include "simd/weights/gemv.h"
 
