@@ -120,7 +120,7 @@ def permute_rows(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def stored(array: np.ndarray, type_name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes as GGUF stores them, a row each; the values that they mean), by the gguf library, else by us, else random."""
+    """(bytes as GGUF stores them, a row each; the values that they mean), by gguf, else by us, else random."""
     if type_name in FLOAT_TYPES:
         rows = array.astype(FLOAT_TYPES[type_name])
         return rows, rows.astype(np.float32)
