@@ -21,6 +21,6 @@ INLINE void step(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const uint8_t
     widen((const uint16_t *)bytes, STEP, wide);
     for (int v = 0; v < STEP_VECTORS; v++) values[v] = vload(wide + v * VLEN);
 }
-static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, 2 * STEP, 2}); }
+static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, STEP, 2 * STEP, 2}); }
 
 const weight_kernels TIERED(weight_f16) = {.dequantize_row = dequantize, .gemv = gemv};
