@@ -174,6 +174,46 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "adapter.gguf").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_dora": True}, "DoRA has no form in a GGUF adapter"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            "lm_head was trained whole, which a GGUF adapter cannot hold; merge",
+        ),
+        ({"bias": "all"}, r"q_proj.*bias.* (cannot hold|cannot be held by a GGUF adapter); merge"),
+    ],
+)
+def test_what_is_more_than_lora_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    model = random_model(small_config(family="qwen2")).to_lora(LoRAConfig(rank=2, **settings))
+    with pytest.raises(ConfigError, match=message):
+        save_gguf_adapter(model, tmp_path / "adapter.gguf")
+    save_adapter(model, tmp_path / "peft")
+    with pytest.raises(ConfigError, match=message):
+        convert_adapter(tmp_path / "peft", model.gguf_layout, tmp_path / "adapter.gguf")
+    assert not (tmp_path / "adapter.gguf").exists()
+
+
+def test_pissa_is_an_update_of_the_base_itself(tmp_path: Path) -> None:
+    """A and B take a part of the base; the file is over the base as it was, at twice the rank."""
+    config, tokens = small_config(), [1, 2, 3]
+    model = random_model(config).to_lora(LoRAConfig(rank=3, init_lora_weights="pissa"))
+    for _, weight in model.trainable_parameters():
+        weight.numpy()[...] *= 1.1
+    save_gguf_adapter(model, tmp_path / "live.gguf")
+    again = random_model(config)
+    load_gguf_adapter(again, tmp_path / "live.gguf")
+    np.testing.assert_allclose(logits(again, tokens), logits(model, tokens), atol=1e-4)
+    save_adapter(model, tmp_path / "peft")
+    convert_adapter(tmp_path / "peft", model.gguf_layout, tmp_path / "converted.gguf")
+    assert (tmp_path / "converted.gguf").read_bytes() == (tmp_path / "live.gguf").read_bytes()
+    path = tmp_path / "peft" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": "pissa"}))
+    with pytest.raises(ConfigError, match="the part of the base that PiSSA took"):
+        convert_adapter(tmp_path / "peft", model.gguf_layout, tmp_path / "other.gguf")
+
+
 def test_weights_trained_beside_the_adapter_are_refused(tmp_path: Path) -> None:
     model = adapted(small_config(), **SETTINGS["plain"])
     dict(model.named_parameters())["model.norm.weight"].requires_grad = True  # type: ignore[union-attr]
