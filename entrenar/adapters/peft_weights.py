@@ -42,7 +42,10 @@ def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]], prefix: st
         if name not in stored:
             raise FormatError(_missing(path, name, shape, _with(prefix, stored), known is not None))
         if stored[name].shape != shape:
-            raise FormatError(f"{path}: the tensor {name} has shape {stored[name].shape}, expected {shape}.")
+            raise FormatError(
+                f"{path}: the tensor {name} has shape {stored[name].shape}, expected {shape}; the adapter is one "
+                "over another model, or its adapter_config.json is that of another adapter."
+            )
     unknown = sorted(set(stored) - set(expected))
     if unknown:
         what = next((what for part, what in OTHERS.items() if part in unknown[0]), None)

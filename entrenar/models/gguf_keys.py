@@ -210,14 +210,14 @@ def _vocabulary(data: Metadata, remarks: list[str]) -> int:
 def _special_tokens(metadata: Mapping[str, Any], size: int, remarks: list[str]) -> dict[str, int]:
     """The ids that begin and end a text; llama.cpp too does without those that no token has."""
     found = {}
-    for name in ("bos_token_id", "eos_token_id"):
+    for name in ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id"):
         key = f"tokenizer.ggml.{name}"
         value = metadata.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size:
             found[name] = value
         elif value is not None:
             remarks.append(f"{key} is {shown(value)} and ignored: the vocabulary has {size} tokens.")
-    return found
+    return {name: value for name, value in found.items() if name in ("bos_token_id", "eos_token_id")}
 
 
 def _head_size(data: Metadata, values: Mapping[str, Any]) -> dict[str, int]:

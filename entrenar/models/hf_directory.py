@@ -52,10 +52,30 @@ def read_hf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], Origin, lis
     config = LLaMAConfig.from_hf(file, remarks)
     written, generation = read_generation(path, table)
     remarks += generation.remarks(str(path / (GENERATION_FILE if written is not None else "config.json")))
+    remarks += _outside_vocabulary(file, table, config) + _outside_vocabulary(
+        path / GENERATION_FILE, written or {}, config
+    )
     tensors = _named(path, _unpacked(path, table, open_safetensors_directory(path)), config)
     config = _with_head(path, config, tensors, remarks)
     _check_types(path, config, tensors)
     return config, tensors, Origin(path, generation, False, table, written), remarks
+
+
+def _outside_vocabulary(file: Path, table: Mapping[str, Any], config: LLaMAConfig) -> list[str]:
+    """A remark for each special token of the file that the vocabulary does not have."""
+    remarks = []
+    for key in ("bos_token_id", "eos_token_id"):
+        value = table.get(key)
+        beyond = [
+            i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int) and i >= config.vocab_size
+        ]
+        if beyond:
+            end = " and no text ends at it" if key == "eos_token_id" else ""
+            remarks.append(
+                f"{file}: {key} has {beyond[0]}, expected less than vocab_size = {config.vocab_size}; no token has "
+                f"this id{end}: take the file of the same model as the weights."
+            )
+    return remarks
 
 
 def _check_kind(path: Path, config_file: Path) -> None:
