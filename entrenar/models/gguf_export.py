@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -70,12 +71,13 @@ def save_gguf(
         weights.append(replace(weights[0], name="lm_head.weight"))
     types = tensor_types(config, type, {weight.name: stored_type(weight.base) for weight in weights})
     remarks = merge_sentences(weights)
-    general, vocabulary = _origin_metadata(model, tokenizer, remarks)
+    source = _source(model)
+    general, vocabulary = _origin_metadata(model, source, tokenizer, remarks)
     metadata = {
         "general.architecture": family.architecture,
         "general.type": "model",
         **general,
-        "general.file_type": _file_type(model, types, type),
+        "general.file_type": _file_type(source, types, type),
         **architecture,
         **vocabulary,
     }
@@ -92,12 +94,11 @@ def save_gguf(
     )
 
 
-def _file_type(model: LLaMAModel, types: Mapping[str, str], type: str) -> int:
+def _file_type(source: Checkpoint | None, types: Mapping[str, str], type: str) -> int:
     """general.file_type: that of the file that the model was loaded from, where it is kept and so is every type."""
-    if type == KEEP and model.origin is not None and model.origin.is_gguf and model.origin.path.exists():
-        checkpoint = Checkpoint.open(model.origin.path)
-        number = (checkpoint.metadata or {}).get("general.file_type")
-        if isinstance(number, int) and {name: lazy.type for name, lazy in checkpoint.tensors.items()} == types:
+    if type == KEEP and source is not None:
+        number = (source.metadata or {}).get("general.file_type")
+        if isinstance(number, int) and {name: lazy.type for name, lazy in source.tensors.items()} == types:
             return number
     return file_type_number(types, type)
 
@@ -134,10 +135,16 @@ def _type_sentences(tensors: list[OutputTensor], encoder: RowEncoder) -> list[st
     return sentences
 
 
+def _source(model: LLaMAModel) -> Checkpoint | None:
+    """The GGUF file that the model was loaded from, where there is one and it is still there."""
+    origin = model.origin
+    return Checkpoint.open(origin.path) if origin is not None and origin.is_gguf and origin.path.exists() else None
+
+
 def _origin_metadata(
-    model: LLaMAModel, tokenizer: Tokenizer | Mapping[str, Any] | None, remarks: list[str]
+    model: LLaMAModel, source: Checkpoint | None, tokenizer: Tokenizer | Mapping[str, Any] | None, remarks: list[str]
 ) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """(general, tokenizer) keys: those of the file that the model was loaded from, where nothing else is given."""
+    """(general, tokenizer) keys: those of the place that the model was loaded from, where nothing else is given."""
     origin, general, kept = model.origin, {}, None
     if origin is not None:
         general = {"general.name": origin.path.resolve().name}
@@ -146,10 +153,12 @@ def _origin_metadata(
                 f"{origin.path}: is gone, and the model's tokenizer came from it; pass save_gguf(..., tokenizer=...) "
                 "the one to write."
             )
-        if origin.is_gguf and origin.path.exists():
-            general, kept = kept_metadata(Checkpoint.open(origin.path).metadata or {})
+        if source is not None:
+            general, kept = kept_metadata(source.metadata or {})
         elif tokenizer is None and origin.tokenizer_files():
-            tokenizer = Tokenizer.from_directory(origin.path)
+            tokenizer = copy(Tokenizer.from_directory(origin.path))
+            ends = (*tokenizer.eos_ids, *origin.generation.end_tokens)
+            tokenizer.eos_ids = tuple(dict.fromkeys(ends))
     return general, _vocabulary(kept if tokenizer is None else tokenizer, model.config.vocab_size, remarks)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ def test_a_tokenizer_becomes_metadata_and_its_vocabulary_is_filled(tmp_path: Pat
     with pytest.raises(ConfigError, match=r"tokenizer.ggml.tokens has 67 entries, and the model's embedding 66 rows;"):
         random_model(small_config(vocab_size=66)).save_gguf(tmp_path / "z.gguf", tokenizer=TOKENIZER)
     assert not (tmp_path / "z.gguf").exists()
+
+
+@pytest.mark.unit
+def test_every_end_token_of_a_directory_ends_a_generation_from_the_file(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["to be or not to be"], vocab_size=265)
+    random_model(small_config(vocab_size=270)).save_pretrained(tmp_path / "hf", tokenizer=tokenizer)
+    table = {"eos_token_id": [tokenizer.eos_id, tokenizer.id("o"), tokenizer.id("n")]}
+    (tmp_path / "hf" / "generation_config.json").write_text(json.dumps(table))
+    LLaMAModel.from_pretrained(tmp_path / "hf").save_gguf(tmp_path / "x.gguf")
+    ends = Checkpoint.open(tmp_path / "x.gguf").origin.generation.end_tokens
+    assert set(table["eos_token_id"]) <= set(ends) and ends[0] == tokenizer.eos_id
 
 
 @pytest.mark.unit

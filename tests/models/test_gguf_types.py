@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,24 @@ def test_a_kept_file_keeps_its_number(tmp_path: Path) -> None:
         fields = gguf.GGUFReader(tmp_path / "y.gguf").fields
         assert fields["general.file_type"].contents() == number
         assert fields["general.license"].contents() == "mit" and fields["general.languages"].contents() == ["en", "de"]
+
+
+@pytest.mark.unit
+def test_types_of_more_bits_change_less(tmp_path: Path) -> None:
+    """The error of the logits, and of the values, from the type of the most bits to that of the fewest."""
+    order = [name for name in ("F16", "Q8_0", "Q6_K", "Q5_1", "Q4_K_M", "Q4_0") if written(name)]
+    config = config_of(256, 256, vocab_size=300)
+    model = random_model(config, std=0.05)
+    tokens = random_tokens(config, 4, 32)
+    with no_grad():
+        expected = log_softmax(model(tokens).numpy())
+        changes, errors = [], []
+        for name in order:
+            found = model.save_gguf(tmp_path / "x.gguf", type=name)
+            (change, *_) = [float(part) for part in re.findall(r"rounded by ([\d.e-]+) %", " ".join(found.remarks))]
+            changes.append(change)
+            errors.append(
+                np.abs(log_softmax(LLaMAModel.from_pretrained(tmp_path / "x.gguf")(tokens).numpy()) - expected).mean()
+            )
+    assert changes == sorted(changes) and errors == sorted(errors), (order, changes, errors)
+    assert errors[0] < 1e-3 and errors[-1] < 0.5

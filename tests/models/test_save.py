@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig, merge
 from tests.train.builders import write_model
 
-from .builders import hf_table, random_arrays, random_tokens, small_config, write_gguf, write_hf
+from .builders import hf_table, random_arrays, random_model, random_tokens, small_config, write_gguf, write_hf
 
 MESSAGES = [{"role": "user", "content": "What is 2 plus 3?"}]
 TEMPLATE = (
@@ -203,3 +203,46 @@ def test_transformers_loads_a_merged_model_its_tokenizer_and_its_template(source
     with torch.no_grad():
         logits = peer(torch.from_numpy(tokens)).logits.numpy()
     np.testing.assert_allclose(model(tokens).numpy(), logits, atol=1e-4 * np.abs(logits).max())
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_adapters_are_merged_as_the_weights_are_written(dtype: str, source: Path, tmp_path: Path) -> None:
+    model = LLaMAModel.from_pretrained(source)
+    model.to_lora(LoRAConfig(rank=2, target_modules=["all-linear"]))
+    for number, (_, tensor) in enumerate(model.trainable_parameters()):
+        tensor.numpy()[...] = 0.05 * np.random.default_rng(number).standard_normal(tensor.shape)
+    said = model.save_pretrained(tmp_path / "merging", dtype=dtype, merge=True)
+    assert said == [merge(model)] == ["14 matrices are merged with their adapters in float32 (14 of float32)."]
+    assert model.save_pretrained(tmp_path / "merged", dtype=dtype) == []
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("merging", "merged")]
+    assert written[0] == written[1]
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["torch_dtype"] == dtype
+
+
+@pytest.mark.unit
+def test_a_weight_beyond_float16_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    model = random_model()
+    dict(model.named_parameters())["model.norm.weight"].numpy()[3] = 65520
+    message = r"The tensor model.norm.weight is 65520 at \[3\], beyond the largest number of float16; choose float32"
+    with pytest.raises(FormatError, match=message):
+        model.save_pretrained(tmp_path / "a", dtype="float16")
+    assert not list(tmp_path.iterdir())
+    dict(model.named_parameters())["model.norm.weight"].numpy()[3] = 65519
+    model.save_pretrained(tmp_path / "a", dtype="float16")
+    found = LLaMAModel.from_pretrained(tmp_path / "a")
+    assert found.model.norm.weight.numpy()[3] == 65504
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_transformers_reads_16_bits(dtype: str, source: Path, tmp_path: Path) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    LLaMAModel.from_pretrained(source).save_pretrained(tmp_path / "half", dtype=dtype)
+    ours = LLaMAModel.from_pretrained(tmp_path / "half")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto")
+    assert theirs.dtype == getattr(torch, dtype)
+    tokens = random_tokens(ours.config, 1, 20)
+    with torch.no_grad():
+        expected = theirs.float()(torch.from_numpy(tokens)).logits.numpy()
+    np.testing.assert_allclose(ours(tokens).numpy(), expected, rtol=0, atol=1e-4)
