@@ -27,11 +27,8 @@ QUANTIZED = [name for name, file in FILE_TYPES.items() if file.matrices not in (
 
 def model_for(name: str) -> LLaMAModel:
     """One whose matrices fit the type; without K-quants one whose head has none either."""
-    return random_model(
-        config_of(256, 256)
-        if "_K" in name
-        else config_of(96, 288, num_attention_heads=3, num_key_value_heads=1, head_dim=32)
-    )
+    wide, narrow = config_of(256, 256), config_of(96, 288, num_attention_heads=3, num_key_value_heads=1, head_dim=32)
+    return random_model(wide if "_K" in name else narrow, std=0.05)
 
 
 def written(name: str) -> bool:
@@ -249,9 +246,8 @@ def test_a_kept_file_keeps_its_number(tmp_path: Path) -> None:
 def test_types_of_more_bits_change_less(tmp_path: Path) -> None:
     """The error of the logits, and of the values, from the type of the most bits to that of the fewest."""
     order = [name for name in ("F16", "Q8_0", "Q6_K", "Q5_1", "Q4_K_M", "Q4_0") if written(name)]
-    config = config_of(256, 256, vocab_size=300)
-    model = random_model(config, std=0.05)
-    tokens = random_tokens(config, 4, 32)
+    model = model_for("Q6_K" if written("Q6_K") else "Q8_0")
+    tokens = random_tokens(model.config, 4, 32)
     with no_grad():
         expected = log_softmax(model(tokens).numpy())
         changes, errors = [], []
