@@ -113,8 +113,9 @@ class LLaMAConfig:
         layers = self.num_hidden_layers
         if self.layer_types is None and self.sliding_window is not None:
             self.layer_types = default_layer_types(family, layers)
-        elif self.layer_types is None and family.full_every:  # transformers would put windows into them
-            self.layer_types = [FULL] * layers
+        elif family.full_every and SLIDING not in (self.layer_types or ()):  # transformers wants a number even so
+            self.layer_types = self.layer_types or [FULL] * layers
+            self.sliding_window = family.default_window
         types = self.layer_types
         if types is not None and len(types) != layers:
             raise ConfigError(f"model.layer_types has {len(types)} entries, expected num_hidden_layers = {layers}.")

@@ -111,7 +111,7 @@ _GEMMA_KEYS = {"attention.sliding_window": "sliding_window", "final_logit_softca
 _GEMMA_ROW: dict[str, Any] = {
     "heads_divide_hidden": True,
     "default_window": 4096,
-    "never_null": ("num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
+    "never_null": ("num_key_value_heads", "head_dim", "query_pre_attn_scalar", "sliding_window"),
     "activation_key": "hidden_activation",
     "activation": "gelu_pytorch_tanh",
     "refused": {"use_bidirectional_attention": "with which tokens see those that follow them"},

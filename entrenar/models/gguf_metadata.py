@@ -27,6 +27,7 @@ from entrenar.models.gguf_keys import (
     TOKENS,
     VALUE_LENGTH,
     VOCABULARY,
+    WINDOW,
     WINDOW_PATTERN,
     query_scalar,
 )
@@ -66,8 +67,11 @@ def architecture_metadata(config: LLaMAConfig) -> dict[str, Any]:
         value = getattr(config, field)
         if value is not None:
             values[key] = value
-    if family.gguf_windows and config.layer_types != default_layer_types(family, config.num_hidden_layers):
-        values[WINDOW_PATTERN] = [kind == SLIDING for kind in config.layer_types or ()]
+    types = config.layer_types or []
+    if family.gguf_windows and SLIDING not in types and "sliding_window" not in family.gguf_defaults:
+        del values[WINDOW]
+    elif family.gguf_windows and types != default_layer_types(family, len(types)):
+        values[WINDOW_PATTERN] = [kind == SLIDING for kind in types]
     return {f"{family.architecture}.{key}": value for key, value in values.items()}
 
 

@@ -374,7 +374,11 @@ def test_what_config_json_leaves_out_has_the_defaults_of_transformers() -> None:
         ({"model_type": "gemma2", "attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0, expected more than"),
         ({"model_type": "gemma2", "query_pre_attn_scalar": 2.5}, "query_pre_attn_scalar is 2.5, expected an integer"),
         ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, "sliding_window_pattern is 0, expected an integ"),
-        ({"model_type": "gemma3_text", "sliding_window": None}, "sliding_window is unset, and layer_types has"),
+        ({"model_type": "gemma3_text", "sliding_window": None}, "sliding_window is null, expected an integer"),
+        (
+            {"model_type": "ministral", "sliding_window": None, "layer_types": ["sliding_attention"] * 2},
+            "sliding_window is unset, and layer_types has",
+        ),
         ({"model_type": "gemma3_text", "rope_parameters": {"rope_type": "linear"}}, "rope_parameters.rope_type is not"),
         (
             {"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": {"rope_type": "linear"}}},

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.peers
 SETTINGS = ("--steps", "3", "--batch-size", "2", "--sequence-length", "64", "--learning-rate", "0.01")
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma3_text", "olmo2"])
 @pytest.mark.parametrize("adapter", ["qlora", "none"])
 def test_a_run_over_another_family_is_read_by_its_peers(adapter: str, family: str, tmp_path: Path) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

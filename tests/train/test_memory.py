@@ -82,6 +82,10 @@ def measured_peak(shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, lengt
         (replace(SHAPE, num_key_value_heads=4, intermediate_size=128), ALL, 1, 256),
         (replace(SHAPE, family="qwen2"), ALL, 1, 256),
         (replace(SHAPE, family="qwen3", head_dim=64), None, 1, 256),
+        (replace(SHAPE, family="gemma2", sliding_window=64, final_logit_softcapping=30.0), None, 1, 256),
+        (replace(SHAPE, family="gemma3_text", sliding_window=64, head_dim=64), ALL, 1, 256),
+        (replace(SHAPE, family="olmo2"), ALL, 1, 256),
+        (replace(SHAPE, family="olmo2", tie_word_embeddings=True), None, 2, 128),
     ],
     ids=[
         "full",
@@ -96,6 +100,10 @@ def measured_peak(shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, lengt
         "narrow mlp",
         "qwen2",
         "qwen3",
+        "gemma2",
+        "gemma3",
+        "olmo2",
+        "olmo2, full",
     ],
 )
 def test_the_estimate_is_near_the_measured_peak(
