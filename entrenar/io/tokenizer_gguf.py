@@ -53,11 +53,12 @@ ALWAYS_SHOWN = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrai
 RIGHT_STRIPPED = ("phi-3", "phi3")  # in general.name: white space after a special token is left out
 NOT_STRIPPED = ("<unk>", "<s>", "<|endoftext|>")
 
+KINDS = ("gpt2", "llama", "gemma4")  # BPE over bytes; over characters, by scores; over characters, by merges
 KNOWN = "'llama-bpe', 'gpt-2', 'qwen2', 'smollm' or 'tekken'"
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
-    """Byte-level BPE ("gpt2") or SentencePiece BPE ("llama"); FormatError where the metadata hold no such tokenizer."""
+    """A tokenizer of one of `KINDS`; FormatError where the metadata hold none."""
     return _Reader(metadata).vocabulary()
 
 
@@ -77,9 +78,9 @@ class _Reader:
         self.metadata = metadata
         self.remarks: list[str] = []
         self.kind = self.get("model")
-        if self.kind not in ("gpt2", "llama"):
+        if self.kind not in KINDS:
             raise FormatError(
-                f"tokenizer.ggml.model is {shown(self.kind)}, expected 'gpt2' or 'llama'; "
+                f"tokenizer.ggml.model is {shown(self.kind)}, expected 'gpt2', 'llama' or 'gemma4'; "
                 "no other kind of tokenizer is read."
             )
         self.tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(self.entries("tokens", str))]
@@ -222,7 +223,7 @@ class _Reader:
             backend = self.byte_level() if self.kind == "gpt2" else self.sentencepiece()
             self.add_special(backend, types)
             library.try_out(backend)
-        adds_bos = self.flag("add_bos_token", self.kind == "llama" or self.split.adds_bos)
+        adds_bos = self.flag("add_bos_token", self.kind == "llama" or self.split.adds_bos) or self.kind == "gemma4"
         adds_eos = self.flag("add_eos_token", False)
         for name, put, index in (("bos", adds_bos, bos), ("eos", adds_eos, eos)):
             if put and index is None:
@@ -284,13 +285,13 @@ class _Reader:
         backend = tokenizers.Tokenizer(
             models.BPE(
                 vocab=self.ids,
-                merges=self.ordered_merges(),
+                merges=self.merges() if self.kind == "gemma4" else self.ordered_merges(),
                 unk_token=self.tokens[unknown],
                 fuse_unk=True,
                 byte_fallback=True,
             )
         )
-        prefix = self.flag("add_space_prefix", True)
+        prefix = self.kind == "llama" and self.flag("add_space_prefix", True)
         steps: list[Any] = [normalizers.Prepend("▁")] if prefix else []
         backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
         undo: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

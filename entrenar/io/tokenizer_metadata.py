@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 SPACE = "▁"
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 FILLER_SCORE = -10000.0
+MOST_BETWEEN = 256  # merges between two that make the same token
 KEEP = "export to a Hugging Face directory instead, which keeps tokenizer.json as it is"
 
 
@@ -249,22 +251,47 @@ class _Writer:
     def scores(self) -> list[float]:
         """The negative rank of each token's first merge: llama.cpp joins the pair whose token scores highest.
 
-        It joins any two parts that make a token, so that every such pair must be a merge, with no other in between.
+        It joins any two parts that make a token, so that every such pair must be a merge, with none in between that
+        could come first.
         """
+        merges = self.merges()
         first: dict[str, int] = {}
-        pairs: dict[str, int] = {}
-        last = None
-        for rank, (left, right) in enumerate(self.merges()):
+        last: dict[str, int] = {}
+        pairs: Counter[str] = Counter()
+        runs: set[str] = set()
+        for rank, (left, right) in enumerate(merges):
             whole = left + right
-            if whole in first and whole != last:
+            between = {a + b for a, b in merges[last[whole] + 1 : rank][: MOST_BETWEEN + 1]} if whole in last else set()
+            if len(between) > MOST_BETWEEN or any(_meet(whole, other) for other in between):
                 raise self.inexpressible(
-                    f"merges that make {whole!r} (numbers {first[whole]} and {rank}) stand apart, and others between "
+                    f"merges that make {whole!r} (numbers {last[whole]} and {rank}) stand apart, and others between "
                     "them rank otherwise",
                     "all merges of a token side by side, as SentencePiece ranks them",
                 )
+            if between and _is_run(whole):
+                runs.add(whole[0])
             first.setdefault(whole, rank)
-            pairs[whole] = pairs.get(whole, 0) + 1
-            last = whole
+            last[whole] = rank
+            pairs[whole] += 1
+        self.check_runs(runs, first)
+        self.check_pairs(pairs)
+        least = -float(len(merges))
+        return [
+            FILLER_SCORE + least if token is None else -float(first[token]) if token in first else least
+            for token in self.tokens
+        ]
+
+    def check_runs(self, characters: Iterable[str], first: Mapping[str, int]) -> None:
+        """Merges of runs of a character that stand apart are joined from the left: the longer a run, the sooner."""
+        for character in characters:
+            ranks = [first[token] for token in sorted(first, key=len, reverse=True) if set(token) == {character}]
+            if ranks != sorted(ranks):
+                raise self.inexpressible(
+                    f"its merges of the runs of {character!r} rank a shorter one before a longer one",
+                    "the longest first, as in Gemma's, or all merges of a token side by side",
+                )
+
+    def check_pairs(self, pairs: Mapping[str, int]) -> None:
         added = {entry["content"] for entry in self.added.values()}
         for token in self.ids:
             ways = sum(token[:cut] in self.ids and token[cut:] in self.ids for cut in range(1, len(token)))
@@ -273,11 +300,6 @@ class _Writer:
                     f"its merges make the token {token!r} in {pairs.get(token, 0)} ways of {ways}",
                     "every pair of tokens that makes another, as SentencePiece joins them",
                 )
-        least = -float(len(self.model["merges"]))
-        return [
-            FILLER_SCORE + least if token is None else -float(first[token]) if token in first else least
-            for token in self.tokens
-        ]
 
     # ------------------------------------------------------------------ all
     def metadata(self) -> dict[str, Any]:
@@ -334,3 +356,16 @@ def _flat(component: Any, inner: str) -> list[Mapping[str, Any]]:
     if component.get("type") != "Sequence":
         return [component]
     return [each for part in component[inner] for each in _flat(part, inner)]
+
+
+def _is_run(token: str) -> bool:
+    """Whether it is one character over and over."""
+    return len(set(token)) == 1
+
+
+def _meet(whole: str, other: str) -> bool:
+    """Whether the order of two tokens' merges can matter: not of tokens without a common character.
+
+    Of two runs of a character it does not where the longer one comes first, which is held to elsewhere.
+    """
+    return whole != other and bool(set(whole) & set(other)) and not (_is_run(whole) and _is_run(other))

@@ -62,16 +62,17 @@ def _processes() -> list[_Process]:
     return []
 
 
-def vocabulary(path: Path, texts: Sequence[str]) -> dict[str, Any]:
+def vocabulary(path: Path, texts: Sequence[str], decode: bool = False) -> dict[str, Any]:
     """What llama.cpp makes of the vocabulary in the file and of `texts`; Refused where it does not load or ends.
 
     bos, eos, pad (-1: none), add_bos, add_eos, ends (ids at which it ends a generation), control (ids), ids (of the
-    texts), and of the first `SOME` texts plain (without special tokens) and whole (with what is put around).
+    texts), and of the first `SOME` texts plain (without special tokens) and whole (with what is put around). With
+    `decode` pieces (the texts' ids decoded one after the other) and decoded (all at once), special tokens shown.
     """
     processes = _processes()
     if not processes or processes[-1].ended:
         processes[:] = [_Process()]
-    return processes[-1].ask({"path": str(path), "texts": list(texts)})
+    return processes[-1].ask({"path": str(path), "texts": list(texts), "decode": decode})
 
 
 # ---------------------------------------------------------------------- the process
@@ -104,7 +105,19 @@ class _Library:
         count = self.c.llama_tokenize(*arguments)
         return None if count < 0 else list(room[:count])
 
-    def answer(self, path: str, texts: Sequence[str]) -> dict[str, Any]:
+    def piece(self, vocabulary: ctypes.c_void_p, index: int) -> bytes:
+        room = ctypes.create_string_buffer(1 << 12)
+        count = self.c.llama_token_to_piece(vocabulary, index, room, len(room), 0, ctypes.c_bool(True))
+        return room.raw[:count]
+
+    def decoded(self, vocabulary: ctypes.c_void_p, ids: Sequence[int]) -> str:
+        room = ctypes.create_string_buffer(1 << 16)
+        of = (ctypes.c_int32 * len(ids))(*ids)
+        flags = ctypes.c_bool(False), ctypes.c_bool(True)
+        count = self.c.llama_detokenize(vocabulary, of, len(ids), room, len(room), *flags)
+        return room.raw[:count].decode("utf-8", "replace")
+
+    def answer(self, path: str, texts: Sequence[str], decode: bool) -> dict[str, Any]:
         model = self.load(path)
         if model is None:
             return {}
@@ -119,6 +132,10 @@ class _Library:
         found["ids"] = [self.ids(vocabulary, text, False, True) for text in texts]
         found["plain"] = [self.ids(vocabulary, text, False, False) for text in texts[:SOME]]
         found["whole"] = [self.ids(vocabulary, text, True, True) for text in texts[:SOME]]
+        if decode:
+            pieces = [b"".join(self.piece(vocabulary, index) for index in ids) for ids in found["ids"]]
+            found["pieces"] = [each.decode("utf-8", "replace") for each in pieces]
+            found["decoded"] = [self.decoded(vocabulary, ids) for ids in found["ids"]]
         self.c.llama_model_free(ctypes.c_void_p(model))
         return found
 

@@ -400,12 +400,12 @@ SPM: dict[str, Any] = {
         (
             BPE,
             {"model": "bert"},
-            "tokenizer.ggml.model is 'bert', expected 'gpt2' or 'llama'; no other kind of tokenizer is read.",
+            "tokenizer.ggml.model is 'bert', expected 'gpt2', 'llama' or 'gemma4'; no other kind of tokenizer is read.",
         ),
         (
             BPE,
             {"model": None},
-            "tokenizer.ggml.model is null, expected 'gpt2' or 'llama'; no other kind of tokenizer is read.",
+            "tokenizer.ggml.model is null, expected 'gpt2', 'llama' or 'gemma4'; no other kind of tokenizer is read.",
         ),
         (BPE, {"model": ["gpt2"]}, "tokenizer.ggml.model is ['gpt2'], expected"),
         (BPE, {"tokens": None}, "no tokenizer.ggml.tokens; the file holds no complete tokenizer."),

@@ -31,11 +31,11 @@ COMPARED = "ids of {} texts with and without special tokens, what is put around,
 Metadata = dict[str, Any]
 # The names that llama.cpp knows for byte-level vocabularies and that are not split here
 REFUSED_SPLITS = (
-    "afmoe", "chameleon", "cohere2moe", "deepseek-llm", "gemma4", "granite-embed-multi-311m", "granite-embed-multi-97m",
+    "afmoe", "chameleon", "cohere2moe", "gemma4", "granite-embed-multi-311m", "granite-embed-multi-97m",
     "kimi-k2", "sarvam-moe", "spark2_5", "tiny_aya", "whitespace", "youtu",
 )  # fmt: skip
 FIRST_OF_SPLIT = {split.expressions: name for name, split in reversed(SPLITS.items())}.values()
-KINDS = ("bert", "t5", "rwkv", "plamo2", "gemma4", "hybriddna", "whitespace", "none", "no_vocab", "test", "unheard")
+KINDS = ("bert", "t5", "rwkv", "plamo2", "hybriddna", "whitespace", "none", "no_vocab", "test", "unheard")
 
 
 @functools.cache
