@@ -138,8 +138,8 @@ def test_special_tokens_outside_the_vocabulary_are_said(tmp_path: Path) -> None:
     assert [re.sub(r".*/m/", "", remark) for remark in said] == [
         "config.json: bos_token_id has 67, expected less than vocab_size = 67; no token has this id: take the "
         "file of the same model as the weights.",
-        "config.json: eos_token_id has 99, expected less than vocab_size = 67; no token has this id and no text ends at "
-        "it: take the file of the same model as the weights.",
+        "config.json: eos_token_id has 99, expected less than vocab_size = 67; no token has this id and no text ends "
+        "at it: take the file of the same model as the weights.",
         "generation_config.json: eos_token_id has 500, expected less than vocab_size = 67; no token has this id and no "
         "text ends at it: take the file of the same model as the weights.",
     ]
