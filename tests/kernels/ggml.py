@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import re
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ def library() -> ctypes.CDLL:
 
 def dequantize(raw: np.ndarray, row: WeightType) -> np.ndarray:
     """Rows of blocks (rows, bytes) as float32."""
-    name = re.sub("^i?q", lambda found: found[0].lower(), row.name.upper(), flags=re.IGNORECASE)
+    name = row.name if row.name.startswith("iq") else "q" + row.name[1:].upper()
     function = library()[f"dequantize_row_{name}"]
     function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     raw = np.ascontiguousarray(raw)
