@@ -17,7 +17,16 @@ from entrenar.models.decoder import linear_shapes, weight_shapes
 from entrenar.models.families import FAMILIES, FULL, LAYER_TYPES, OWN, SLIDING, Family, default_layer_types
 from entrenar.models.gguf_keys import config_values
 from entrenar.models.hf_config import in_terms_of_hf, table_of, values_of
-from entrenar.models.rotary import SCALING_KEYS, inverse_frequencies, largest_angle, scaling_of_factors
+from entrenar.models.rotary import (
+    RotaryAngles,
+    checked_scaling,
+    context_of,
+    largest_angle,
+    rotation,
+    scaling_of_factors,
+    smallest_divisor,
+    span,
+)
 
 
 @dataclass
@@ -35,7 +44,12 @@ class LLaMAConfig:
     max_position_embeddings: int = option(4096, help="longest sequence", unit="tokens", minimum=1)
     rms_norm_eps: float = option(1e-5, help="added to the mean square under the root of RMSNorm", above=0)
     rope_theta: float = option(10000.0, help="base of the rotary frequencies", above=0)
-    rope_scaling: dict[str, Any] | None = option(None, help="rotary scaling as config.json spells it (linear, llama3)")
+    rope_scaling: dict[str, Any] | None = option(
+        None, help="rotary scaling as config.json spells it (linear, dynamic, llama3, yarn, longrope)"
+    )
+    partial_rotary_factor: float | None = option(
+        None, help="part of a head that is rotated; unset is all of it", above=0, maximum=1
+    )
     rope_frequency_factors: list[float] | None = option(
         None, help="divisors of the rotary frequencies (GGUF rope_freqs)"
     )
@@ -91,12 +105,15 @@ class LLaMAConfig:
                 "refuses it too; set it to null, or add a row for the token to the model."
             )
         self._check_own(family)
+        self._check_rotated()
         if family.local_rope and self.rope_local_base_freq is None:
             self.rope_local_base_freq = self.rope_theta
         if "query_pre_attn_scalar" in family.own and self.query_pre_attn_scalar is None:
             self.query_pre_attn_scalar = self.head_size
         self._check_layer_types(family)
-        self._check_rope_scaling()
+        self._check_rope_factors()
+        if self.rope_scaling is not None:
+            self.rope_scaling = checked_scaling(self.rope_scaling, self.rotated, self.rope_theta)
         self._check_angles()
 
     def _check_own(self, family: Family) -> None:
@@ -133,44 +150,31 @@ class LLaMAConfig:
         scaling, factors = self.rope_scaling, self.rope_frequency_factors
         divisors = {
             "rope_theta": 1.0,
-            "rope_scaling": float(scaling["factor"]) if scaling else 1.0,
+            "rope_scaling": smallest_divisor(scaling),
             "rope_frequency_factors": min(factors) if factors else 1.0,
         }
         for name, divisor in divisors.items():
-            angle = largest_angle(self.head_size, self.rope_theta, divisor, self.max_position_embeddings)
+            angle = largest_angle(self.rotated, self.rope_theta, divisor, self.context)
             if not math.isfinite(angle):
                 raise ConfigError(
                     f"model.{name} is {shown(getattr(self, name))}, with which rotary angles are not finite; expected "
                     "larger numbers."
                 )
 
-    def _check_rope_scaling(self) -> None:
+    def _check_rotated(self) -> None:
+        """What is rotated of a head has halves too."""
+        if self.rotated < 2 or self.rotated % 2:
+            raise ConfigError(
+                f"model.partial_rotary_factor is {shown(self.partial_rotary_factor)}, which rotates {self.rotated} of "
+                f"the {self.head_size} dimensions of a head; expected an even number of them."
+            )
+
+    def _check_rope_factors(self) -> None:
         factors = self.rope_frequency_factors
-        if factors is not None and (len(factors) != self.head_size // 2 or not all(0 < f < math.inf for f in factors)):
+        if factors is not None and (len(factors) != self.rotated // 2 or not all(0 < f < math.inf for f in factors)):
             raise ConfigError(
-                f"model.rope_frequency_factors is {shown(factors)}, expected {self.head_size // 2} positive numbers."
+                f"model.rope_frequency_factors is {shown(factors)}, expected {self.rotated // 2} positive numbers."
             )
-        if self.rope_scaling is None:
-            return
-        kind = self.rope_scaling.get("rope_type", self.rope_scaling.get("type"))
-        if kind in (None, "default"):
-            self.rope_scaling = None
-            return
-        if not isinstance(kind, str) or kind not in SCALING_KEYS:
-            raise ConfigError(
-                f"model.rope_scaling: type {shown(kind)} is not supported; {nearest(str(kind), SCALING_KEYS)}"
-            )
-        needed = SCALING_KEYS[kind]
-        for key in needed:
-            value = self.rope_scaling.get(key)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
-                raise ConfigError(f"model.rope_scaling.{key} is {shown(value)}, expected a positive number.")
-        if kind == "llama3" and not self.rope_scaling["high_freq_factor"] > self.rope_scaling["low_freq_factor"]:
-            raise ConfigError(
-                f"model.rope_scaling.high_freq_factor is {self.rope_scaling['high_freq_factor']}, expected more than "
-                f"low_freq_factor = {self.rope_scaling['low_freq_factor']}."
-            )
-        self.rope_scaling = {"rope_type": kind, **{key: self.rope_scaling[key] for key in needed}}
 
     # ------------------------------------------------------------------ files
     @classmethod
@@ -247,7 +251,7 @@ class LLaMAConfig:
     def window(self, layer: int) -> int | None:
         """The keys that a token sees in this layer, its own the last; None is all, as under a window of the context."""
         size = self.sliding_window
-        return size if size is not None and size < self.max_position_embeddings and self.is_sliding(layer) else None
+        return size if size is not None and size < self.context and self.is_sliding(layer) else None
 
     @property
     def attention_scale(self) -> float | None:
@@ -281,13 +285,31 @@ class LLaMAConfig:
         """The weights of the decoder linears: those that QLoRA stores in 4 bits."""
         return sum(math.prod(shape) for shape in linear_shapes(self).values())
 
-    def inverse_frequencies(self) -> np.ndarray:
-        """Rotary frequencies (head_dim / 2,), float64, scaled as the configuration says."""
-        factors = self.rope_frequency_factors
-        return inverse_frequencies(self.head_size, self.rope_theta, self.rope_scaling, factors)
+    @property
+    def context(self) -> int:
+        """The longest sequence that the model takes: max_position_embeddings, or what rope_scaling stretches it to."""
+        return context_of(self.rope_scaling, self.max_position_embeddings)
 
-    def local_inverse_frequencies(self) -> np.ndarray:
-        """Those of layers with a window."""
+    @property
+    def rotated(self) -> int:
+        """The dimensions of a head that are rotated: the first ones, the others pass."""
+        return int(self.head_size * (self.partial_rotary_factor or 1))
+
+    def rotation(self, length: int = 0) -> RotaryAngles:
+        """The rotation of a sequence of `length` positions; most types of scaling rotate every length alike."""
+        factors, context = self.rope_frequency_factors, self.max_position_embeddings
+        return rotation(self.rotated, self.rope_theta, self.rope_scaling, factors, context=context, length=length)
+
+    def rotary_span(self, length: int) -> int:
+        """Sequences of two lengths are rotated alike where this is the same."""
+        return span(self.rope_scaling, self.max_position_embeddings, length)
+
+    def inverse_frequencies(self) -> np.ndarray:
+        """Rotary frequencies (rotated / 2,), float64, of a sequence within the original context."""
+        return self.rotation().frequencies
+
+    def local_rotation(self, length: int = 0) -> RotaryAngles:
+        """That of layers with a window."""
         if self.rope_local_base_freq is None:
-            return self.inverse_frequencies()
-        return inverse_frequencies(self.head_size, self.rope_local_base_freq, None)
+            return self.rotation(length)
+        return rotation(self.rotated, self.rope_local_base_freq, None)

@@ -35,6 +35,7 @@ from entrenar.nn.prefix import PrefixedAttention
 if TYPE_CHECKING:
     from entrenar.models.config import LLaMAConfig
     from entrenar.models.generate import LayerCache
+    from entrenar.models.rotary import RotaryAngles
 
 WeightProvider = Callable[[str, tuple[int, ...]], Weight]
 
@@ -50,28 +51,29 @@ ACTIVATIONS = {"silu": swiglu, "gelu_pytorch_tanh": geglu}  # of the gated MLP, 
 
 
 class RotaryTables:
-    """cos and sin of the angles of one set of frequencies, for as many positions as were asked for."""
+    """cos and sin of the angles of a rotation, for as many positions as were asked for."""
 
-    def __init__(self, inverse_frequencies: np.ndarray, most: int) -> None:
-        self._frequencies, self._most = inverse_frequencies, most
-        self._tables = rope_table(1, inverse_frequencies)
+    def __init__(self, rotation: Callable[[int], RotaryAngles], config: LLaMAConfig) -> None:
+        self._rotation, self._config = rotation, config
+        self._span, self._tables = -1, rope_table(0, [])  # of the last sequence
 
     def __call__(self, length: int) -> tuple[Tensor, Tensor]:
-        """Tables of at least `length` positions, (positions, head_dim / 2)."""
-        if length > self._tables[0].shape[0]:
-            size = min(self._most, max(512, 1 << (length - 1).bit_length()))
-            self._tables = rope_table(size, self._frequencies)
+        """Tables for a sequence of `length` positions: of at least as many, (positions, rotated / 2)."""
+        span = self._config.rotary_span(length)
+        if span != self._span or length > self._tables[0].shape[0]:
+            size, rotation = min(self._config.context, max(512, 1 << (length - 1).bit_length())), self._rotation(length)
+            self._span, self._tables = span, rope_table(size, rotation.frequencies, rotation.scale)
         return self._tables
 
 
 class RotaryEmbedding:
-    """The rotary angles of a batch: cos/sin tables (positions, head_dim / 2) and the position of every token."""
+    """The rotary angles of a batch: cos/sin tables (positions, rotated / 2) and the position of every token."""
 
     def __init__(self, cos: Tensor, sin: Tensor, positions: np.ndarray | None) -> None:
         self.cos, self.sin, self.positions = cos, sin, positions
 
     def __call__(self, x: Tensor) -> Tensor:
-        return rope(x, self.cos, self.sin, self.positions)
+        return rope(x, self.cos, self.sin, self.positions, partial=True)
 
 
 def _linear(config: LLaMAConfig, name: str, shape: tuple[int, int], weights: WeightProvider) -> Linear:
@@ -254,11 +256,10 @@ class Decoder(CausalLM):
         super().__init__(config, weights)
         self.config = config
         self.gradient_checkpointing: bool | int = False  # True, or how many layers, nearest the input first
-        context = config.max_position_embeddings
-        self._rotary = RotaryTables(config.inverse_frequencies(), context)
+        self._rotary = RotaryTables(config.rotation, config)
         self._local_rotary = self._rotary  # of layers with a window
         if config.rope_local_base_freq is not None:
-            self._local_rotary = RotaryTables(config.local_inverse_frequencies(), context)
+            self._local_rotary = RotaryTables(config.local_rotation, config)
 
     def __call__(
         self,
@@ -318,8 +319,13 @@ class Decoder(CausalLM):
         positions: np.ndarray | None = None,
         cu_seqlens: np.ndarray | None = None,
         caches: list[LayerCache] | None = None,
+        length: int | None = None,
     ) -> Tensor:
-        """Final normalised hidden states (batch, seq, hidden) of integer tokens (batch, seq)."""
+        """Final normalised hidden states (batch, seq, hidden) of integer tokens (batch, seq).
+
+        `length` is that of the sequence which they are a part of, by default their last position's; types of scaling
+        that depend on it take that of the longest sequence of a batch.
+        """
         try:
             tokens = np.asarray(tokens)
         except ValueError as error:
@@ -333,7 +339,7 @@ class Decoder(CausalLM):
         if caches is None and self.prefix_length:  # a cache holds the prefix, and positions count it
             first = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
             positions = np.asarray(first) + self.prefix_length
-        everywhere, local = self._rotary_embeddings(tokens, positions)
+        everywhere, local = self._rotary_embeddings(tokens, positions, length)
         x = self.model.embed_tokens(tokens)
         recomputed = recomputed_layers(self.config, self.gradient_checkpointing)
         for index, layer in enumerate(self.model.layers):
@@ -347,18 +353,19 @@ class Decoder(CausalLM):
         return self.model.norm(x)
 
     def _rotary_embeddings(
-        self, tokens: np.ndarray, positions: np.ndarray | None
+        self, tokens: np.ndarray, positions: np.ndarray | None, length: int | None
     ) -> tuple[RotaryEmbedding, RotaryEmbedding]:
         """That of layers that see everything, and that of layers with a window."""
         if positions is not None:
             positions = np.asarray(positions)
             if positions.shape != tokens.shape:
                 raise ShapeError(f"positions have shape {positions.shape}, expected {tokens.shape} as the tokens.")
-        length = tokens.shape[1] if positions is None else int(positions.max(initial=-1)) + 1
-        if length > self.config.max_position_embeddings:
+        if length is None:
+            length = tokens.shape[1] if positions is None else int(positions.max(initial=-1)) + 1
+        if length > self.config.context:
             raise ShapeError(
-                f"A sequence of {length} positions is longer than the model's context of "
-                f"{self.config.max_position_embeddings}; use a shorter sequence."
+                f"A sequence of {length} positions is longer than the model's context of {self.config.context}; use a "
+                "shorter sequence."
             )
         everywhere = RotaryEmbedding(*self._rotary(length), positions)
         if self._local_rotary is self._rotary:

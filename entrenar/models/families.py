@@ -62,6 +62,9 @@ class Family:
     default_window: int | None = None  # the sliding_window of a file without one
     window_switch: bool = False  # no window without use_sliding_window, none below max_window_layers
     layer_types_need_window: bool = False
+    rope_types: tuple[str, ...] = ()  # those that its configuration takes; empty: all
+    rope_aliases: Mapping[str, str] = field(default_factory=dict)  # older names of types
+    original_context: int | None = None  # original_max_position_embeddings stands at the top level, with this default
     without_bias: tuple[str, ...] = ("attention_bias", "mlp_bias")  # keys that must be false
     activation_key: str = "hidden_act"
     refused: Mapping[str, str] = field(default_factory=dict)  # keys that must be left out, null or false, and why
@@ -87,6 +90,7 @@ class Family:
     gguf_head: str = "optional"  # whether a file has output.weight: "optional", "never" or "always"
     gguf_defaults: Mapping[str, Any] = field(default_factory=dict)  # fields whose keys a file may leave out
     gguf_large: int = 0  # with so many layers scores are scaled by hidden_size / num_attention_heads, not by head_dim
+    long_factors: bool = False  # a file may hold rope_factors_short and rope_factors_long, those of longrope scaling
 
 
 _COMMON: dict[str, Any] = {
@@ -138,6 +142,7 @@ _ROWS = (
         undivided="mistral",
         interleaved=("q_proj", "k_proj"),
         rope_factors=True,
+        long_factors=True,
     ),
     Family(
         model_type="mistral",
@@ -150,6 +155,7 @@ _ROWS = (
         own=("sliding_window",),
         interleaved=("q_proj", "k_proj"),
         rope_factors=True,
+        long_factors=True,
     ),
     Family(
         model_type="ministral",
@@ -161,6 +167,7 @@ _ROWS = (
         own=("sliding_window", "layer_types"),
         interleaved=("q_proj", "k_proj"),
         rope_factors=True,
+        long_factors=True,
     ),
     Family(
         model_type="qwen2",

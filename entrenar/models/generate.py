@@ -64,11 +64,11 @@ def _check(model: LLaMAModel, prompt: np.ndarray, temperature: float, top_k: int
             "temperature >= 0, top_k >= 0, 0 < top_p <= 1 and max_new_tokens >= 0."
         )
     prefix = model.prefix_length
-    if prefix + prompt.size + new > model.config.max_position_embeddings:
+    if prefix + prompt.size + new > model.config.context:
         before = f"{prefix} tokens of the prefix, " if prefix else ""
         raise ShapeError(
             f"generate: {before}{prompt.size} prompt tokens and {new} new ones exceed the model's context of "
-            f"{model.config.max_position_embeddings}; shorten the prompt or ask for fewer."
+            f"{model.config.context}; shorten the prompt or ask for fewer."
         )
 
 
@@ -102,10 +102,10 @@ def generate(
     caches = _caches(model, prompt.size + max_new_tokens)
     rng = np.random.Generator(np.random.Philox(seed))
     produced: list[int] = []
-    pending = prompt.astype(np.int64)[None, :]
+    written = prompt.astype(np.int64)
     with model.evaluating():
         while len(produced) < max_new_tokens:
-            logits = _next_logits(model, pending, caches)
+            logits = _next_logits(model, written, caches)
             logits = generation.process(logits, [*prompt.tolist(), *produced], prompt.size)
             token = sample(logits, rng, temperature, top_k, top_p)
             if token in ends:
@@ -113,7 +113,7 @@ def generate(
             produced.append(token)
             if on_token is not None:
                 on_token(token)
-            pending = np.array([[token]], np.int64)
+            written = np.append(written, token)
     return produced
 
 
@@ -129,13 +129,20 @@ def _caches(model: LLaMAModel, capacity: int) -> list[LayerCache]:
 
 
 def _next_logits(model: LLaMAModel, tokens: np.ndarray, caches: list[LayerCache]) -> np.ndarray:
-    """Logits (vocab,) after `tokens` (1, n), which join the caches."""
+    """Logits (vocab,) after `tokens` (n,); those that the caches lack join them.
+
+    Where the new length rotates every position in another way (dynamic and longrope scaling), what the caches hold is
+    computed again: the logits are those of the whole sequence without a cache.
+    """
+    prefix = model.prefix_length
+    total = prefix + len(tokens)
+    if model.config.rotary_span(caches[0].length) != model.config.rotary_span(total):
+        for cache in caches:
+            cache.length = prefix  # whose keys are not rotated
     hidden = None
-    for start in range(0, tokens.shape[1], PREFILL_CHUNK):
-        chunk = tokens[:, start : start + PREFILL_CHUNK]
-        first = caches[0].length
-        positions = np.arange(first, first + chunk.shape[1], dtype=np.int64)[None, :]
-        hidden = model.hidden_states(chunk, positions, caches=caches)
+    for start in range(caches[0].length, total, PREFILL_CHUNK):
+        positions = np.arange(start, min(start + PREFILL_CHUNK, total), dtype=np.int64)[None, :]
+        hidden = model.hidden_states(tokens[positions - prefix], positions, caches=caches, length=total)
     assert hidden is not None
     last = Tensor.from_numpy(np.ascontiguousarray(hidden.numpy()[0, -1:]))
     logits = model.logits(last).numpy()[0]

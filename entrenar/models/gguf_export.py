@@ -24,9 +24,8 @@ from entrenar.models.gguf_metadata import (
     architecture_metadata,
     checked_tokenizer,
     kept_metadata,
-    rope_factors,
+    rope_tensors,
 )
-from entrenar.models.gguf_model import ROPE_FACTORS
 from entrenar.models.gguf_rows import RowEncoder, stored_type
 from entrenar.models.gguf_types import KEEP, checked_type, file_type_number, tensor_types
 from entrenar.models.merged import PlainWeight, merge_sentences, plain_weights
@@ -85,9 +84,8 @@ def save_gguf(
         metadata["general.quantization_version"] = QUANTIZATION_VERSION
     encoder = RowEncoder()
     tensors = [_output(weight, types[weight.name], family, config.head_size, encoder) for weight in weights]
-    factors = rope_factors(config)
-    if factors is not None:
-        tensors.insert(0, OutputTensor(ROPE_FACTORS, factors.shape, "F32", lambda: [factors]))
+    for name, factors in rope_tensors(config).items():
+        tensors.insert(0, OutputTensor(name, factors.shape, "F32", partial(list, [factors])))
     write_gguf(path, metadata, tensors)
     return ExportedGGUF(
         {tensor.name: tensor.type for tensor in tensors}, [*remarks, *_type_sentences(tensors, encoder)]

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from entrenar.config import shown
 from entrenar.errors import ConfigError
 from entrenar.models.families import ARCHITECTURES, FULL, SLIDING, Family, default_layer_types, one_of
+from entrenar.models.rotary import ORIGINAL, yarn_magnitude
 
 NO_MODEL = {
     "adapter": "a LoRA adapter; give the model that it was trained over",
@@ -29,6 +32,9 @@ EPSILON, ROPE_BASE = "attention.layer_norm_rms_epsilon", "rope.freq_base"
 ROTATED, SCALING = "rope.dimension_count", "rope.scaling.type"
 FACTOR, OLD_FACTOR = "rope.scaling.factor", "rope.scale_linear"
 ATTENTION_FACTOR, CAUSAL = "rope.scaling.attn_factor", "attention.causal"
+ORIGINAL_CONTEXT = "rope.scaling.original_context_length"
+ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 TOKENS = "tokenizer.ggml.tokens"
 MOST_LAYERS = 10_000
 # what they say of experts and of layers that predict further tokens; 0 is as good as absent
@@ -40,7 +46,7 @@ ZERO = {
 }
 USED = frozenset(
     {EMBEDDING, FEED_FORWARD, LAYERS, HEADS, KEY_HEADS, KEY_LENGTH, VALUE_LENGTH, CONTEXT, VOCABULARY, EPSILON,
-     ROPE_BASE, ROTATED, SCALING, FACTOR, OLD_FACTOR, ATTENTION_FACTOR, CAUSAL, *ZERO}
+     ROPE_BASE, ROTATED, SCALING, FACTOR, OLD_FACTOR, ATTENTION_FACTOR, ORIGINAL_CONTEXT, CAUSAL, *ZERO}
 )  # fmt: skip
 DESCRIPTIVE = frozenset({"tensor_data_layout", "rope.scaling.finetuned"})  # change nothing anywhere
 _UNUSED = """
@@ -59,7 +65,7 @@ _UNUSED = """
     final_logit_softcapping full_attention_interval interleave_moe_layer_step kda.head_dim leading_dense_block_count
     logit_scale moe_every_n_layers moe_latent_size n_deepstack_layers pooling_type posnet.block_count
     posnet.embedding_length rescale_every_n_layers residual_scale rope.dimension_count_swa rope.dimension_sections
-    rope.freq_base_swa rope.scaling.alpha rope.scaling.original_context_length rope.scaling.yarn_attn_factor
+    rope.freq_base_swa rope.scaling.alpha rope.scaling.yarn_attn_factor
     rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow rope.scaling.yarn_ext_factor
     rope.scaling.yarn_log_multiplier router_logit_softcapping shortconv.l_cache ssm.conv_kernel ssm.dt_b_c_rms
     ssm.group_count ssm.inner_size ssm.state_size ssm.time_step_rank swiglu_clamp_exp swiglu_clamp_shexp swin_norm
@@ -119,9 +125,12 @@ class Metadata:
         return self._integer(key, value[0])
 
 
-def config_values(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def config_values(
+    metadata: Mapping[str, Any], divisors: Mapping[str, list[float]] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """The fields of LLaMAConfig that the metadata give, and a sentence for each key that is ignored.
 
+    `divisors`: what the tensors of LONG_FACTORS hold, by the keys of longrope scaling, where the file has them.
     Raises ConfigError where the file is no model, of another architecture, lacks a key, or asks for what we lack.
     """
     data = Metadata(metadata)
@@ -142,7 +151,7 @@ def config_values(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
         values["num_key_value_heads"] = data.per_layer(KEY_HEADS, layers)
     if ROPE_BASE in data:
         values["rope_theta"] = data.number(ROPE_BASE)
-    values |= _head_size(data, values) | _rope_scaling(data)
+    values |= _head_size(data, values) | _rope_scaling(data, divisors or {})
     values |= data.family.gguf_defaults
     values |= {field: data.own[key] for key, field in data.family.gguf_keys.items() if key in data}
     values |= _windows(data, values) | _attention_scale(data.family, values)
@@ -245,13 +254,22 @@ def _head_size(data: Metadata, values: Mapping[str, Any]) -> dict[str, int]:
         )
     if size % 2:
         raise ConfigError(f"{key_length} makes heads of {size}, expected an even number (rotary halves).")
+    return {"head_dim": size} | _rotated(data, size)
+
+
+def _rotated(data: Metadata, size: int) -> dict[str, float]:
+    """The part of a head that is rotated, where the family heeds it."""
     rotated = data.own.get(ROTATED, size)
-    if rotated != size:
+    if rotated == size:
+        return {}
+    if "partial_rotary_factor" not in data.family.own:
         raise ConfigError(
             f"{data.name(ROTATED)} is {shown(rotated)}, expected the head size {size}; partial rotation is not "
-            "supported."
+            f"supported for the architecture {data.family.architecture!r}."
         )
-    return {"head_dim": size}
+    if data.integer(ROTATED) > size or rotated % 2:
+        raise ConfigError(f"{data.name(ROTATED)} is {rotated}, expected an even number up to the head size {size}.")
+    return {"partial_rotary_factor": rotated / size}
 
 
 def _windows(data: Metadata, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,20 +316,58 @@ def _or_missing(data: Metadata, key: str, meant: int) -> str:
     return str(meant) if key in data else f"missing (which means {meant})"
 
 
-def _rope_scaling(data: Metadata) -> dict[str, Any]:
+def _rope_scaling(data: Metadata, divisors: Mapping[str, list[float]]) -> dict[str, Any]:
     """Scaling is linear where the type is missing, and by the legacy key where the factor is; 0 is none."""
-    if data.own.get(ATTENTION_FACTOR, 1.0) != 1:
-        raise ConfigError(
-            f"{data.name(ATTENTION_FACTOR)} is {shown(data.own[ATTENTION_FACTOR])}, expected none or 1; scaled "
-            "rotations are not supported."
-        )
     kind = data.own.get(SCALING, "linear")
-    if kind not in ("none", "linear"):
+    if kind not in ("none", "linear", "yarn", "longrope"):
         raise ConfigError(
-            f"{data.name(SCALING)} is {shown(kind)}, expected 'none' or 'linear'; use a model without it."
+            f"{data.name(SCALING)} is {shown(kind)}, expected 'none', 'linear', 'yarn' or 'longrope'; use a model "
+            "without it."
         )
+    original = _original_context(data)
     key = FACTOR if FACTOR in data else OLD_FACTOR
-    if kind == "none" or key not in data or data.own[key] == 0:
-        return {}
-    factor = data.number(key)
+    factor = 1.0 if kind == "none" or key not in data or data.own[key] == 0 else data.number(key)
+    if divisors or kind == "longrope":
+        return {"rope_scaling": _longrope(data, divisors, kind, factor)}
+    scale = data.own.get(ATTENTION_FACTOR, 1.0)
+    if kind == "yarn":
+        scaling = {"rope_type": kind, "factor": factor, ORIGINAL: original}
+        if scale != 1:
+            scaling["attention_factor"] = _shortest(data.number(ATTENTION_FACTOR), yarn_magnitude(factor))
+        return {} if factor == 1 and scale == 1 else {"rope_scaling": scaling}
+    if scale != 1:
+        raise ConfigError(
+            f"{data.name(ATTENTION_FACTOR)} is {shown(scale)}, expected none or 1 where {data.name(SCALING)} is "
+            f"{shown(kind)}."
+        )
     return {} if factor == 1 else {"rope_scaling": {"rope_type": "linear", "factor": factor}}
+
+
+def _longrope(data: Metadata, divisors: Mapping[str, list[float]], kind: str, factor: float) -> dict[str, Any]:
+    """The scaling of a file with divisors, whose type llama.cpp's converter leaves out."""
+    if kind == "yarn" or factor != 1:
+        raise ConfigError(
+            f"{data.name(SCALING)} is {shown(kind)} with a factor of {factor}, and the file has the tensors of a "
+            "longrope scaling; expected one of them."
+        )
+    for key, name in LONG_FACTORS.items():
+        if key not in divisors:
+            raise ConfigError(f"{data.name(SCALING)} is longrope, and the tensor {name} is missing; convert it again.")
+    scale = data.number(ATTENTION_FACTOR) if ATTENTION_FACTOR in data else 1.0
+    return {"rope_type": "longrope", ORIGINAL: _original_context(data), "attention_factor": scale, **divisors}
+
+
+def _original_context(data: Metadata) -> int:
+    """The context before scaling; a file may say 0 where nothing is scaled by it."""
+    return data.integer(
+        ORIGINAL_CONTEXT if data.own.get(ORIGINAL_CONTEXT) != 0 and ORIGINAL_CONTEXT in data else CONTEXT
+    )
+
+
+def _shortest(stored: float, magnitude: float) -> float:
+    """The product with the fewest digits that gives back the stored float32: what a configuration has said."""
+    product = stored * magnitude
+    for digits in range(1, 9):
+        if np.float32(round(product, digits) / magnitude) == np.float32(stored):
+            return round(product, digits)
+    return product

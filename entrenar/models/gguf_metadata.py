@@ -12,6 +12,7 @@ from entrenar.errors import ConfigError
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.families import FAMILIES, SLIDING, default_layer_types
 from entrenar.models.gguf_keys import (
+    ATTENTION_FACTOR,
     CONTEXT,
     EMBEDDING,
     EPSILON,
@@ -21,7 +22,10 @@ from entrenar.models.gguf_keys import (
     KEY_HEADS,
     KEY_LENGTH,
     LAYERS,
+    LONG_FACTORS,
+    ORIGINAL_CONTEXT,
     ROPE_BASE,
+    ROPE_FACTORS,
     ROTATED,
     SCALING,
     TOKENS,
@@ -31,7 +35,7 @@ from entrenar.models.gguf_keys import (
     WINDOW_PATTERN,
     query_scalar,
 )
-from entrenar.models.rotary import inverse_frequencies, llama3_factors
+from entrenar.models.rotary import ORIGINAL, attention_factor, inverse_frequencies, llama3_factors, yarn_magnitude
 
 NO_TOKENIZER = {"tokenizer.ggml.model": "no_vocab"}  # as llama.cpp says that a file has none
 # written by whoever makes a file: those of another file say what is no longer so
@@ -59,7 +63,7 @@ def architecture_metadata(config: LLaMAConfig) -> dict[str, Any]:
         VALUE_LENGTH: config.head_size,
         EPSILON: float(config.rms_norm_eps),
         ROPE_BASE: float(config.rope_theta),
-        ROTATED: config.head_size,
+        ROTATED: config.rotated,
         **_rope_scaling(config),
         VOCABULARY: config.vocab_size,
     }
@@ -101,11 +105,53 @@ def check_gguf(config: LLaMAConfig) -> None:
 
 
 def _rope_scaling(config: LLaMAConfig) -> dict[str, Any]:
-    """What is said by keys; llama3's scaling is said by the tensor of `rope_factors`."""
+    """What is said by keys; the divisors of llama3 and longrope scaling are tensors (`rope_tensors`).
+
+    Raises ConfigError for what llama.cpp cannot be told.
+    """
     scaling = config.rope_scaling
-    if scaling is None or scaling["rope_type"] == "llama3":
+    kind = scaling["rope_type"] if scaling else None
+    if scaling is None or kind == "llama3":
         return {}
-    return {SCALING: scaling["rope_type"], FACTOR: float(scaling["factor"])}
+    if kind == "dynamic":
+        raise ConfigError(
+            "model.rope_scaling is dynamic, which GGUF files have no key for and llama.cpp does not compute; save a "
+            "Hugging Face directory."
+        )
+    if kind == "linear":
+        return {SCALING: kind, FACTOR: float(scaling["factor"])}
+    factor = attention_factor(scaling, config.max_position_embeddings)
+    if kind == "longrope":
+        return {SCALING: kind, ORIGINAL_CONTEXT: int(scaling[ORIGINAL]), ATTENTION_FACTOR: factor}
+    for key, fixed in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
+        if scaling.get(key, fixed) != fixed:
+            raise ConfigError(
+                f"model.rope_scaling.{key} is {shown(scaling[key])}, and llama.cpp computes yarn scaling of the "
+                f"architecture {FAMILIES[config.family].architecture!r} with {shown(fixed)} alone; save a Hugging Face "
+                "directory."
+            )
+    values = {SCALING: kind, FACTOR: float(scaling["factor"]), ORIGINAL_CONTEXT: int(scaling[ORIGINAL])}
+    if factor != float(np.float32(yarn_magnitude(scaling["factor"]))):
+        values[ATTENTION_FACTOR] = factor / yarn_magnitude(scaling["factor"])
+    return values
+
+
+def rope_tensors(config: LLaMAConfig) -> dict[str, np.ndarray]:
+    """The divisors of the rotary frequencies (rotated / 2,), float32, that a file holds, by the tensor's name."""
+    scaling = config.rope_scaling
+    if scaling is not None and scaling["rope_type"] == "longrope":
+        if not FAMILIES[config.family].long_factors:
+            raise _no_place(config, "longrope")
+        return {name: np.asarray(scaling[key], np.float32) for key, name in LONG_FACTORS.items()}
+    factors = rope_factors(config)
+    return {} if factors is None else {ROPE_FACTORS: factors}
+
+
+def _no_place(config: LLaMAConfig, kind: str) -> ConfigError:
+    return ConfigError(
+        f"model.rope_scaling is {kind}, and GGUF files of the architecture "
+        f"{FAMILIES[config.family].architecture!r} have no place for it; save a Hugging Face directory."
+    )
 
 
 def rope_factors(config: LLaMAConfig) -> np.ndarray | None:
@@ -114,15 +160,11 @@ def rope_factors(config: LLaMAConfig) -> np.ndarray | None:
     if config.rope_frequency_factors is not None:
         factors = np.asarray(config.rope_frequency_factors, np.float32)
     elif scaling is not None and scaling["rope_type"] == "llama3":
-        factors = llama3_factors(inverse_frequencies(config.head_size, config.rope_theta, None), scaling)
+        factors = llama3_factors(inverse_frequencies(config.rotated, config.rope_theta, None), scaling)
     else:
         return None
     if not FAMILIES[config.family].rope_factors:
-        kind = scaling["rope_type"] if scaling else "by factors"
-        raise ConfigError(
-            f"model.rope_scaling is {kind}, and GGUF files of the architecture "
-            f"{FAMILIES[config.family].architecture!r} have no place for it; save a Hugging Face directory."
-        )
+        raise _no_place(config, scaling["rope_type"] if scaling else "by factors")
     return factors
 
 

@@ -28,12 +28,14 @@ from entrenar.models.gguf_keys import (
     KEY_HEADS,
     KEY_LENGTH,
     LAYERS,
+    LONG_FACTORS,
+    ROPE_FACTORS,
     TOKENS,
     VOCABULARY,
     config_values,
 )
 
-ROPE_FACTORS, HEAD = "rope_freqs.weight", "output.weight"
+HEAD = "output.weight"
 
 
 def hugging_face_names(config: LLaMAConfig) -> dict[str, str]:
@@ -62,12 +64,13 @@ def read_gguf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], dict[str,
     """
     file = GGUFFile(path)
     try:
-        values, remarks = config_values(file.metadata)
+        stored = {key: file.tensors[name] for key, name in LONG_FACTORS.items() if name in file.tensors}
+        values, remarks = config_values(file.metadata, {key: _factors(path, t) for key, t in stored.items()})
         tied = HEAD not in file.tensors
         config = from_table(LLaMAConfig, values | {"tie_word_embeddings": tied}, "model")
         _check_tensors(path, config, file.tensors)
         if ROPE_FACTORS in file.tensors:
-            config = replace(config, rope_frequency_factors=_rope_factors(path, file.tensors[ROPE_FACTORS]))
+            config = replace(config, rope_frequency_factors=_factors(path, file.tensors[ROPE_FACTORS]))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     names = hugging_face_names(config)
@@ -80,7 +83,9 @@ def _check_tensors(path: Path, config: LLaMAConfig, tensors: Mapping[str, GGUFTe
     family = FAMILIES[config.family]
     expected = {gguf_name(family, name): shape for name, shape in config.parameter_shapes().items()}
     if ROPE_FACTORS in tensors and family.rope_factors:
-        expected[ROPE_FACTORS] = (config.head_size // 2,)
+        expected[ROPE_FACTORS] = (config.rotated // 2,)
+    if family.long_factors:
+        expected |= {name: (config.rotated // 2,) for name in LONG_FACTORS.values() if name in tensors}
     for name in tensors:
         if name not in expected or (name == HEAD and family.gguf_head == "never"):
             raise FormatError(f"{path}: the tensor {name} {_foreign(name, expected, config)}.")
@@ -104,14 +109,15 @@ def _check_tensors(path: Path, config: LLaMAConfig, tensors: Mapping[str, GGUFTe
             )
 
 
-def _rope_factors(path: Path, tensor: GGUFTensor) -> list[float]:
+def _factors(path: Path, tensor: GGUFTensor) -> list[float]:
+    """The divisors of rotary frequencies that a tensor holds."""
     if tensor.type != "F32":  # llama.cpp takes no other
-        raise FormatError(f"{path}: the tensor {ROPE_FACTORS} has type {tensor.type}, expected F32; convert it again.")
+        raise FormatError(f"{path}: the tensor {tensor.name} has type {tensor.type}, expected F32; convert it again.")
     factors = [float(factor) for factor in tensor.load()]
     for index, factor in enumerate(factors):
         if not 0 < factor < math.inf:
             raise FormatError(
-                f"{path}: the tensor {ROPE_FACTORS} of type {tensor.type} is {factor} at {index}, expected positive "
+                f"{path}: the tensor {tensor.name} of type {tensor.type} is {factor} at {index}, expected positive "
                 "numbers; fetch the file again."
             )
     return factors
@@ -128,7 +134,7 @@ def _shape_keys(name: str, axes: int, family: Family) -> str:
         "keys": f"{architecture}.{KEY_HEADS} x {architecture}.{KEY_LENGTH}",
         "head": f"{architecture}.{KEY_LENGTH}",
     }
-    if name == ROPE_FACTORS:
+    if name in (ROPE_FACTORS, *LONG_FACTORS.values()):
         return f"half of {words['head']}"
     part = next(part for part in {**PARTS, **family.parts}.values() if part.gguf == name.split(".")[-2])
     return " and ".join(words[size] for size in part.sizes(axes))

@@ -14,9 +14,9 @@ from entrenar.errors import ConfigError
 from entrenar.models.families import FAMILIES, FULL, OWN, REQUIRED, SLIDING, Family, one_of, part_of
 from entrenar.models.generation import SETTINGS, words
 from entrenar.models.hf_layers import PATTERN, local_rope, window_values
-from entrenar.models.rotary import SCALING_KEYS
+from entrenar.models.rotary import LISTS, ORIGINAL, SCALING_TYPES, ScalingType, is_positive
 
-ROPE_KEYS = {"default": (), **SCALING_KEYS}
+ROPE_TYPES = {"default": ScalingType(()), **SCALING_TYPES}
 ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_pytorch_tanh": ("gelu_pytorch_tanh",)}  # and their other names
 # Read here, or without an effect on logits and training; any other key is said to be ignored.
 READ = words(
@@ -88,7 +88,7 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
     values |= window_values(table, family, values, where)
     if family.local_rope:
         table, values["rope_local_base_freq"] = local_rope(table, family.defaults, where)
-    values |= _rope(table, values["max_position_embeddings"], where, remarks)
+    values |= _rope(table, family, values["max_position_embeddings"], where, remarks)
     if table.get("attention_dropout"):
         remarks.append(f"{where}: attention_dropout is {shown(table['attention_dropout'])}; training goes without it.")
     asked = {key for key, value in table.items() if value not in (None, False)}  # the others ask for nothing
@@ -182,7 +182,7 @@ def _check_divides(values: Mapping[str, Any], family: Family, where: str) -> Non
         )
 
 
-def _rope(table: Mapping[str, Any], context: Any, where: str, remarks: list[str]) -> dict[str, Any]:
+def _rope(table: Mapping[str, Any], family: Family, context: Any, where: str, remarks: list[str]) -> dict[str, Any]:
     """rope_theta and rope_scaling as transformers 5 finds them.
 
     A rope_scaling that is not empty replaces rope_parameters as a whole. A rope_theta inside wins over the top level's;
@@ -198,14 +198,12 @@ def _rope(table: Mapping[str, Any], context: Any, where: str, remarks: list[str]
     nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
     if nested:
         raise ConfigError(f"{where}: {key}.{nested[0]} is an object; a rotation for each layer type is not supported.")
-    for part in (table, rope):
-        if part.get("partial_rotary_factor") not in (None, 1):
-            found = part["partial_rotary_factor"]
-            raise ConfigError(f"{where}: partial_rotary_factor is {shown(found)}; partial rotation is not supported.")
     named = f"{key}.rope_type" if "rope_type" in rope else f"{key}.type"
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if not isinstance(kind, str) or kind not in ROPE_KEYS:
-        raise ConfigError(f"{where}: {named} is {shown(kind)}, which is not supported; {nearest(str(kind), ROPE_KEYS)}")
+    kind = family.rope_aliases.get(kind, kind) if isinstance(kind, str) else kind
+    known = {name: row for name, row in ROPE_TYPES.items() if not family.rope_types or name in family.rope_types}
+    if not isinstance(kind, str) or kind not in known:
+        raise ConfigError(f"{where}: {named} is {shown(kind)}, which is not supported; {nearest(str(kind), known)}")
     theta = rope.get("rope_theta", table.get("rope_theta", 10000.0))
     if old and isinstance(new, Mapping) and _without_theta(new) != _without_theta(old):
         remarks.append(
@@ -216,31 +214,53 @@ def _rope(table: Mapping[str, Any], context: Any, where: str, remarks: list[str]
             f"{where}: rope_theta is {shown(table['rope_theta'])} at the top level and {shown(theta)} in {key}, which "
             "is used as transformers does."
         )
-    known = {*ROPE_KEYS[kind], "rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    row = ROPE_TYPES[kind]
+    read = {*row.needed, *row.optional, "rope_type", "type", "rope_theta", "partial_rotary_factor"}
     remarks += [
-        f"{where}: {key}.{name} is not read by type {shown(kind)}." for name in sorted(set(map(str, rope)) - known)
+        f"{where}: {key}.{name} is not read by type {shown(kind)}." for name in sorted(set(map(str, rope)) - read)
     ]
-    if kind == "default":
-        return {"rope_theta": theta, "rope_scaling": None}
-    return {"rope_theta": theta, "rope_scaling": _scaling(table, rope, key, context, where)}
+    values = {"rope_theta": theta, "rope_scaling": None} | _partial_rotation(table, rope, family, where)
+    if kind != "default":
+        values["rope_scaling"] = _scaling(table, rope, kind, family, (key, context, where))
+    return values
 
 
-def _scaling(table: Mapping[str, Any], rope: Mapping[str, Any], key: str, context: Any, where: str) -> dict[str, Any]:
-    """rope_scaling with the numbers of its type, from the table called `key`."""
-    named = "rope_type" if "rope_type" in rope else "type"
-    kind = rope[named]
-    given = {"original_max_position_embeddings": context, **rope}
-    scaling = {"rope_type": kind, **{name: given.get(name) for name in ROPE_KEYS[kind]}}
-    for name in ROPE_KEYS[kind]:
-        value = scaling[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**63:
-            found = "missing" if name not in rope else shown(value)
+def _partial_rotation(table: Mapping[str, Any], rope: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
+    """partial_rotary_factor, that of the rope table before the one at the top level."""
+    found = rope.get("partial_rotary_factor", table.get("partial_rotary_factor"))
+    if "partial_rotary_factor" in family.own and found is not None:
+        return {"partial_rotary_factor": found}
+    for part in (table, rope):
+        if part.get("partial_rotary_factor") not in (None, 1):
+            found = part["partial_rotary_factor"]
             raise ConfigError(
-                f"{where}: {key}.{name} is {found}, expected a positive number where {key}.{named} is {shown(kind)}."
+                f"{where}: partial_rotary_factor is {shown(found)}; partial rotation is not supported where model_type "
+                f"is {family.model_type!r}."
             )
-    if kind == "llama3" and "original_max_position_embeddings" in table:
-        scaling["original_max_position_embeddings"] = table["original_max_position_embeddings"]
-    return scaling
+    return {}
+
+
+def _scaling(
+    table: Mapping[str, Any], rope: Mapping[str, Any], kind: str, family: Family, place: tuple[str, Any, str]
+) -> dict[str, Any]:
+    """rope_scaling with the keys of its type; `place` is the rope table's name, the context and the file."""
+    key, context, where = place
+    row = SCALING_TYPES[kind]
+    given = {ORIGINAL: context, **rope}
+    if ORIGINAL in table or family.original_context:
+        given[ORIGINAL] = table.get(ORIGINAL, family.original_context)
+    if kind == "yarn" and "factor" in rope and rope["factor"] is None and is_positive(given[ORIGINAL]):
+        given["factor"] = context / given[ORIGINAL]
+    for name in row.needed:
+        value = given.get(name)
+        if not (isinstance(value, list) if name in LISTS else is_positive(value)):
+            found = "missing" if name not in rope else shown(value)
+            expected = "a list of positive numbers" if name in LISTS else "a positive number"
+            named = "rope_type" if "rope_type" in rope else "type"
+            raise ConfigError(
+                f"{where}: {key}.{name} is {found}, expected {expected} where {key}.{named} is {shown(rope[named])}."
+            )
+    return {"rope_type": kind, **{name: given[name] for name in (*row.needed, *row.optional) if name in given}}
 
 
 def _without_theta(rope: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,8 +269,14 @@ def _without_theta(rope: Mapping[str, Any]) -> dict[str, Any]:
 
 def table_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json from the fields of LLaMAConfig, rotation in the spelling of transformers 4 and of 5."""
-    rope = {"rope_type": "default", **(fields["rope_scaling"] or {})} | {"rope_theta": fields["rope_theta"]}
     family = FAMILIES[fields["family"]]
+    scaling = fields["rope_scaling"] or {}
+    rope = {"rope_type": "default", **scaling} | {"rope_theta": fields["rope_theta"]}
+    own: dict[str, Any] = {}
+    if "partial_rotary_factor" in family.own:
+        own["partial_rotary_factor"] = rope["partial_rotary_factor"] = fields["partial_rotary_factor"] or 1.0
+    if family.original_context:
+        own[ORIGINAL] = scaling.get(ORIGINAL, family.original_context)
     if family.local_rope:
         theta = fields["rope_local_base_freq"] or fields["rope_theta"]
         fields = {**fields, "rope_local_base_freq": theta}
@@ -263,5 +289,6 @@ def table_of(fields: Mapping[str, Any]) -> dict[str, Any]:
         **({"use_sliding_window": fields["sliding_window"] is not None} if family.window_switch else {}),
         family.activation_key: family.activation,
         **{name: value for name, value in fields.items() if name not in left_out},
+        **own,
         "rope_parameters": rope,
     }

@@ -173,7 +173,7 @@ def _loaded(checkpoint: Checkpoint) -> LLaMAModel:
 
 def _held_out(settings: Export, checkpoint: Checkpoint) -> list[Batch]:
     """The examples to evaluate, as rows."""
-    length = min(settings.sequence_length, checkpoint.config.max_position_embeddings)
+    length = min(settings.sequence_length, checkpoint.config.context)
     fraction = settings.held_out_fraction
     data = Data(path=settings.data, held_out_fraction=fraction if fraction < 1 else 0)
     config = TrainConfig(training=Training(sequence_length=length), data=data)

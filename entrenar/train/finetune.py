@@ -154,7 +154,7 @@ def _assemble(
 
 def _check_length(config: TrainConfig, checkpoint: Checkpoint) -> None:
     """ConfigError where a row, with what an adapter puts before it, is longer than the model's context."""
-    length, context = config.training.sequence_length, checkpoint.config.max_position_embeddings
+    length, context = config.training.sequence_length, checkpoint.config.context
     added = 0 if config.adapter is None else config.adapter.added_positions
     if length + added > context:
         before = f", with {added} positions of the adapter before it" if added else ""
@@ -205,10 +205,10 @@ def _show_summary(console: Console, trainer: Trainer, needed: MemoryEstimate, su
 
 def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example, train_on_prompt: bool) -> str:
     """The model's greedy answer to the prompt of a held-out example."""
-    new = min(SAMPLE_TOKENS, model.config.max_position_embeddings - 1)
+    new = min(SAMPLE_TOKENS, model.config.context - 1)
     prompt, _ = encode_prompt(tokenizer, example, train_on_prompt)
     stop = tuple(_end_tokens(model, tokenizer))
-    shown = prompt[-(model.config.max_position_embeddings - new) :]
+    shown = prompt[-(model.config.context - new) :]
     answer = model.generate(shown, max_new_tokens=new, stop=stop, generation=model.generation.plain())
     return tokenizer.decode(answer)
 

@@ -38,10 +38,10 @@ def pretrain(shape: LLaMAConfig, config: TrainConfig, console: Console | None = 
         raise ConfigError(
             f"[{config.adapter.section}] needs a pretrained base; remove the section to train from scratch."
         )
-    if t.sequence_length > shape.max_position_embeddings:
+    if t.sequence_length > shape.context:
         raise ConfigError(
             f"training.sequence_length is {t.sequence_length}, longer than model.max_position_embeddings = "
-            f"{shape.max_position_embeddings}."
+            f"{shape.context}."
         )
     _check_used(config)
     with run.prepared(config):
@@ -149,5 +149,5 @@ def _unused_rows(tokenizer: Tokenizer, shape: LLaMAConfig) -> list[str]:
 def _sample(model: LLaMAModel, tokenizer: Tokenizer) -> str:
     """How the model goes on from PROMPT."""
     prompt = tokenizer.encode(PROMPT)
-    new = max(0, min(SAMPLE_TOKENS, model.config.max_position_embeddings - len(prompt)))
+    new = max(0, min(SAMPLE_TOKENS, model.config.context - len(prompt)))
     return tokenizer.decode(model.generate(prompt, max_new_tokens=new, stop=(tokenizer.eos_id or 0,)))

@@ -23,6 +23,12 @@ def test_table_is_rounded_once_from_float64() -> None:
     assert rope_table(4096, frequencies / 2)[0] is not cos
 
 
+@pytest.mark.unit
+def test_a_scale_is_that_of_cosines_and_sines() -> None:
+    for scaled, plain in zip(rope_table(9, [1.0, 0.1], 1.25), rope_table(9, [1.0, 0.1]), strict=True):
+        np.testing.assert_allclose(scaled.numpy(), 1.25 * plain.numpy().astype(np.float64), rtol=1e-7)
+
+
 @pytest.mark.gradient
 def test_backward_is_the_inverse_rotation_and_adds_up(tier: str) -> None:
     x = np.random.default_rng(1).standard_normal((2, 9, 3, 20)).astype(np.float32)
@@ -114,6 +120,8 @@ def test_what_does_not_fit_is_refused() -> None:
         rope(x, cos, sin, np.zeros((2, 3)))
     with pytest.raises(ShapeError, match=r"shape \(positions, 4\)"):
         rope(x, *rope_table(4, inverse_frequencies(6)))
+    with pytest.raises(ShapeError, match=r"shape \(positions, 3\)"):
+        rope(np.ones((1, 2, 1, 7)), cos, sin, partial=True)
     with pytest.raises(ShapeError, match="even head size"):
         rope(np.ones((1, 2, 1, 7)), cos, sin)
     with pytest.raises(ConfigError, match="bfloat16"):

@@ -216,7 +216,7 @@ def model_toml(path: Path, text: str) -> Path:
             "[model]\nrope_frequency_factors = [1.0]",
             r"rope_frequency_factors is \[1\.0\], expected 64 positive numbers",
         ),
-        ('[model]\nrope_scaling = {type = "yarn"}', r"rope_scaling: type 'yarn' is not supported; .*linear"),
+        ('[model]\nrope_scaling = {type = "ntk"}', r"rope_scaling: type 'ntk' is not supported; .*linear"),
         ('[model]\nrope_scaling = {type = "liner"}', r"rope_scaling: type 'liner' .* did you mean 'linear'"),
         ('[model]\nrope_scaling = {type = "linear"}', r"rope_scaling\.factor is null, expected a positive number"),
         ('[model]\nrope_scaling = {type = "linear", factor = true}', r"rope_scaling\.factor is true, expected a pos"),
@@ -280,7 +280,9 @@ def test_every_key_of_the_model_section_reaches_the_configuration(tmp_path: Path
         "eos_token_id": 2,
         "pad_token_id": -1,
     }
-    assert set(values) | {"rope_local_base_freq"} == {field.name for field in fields(LLaMAConfig)}
+    assert set(values) | {"rope_local_base_freq", "partial_rotary_factor"} == {
+        field.name for field in fields(LLaMAConfig)
+    }
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items() if not isinstance(value, dict)]
     path = model_toml(tmp_path / "all.toml", "[model]\n" + "\n".join(lines) + "\n[model.rope_scaling]\n" +
                       'rope_type = "linear"\nfactor = 2.0\n')  # fmt: skip
@@ -388,7 +390,7 @@ def test_what_config_json_leaves_out_has_the_defaults_of_transformers() -> None:
         ({"model_type": "gemma3"}, "model_type is 'gemma3', a model that sees images too; .* 'gemma3_text'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; .* not supported"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic', which is not supported"),
+        ({"rope_scaling": {"rope_type": "mrope", "factor": 2.0}}, "rope_type is 'mrope', which is not supported"),
         ({"hidden_size": "64"}, "config.json: hidden_size is '64', expected an integer"),
         ({"hidden_size": None}, "hidden_size is null, expected an integer"),
         ({"num_attention_heads": None}, "num_attention_heads is null, expected an integer"),
@@ -497,7 +499,8 @@ def test_gguf_metadata_give_the_shape() -> None:
         ({"llama__block_count": None}, "llama.block_count is missing"),
         ({"tokenizer__ggml__tokens": None}, "llama.vocab_size is missing"),
         ({"llama__attention__head_count_kv": [2, 1]}, r"head_count_kv is \[2, 1\], expected one number, or the same"),
-        ({"llama__rope__scaling__type": "yarn"}, "llama.rope.scaling.type is 'yarn', expected 'none' or 'linear'"),
+        ({"llama__rope__scaling__type": "dynamic"}, "llama.rope.scaling.type is 'dynamic', expected 'none', 'linear'"),
+        ({"llama__rope__scaling__type": "longrope"}, "the tensor rope_factors_short.weight is missing; convert it"),
         ({"llama__rope__scaling__factor": "4"}, "llama.rope.scaling.factor is '4', expected a positive number"),
         ({"llama__rope__scaling__attn_factor": 2.0}, "llama.rope.scaling.attn_factor is 2.0, expected none or 1"),
         ({"llama__attention__causal": False}, "llama.attention.causal is false, expected true"),

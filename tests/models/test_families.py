@@ -272,8 +272,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
                                     "sliding_window is unset, and layer_types has 'sliding_attention'"),
     "chunked layers": ({"layer_types": ["chunked_attention"] * 2}, "layer_types is "),
     "a window of nothing": (sliding(0, 1), "sliding_window is 0, expected an integer of at least 1, or null"),
-    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn', which is not supported"),
-    "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "type is 'dynamic', which is not supported"),
+    "an unknown scaling": ({"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, "rope_type is 'ntk', which is not"),
+    "an older name of longrope": ({"rope_scaling": {"type": "su", "factor": 4.0}}, "type is 'su', which is not"),
     "a null head_dim": ({"head_dim": None}, "head_dim is null, expected an integer"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected 'silu'"),
     "biases of the MLP": ({"mlp_bias": True}, "mlp_bias is true; linear layers with a bias are not supported"),
@@ -336,13 +336,13 @@ def test_what_a_config_leaves_out_has_the_default_of_transformers(model_type: st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda own: {f"{own}.rope.scaling.type": "yarn", f"{own}.rope.scaling.factor": 4.0}, "scaling.type is 'yarn'"),
+        (lambda own: {f"{own}.rope.scaling.type": "su", f"{own}.rope.scaling.factor": 4.0}, "scaling.type is 'su'"),
         (lambda own: {f"{own}.attention.tomorrow": 1}, "is no known key of the architecture"),
         (lambda own: {f"{own}.expert_count": 4}, "mixtures of experts are not supported"),
         (lambda own: {f"{own}.attention.head_count": None}, "attention.head_count is missing"),
         (lambda own: {f"{own}.rope.dimension_count": 8}, "rope.dimension_count is 8, expected the head size"),
     ],
-    ids=["yarn", "an unknown key", "experts", "no heads", "partial rotation"],
+    ids=["scaling", "an unknown key", "experts", "no heads", "partial rotation"],
 )
 def test_metadata_that_would_change_the_result_are_refused(
     model_type: str, change: Callable[[str], dict[str, Any]], message: str, tmp_path: Path

@@ -3,8 +3,8 @@
 #include "simd/vec.h"
 
 static void rotate(float *y, const float *x, const float *cos, const float *sin, float sign, ptrdiff_t heads,
-                   ptrdiff_t half, int accumulate) {
-    for (ptrdiff_t h = 0; h < heads; h++, x += 2 * half, y += 2 * half) {
+                   ptrdiff_t half, ptrdiff_t rest, int accumulate) {
+    for (ptrdiff_t h = 0; h < heads; h++, x += 2 * half + rest, y += 2 * half + rest) {
         ptrdiff_t i = 0;
         for (; i + VLEN <= half; i += VLEN) {
             vf a = vload(x + i), b = vload(x + half + i), c = vload(cos + i), s = vload(sin + i) * sign;
@@ -18,6 +18,8 @@ static void rotate(float *y, const float *x, const float *cos, const float *sin,
             y[i] = accumulate ? y[i] + low : low;
             y[half + i] = accumulate ? y[half + i] + high : high;
         }
+        for (i = 2 * half; i < 2 * half + rest; i++)
+            y[i] = accumulate ? y[i] + x[i] : x[i];
     }
 }
 

@@ -20,17 +20,18 @@ cdef enum:
 
 
 @functools.lru_cache(maxsize=8)
-def _table(max_positions, frequencies):
+def _table(max_positions, frequencies, scale):
     angles = np.arange(max_positions, dtype=np.float64)[:, None] * np.frombuffer(frequencies, np.float64)
-    return PyTensor(np.cos(angles)), PyTensor(np.sin(angles))
+    return PyTensor(np.cos(angles) * scale), PyTensor(np.sin(angles) * scale)
 
 
-def rope_table(max_positions, inv_freq):
-    """The cosines and sines of position * inv_freq: two float32 tensors (max_positions, head size / 2).
+def rope_table(max_positions, inv_freq, scale=1.0):
+    """The cosines and sines of position * inv_freq, times scale: two float32 tensors (max_positions, head size / 2).
 
     `inv_freq` (head size / 2) holds radians per position: theta^(-2 i / head size) (Su et al., "RoFormer", 2021),
-    scaled as the model's rope scaling says. Computed in float64 and rounded once; the last tables are shared: treat
-    them as read-only. Raises ShapeError for an inv_freq that is no vector or a max_positions out of range.
+    scaled as the model's rope scaling says, `scale` what that makes of q and k. Computed in float64 and rounded once;
+    the last tables are shared: treat them as read-only. Raises ShapeError for an inv_freq that is no vector or a
+    max_positions out of range.
     """
     frequencies = checked_array(inv_freq, "rope_table", "inv_freq")
     if frequencies.dtype.kind not in "iuf":
@@ -42,7 +43,7 @@ def rope_table(max_positions, inv_freq):
     max_positions = checked_integer(max_positions, "rope_table", "max_positions")
     if not 0 <= max_positions <= MAX_POSITIONS:
         raise ShapeError(f"rope_table: max_positions must lie between 0 and {MAX_POSITIONS}, found {max_positions}.")
-    return _table(max_positions, frequencies.tobytes())
+    return _table(max_positions, frequencies.tobytes(), float(scale))
 
 
 cdef const int64_t* elements(object array) except? NULL:
@@ -82,9 +83,10 @@ cdef int rotate(Tensor y, Tensor x, Tensor cos, Tensor sin, object positions, fl
     cdef const int64_t* index = NULL
     if positions is not None:
         index = elements(positions)
+    cdef Py_ssize_t half = cos.dims[1]
     with nogil:
-        rope_rotate(y.data, x.data, cos.data, sin.data, index, tokens, x.dims[1], x.dims[2], x.dims[3] // 2, sign,
-                    accumulate)
+        rope_rotate(y.data, x.data, cos.data, sin.data, index, tokens, x.dims[1], x.dims[2], half,
+                    x.dims[3] - 2 * half, sign, accumulate)
     return 0
 
 
@@ -101,21 +103,23 @@ cdef class RopeNode(Node):
         return rotate(dx, grad, self.cos, self.sin, self.positions, -1, accumulate)
 
 
-def rope(x, cos, sin, positions=None):
+def rope(x, cos, sin, positions=None, partial=False):
     """Rotate each pair (x[i], x[i + head size / 2]) of every head by the angle of the token's position.
 
     x (batch, seq, heads, head size), float32; cos, sin from `rope_table`, (positions, head size / 2); `positions`,
     integers (batch, seq), or None for 0, 1, ..., seq - 1. Gives x's shape. The half-split pairing of Hugging Face LLaMA
-    checkpoints (`rotate_half`); backward is the inverse rotation. cos and sin receive no gradient.
+    checkpoints (`rotate_half`); backward is the inverse rotation. cos and sin receive no gradient. Where `partial` is
+    set, a table of fewer columns rotates the pairs (x[i], x[i + columns]) and copies the rest of a head.
 
     Raises ShapeError where shapes do not fit or a position lies outside the table, ConfigError for bfloat16.
     """
     cdef Tensor a = check_float32(as_tensor(x), "rope", "x")
     cdef Tensor c = check_float32(as_tensor(cos), "rope", "cos"), s = check_float32(as_tensor(sin), "rope", "sin")
     cdef RopeNode node
-    if a.ndim != 4 or a.dims[3] % 2:
+    if a.ndim != 4 or (a.dims[3] % 2 and not partial):
         raise ShapeError(f"rope: x must have shape (batch, seq, heads, even head size), found {shape_str(a)}.")
-    if c.ndim != 2 or not same_shape(s, c) or 2 * c.dims[1] != a.dims[3]:
+    if c.ndim != 2 or not same_shape(s, c) or 2 * c.dims[1] > a.dims[3] or (
+            2 * c.dims[1] != a.dims[3] and not partial):
         raise ShapeError(f"rope: cos {shape_str(c)} and sin {shape_str(s)} must both have shape (positions, "
                          f"{a.dims[3] // 2}) for x of shape {shape_str(a)}.")
     index = check_positions(positions, a, c.dims[0], wants_grad(a))

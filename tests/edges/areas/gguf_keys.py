@@ -53,6 +53,7 @@ USED_VALUES: dict[str, list[Any]] = {
     "llama.rope.scaling.factor": [4.0, 0.5, 1.0, 0.0, 4, -2.0],
     "llama.rope.scale_linear": [4.0, 0.5, 0.0, 2],
     "llama.rope.scaling.attn_factor": [1.0, 0.5],
+    "llama.rope.scaling.original_context_length": [32, 64, 0, "32"],
     "llama.expert_count": [0, 4],
     "llama.expert_used_count": [0, 2],
     "llama.expert_group_count": [0, 2],

@@ -25,14 +25,17 @@ def reference_rope(x: np.ndarray, positions: np.ndarray | None = None) -> np.nda
     return np.concatenate([y.real, y.imag], -1)
 
 
-def case(label: str, shape: Shape, positions: np.ndarray | None = None, gradient: bool = True) -> Case:
-    table = rope_table(512, inverse_frequencies(shape[-1]))
+def case(
+    label: str, shape: Shape, positions: np.ndarray | None = None, gradient: bool = True, rotated: int | None = None
+) -> Case:
+    width = rotated or shape[-1]
+    table = rope_table(512, inverse_frequencies(width))
     return Case(
         op="rope",
         label=f"{label} {'x'.join(map(str, shape))}",
         inputs=normal(shape),
-        run=lambda x: rope(x, *table, positions=positions),
-        reference=lambda x: reference_rope(x, positions),
+        run=lambda x: rope(x, *table, positions=positions, partial=rotated is not None),
+        reference=lambda x: np.concatenate([reference_rope(x[..., :width], positions), x[..., width:]], -1),
         tolerance=1e-7,
         gradient=gradient,
     )
@@ -44,6 +47,9 @@ CASES = [
     case("odd half", (2, 3, 2, 6)),
     case("head size 48", (1, 2, 3, 48)),
     case("positions", (2, 3, 2, 10), np.array([[5, 0, 511], [1, 1, 2]], np.int32)),
+    case("a part of a head", (2, 3, 2, 13), rotated=6),
+    case("a part of a head, positions", (1, 2, 3, 48), np.array([[7, 3]]), rotated=36),
+    case("large, a part of a head", (2, 130, 9, 64), gradient=False, rotated=48),
     case("large", (2, 300, 9, 64), gradient=False),
     case("large, positions", (2, 130, 8, 48), np.arange(260, dtype=np.int64).reshape(2, 130), gradient=False),
 ]
