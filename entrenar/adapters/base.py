@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,14 @@ from entrenar.nn.quantize import merge_sentence
 from entrenar.observe.hardware import available_memory
 
 Config = TypeVar("Config", bound="AdapterConfig")
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """A module with weights of an adapter."""
+
+    def adapter_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, weight) of the trained weights, named and shaped as in PEFT's files."""
 
 
 class Adapter(Linear, ABC):
@@ -208,7 +216,12 @@ def base_shapes(model: Shaped) -> dict[str, tuple[int, ...]]:
     """The shape of every weight of the base by name; a model may have adapters already."""
     shapes = dict(model.parameter_shapes())
     if isinstance(model, Module):
-        own = {f"{name}.{part}" for name, layer in adapter_layers(model) for part, _ in layer.adapter_weights()}
+        own = {
+            f"{name}.{part}"
+            for name, module in model.named_modules()
+            if isinstance(module, Trained)
+            for part, _ in module.adapter_weights()
+        }
         shapes = {name: shape for name, shape in shapes.items() if name not in own}
     return shapes
 

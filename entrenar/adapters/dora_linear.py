@@ -11,7 +11,7 @@ import numpy as np
 
 from entrenar.adapters.lora_init import Start
 from entrenar.adapters.lora_linear import LoRALinear
-from entrenar.autograd import LowRankUpdate, Tensor, dropout, linear, no_grad
+from entrenar.autograd import LowRankUpdate, Tensor, dropout, linear, matmul, no_grad
 from entrenar.nn.layers import Linear
 from entrenar.nn.module import Weight
 
@@ -44,20 +44,21 @@ class DoRALinear(LoRALinear):
         yield "lora_magnitude_vector", self.magnitude
 
     def norms(self) -> np.ndarray:
-        """The norm (out_features,) of every row of W + scaling B A, float32; W is read in its own weight type.
+        """The norm (out_features,) of every row of W + scaling B A, float32; W is dequantized a chunk at a time.
 
-        |w + s b A|^2 = |w|^2 + 2 s b . (A w) + s^2 b (A A^T) b: no row of W in full precision, but for A W^T.
+        |w + s b A|^2 = |w|^2 + 2 s b . (A w) + s^2 b (A A^T) b, w and b being rows of W and B.
         """
         a, b = self.lora_A.numpy(), self.lora_B.numpy()
         known = self._norms_of
         if known is not None and np.array_equal(known[0], a) and np.array_equal(known[1], b):
             return known[2]
         with no_grad():
-            products = linear(self.lora_A, self.weight).numpy()  # (rank, out_features)
-            rows = linear(self.lora_B, linear(self.lora_A, self.lora_A)).numpy()  # B A A^T
-        cross = np.einsum("ir,ri->i", b, products, dtype=np.float64)
-        own = np.einsum("ir,ir->i", b, rows, dtype=np.float64)
-        squares = self._squares + 2 * self.scaling * cross + self.scaling**2 * own
+            transposed = self.lora_A.transpose()
+            products = np.concatenate([matmul(rows, transposed).numpy() for rows in _chunks(self.weight)])  # W A^T
+            own = matmul(self.lora_B, matmul(self.lora_A, transposed)).numpy()  # B A A^T
+        cross = np.einsum("ir,ir->i", b, products, dtype=np.float64)
+        squares = self._squares + 2 * self.scaling * cross
+        squares += self.scaling**2 * np.einsum("ir,ir->i", b, own, dtype=np.float64)
         norms = np.sqrt(np.maximum(squares, np.finfo(np.float32).tiny)).astype(np.float32)
         self._norms_of = a.copy(), b.copy(), norms
         return norms
@@ -81,15 +82,18 @@ class DoRALinear(LoRALinear):
         return Linear(Tensor.from_numpy(weight), self.bias)
 
 
-def _squared_norms(weight: Weight) -> np.ndarray:
-    """|w|^2 of every row w, float64, a chunk of rows at a time."""
+def _chunks(weight: Weight) -> Iterator[Tensor]:
+    """The rows of W in float32, CHUNK values at a time."""
     rows, columns = weight.shape
-    step, found = max(1, CHUNK // columns), np.empty(rows)
+    step = max(1, CHUNK // columns)
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         if isinstance(weight, Tensor):
-            values = weight.numpy()[start:stop].astype(np.float32)
+            yield Tensor.from_numpy(weight.numpy()[start:stop].astype(np.float32))
         else:
-            values = weight.dequantize_rows(start, stop)
-        found[start:stop] = np.square(values, dtype=np.float64).sum(axis=1)
-    return found
+            yield Tensor.from_numpy(weight.dequantize_rows(start, stop))
+
+
+def _squared_norms(weight: Weight) -> np.ndarray:
+    """|w|^2 of every row w, float64."""
+    return np.concatenate([np.square(rows.numpy(), dtype=np.float64).sum(axis=1) for rows in _chunks(weight)])

@@ -18,6 +18,7 @@ import numpy as np
 
 from entrenar.adapters.base import Adapter, AdapterConfig, adapter_layers, check_no_adapters, set_training
 from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.lora_embedding import PARTS as EMBEDDING_PARTS
 from entrenar.adapters.lora_init import takes_from_base
 from entrenar.adapters.lora_linear import LoRALinear
 from entrenar.adapters.peft import CONFIG_FILE, read_adapter
@@ -88,7 +89,7 @@ def convert_adapter(directory: str | Path, layout: Layout, path: str | Path, *, 
     config, tensors = read_adapter(directory, layout)
     _check_expressible(config, str(Path(directory) / CONFIG_FILE))
     assert isinstance(config, LoRAConfig)
-    bias = next((name for name in tensors if name.endswith(".bias")), None)
+    bias = next((name for name in tensors if name.endswith((".bias", *EMBEDDING_PARTS))), None)
     if bias is not None or takes_from_base(config.init_lora_weights):
         what = "the part of the base that PiSSA took" if bias is None else bias
         raise ConfigError(f"{directory}: {what} cannot be held by a GGUF adapter; {ADVICE}.")

@@ -49,7 +49,8 @@ class LinearAdapterConfig(AdapterConfig):
             if isinstance(pattern := getattr(self, key), str):
                 check_pattern(pattern, f"{self.section}.{key}")
         if not isinstance(self.target_modules, str):
-            self.target_modules = checked_targets(self.target_modules, f"{self.section}.target_modules")
+            where = f"{self.section}.target_modules"
+            self.target_modules = checked_targets(self.target_modules, where, self.adapts)
 
     # ------------------------------------------------------------------ what a kind says
     @abstractmethod
@@ -71,6 +72,10 @@ class LinearAdapterConfig(AdapterConfig):
     def layer_type(self) -> type[Adapter]:
         """The layer that these settings make."""
         return self.layer
+
+    def adapts(self, name: str) -> bool:
+        """Whether there is a layer of this kind for the module of this name, or for modules whose names end so."""
+        return is_linear(name)
 
     def in_layers(self, names: Sequence[str], layers: Sequence[int]) -> set[str]:
         """Those of the modules that belong to decoder layers of these numbers."""
@@ -97,7 +102,7 @@ class LinearAdapterConfig(AdapterConfig):
             chosen -= named(self.exclude_modules, names, f"{self.section}.exclude_modules")
         chosen -= self.trained_whole(chosen)
         for name in sorted(chosen):
-            if not is_linear(name):
+            if not self.adapts(name):
                 raise ConfigError(
                     f"{where}: {self.target_modules!r} matches {name}, which is no linear of a "
                     "decoder layer and gets no adapter here; name the layers."

@@ -15,6 +15,7 @@ import numpy as np
 from entrenar.adapters.base import Adapter, adapter_layers, base_shapes, copied
 from entrenar.adapters.dora_linear import DoRALinear
 from entrenar.adapters.linears import LinearAdapterConfig
+from entrenar.adapters.lora_embedding import PARTS, LoRAEmbedding
 from entrenar.adapters.lora_init import check_init, takes_from_base
 from entrenar.adapters.lora_linear import LoRALinear
 from entrenar.adapters.peft_table import NEUTRAL, UNSUPPORTED, PeftTable
@@ -26,6 +27,7 @@ from entrenar.adapters.targets import (
     decoder_layer,
     first_matches,
     full_matches,
+    is_linear,
     is_quick,
     listed,
 )
@@ -33,6 +35,7 @@ from entrenar.adapters.trained_weights import EMBEDDING, HEAD, biases, is_tied, 
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.config import option, shown
 from entrenar.errors import ConfigError
+from entrenar.nn.layers import Embedding
 from entrenar.nn.module import Module
 
 Config = TypeVar("Config", bound="LoRAConfig")
@@ -113,7 +116,8 @@ class LoRAConfig(LinearAdapterConfig):
     dropout: float = option(0.0, help="probability that an input of the adapter is dropped", minimum=0, below=1)
     target_modules: list[str] | str = option(
         factory=lambda: ["q_proj", "v_proj"],
-        help='linears that get adapters: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj or "all-linear"',
+        help='what gets adapters: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj or "all-linear", and '
+        "embed_tokens",
     )
     use_rslora: bool = option(False, help="scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)")
     use_dora: bool = option(False, help="train the norm of every row of W + scaling B A too (DoRA, Liu et al., 2024)")
@@ -190,10 +194,27 @@ class LoRAConfig(LinearAdapterConfig):
 
     def layers(self, model: Shaped) -> dict[str, tuple[int, float]]:
         """(rank, alpha) of every linear that gets an adapter; see `LinearAdapterConfig.layers`."""
+        return {name: settings for name, settings in self._adapted(model).items() if is_linear(name)}
+
+    def embeddings(self, model: Shaped) -> dict[str, tuple[int, float]]:
+        """(rank, alpha) of the embedding where it gets an adapter; raises as `layers`."""
+        return {name: settings for name, settings in self._adapted(model).items() if not is_linear(name)}
+
+    def _adapted(self, model: Shaped) -> dict[str, tuple[int, float]]:
         if self.layers_to_transform:
             numbers = [decoder_layer(name) for name in model.parameter_shapes()]
             self._check_layer_numbers(max((n + 1 for n in numbers if n is not None), default=0))
-        return self._with_ranks(self.targets(model, self.layers_to_transform))
+        found = self._with_ranks(self.targets(model, self.layers_to_transform))
+        embedded = next((name for name in found if not is_linear(name)), None)
+        if embedded and (self.use_dora or self.ensure_weight_tying):
+            key = "use_dora" if self.use_dora else "ensure_weight_tying"
+            raise ConfigError(
+                f"{self.section}.{key} is true, which is not supported beside an adapter on {embedded}; leave one out."
+            )
+        return found
+
+    def adapts(self, name: str) -> bool:
+        return is_linear(name) or name.rsplit(".", 1)[-1] == EMBEDDING.rsplit(".", 1)[-1]
 
     def _check_layer_numbers(self, count: int) -> None:
         if self.layers_to_transform[-1] >= count:
@@ -237,8 +258,8 @@ class LoRAConfig(LinearAdapterConfig):
         return shapes | ({"lora_magnitude_vector": (out_features,)} if self.use_dora else {})
 
     def saved_floats(self, settings: tuple[int, float], out_features: int, in_features: int) -> int:
-        """The rank: x A^T; with DoRA also what is scaled and, with dropout, the input without what was dropped."""
-        dora = out_features + (2 * in_features if self.dropout else 0)
+        """The rank: x A^T; with DoRA also what is scaled and, with dropout, what was not dropped of the input."""
+        dora = out_features + (in_features if self.dropout else 0)
         return settings[0] + (dora if self.use_dora else 0)
 
     @property
@@ -247,7 +268,12 @@ class LoRAConfig(LinearAdapterConfig):
 
     # ------------------------------------------------------------------ weights that are trained beside adapters
     def adapter_shapes(self, model: Shaped) -> dict[str, tuple[int, ...]]:
-        return super().adapter_shapes(model) | self._trained_beside(model)
+        shapes = base_shapes(model)
+        of_embeddings: dict[str, tuple[int, ...]] = {}
+        for name, (rank, _) in self.embeddings(model).items():
+            vocabulary, hidden = shapes[f"{name}.weight"]
+            of_embeddings |= {f"{name}.{PARTS[0]}": (rank, vocabulary), f"{name}.{PARTS[1]}": (hidden, rank)}
+        return of_embeddings | super().adapter_shapes(model) | self._trained_beside(model)
 
     def _trained_beside(self, model: Shaped) -> dict[str, tuple[int, ...]]:
         """The weights of the base that are trained, by name: whole modules and biases."""
@@ -263,10 +289,24 @@ class LoRAConfig(LinearAdapterConfig):
     def install(self, model: Module, seed: int) -> None:
         beside, tied = self._trained_beside(model), is_tied(model.parameter_shapes())
         super().install(model, seed)
+        rng = np.random.Generator(np.random.Philox([seed, 1]))
+        for name, (rank, alpha) in self.embeddings(model).items():
+            embedding = dict(model.named_modules())[name]
+            assert isinstance(embedding, Embedding)
+            model.replace(name, LoRAEmbedding(embedding, rank, self.scaling_of(rank, alpha), rng))
         ends = [f"{module}.weight" for module in (EMBEDDING, HEAD)]
         if tied and not self.ensure_weight_tying and any(name in beside for name in ends):
             untie(model)
         train(model, beside)
+
+    def merge_into(self, model: Module) -> None:
+        """As of every kind; the head of a tied model keeps the embedding's weight without its update, as in PEFT."""
+        super().merge_into(model)
+        for name, module in list(model.named_modules()):
+            if isinstance(module, LoRAEmbedding):
+                if is_tied(base_shapes(model)):
+                    untie(model)
+                model.replace(name, module.merged())
 
     # ------------------------------------------------------------------ files
     def file_names(self, model: Shaped) -> dict[str, str]:

@@ -123,7 +123,7 @@ def _pissa(
     match = PISSA.fullmatch(value)
     assert match is not None  # held by check_init
     a, b = _factors(*_largest(values, rank, match[1], rng), scaling)
-    rest = values - np.float32(scaling) * (b @ a)
+    rest = (values - scaling * (b.astype(np.float64) @ a)).astype(np.float32)
     if isinstance(weight, QuantizedTensor):
         return Start(a, b, _requantized(rest, weight), True)
     return Start(a, b, Tensor(rest, dtype=weight.dtype), True)
@@ -167,7 +167,7 @@ def _largest(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """U (out, rank), S (rank,) and V^T (rank, in) of the largest singular values; by `niter` subspace iterations."""
     if niter is None or rng is None:
-        u, s, vt = np.linalg.svd(values, full_matrices=False)
+        u, s, vt = np.linalg.svd(values.astype(np.float64), full_matrices=False)
         return u[:, :rank], s[:rank], vt[:rank]
     q = np.linalg.qr(values @ rng.standard_normal((values.shape[1], rank)).astype(np.float32))[0]
     for _ in range(int(niter)):

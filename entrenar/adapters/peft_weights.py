@@ -19,15 +19,15 @@ TYPES = ("F64", "F32", "F16", "BF16")
 # What else tools write or train, by a part of a tensor's name.
 OTHERS = {
     "lora_magnitude_vector": "the magnitudes of DoRA, of which adapter_config.json says nothing",
-    "lora_embedding_": "an adapter of an embedding, which is not supported",
-    "modules_to_save": "a layer that was trained as a whole (modules_to_save), which is not supported",
+    "lora_embedding_": "an adapter of an embedding, of which adapter_config.json says nothing",
+    "modules_to_save": "a layer that was trained as a whole, under a name that PEFT has in memory only",
     ".base_layer.": "a weight of the base that was saved with the adapter, which is not supported",
-    "embed_tokens": "the embedding, saved with the adapter, which is not supported",
-    "lm_head": "the head, saved with the adapter, which is not supported",
+    "embed_tokens": "the embedding, saved with the adapter, of which adapter_config.json says nothing",
+    "lm_head": "the head, saved with the adapter, of which adapter_config.json says nothing",
     "lora_a": "a name of mlx-lm; merge the adapter there",
     "lora_b": "a name of mlx-lm; merge the adapter there",
     "lora_bias": "a bias of an adapter, which is not supported",
-    "bias": "a trained bias, which is not supported",
+    "bias": "a trained bias, of which adapter_config.json says nothing",
 }
 
 
@@ -46,7 +46,7 @@ def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]], prefix: st
                 f"{path}: the tensor {name} has shape {stored[name].shape}, expected {shape}; the adapter is one "
                 "over another model, or its adapter_config.json is that of another adapter."
             )
-    unknown = sorted(set(stored) - set(expected))
+    unknown = sorted(name for name in set(stored) - set(expected) if not _of_an_adapted_embedding(name, expected))
     if unknown:
         what = next((what for part, what in OTHERS.items() if part in unknown[0]), None)
         if what is not None:
@@ -58,6 +58,11 @@ def read_weights(path: Path, expected: Mapping[str, tuple[int, ...]], prefix: st
             "model has; take both files from one adapter, and give the model that it was trained over."
         )
     return {name: _finite(stored[name], path) for name in expected}
+
+
+def _of_an_adapted_embedding(name: str, expected: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether this is the base's embedding, which PEFT writes beside an adapter on it, frozen as it was."""
+    return f"{name.removesuffix('.base_layer.weight')}.lora_embedding_A" in expected
 
 
 def open_weights(path: Path) -> dict[str, LazyTensor]:

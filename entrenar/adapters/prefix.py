@@ -29,11 +29,13 @@ PEFT = PeftTable(
     peft_type="PREFIX_TUNING",
     prefix="prompt_",
     settings={"num_virtual_tokens": "num_virtual_tokens", "init_weights": "init_weights"},
-    required={"num_virtual_tokens": "the length of the prefix"},
+    # without its task PEFT puts no prefix before anything
+    required={"num_virtual_tokens": "the length of the prefix", "task_type": "'CAUSAL_LM'"},
     optional=("init_weights",),
     unsupported={
         **{key: off for key, off in UNSUPPORTED.items() if key != "fan_in_fan_out"},
         "num_transformer_submodules": (1, None),
+        "task_type": ("CAUSAL_LM",),
     },
     without_effect=NEUTRAL
     | {

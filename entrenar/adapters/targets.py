@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from entrenar.config import nearest
@@ -102,16 +102,17 @@ def listed(names: Any) -> Any:
     return [ALL_LINEAR if part.lower() == ALL_LINEAR else part for part in parts] if names else []
 
 
-def checked_targets(names: list[str], where: str) -> list[str]:
+def checked_targets(names: list[str], where: str, adapts: Callable[[str], bool]) -> list[str]:
     """The names of linears in the order of a decoder layer, longer names after them.
 
-    ConfigError for an empty list, and for a name whose end is no linear of a decoder layer.
+    ConfigError for an empty list, and for a name whose end is none that the kind `adapts`: a linear of a decoder layer.
     """
-    wanted = list(LINEARS) if ALL_LINEAR in names else names
+    others = [name for name in names if adapts(name) and not is_linear(name)]
+    wanted = [*LINEARS, *others] if ALL_LINEAR in names else names
     if not wanted:
         raise ConfigError(f"{where} is empty, expected at least one linear layer.")
     for name in wanted:
-        if not is_linear(name):
+        if not adapts(name):
             raise ConfigError(
                 f"{where}: {name!r} is no linear of a decoder layer; {nearest(name, (*LINEARS, *FUSED, ALL_LINEAR))}"
             )

@@ -30,6 +30,7 @@ from entrenar.optim import (
 
 # Keys that only some optimizers and schedules look at.
 ADAM = ("adamw", "adam")
+LORAPLUS_LR_EMBEDDING = 1e-6  # PEFT's default
 OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {"beta1": ADAM, "beta2": ADAM, "eps": ADAM, "momentum": ("sgd",)}
 SCHEDULE_KEYS: dict[str, tuple[str, ...]] = {
     "warmup_steps": ("warmup_cosine", "constant"),
@@ -64,6 +65,9 @@ class Training(Section):
     )
     loraplus_lr_ratio: float | None = option(
         None, help="learning rate of LoRA's B over that of A (LoRA+, Hayou et al., 2024), 16 say; unset is 1", minimum=1
+    )
+    loraplus_lr_embedding: float = option(
+        LORAPLUS_LR_EMBEDDING, help="learning rate of LoRA on the embedding under LoRA+", above=0
     )
     beta1: float = option(0.9, help="decay of Adam's mean of gradients", minimum=0, below=1)
     beta2: float = option(0.999, help="decay of Adam's mean of squares", minimum=0, below=1)
@@ -164,6 +168,11 @@ class TrainConfig:
                 f"training.loraplus_lr_ratio is {t.loraplus_lr_ratio}, which has no effect without LoRA adapters; "
                 "leave it out."
             )
+        if t.loraplus_lr_ratio is None and t.loraplus_lr_embedding != LORAPLUS_LR_EMBEDDING:
+            raise ConfigError(
+                f"training.loraplus_lr_embedding is {t.loraplus_lr_embedding}, which has no effect without "
+                "training.loraplus_lr_ratio; leave it out."
+            )
         if s.name == "exponential" and s.gamma is None:
             raise ConfigError("lr_schedule.gamma is missing; the exponential schedule needs the factor of each step.")
         if s.warmup_steps is not None and s.warmup_steps > t.steps:
@@ -231,25 +240,28 @@ class TrainConfig:
     def _parameter_groups(self, parameters: list[tuple[str, Tensor]]) -> list[Any]:
         """The pairs themselves where all are updated alike, else groups by whether they decay and how fast they learn.
 
-        With loraplus_lr_ratio B and every vector learn faster, as in PEFT's create_loraplus_optimizer.
+        With loraplus_lr_ratio B and every vector learn faster, and the embedding's adapter at a rate of its own, as in
+        PEFT's create_loraplus_optimizer.
         """
         t = self.training
         keeps_small = bool(t.weight_decay) and not t.decay_norms
-        groups: dict[tuple[bool, bool], list[tuple[str, Tensor]]] = {(False, False): []}
+        groups: dict[tuple[float, bool], list[tuple[str, Tensor]]] = {(t.learning_rate, False): []}
         for name, tensor in parameters:
-            small = len(tensor.shape) < 2  # norms and biases
-            fast = t.loraplus_lr_ratio is not None and (small or ".lora_B." in name)
-            groups.setdefault((fast, small and keeps_small), []).append((name, tensor))
+            small, rate = len(tensor.shape) < 2, t.learning_rate  # small: norms and biases
+            if t.loraplus_lr_ratio is not None:
+                if ".lora_embedding_" in name:
+                    rate = t.loraplus_lr_embedding
+                elif small or ".lora_B." in name:
+                    rate *= t.loraplus_lr_ratio
+            groups.setdefault((rate, small and keeps_small), []).append((name, tensor))
         if len(groups) == 1:
             return parameters
-        found = []
-        for (fast, undecayed), pairs in sorted(groups.items()):
-            group: dict[str, Any] = {"params": pairs}
-            if fast:
-                assert t.loraplus_lr_ratio is not None
-                group["lr"] = t.learning_rate * t.loraplus_lr_ratio
-            found.append(group | ({"weight_decay": 0.0} if undecayed else {}))
-        return found
+        return [
+            {"params": pairs}
+            | ({} if rate == t.learning_rate else {"lr": rate})
+            | ({"weight_decay": 0.0} if undecayed else {})
+            for (rate, undecayed), pairs in groups.items()
+        ]
 
     def make_schedule(self, optimizer: Optimizer) -> Schedule:
         """The schedule of [lr_schedule]."""

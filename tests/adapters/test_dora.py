@@ -160,3 +160,17 @@ def test_dropout_is_off_where_a_model_is_evaluated() -> None:
     evaluated = logits_of(model, TOKENS)
     np.testing.assert_array_equal(evaluated, logits_of(model, TOKENS))
     assert relative_error(trained, evaluated) > 1e-2
+
+
+@pytest.mark.unit
+def test_recomputed_layers_drop_the_same_and_give_the_same_gradients() -> None:
+    found = []
+    for checkpointing in (False, 1, True):
+        model = dora_model("nf4", dropout=0.3)
+        model.gradient_checkpointing = checkpointing
+        manual_seed(3)
+        model.loss(TOKENS, TARGETS).backward()
+        found.append(gradients_of(model))
+    for name, gradient in found[0].items():
+        for other in found[1:]:
+            np.testing.assert_array_equal(other[name], gradient, err_msg=name)

@@ -358,7 +358,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a tensor too many": (
         lambda d: edit_tensors(d, lambda t: t.update({"base_model.model.lm_head.weight": np.zeros((2, 2))})),
-        r"the tensor base_model.model.lm_head.weight is the head, saved with the adapter, which is not supported; m",
+        r"the tensor base_model.model.lm_head.weight is the head, saved with the adapter, of which adapter_config",
     ),
     "a tensor too few": (
         lambda d: edit_tensors(d, lambda t: t.pop(f"{Q0}.lora_B.weight")),

@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "lora_alpha": 6,
     "target_modules": ["q_proj", "down_proj"],
 }
+PREFIX_SETTINGS: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
 IA3_SETTINGS: dict[str, Any] = {
     "task_type": "CAUSAL_LM",
     "target_modules": ["k_proj", "down_proj"],
@@ -139,6 +140,11 @@ def make(folder: Path, **settings: Any) -> None:
 def make_ia3(folder: Path, **settings: Any) -> None:
     """An IA3 adapter that PEFT made, whose scales are not one."""
     _write(folder, *_made("IA3Config", "ia3_l", json.dumps(IA3_SETTINGS | settings)))
+
+
+def make_prefix(folder: Path, **settings: Any) -> None:
+    """A prefix that PEFT made."""
+    _write(folder, *_made("PrefixTuningConfig", "prompt_encoder", json.dumps(PREFIX_SETTINGS | settings)))
 
 
 def _write(folder: Path, text: str, tensors: dict[str, Any]) -> None:

@@ -20,10 +20,10 @@ from safetensors.numpy import load_file, save_file
 
 from entrenar._kernels import cpu
 from entrenar.adapters.base import AdapterConfig
-from entrenar.adapters.ia3 import IA3Config
 from entrenar.autograd.precision import matmul_precision
 from entrenar.errors import ConfigError, EntrenarError, FormatError, NumericsError
 from entrenar.llama import LLaMAModel
+from entrenar.lora import DoRAConfig, IA3Config, LoRAConfig, PrefixConfig
 from entrenar.train import Trainer
 from entrenar.train.config import LRSchedule
 from entrenar.train.step import StepReport
@@ -65,8 +65,18 @@ def written(tmp_path: Path) -> Path:
         (DROPOUT, {"optimizer": "sgd", "learning_rate": 0.1}),
         (DROPOUT, {"lr_schedule": LRSchedule(name="warmup_cosine", warmup_steps=3, min_lr=1e-4)}),
         (IA3Config(target_modules=["all-linear"]), {}),
+        (DoRAConfig(rank=4, dropout=0.3, target_modules=["all-linear"]), {"loraplus_lr_ratio": 8}),
+        (
+            LoRAConfig(rank=4, init_lora_weights="pissa", modules_to_save=["embed_tokens", "norm"]),
+            {"weight_decay": 0.1},
+        ),
+        (LoRAConfig(rank=4, init_lora_weights="orthogonal", target_modules=["embed_tokens", "q_proj"]), {}),
+        (PrefixConfig(num_virtual_tokens=4), {}),
     ],
-    ids=["full", "lora with dropout, accumulation", "sgd with momentum", "warmup and cosine", "ia3"],
+    ids=[
+        *("full", "lora with dropout, accumulation", "sgd with momentum", "warmup and cosine", "ia3", "dora, lora+"),
+        *("pissa, modules_to_save", "embedding, orthogonal", "prefix"),
+    ],
 )
 def test_a_run_that_broke_off_continues_to_the_bits_of_one_that_did_not(
     adapter: AdapterConfig | None, settings: dict[str, Any], tmp_path: Path, threads: None

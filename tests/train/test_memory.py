@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from entrenar.adapters.ia3 import IA3Config
 from entrenar.autograd import Tensor, empty_cache, memory_stats, reset_peak_memory
 from entrenar.data import DataLoader
 from entrenar.errors import MemoryBudgetError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
-from entrenar.lora import LoRAConfig
+from entrenar.lora import DoRAConfig, IA3Config, LoRAConfig, PrefixConfig
 from entrenar.models.storage import StoragePolicy
 from entrenar.optim import AdamW
 from entrenar.qlora import QLoRAConfig
@@ -78,6 +77,10 @@ def measured_peak(shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, lengt
         (SHAPE, QLoRAConfig(rank=8, target_modules=["all-linear"]), 1, 256),
         (SHAPE, IA3Config(), 2, 128),
         (SHAPE, IA3Config(target_modules=["all-linear"]), 1, 256),
+        (SHAPE, DoRAConfig(rank=8, target_modules=["all-linear"]), 1, 256),
+        (SHAPE, DoRAConfig(rank=8, dropout=0.2, target_modules=["down_proj", "q_proj"]), 1, 256),
+        (SHAPE, PrefixConfig(num_virtual_tokens=8), 1, 256),
+        (SHAPE, replace(ALL, modules_to_save=["embed_tokens", "lm_head"]), 1, 256),
         (replace(SHAPE, vocab_size=20000, num_hidden_layers=2), ALL, 2, 256),
         (replace(SHAPE, num_key_value_heads=4, intermediate_size=128), ALL, 1, 256),
         (replace(SHAPE, family="qwen2"), ALL, 1, 256),
@@ -96,6 +99,10 @@ def measured_peak(shape: LLaMAConfig, lora: LoRAConfig | None, batch: int, lengt
         "qlora",
         "ia3",
         "ia3 everywhere",
+        "dora",
+        "dora with dropout",
+        "prefix",
+        "both ends",
         "wide head",
         "narrow mlp",
         "qwen2",

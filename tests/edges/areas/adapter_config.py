@@ -73,13 +73,20 @@ MADE: dict[str, list[dict[str, Any]]] = {
     ],
     "fan_in_fan_out": [{"fan_in_fan_out": True}],
     "bias": [{"bias": "all"}, {"bias": "lora_only"}],
-    "modules_to_save": [{"modules_to_save": [name]} for name in ("lm_head", "embed_tokens", "norm")],
+    "modules_to_save": [
+        *({"modules_to_save": [name]} for name in ("lm_head", "embed_tokens", "norm", "1.mlp", "k_proj")),
+        {"modules_to_save": ["embed_tokens", "lm_head"], "target_modules": "all-linear"},
+    ],
     "init_lora_weights": [
         {"init_lora_weights": value}
         for value in (False, "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_2", "mica")
     ],
     "trainable_token_indices": [{"trainable_token_indices": value} for value in ([1, 2], {"embed_tokens": [3]})],
-    "use_dora": [{"use_dora": True}],
+    "use_dora": [
+        *({"use_dora": True, "use_rslora": value} for value in (False, True)),
+        {"use_dora": True, "target_modules": ["embed_tokens", "q_proj"]},
+        {"use_dora": True, "rank_pattern": {"q_proj": 1}, "target_modules": "all-linear"},
+    ],
     "qalora_group_size": [{"qalora_group_size": 8}],
     "layer_replication": [{"layer_replication": [[0, 2], [1, 2]]}],
     "lora_bias": [{"lora_bias": True}],
@@ -167,7 +174,8 @@ def of_keys() -> Iterator[Variation]:
             names = ["bias is"] if value == "IA3" else [key]  # which keys are there depends on the kind
             yield variation(f"{key} = {value!r}", partial(edited, setting(key, value), names))
         for value in OTHER_TYPES:
-            yield variation(f"{key}, another type: {value!r}", partial(edited, setting(key, value), [key]))
+            names = ["lora_magnitude_vector"] if (key, value) == ("use_dora", True) else [key]
+            yield variation(f"{key}, another type: {value!r}", partial(edited, setting(key, value), names))
         yield variation(f"{key} left out", partial(edited, lambda table, key=key: table.pop(key, None), [key]))
     for key in sorted({*MADE, *EDITED, *SUB_CONFIGURATIONS} - set(FIELDS)):
         yield variation(f"{key}: no longer in PEFT", partial(unknown_key, key))
