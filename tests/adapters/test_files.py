@@ -292,7 +292,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "list": (lambda d: (d / CONFIG_FILE).write_text("[1]"), r"adapter_config.json: holds a list, expected an"),
     "another rank": (
         lambda d: edit_config(d, r=8),
-        r"the tensor base_model\.\S+\.0\.self_attn.q_proj.lora_A.weight has shape \(4, 64\), expected \(8, 64\)\.",
+        r"the tensor base_model\.\S+\.0\.self_attn.q_proj.lora_A.weight has shape \(4, 64\), expected \(8, 64\);",
     ),
     "rank 0": (lambda d: edit_config(d, r=0), r"adapter_config.json: r is 0, expected at least 1\."),
     "another target": (
@@ -366,7 +366,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a transposed tensor": (
         lambda d: edit_tensors(d, lambda t: t.update({f"{Q0}.lora_A.weight": np.zeros((64, 4), np.float32)})),
-        r"q_proj.lora_A.weight has shape \(64, 4\), expected \(4, 64\)\.",
+        r"q_proj.lora_A.weight has shape \(64, 4\), expected \(4, 64\);",
     ),
 }
 

@@ -169,7 +169,7 @@ def test_the_names_that_peft_has_in_memory_load(tmp_path: Path) -> None:
     load_adapter(again, tmp_path)
     np.testing.assert_array_equal(logits_of(again, TOKENS), logits_of(model, TOKENS))
     save_file({name: value.reshape(-1) for name, value in tensors.items()}, path)
-    with pytest.raises(FormatError, match=r"k_proj\.ia3_l has shape \(32,\), expected \(32, 1\)\."):
+    with pytest.raises(FormatError, match=r"k_proj\.ia3_l has shape \(32,\), expected \(32, 1\);"):
         load_adapter(base_model(config=CONFIG), tmp_path)
 
 

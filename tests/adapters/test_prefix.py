@@ -154,7 +154,7 @@ def test_a_file_of_another_length_and_a_tree_without_attention_are_refused(tmp_p
     save_adapter(prefix_model(), tmp_path)
     path = tmp_path / CONFIG_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_virtual_tokens": P + 1}))
-    with pytest.raises(FormatError, match=r"prompt_embeddings has shape \(5, 128\), expected \(6, 128\)\."):
+    with pytest.raises(FormatError, match=r"prompt_embeddings has shape \(5, 128\), expected \(6, 128\);"):
         load_adapter(base_model(config=CONFIG), tmp_path)
     with pytest.raises(ConfigError, match="A prefix needs a model with layers of attention"):
         PrefixConfig().apply(base_model(config=CONFIG).model.norm)
