@@ -103,7 +103,7 @@ def _file_type(source: Checkpoint | None, types: Mapping[str, str], type: str) -
 
 def _is_quantized(type: str) -> bool:
     row = gguf_weight_type(type)
-    return row is None or row.is_quantized
+    return row is not None and row.is_quantized
 
 
 def _output(weight: PlainWeight, type: str, family: Family, head_size: int, encoder: RowEncoder) -> OutputTensor:

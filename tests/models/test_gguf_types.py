@@ -16,7 +16,9 @@ from entrenar.autograd.weight_types import gguf_weight_type
 from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig, merge
+from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.gguf_types import FILE_TYPES, tensor_types
+from entrenar.train.export import as_stored
 from tests.edges.gguf_models import PROMPTS, TOKENIZER, VOCABULARY, peers_log_probabilities
 from tests.edges.llama_cpp import log_softmax
 
@@ -25,20 +27,16 @@ from .builders import assert_same, gguf_name, random_model, random_tokens, small
 QUANTIZED = [name for name, file in FILE_TYPES.items() if file.matrices not in ("F32", "F16", "BF16")]
 
 
-def model_for(name: str) -> LLaMAModel:
-    """One whose matrices fit the type; without K-quants one whose head has none either."""
-    wide, narrow = config_of(256, 256), config_of(96, 288, num_attention_heads=3, num_key_value_heads=1, head_dim=32)
-    return random_model(wide if "_K" in name else narrow, std=0.05)
-
-
-def written(name: str) -> bool:
-    return "_K" not in name or all(gguf_weight_type(type_) is not None for type_ in (FILE_TYPES[name].matrices, "Q6_K"))
-
-
 def config_of(hidden: int, inner: int, **changes: Any) -> LLaMAConfig:
     return small_config(
         **{"vocab_size": VOCABULARY, "hidden_size": hidden, "intermediate_size": inner, "head_dim": 64} | changes
     )
+
+
+def as_it_is(path: Path) -> LLaMAModel:
+    """The model in the types of its file."""
+    checkpoint = Checkpoint.open(path)
+    return LLaMAModel.from_checkpoint(checkpoint, as_stored(checkpoint))
 
 
 def types_of(path: Path) -> dict[str, str]:
@@ -108,9 +106,7 @@ def test_a_type_of_one_kind_is_that_of_every_matrix_but_the_head() -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("name", ["F16", "BF16", *QUANTIZED])
 def test_values_are_those_of_the_encoder(name: str, tmp_path: Path) -> None:
-    if not written(name):
-        pytest.skip(f"no {name} is written yet")
-    model = model_for(name)
+    model = random_model(config_of(256, 256), std=0.05)
     found = model.save_gguf(tmp_path / "x.gguf", type=name.lower(), tokenizer=TOKENIZER)
     assert types_of(tmp_path / "x.gguf") == found.types
     assert gguf.GGUFReader(tmp_path / "x.gguf").fields["general.file_type"].contents() == FILE_TYPES[name].number
@@ -118,9 +114,7 @@ def test_values_are_those_of_the_encoder(name: str, tmp_path: Path) -> None:
     for key, values in weights_of(model).items():
         expected = rounded(values, found.types[gguf_name(key)])
         np.testing.assert_array_equal(back[key], expected, err_msg=key)
-    if gguf_weight_type(FILE_TYPES[name].matrices) is None:
-        return
-    kept = LLaMAModel.from_pretrained(tmp_path / "x.gguf", quantize="auto")
+    kept = as_it_is(tmp_path / "x.gguf")
     kept.save_gguf(tmp_path / "y.gguf", type=name)
     kept.save_gguf(tmp_path / "z.gguf", type="keep")
     assert (
@@ -140,10 +134,8 @@ def rounded(values: np.ndarray, type_: str) -> np.ndarray:
 @pytest.mark.parametrize("name", ["F16", "BF16", *QUANTIZED])
 def test_llama_cpp_agrees(name: str, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    if not written(name):
-        pytest.skip(f"no {name} is written yet")
-    model_for(name).save_gguf(tmp_path / "x.gguf", type=name, tokenizer=TOKENIZER)
-    model = LLaMAModel.from_pretrained(tmp_path / "x.gguf", quantize="auto")
+    random_model(config_of(256, 256), std=0.05).save_gguf(tmp_path / "x.gguf", type=name, tokenizer=TOKENIZER)
+    model = as_it_is(tmp_path / "x.gguf")
     with no_grad():
         ours = [log_softmax(model(np.array([prompt])).numpy()[0, -1]) for prompt in PROMPTS]
     # llama.cpp rounds what such weights are multiplied with: to 8 bits, or to their own 16
@@ -245,8 +237,8 @@ def test_a_kept_file_keeps_its_number(tmp_path: Path) -> None:
 @pytest.mark.unit
 def test_types_of_more_bits_change_less(tmp_path: Path) -> None:
     """The error of the logits, and of the values, from the type of the most bits to that of the fewest."""
-    order = [name for name in ("F16", "Q8_0", "Q6_K", "Q5_1", "Q4_K_M", "Q4_0") if written(name)]
-    model = model_for("Q6_K" if written("Q6_K") else "Q8_0")
+    order = ["F16", "Q8_0", "Q6_K", "Q5_1", "Q4_K_M", "Q4_0"]
+    model = random_model(config_of(256, 256), std=0.05)
     tokens = random_tokens(model.config, 4, 32)
     with no_grad():
         expected = log_softmax(model(tokens).numpy())
