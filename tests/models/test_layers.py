@@ -83,7 +83,7 @@ def test_the_pattern_of_older_gemma_3_files_names_the_layers() -> None:
     assert (config.rope_theta, config.rope_local_base_freq) == (10000.0, 500.0)
     scaled = LLaMAConfig.from_hf(table | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}})
     assert scaled.rope_scaling == {"rope_type": "linear", "factor": 8.0}
-    np.testing.assert_allclose(scaled.inverse_frequencies() * 8, scaled.local_inverse_frequencies())
+    np.testing.assert_allclose(scaled.inverse_frequencies() * 8, scaled.local_rotation().frequencies)
 
 
 @pytest.mark.unit
