@@ -295,17 +295,14 @@ class LoRAConfig(LinearAdapterConfig):
             assert isinstance(embedding, Embedding)
             model.replace(name, LoRAEmbedding(embedding, rank, self.scaling_of(rank, alpha), rng))
         ends = [f"{module}.weight" for module in (EMBEDDING, HEAD)]
-        if tied and not self.ensure_weight_tying and any(name in beside for name in ends):
-            untie(model)
+        if tied and not self.ensure_weight_tying and (self.embeddings(model) or any(name in beside for name in ends)):
+            untie(model)  # as in PEFT the head keeps the weight that the embedding had
         train(model, beside)
 
     def merge_into(self, model: Module) -> None:
-        """As of every kind; the head of a tied model keeps the embedding's weight without its update, as in PEFT."""
         super().merge_into(model)
         for name, module in list(model.named_modules()):
             if isinstance(module, LoRAEmbedding):
-                if is_tied(base_shapes(model)):
-                    untie(model)
                 model.replace(name, module.merged())
 
     # ------------------------------------------------------------------ files

@@ -58,13 +58,10 @@ def plain_weights(model: LLaMAModel, *, merge: bool) -> list[PlainWeight]:
 
 
 def _weights(model: LLaMAModel) -> Iterator[PlainWeight]:
-    seen: set[int] = set()
     for prefix, module in model.named_modules():
         adapter = cast(Mergeable, module) if hasattr(module, "merged") else None
         for name, weight in module.own_weights():
-            if id(weight) not in seen:
-                seen.add(id(weight))
-                yield PlainWeight(f"{prefix}.{name}", weight, adapter)
+            yield PlainWeight(f"{prefix}.{name}", weight, adapter)
 
 
 def refuse_adapters(model: LLaMAModel) -> None:

@@ -60,6 +60,10 @@ def test_logits_gradients_files_and_merging_are_those_of_peft(config: LLaMAConfi
     again = base_model(config=config)
     load_adapter(again, tmp_path / "again")
     np.testing.assert_allclose(logits_of(again, TOKENS), expected, rtol=0, atol=1e-4)
+    again.save_pretrained(tmp_path / "streamed", merge=True)  # merged while it is written
+    np.testing.assert_allclose(
+        logits_of(LLaMAModel.from_pretrained(tmp_path / "streamed"), TOKENS), expected, rtol=0, atol=1e-4
+    )
     merge(again)
     np.testing.assert_allclose(logits_of(again, TOKENS), expected, rtol=0, atol=1e-4)
     again.save_pretrained(tmp_path / "merged")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from entrenar.adapters.base import adapter_layers, merge
+from entrenar.adapters.gguf import convert_adapter, load_gguf_adapter, save_gguf_adapter
 from entrenar.adapters.lora import LoRAConfig
 from entrenar.adapters.lora_init import start
 from entrenar.adapters.lora_linear import LoRALinear
@@ -231,3 +232,19 @@ def test_the_seed_decides_the_first_values() -> None:
         drawn.append(np.concatenate([layer.lora_A.numpy().reshape(-1) for layer in layers_of(model)]))
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
+
+
+@pytest.mark.unit
+def test_an_adapter_of_pissa_as_a_gguf_file_is_one_for_the_base_as_it_was(tmp_path: Path) -> None:
+    model = base_model(config=CONFIG)
+    LoRAConfig(**LORA, init_lora_weights="pissa").apply(model)
+    expected = logits_of(trained(model), TOKENS)
+    save_gguf_adapter(model, tmp_path / "adapter.gguf")
+    again = base_model(config=CONFIG)
+    load_gguf_adapter(again, tmp_path / "adapter.gguf")
+    np.testing.assert_allclose(logits_of(again, TOKENS), expected, rtol=0, atol=1e-4)
+    save_adapter(model, tmp_path / "adapter")
+    convert_adapter(tmp_path / "adapter", again.gguf_layout, tmp_path / "converted.gguf")
+    other = base_model(config=CONFIG)
+    load_gguf_adapter(other, tmp_path / "converted.gguf")
+    np.testing.assert_array_equal(logits_of(other, TOKENS), logits_of(again, TOKENS))

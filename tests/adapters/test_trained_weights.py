@@ -183,3 +183,12 @@ def test_a_trained_head_is_counted_where_a_step_is_planned() -> None:
     assert not tied.trains_logits(UNTIED)
     items = [StepMemory(UNTIED, adapter=adapter).estimate(False).items for adapter in (plain, head)]
     assert items[1]["gradients"] - items[0]["gradients"] == 4 * size
+
+
+@pytest.mark.unit
+@every_case
+def test_a_model_that_is_merged_while_it_is_written_has_the_trained_weights(case: str, tmp_path: Path) -> None:
+    model = trained(case)
+    expected = logits_of(model, TOKENS)
+    model.save_pretrained(tmp_path, merge=True)
+    np.testing.assert_allclose(logits_of(LLaMAModel.from_pretrained(tmp_path), TOKENS), expected, rtol=0, atol=1e-4)

@@ -210,3 +210,36 @@ def test_the_presets_are_in_the_help_and_flags_change_them(
     path.write_text("[lora]\nrank = 2\n")
     with pytest.raises(ConfigError, match=r"has a \[lora\] section, and --preset is mlp; give one of both, or write"):
         main(["--config", str(path), "--adapter", "lora", "--preset", "mlp"])
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("words", "said_of_the_base"),
+    [
+        (["--adapter", "qlora", "--init-lora-weights", "loftq"], False),
+        (["--adapter", "lora", "--quantize", "nf4", "--init-lora-weights", "pissa_niter_4", "--use-dora"], True),
+        (["--adapter", "lora", "--init-lora-weights", "pissa", "--loraplus-lr-ratio", "4"], False),
+        (["--adapter", "lora", "--modules-to-save", "lm_head,norm", "--target-modules", "embed_tokens,q_proj"], False),
+    ],
+    ids=["loftq", "pissa over nf4", "pissa, lora+", "whole modules"],
+)
+def test_what_lora_begins_with_and_trains_beside_resumes_and_loads(
+    words: list[str], said_of_the_base: bool, model: Path, data: Path, tmp_path: Path
+) -> None:
+    common = [*map(str, files(model, data, tmp_path / "run")), *SETTINGS[2:], *words]
+    main([*common, "--steps", "2"])
+    main([*common, "--steps", "3", "--resume"])
+    assert len(metrics(tmp_path / "run")) == 3
+    summary = (tmp_path / "run" / "summary.json").read_text()
+    assert ("gave the base in nf4 other quantized values" in summary) == said_of_the_base
+    load_adapter(LLaMAModel.from_pretrained(model), tmp_path / "run" / "adapter")
+
+
+@pytest.mark.unit
+def test_a_prefix_that_leaves_too_few_positions_is_refused_before_training(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    context = LLaMAModel.from_pretrained(model).config.max_position_embeddings
+    words = ["--adapter", "prefix", "--num-virtual-tokens", "9", "--sequence-length", str(context - 8)]
+    with pytest.raises(ConfigError, match=rf"is {context - 8}, with 9 positions of the adapter before it, longer than"):
+        main([*map(str, files(model, data, tmp_path / "run")), *words])
