@@ -16,12 +16,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from entrenar.adapters.base import Adapter, AdapterConfig, adapter_layers, check_no_adapters, set_training
+from entrenar.adapters import gguf_head, registry
+from entrenar.adapters.base import Adapter, AdapterConfig, check_no_adapters, set_training
 from entrenar.adapters.lora import LoRAConfig
 from entrenar.adapters.lora_embedding import PARTS as EMBEDDING_PARTS
+from entrenar.adapters.lora_embedding import LoRAEmbedding
 from entrenar.adapters.lora_init import takes_from_base
 from entrenar.adapters.lora_linear import LoRALinear
-from entrenar.adapters.peft import CONFIG_FILE, read_adapter
+from entrenar.adapters.peft import CONFIG_FILE, expected_shapes, read_adapter_table
+from entrenar.adapters.peft_weights import PREFIX, WEIGHTS_FILE, open_weights, read_weights
+from entrenar.adapters.trained_weights import EMBEDDING, HEAD
 from entrenar.config import shown
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.gguf import GGUFFile
@@ -32,7 +36,7 @@ TYPES: dict[str, tuple[type[np.floating[Any]], int]] = {"F32": (np.float32, 0), 
 TYPE_KEY, ARCHITECTURE_KEY = "general.type", "general.architecture"
 ADAPTER_KEY, ALPHA_KEY = "adapter.type", "adapter.lora.alpha"
 PARTS = ("lora_a", "lora_b")
-LORA_WEIGHTS = {"lora_A.weight", "lora_B.weight"}
+LINEAR_PARTS = ("lora_A.weight", "lora_B.weight")
 ADVICE = "merge the adapter and export the model"
 
 
@@ -54,7 +58,10 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Update:
-    """scaling * B A, added to the linear of one weight: A (rank, in), B (out, rank), float32."""
+    """scaling * B A, added to the linear of one weight: A (rank, in), B (out, rank), float32.
+
+    Of an embedding it is added to the rows, transposed: A (rank, vocabulary), B (hidden, rank).
+    """
 
     a: np.ndarray
     b: np.ndarray
@@ -65,41 +72,71 @@ class Update:
 def save_gguf_adapter(model: Any, path: str | Path, *, type: str = "F32") -> None:
     """Write the LoRA adapter that is on the model; `type` is that of its tensors, "F32" or "F16".
 
-    Raises ConfigError for what such a file cannot express: adapters of another kind, and weights that were trained
-    beside the adapters.
+    Raises ConfigError for what such a file cannot express: adapters of another kind, weights that were trained beside
+    the adapters, and an adapter of an embedding that is the head too.
     """
-    config = model.adapter_config
-    layers = list(adapter_layers(model))
-    if not layers or config is None:
+    config, layout = model.adapter_config, model.gguf_layout
+    if config is None:
         raise ConfigError("The model has no adapters to save.")
     _check_expressible(config, "The model")
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Adapter | LoRAEmbedding)]
     updates = {f"{name}.weight": _update(name, layer) for name, layer in layers}
+    _check_tied(updates, layout, "The model")
     own = {f"{name}.{part}" for name, layer in layers for part, _ in layer.adapter_weights()}
     others = [name for name, _ in model.trainable_parameters() if name not in own]
     if others:
         raise ConfigError(f"The model: {others[0]} was trained too, which a GGUF adapter cannot hold; {ADVICE}.")
-    write_gguf_adapter(path, updates, model.gguf_layout, type=type)
+    write_gguf_adapter(path, updates, layout, type=type)
 
 
 def convert_adapter(directory: str | Path, layout: Layout, path: str | Path, *, type: str = "F32") -> None:
     """Write the LoRA adapter of a PEFT directory for the base that `layout` describes, of which no weight is read.
 
-    Raises as `load_adapter`, and ConfigError for what a GGUF adapter cannot express.
+    Embedding and head may have adapters too, where they are two tensors. Raises as `load_adapter`, and ConfigError for
+    what a GGUF adapter cannot express.
     """
-    config, tensors = read_adapter(directory, layout)
-    _check_expressible(config, str(Path(directory) / CONFIG_FILE))
+    where = str(Path(directory) / CONFIG_FILE)
+    table = read_adapter_table(directory)
+    with_head = gguf_head.has_head(table)
+    inner = gguf_head.without_head(table) if with_head else table
+    has_others = not with_head or bool(inner["target_modules"])
+    config = registry.from_peft(inner if has_others else {**inner, "target_modules": ["q_proj"]}, where)
+    _check_expressible(config, where)
     assert isinstance(config, LoRAConfig)
-    bias = next((name for name in tensors if name.endswith((".bias", *EMBEDDING_PARTS))), None)
+    head = gguf_head.settings_of(table, config, where) if with_head else None
+    tensors = _tensors(Path(directory), config if has_others else None, layout, None if head is None else head[0])
+    bias = next((name for name in tensors if name.endswith(".bias")), None)
     if bias is not None or takes_from_base(config.init_lora_weights):
-        what = "the part of the base that PiSSA took" if bias is None else bias
+        what = "the part of the base that PiSSA took" if bias is None else bias.removeprefix(PREFIX)
         raise ConfigError(f"{directory}: {what} cannot be held by a GGUF adapter; {ADVICE}.")
-    updates = {
-        f"{name}.weight": Update(
-            tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"], config.scaling_of(rank, alpha)
-        )
-        for name, (rank, alpha) in config.layers(layout).items()
-    }
+    named = {name: settings for name, settings in (config.layers(layout) if has_others else {}).items()}
+    named |= {HEAD: head} if head is not None else {}
+    updates = {}
+    for parts, group in ((LINEAR_PARTS, named), (EMBEDDING_PARTS, config.embeddings(layout) if has_others else {})):
+        for name, (rank, alpha) in group.items():
+            a, b = (tensors[f"{PREFIX}{name}.{part}"] for part in parts)
+            updates[f"{name}.weight"] = Update(a, b, config.scaling_of(rank, alpha))
+    _check_tied(updates, layout, where)
     write_gguf_adapter(path, updates, layout, type=type)
+
+
+def _tensors(directory: Path, config: LoRAConfig | None, layout: Layout, head: int | None) -> dict[str, np.ndarray]:
+    """Those of the file by their names there: of the modules of `config`, and of the head if that has a rank."""
+    file = directory / WEIGHTS_FILE
+    expected = {} if config is None else expected_shapes(config, directory, layout)
+    if head is not None:
+        shape = layout.parameter_shapes().get(f"{HEAD}.weight", layout.parameter_shapes()[f"{EMBEDDING}.weight"])
+        expected |= gguf_head.file_shapes(head, shape, open_weights(file))
+    return read_weights(file, expected, LoRAConfig.peft.prefix)
+
+
+def _check_tied(updates: Mapping[str, Update], layout: Layout, where: str) -> None:
+    ends = [weight for weight in updates if weight in (f"{EMBEDDING}.weight", f"{HEAD}.weight")]
+    if layout.tied and ends:
+        raise ConfigError(
+            f"{where}: {ends[0]} has an adapter, and embedding and head are one tensor of this model's GGUF file, on "
+            "which llama.cpp applies none; merge it in PEFT and export the merged model."
+        )
 
 
 def _check_expressible(config: AdapterConfig, where: str) -> None:
@@ -112,12 +149,14 @@ def _check_expressible(config: AdapterConfig, where: str) -> None:
         raise ConfigError(f"{where}: {name} was trained whole, which a GGUF adapter cannot hold; {ADVICE}.")
 
 
-def _update(name: str, layer: Adapter) -> Update:
+def _update(name: str, layer: Adapter | LoRAEmbedding) -> Update:
+    if isinstance(layer, LoRAEmbedding):
+        return Update(layer.lora_embedding_A.numpy(), layer.lora_embedding_B.numpy(), layer.scaling)
     weights = dict(layer.saved_weights()) if isinstance(layer, LoRALinear) else {}
-    if not isinstance(layer, LoRALinear) or set(weights) != LORA_WEIGHTS:
-        other = next(iter(set(weights) - LORA_WEIGHTS), "other weights")
+    if not isinstance(layer, LoRALinear) or tuple(weights) != LINEAR_PARTS:
+        other = next(iter(set(weights) - set(LINEAR_PARTS)), "other weights")
         raise ConfigError(f"{name}: its adapter has {other}, which a GGUF adapter cannot hold; {ADVICE}.")
-    return Update(weights["lora_A.weight"], weights["lora_B.weight"], layer.scaling)
+    return Update(*weights.values(), layer.scaling)
 
 
 def write_gguf_adapter(
@@ -164,7 +203,11 @@ def _stored(weight: str, update: Update, alpha: np.float32, layout: Layout) -> t
         rows = np.empty_like(b)
         rows[order] = b
         b = rows
-    return update.a, b
+    return update.a.T if _is_embedding(weight) else update.a, b  # llama.cpp looks rows of A up by token
+
+
+def _is_embedding(weight: str) -> bool:
+    return weight == f"{EMBEDDING}.weight"
 
 
 def _of_type(values: np.ndarray, type: str, weight: str) -> np.ndarray:
@@ -186,7 +229,7 @@ def load_gguf_adapter(model: Any, path: str | Path) -> None:
     file, layout = GGUFFile(path), model.gguf_layout
     alpha = _checked_alpha(file, layout)
     pairs = _pairs(file, layout)
-    ranks = {weight.removesuffix(".weight"): pair["lora_a"].shape[0] for weight, pair in pairs.items()}
+    ranks = {weight.removesuffix(".weight"): pair["lora_b"].shape[1] for weight, pair in pairs.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     config = LoRAConfig(
         rank=rank,
@@ -198,9 +241,10 @@ def load_gguf_adapter(model: Any, path: str | Path) -> None:
     )
     values = {weight: _values(weight, pair, layout, file.path) for weight, pair in pairs.items()}
     config.apply(model)
-    for name, layer in adapter_layers(model):
-        assert isinstance(layer, LoRALinear)
-        layer.lora_A.numpy()[...], layer.lora_B.numpy()[...] = values[f"{name}.weight"]
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoRALinear | LoRAEmbedding):
+            for (_, weight), new in zip(layer.adapter_weights(), values[f"{name}.weight"], strict=True):
+                weight.numpy()[...] = new
     set_training(model, False)
 
 
@@ -236,6 +280,11 @@ def _pairs(file: GGUFFile, layout: Layout) -> dict[str, dict[str, LazyTensor]]:
                 f"{file.path}: the tensor {name} belongs to no linear of this model; give the model that the adapter "
                 "was trained over."
             )
+        if weights[base] == f"{HEAD}.weight" or (layout.tied and _is_embedding(weights[base])):
+            raise FormatError(
+                f"{file.path}: the tensor {name} is of an adapter of the head, which is not supported; merge it with "
+                "llama-export-lora and use the merged model."
+            )
         found.setdefault(weights[base], {})[ending] = tensor
     if not found:
         raise FormatError(f"{file.path}: holds no tensor, expected those of a LoRA adapter; fetch it again.")
@@ -243,12 +292,14 @@ def _pairs(file: GGUFFile, layout: Layout) -> dict[str, dict[str, LazyTensor]]:
         missing = [ending for ending in PARTS if ending not in pair]
         if missing:
             raise FormatError(f"{file.path}: the tensor {layout.name(weight)}.{missing[0]} is missing; fetch it again.")
-        out, width = shapes[weight]
+        out, width = reversed(shapes[weight]) if _is_embedding(weight) else shapes[weight]
         a, b = pair["lora_a"].shape, pair["lora_b"].shape
-        if len(a) != 2 or a[1] != width or b != (out, a[0]):
+        wanted = f"({width}, rank)" if _is_embedding(weight) else f"(rank, {width})"
+        rank = b[-1]
+        if a != ((width, rank) if _is_embedding(weight) else (rank, width)) or b != (out, rank):
             raise FormatError(
-                f"{file.path}: the tensors of {layout.name(weight)} have shapes {a} and {b}, expected (rank, {width}) "
-                f"and ({out}, rank); give the model that the adapter was trained over."
+                f"{file.path}: the tensors of {layout.name(weight)} have shapes {a} and {b}, expected {wanted} and "
+                f"({out}, rank); give the model that the adapter was trained over."
             )
     return {weight: found[weight] for weight in shapes if weight in found}
 
@@ -263,4 +314,4 @@ def _values(weight: str, pair: Mapping[str, LazyTensor], layout: Layout, path: P
                 "again."
             )
     order = layout.rows(weight)
-    return a, b if order is None else b[order]
+    return a.T if _is_embedding(weight) else a, b if order is None else b[order]

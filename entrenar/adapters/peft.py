@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from entrenar.adapters import registry
 from entrenar.adapters.base import AdapterConfig, check_no_adapters, set_training
@@ -47,30 +46,31 @@ def save_adapter(model: Module, directory: str | Path, *, base_model: str | None
 
 def read_adapter_config(directory: str | Path) -> AdapterConfig:
     """The configuration of a PEFT adapter directory; FormatError or ConfigError where it is missing or unsupported."""
+    return registry.from_peft(read_adapter_table(directory), str(Path(directory) / CONFIG_FILE))
+
+
+def read_adapter_table(directory: str | Path) -> dict[str, Any]:
+    """The content of a directory's adapter_config.json; FormatError where there is none."""
     path = Path(directory) / CONFIG_FILE
     try:
-        table = read_json_object(path, "a PEFT adapter directory")
+        return read_json_object(path, "a PEFT adapter directory")
     except FormatError as error:
         if isinstance(error.__cause__, FileNotFoundError) and (inner := sorted(path.parent.glob(f"*/{CONFIG_FILE}"))):
             name = inner[0].parent.name
             raise FormatError(f"{path}: no such file; the folder {name} in it has one, give that folder.") from error
         raise
-    return registry.from_peft(table, str(path))
 
 
-def read_adapter(directory: str | Path, model: Shaped) -> tuple[AdapterConfig, dict[str, np.ndarray]]:
-    """The configuration of a PEFT directory, and its tensors in float32 by their names on a model of this shape.
+def expected_shapes(config: AdapterConfig, directory: str | Path, model: Shaped) -> dict[str, tuple[int, ...]]:
+    """The tensors that a directory with this configuration has for a model of this shape, by their names in the file.
 
-    Raises as `load_adapter`.
+    Raises ConfigError, in PEFT's terms, where a setting names what the model does not have.
     """
-    config, files = read_adapter_config(directory), Path(directory)
     try:
-        expected = config.file_shapes(model)
+        return config.file_shapes(model)
     except ConfigError as error:
         text = config.peft.in_terms_of_peft(str(error), config.section)
-        raise ConfigError(f"{files / CONFIG_FILE}: {text}") from error
-    tensors = read_weights(files / WEIGHTS_FILE, expected, config.peft.prefix)
-    return config, {name.removeprefix(PREFIX): values for name, values in tensors.items()}
+        raise ConfigError(f"{Path(directory) / CONFIG_FILE}: {text}") from error
 
 
 def load_adapter(model: Module, directory: str | Path) -> None:
@@ -79,9 +79,10 @@ def load_adapter(model: Module, directory: str | Path) -> None:
     As in PEFT, its dropout is off until `set_training(model, True)`, and nothing holds the base that it was made over
     against this model. Where anything is wrong the model is unchanged.
     """
-    read_adapter_config(directory)  # what is wrong with it is said before what is wrong with the model
+    config = read_adapter_config(directory)
     check_no_adapters(model)
-    config, tensors = read_adapter(directory, model)
+    expected = expected_shapes(config, directory, model)
+    tensors = read_weights(Path(directory) / WEIGHTS_FILE, expected, config.peft.prefix)
     config.apply(model)
-    config.load_arrays(model, tensors)
+    config.load_arrays(model, {name.removeprefix(PREFIX): values for name, values in tensors.items()})
     set_training(model, False)

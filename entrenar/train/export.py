@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from entrenar.adapters.gguf import load_gguf_adapter
 from entrenar.adapters.peft import load_adapter, read_adapter_config
 from entrenar.config import check_dataclass, option
 from entrenar.data import Batch, evaluation_batches
@@ -36,7 +37,7 @@ class Export:
     model: str = option(help="GGUF file or Hugging Face directory")
     output: str = option(help="file (gguf) or folder (hf) to write")
     adapter: str | None = option(
-        None, help="PEFT adapter directory: merged into the model, or made a GGUF adapter; for modelfile a GGUF adapter"
+        None, help="PEFT adapter directory or GGUF adapter: merged into the model, made a GGUF adapter, or named"
     )
     to: str = option(
         GGUF,
@@ -111,13 +112,14 @@ def export(settings: Export, console: Console | None = None) -> list[str]:
 
 def _export_model(settings: Export, checkpoint: Checkpoint, modelfile: served.Modelfile, console: Console) -> list[str]:
     """The model's weights, with the adapter merged into them, and what that costs."""
-    if settings.adapter is not None:
+    in_gguf = settings.adapter is not None and Path(settings.adapter).is_file()
+    if settings.adapter is not None and not in_gguf:
         read_adapter_config(settings.adapter)  # what is wrong with it is said before a model is read
     batches = [] if settings.data is None else _held_out(settings, checkpoint)
     with console.status("reading the model"):
         model = _loaded(checkpoint)
         if settings.adapter is not None:
-            load_adapter(model, settings.adapter)
+            (load_gguf_adapter if in_gguf else load_adapter)(model, settings.adapter)
     before = _evaluated(model, batches, console)
     with console.status(f"writing {settings.output}"):
         remarks = [*checkpoint.remarks, *WRITERS[settings.to](model, settings), *modelfile.remarks]

@@ -21,7 +21,7 @@ from entrenar.models.gguf_layout import GGUFLayout
 
 from ..edges import gguf_models
 from ..edges.llama_cpp import LlamaCpp, log_softmax
-from ..models.builders import model_of, permute_rows, random_arrays, random_model, small_config, weights_of
+from ..models.builders import model_of, permute_rows, random_arrays, random_model, small_config, weights_of, write_hf
 
 pytestmark = pytest.mark.unit
 
@@ -279,7 +279,8 @@ DAMAGED: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "not finite": ({f"{NAME}.lora_a": A * np.inf, f"{NAME}.lora_b": B}, {}, "NaN or infinite"),
     "a norm": ({"blk.0.attn_norm.weight": A[0]}, {}, r"attn_norm\.weight belongs to no linear"),
     "a norm's update": ({"blk.0.attn_norm.weight.lora_a": A}, {}, r"attn_norm\.weight\.lora_a belongs to no linear"),
-    "an embedding": ({"token_embd.weight.lora_a": A, "token_embd.weight.lora_b": B}, {}, "token_embd"),
+    "an embedding": ({"token_embd.weight.lora_a": A, "token_embd.weight.lora_b": B}, {}, r"expected \(67, rank\)"),
+    "the head": ({"output.weight.lora_a": A, "output.weight.lora_b": B}, {}, "of an adapter of the head, which is not"),
 }
 
 
@@ -300,3 +301,40 @@ def test_an_alpha_of_zero_is_a_scaling_of_one(tmp_path: Path) -> None:
                                         **{"adapter.lora.alpha": 0.0}))  # fmt: skip
     (layer,) = (m for n, m in model.named_modules() if n == "model.layers.0.self_attn.q_proj")
     assert layer.scaling == 1.0  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------- embedding and head
+@pytest.mark.peers
+@pytest.mark.parametrize("targets", [["embed_tokens", "q_proj", "lm_head"], ["lm_head"], ["model.embed_tokens"]])
+def test_embedding_and_head_of_a_peft_adapter(
+    targets: list[str], base_files: Callable[[LLaMAConfig], Path], tmp_path: Path
+) -> None:
+    """llama.cpp gives PEFT's own probabilities, with ranks and strengths of each."""
+    pytest.importorskip("xllamacpp")
+    torch, peft, transformers = (pytest.importorskip(name) for name in ("torch", "peft", "transformers"))
+    config = small_config(vocab_size=gguf_models.VOCABULARY)
+    write_hf(tmp_path / "base", config, random_arrays(config, std=0.15))
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    end = targets[-1].split(".")[-1]
+    settings = peft.LoraConfig(r=3, lora_alpha=5, target_modules=targets, rank_pattern={end: 5},
+                               alpha_pattern={end: 2}, init_lora_weights=False, task_type="CAUSAL_LM")  # fmt: skip
+    adapted = peft.get_peft_model(base, settings)
+    adapted.save_pretrained(tmp_path / "peft")
+    convert_adapter(tmp_path / "peft", GGUFLayout(config), tmp_path / "adapter.gguf")
+    with torch.no_grad():
+        expected = np.stack(
+            [log_softmax(adapted(torch.tensor([p])).logits[0, -1].numpy()) for p in gguf_models.PROMPTS]
+        )
+    assert np.abs(peers(base_files(config), tmp_path / "adapter.gguf") - expected).max() < gguf_models.FLOAT32
+    tied = small_config(vocab_size=gguf_models.VOCABULARY, tie_word_embeddings=True)
+    with pytest.raises(ConfigError, match="embedding and head are one tensor of this model's GGUF file"):
+        convert_adapter(tmp_path / "peft", GGUFLayout(tied), tmp_path / "other.gguf")
+    if "lm_head" in targets:
+        with pytest.raises(FormatError, match="is of an adapter of the head, which is not supported; merge it with"):
+            load_gguf_adapter(random_model(config), tmp_path / "adapter.gguf")
+        return
+    model = LLaMAModel.from_pretrained(tmp_path / "base")
+    load_gguf_adapter(model, tmp_path / "adapter.gguf")
+    np.testing.assert_allclose(ours(model), expected, atol=gguf_models.FLOAT32)
+    save_gguf_adapter(model, tmp_path / "again.gguf")
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "adapter.gguf").read_bytes()

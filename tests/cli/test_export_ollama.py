@@ -16,7 +16,7 @@ from entrenar.lora import LoRAConfig, load_adapter, load_gguf_adapter, save_adap
 from entrenar.train.export import Export, export
 from tests.edges.llama_cpp import LlamaCpp
 from tests.io.ollama import parse_modelfile, render
-from tests.models.builders import random_model, small_config
+from tests.models.builders import random_model, small_config, weights_of
 from tests.train.builders import ROOT, entrenar_command
 
 PAGE = ROOT / "docs" / "howto" / "ollama.md"
@@ -71,6 +71,18 @@ def test_a_merged_file_has_its_modelfile(base: Path, adapter: Path, tmp_path: Pa
     assert "adapter" not in dict(files)
     prompt = render(dict(files)["template"], [{"role": "user", "content": "Hi"}])
     assert prompt == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.unit
+def test_a_gguf_adapter_is_merged(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """As the PEFT directory that it was made of."""
+    export(Export(model=str(base), adapter=str(adapter), to="gguf-adapter", output=str(tmp_path / "a.gguf")))
+    for name, given in (("one", adapter), ("other", tmp_path / "a.gguf")):
+        export(Export(model=str(base), adapter=str(given), type="F32", output=str(tmp_path / f"{name}.gguf")))
+    one, other = (weights_of(LLaMAModel.from_pretrained(tmp_path / f"{name}.gguf")) for name in ("one", "other"))
+    for name, weight in one.items():
+        np.testing.assert_allclose(other[name], weight, atol=1e-6)
+    assert np.abs(one["model.layers.0.mlp.up_proj.weight"]).max() > 0
 
 
 @pytest.mark.unit
