@@ -109,7 +109,7 @@ def convert_adapter(directory: str | Path, layout: Layout, path: str | Path, *, 
     if bias is not None or takes_from_base(config.init_lora_weights):
         what = "the part of the base that PiSSA took" if bias is None else bias.removeprefix(PREFIX)
         raise ConfigError(f"{directory}: {what} cannot be held by a GGUF adapter; {ADVICE}.")
-    named = {name: settings for name, settings in (config.layers(layout) if has_others else {}).items()}
+    named = config.layers(layout) if has_others else {}
     named |= {HEAD: head} if head is not None else {}
     updates = {}
     for parts, group in ((LINEAR_PARTS, named), (EMBEDDING_PARTS, config.embeddings(layout) if has_others else {})):
@@ -156,7 +156,8 @@ def _update(name: str, layer: Adapter | LoRAEmbedding) -> Update:
     if not isinstance(layer, LoRALinear) or tuple(weights) != LINEAR_PARTS:
         other = next(iter(set(weights) - set(LINEAR_PARTS)), "other weights")
         raise ConfigError(f"{name}: its adapter has {other}, which a GGUF adapter cannot hold; {ADVICE}.")
-    return Update(*weights.values(), layer.scaling)
+    a, b = weights.values()
+    return Update(a, b, layer.scaling)
 
 
 def write_gguf_adapter(

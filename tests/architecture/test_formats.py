@@ -9,7 +9,7 @@ import pytest
 from entrenar.adapters.registry import KINDS
 from entrenar.autograd.weight_types import WEIGHT_TYPES
 from entrenar.models.families import FAMILIES
-from entrenar.models.hf_config import ROPE_KEYS
+from entrenar.models.rotary import SCALING_TYPES
 
 from .sources import ROOT, text
 
@@ -33,7 +33,7 @@ def facts(title: str) -> dict[str, tuple[str, ...]]:
 
 EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "Families": {name: (family.architecture,) for name, family in FAMILIES.items()},
-    "Rotary embeddings": dict.fromkeys(ROPE_KEYS, ()),
+    "Rotary embeddings": dict.fromkeys(("default", *SCALING_TYPES), ()),
     "Weight types": {
         row.name: (row.gguf_name or "no", f"{round(float(8 * row.bytes_per_weight()), 2):g}")
         for row in WEIGHT_TYPES.values()
