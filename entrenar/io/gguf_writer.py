@@ -14,12 +14,14 @@ from typing import IO, Any
 
 import numpy as np
 
+from entrenar.config import shown
 from entrenar.errors import FormatError
 from entrenar.io.atomic import atomic_file
 from entrenar.io.gguf_header import ALIGNMENT, ARRAY, MAGIC, MOST_NAME_BYTES, SCALARS, STRING, UINT32
 
 VERSION = 3
-UINT8, INT32, FLOAT32, BOOL = 0, 5, 6, 7
+UINT8, INT32, FLOAT32, BOOL, UINT64, INT64, FLOAT64 = 0, 5, 6, 7, 10, 11, 12
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ def write_gguf(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[
     """Write a file under a temporary name and rename it when it is whole; the same input gives the same bytes.
 
     `metadata`: a Python int is an unsigned number of 32 bits where it is not negative (in a list: signed, as llama.cpp
-    expects token types), a float one of 32 bits, bytes an array of uint8. Raises FormatError for a value or a name that
-    no file can hold, for rows that do not fill their tensor, and where the place cannot be written.
+    expects token types), a float one of 32 bits, bytes an array of uint8; what does not fit has 64 bits. Raises
+    FormatError for a value or a name that no file can hold, for rows that do not fill their tensor, and where the place
+    cannot be written.
     """
     header = _header(metadata, tensors)
     with atomic_file(path) as part, part.open("wb") as file:
@@ -113,41 +116,35 @@ def _string(text: str) -> bytes:
 
 def _value(key: str, value: Any) -> tuple[int, bytes]:
     """(type, bytes) of a metadata value."""
-    if isinstance(value, str):
-        return STRING, _string(value)
     if isinstance(value, bytes):
         return ARRAY, struct.pack("<IQ", UINT8, len(value)) + value
     if isinstance(value, list):
-        kind = _element_type(key, value)
-        if kind == STRING:
-            return ARRAY, struct.pack("<IQ", kind, len(value)) + b"".join(map(_string, value))
-        return ARRAY, struct.pack("<IQ", kind, len(value)) + _numbers(key, kind, value)
-    kind = _scalar_type(key, value)
-    kind = UINT32 if kind == INT32 and value >= 0 else kind
-    return kind, _numbers(key, kind, [value])
+        kind = _kind(key, value)
+        return ARRAY, struct.pack("<IQ", kind, len(value)) + _elements(kind, value)
+    kind = _kind(key, [value])
+    if kind in (INT32, INT64) and 0 <= value < 2**32:
+        kind = UINT32
+    return kind, _elements(kind, [value])
 
 
-def _numbers(key: str, kind: int, values: list[Any]) -> bytes:
-    try:
-        return np.array(values, np.dtype(SCALARS[kind])).tobytes()
-    except (OverflowError, ValueError) as error:
-        raise FormatError(f"The metadata key {key} holds a number that its 32 bits cannot: {error}.") from error
+def _elements(kind: int, values: Sequence[Any]) -> bytes:
+    if kind == STRING:
+        return b"".join(map(_string, values))
+    return np.array(values, np.dtype(SCALARS[kind])).tobytes()
 
 
-def _element_type(key: str, values: list[Any]) -> int:
-    """The one type of a list; of ints and floats it is that of floats, of none that of texts."""
-    if all(isinstance(value, str) for value in values):
+def _kind(key: str, values: Sequence[Any]) -> int:
+    """The one type of some values: of 32 bits where they fit; of ints and floats it is that of floats."""
+    types = {type(value) for value in values}
+    if types <= {str}:
         return STRING
-    kinds = {_scalar_type(key, value) for value in values}
-    if kinds == {INT32, FLOAT32}:
-        return FLOAT32
-    if len(kinds) != 1:
-        raise FormatError(f"The metadata key {key} holds values of several types, expected one.")
-    return kinds.pop()
-
-
-def _scalar_type(key: str, value: Any) -> int:
-    for kind, type_ in ((BOOL, bool), (INT32, int), (FLOAT32, float)):
-        if isinstance(value, type_):
-            return kind
-    raise FormatError(f"The metadata key {key} holds a {type(value).__name__}, expected text, numbers or a list.")
+    if types == {bool}:
+        return BOOL
+    if types == {int}:
+        for kind, least, most in ((INT32, -(2**31), 2**31), (INT64, -(2**63), 2**63), (UINT64, 0, 2**64)):
+            if least <= min(values) and max(values) < most:
+                return kind
+        raise FormatError(f"The metadata key {key} holds {max(values)}, more than 64 bits can.")
+    if types <= {int, float}:
+        return FLOAT32 if all(math.isinf(value) or not abs(value) > LARGEST_FLOAT32 for value in values) else FLOAT64
+    raise FormatError(f"The metadata key {key} holds {shown(values)}, expected texts, numbers or flags, all of a kind.")
