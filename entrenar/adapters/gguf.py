@@ -133,9 +133,10 @@ def _tensors(directory: Path, config: LoRAConfig | None, layout: Layout, head: i
 def _check_tied(updates: Mapping[str, Update], layout: Layout, where: str) -> None:
     ends = [weight for weight in updates if weight in (f"{EMBEDDING}.weight", f"{HEAD}.weight")]
     if layout.tied and ends:
+        advice = ADVICE if ends == [f"{EMBEDDING}.weight"] else "merge it in PEFT and export the merged model"
         raise ConfigError(
             f"{where}: {ends[0]} has an adapter, and embedding and head are one tensor of this model's GGUF file, on "
-            "which llama.cpp applies none; merge it in PEFT and export the merged model."
+            f"which llama.cpp applies none; {advice}."
         )
 
 
