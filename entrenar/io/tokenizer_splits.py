@@ -27,9 +27,9 @@ _NUMBERS = r"\p{N}{1,3}"
 _EAST_ASIAN = r"(?:(?!\s)[\x{0800}-\x{9FA5}\x{AC00}-\x{D7FF}])+"
 
 
-def _ranges(codes: str) -> str:
+def _ranges(points: str) -> str:
     """The inside of a bracket from hexadecimal ranges."""
-    return "".join("-".join(rf"\x{{{code}}}" for code in part.split("-")) for part in codes.split())
+    return "".join("-".join(rf"\x{{{point}}}" for point in part.split("-")) for part in points.split())
 
 
 _PUNCTUATION = _ranges("21-2F 3A-7E FF01-FF0F FF1A-FF5E 2018-201F 3001-3002")  # U+3000 counts as a space

@@ -14,8 +14,9 @@ from entrenar.autograd import QuantizedTensor, no_grad
 from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig
+from entrenar.train.export import Export, export
 
-from .builders import random_arrays, random_tokens, small_config, write_hf
+from .builders import assert_same, random_arrays, random_tokens, small_config, weights_of, write_hf
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -195,3 +196,13 @@ def test_a_configuration_that_contradicts_the_tensors_is_named(directories: dict
     (packed / "config.json").write_text(json.dumps({k: v for k, v in table.items() if k != "quantization_config"}))
     with pytest.raises(FormatError, match=r"its weights are quantized by bitsandbytes \(4 bits\)"):
         LLaMAModel.from_pretrained(packed)
+
+
+@pytest.mark.parametrize("to", ["gguf", "hf"])
+def test_they_are_exported_with_their_own_values(to: str, directories: dict[str, Path], tmp_path: Path) -> None:
+    export(Export(model=str(directories["double"]), output=str(tmp_path / "out"), to=to))
+    found = LLaMAModel.from_pretrained(tmp_path / "out")
+    assert_same(weights_of(found), weights_of(LLaMAModel.from_pretrained(directories["double"], quantize="auto")))
+    if to == "hf":
+        assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
