@@ -49,6 +49,11 @@ def modelfile(
     if adapter is not None:
         lines.append(f"ADAPTER {_place(adapter, path)}")
     remarks: list[str] = []
+    if adapter is not None:
+        remarks.append(
+            "Ollama 0.34.1 and newer create no model with an ADAPTER: merge it there (entrenar export --to gguf), or "
+            "run llama-server --lora."
+        )
     if SPLIT.search(Path(base).name):
         remarks.append(f"Ollama reads a model from one file: join the parts of {base} (llama-gguf-split --merge).")
     if tokenizer is not None:

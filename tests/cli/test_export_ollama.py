@@ -50,7 +50,8 @@ def commands_of(path: Path) -> list[tuple[str, str]]:
 def test_a_gguf_adapter_has_its_modelfile(type_: str, base: Path, adapter: Path, tmp_path: Path) -> None:
     settings = Export(model=str(base), adapter=str(adapter), to="gguf-adapter", type=type_,
                       output=str(tmp_path / "mine.gguf"))  # fmt: skip
-    assert export(settings) == []
+    (remark,) = export(settings)
+    assert "Ollama 0.34.1 and newer create no model with an ADAPTER" in remark
     files = commands_of(tmp_path / "mine.Modelfile")
     assert files[:2] == [("model", str(base)), ("adapter", "./mine.gguf")]
     assert ("stop", "<|im_end|>") in files
@@ -132,11 +133,11 @@ def test_there_are_five_commands() -> None:
 
 @pytest.mark.peers
 def test_the_commands_of_the_page_run_as_far_as_ollama(base: Path, data: Path, tmp_path: Path) -> None:
-    """Each command of entrenar as it stands; what `ollama create` is given is parsed, and llama.cpp loads its files."""
+    """Each command of entrenar as it stands; what Ollama and llama-server are given is parsed and loaded."""
     pytest.importorskip("xllamacpp")
     shutil.copy(base, tmp_path / "base.gguf")
     shutil.copy(data, tmp_path / "my_examples.jsonl")
-    ran = created = 0
+    ran = created = served = 0
     for command in [line for block in page_commands() for line in block]:
         program, *words = command.split()
         if program == "entrenar":
@@ -146,12 +147,15 @@ def test_the_commands_of_the_page_run_as_far_as_ollama(base: Path, data: Path, t
             assert (ended.returncode, ended.stderr) == (0, ""), command
             ran += 1
         elif words[0] == "create":
-            files = commands_of(tmp_path / words[words.index("-f") + 1])
-            named = {name: tmp_path / argument for name, argument in files if name in ("model", "adapter")}
-            with LlamaCpp(named["model"], adapter=named.get("adapter")) as peer:
+            files = dict(commands_of(tmp_path / words[words.index("-f") + 1]))
+            with LlamaCpp(tmp_path / files["model"]) as peer:
                 assert np.isfinite(peer.log_probabilities([5, 6, 7], 280)).all()
-            prompt = render(dict(files)["template"], [{"role": "user", "content": "Hi"}])
-            with LlamaCpp(named["model"]) as peer:
-                assert prompt == peer.render([{"role": "user", "content": "Hi"}])
+                expected = peer.render([{"role": "user", "content": "Hi"}])
+            assert render(files["template"], [{"role": "user", "content": "Hi"}]) == expected
             created += 1
-    assert (ran, created) == (3, 2)
+        elif program == "llama-server":
+            options = dict(zip(words[::2], words[1::2], strict=True))
+            with LlamaCpp(tmp_path / options["-m"], adapter=tmp_path / options["--lora"]) as peer:
+                assert np.isfinite(peer.log_probabilities([5, 6, 7], 280)).all()
+            served += 1
+    assert (ran, created, served) == (3, 1, 1)
