@@ -18,6 +18,7 @@ from entrenar.models.families import FAMILIES, FULL, LAYER_TYPES, OWN, SLIDING, 
 from entrenar.models.gguf_keys import config_values
 from entrenar.models.hf_config import in_terms_of_hf, table_of, values_of
 from entrenar.models.rotary import (
+    ORIGINAL,
     RotaryAngles,
     checked_scaling,
     context_of,
@@ -66,6 +67,9 @@ class LLaMAConfig:
     )
     attn_logit_softcapping: float | None = option(None, help="bound of attention scores, c tanh(score / c)", above=0)
     final_logit_softcapping: float | None = option(None, help="bound of logits, c tanh(logit / c)", above=0)
+    llama_4_scaling_beta: float | None = option(
+        None, help="queries are multiplied by 1 + beta ln(1 + position // original context) (Ministral 3)", minimum=0
+    )
     tie_word_embeddings: bool = option(False, help="whether the head is the embedding matrix")
     initializer_range: float = option(0.02, help="standard deviation of random initial weights", above=0)
     bos_token_id: int | None = option(None, help="token that begins a text", minimum=0)
@@ -115,6 +119,13 @@ class LLaMAConfig:
         if self.rope_scaling is not None:
             self.rope_scaling = checked_scaling(self.rope_scaling, self.rotated, self.rope_theta)
         self._check_angles()
+        if "llama_4_scaling_beta" in family.own:
+            self.llama_4_scaling_beta = self.llama_4_scaling_beta or 0.0
+            if self.llama_4_scaling_beta and self.rope_scaling is None:
+                raise ConfigError(
+                    f"model.llama_4_scaling_beta is {self.llama_4_scaling_beta} and model.rope_scaling is unset, whose "
+                    f"{ORIGINAL} it counts by; set it."
+                )
 
     def _check_own(self, family: Family) -> None:
         """Fields that only some families have are left to those; the others could not be saved with them."""
@@ -258,6 +269,14 @@ class LLaMAConfig:
         """What attention scores are multiplied with; None is 1 / sqrt(head_dim)."""
         scalar = self.query_pre_attn_scalar
         return None if scalar is None or scalar == self.head_size else scalar**-0.5
+
+    def query_scale(self, positions: int) -> np.ndarray | None:
+        """What the query at each of so many positions is multiplied with (positions,), float64; None is 1."""
+        if not self.llama_4_scaling_beta or self.rope_scaling is None:
+            return None
+        passed = np.arange(positions) // self.rope_scaling[ORIGINAL]
+        beta = float(np.float32(self.llama_4_scaling_beta))  # as GGUF files hold it
+        return np.asarray(1 + beta * np.log1p(passed))
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

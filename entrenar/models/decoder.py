@@ -56,6 +56,7 @@ class RotaryTables:
     def __init__(self, rotation: Callable[[int], RotaryAngles], config: LLaMAConfig) -> None:
         self._rotation, self._config = rotation, config
         self._span, self._tables = -1, rope_table(0, [])  # of the last sequence
+        self.of_queries = self._tables  # where those are scaled by their position
 
     def __call__(self, length: int) -> tuple[Tensor, Tensor]:
         """Tables for a sequence of `length` positions: of at least as many, (positions, rotated / 2)."""
@@ -63,17 +64,30 @@ class RotaryTables:
         if span != self._span or length > self._tables[0].shape[0]:
             size, rotation = min(self._config.context, max(512, 1 << (length - 1).bit_length())), self._rotation(length)
             self._span, self._tables = span, rope_table(size, rotation.frequencies, rotation.scale)
+            self.of_queries = _scaled_rows(self._tables, self._config.query_scale(size))
         return self._tables
+
+
+def _scaled_rows(tables: tuple[Tensor, Tensor], scale: np.ndarray | None) -> tuple[Tensor, Tensor]:
+    if scale is None:
+        return tables
+    cos, sin = (Tensor(table.numpy() * scale[:, None].astype(np.float32)) for table in tables)
+    return cos, sin
 
 
 class RotaryEmbedding:
     """The rotary angles of a batch: cos/sin tables (positions, rotated / 2) and the position of every token."""
 
-    def __init__(self, cos: Tensor, sin: Tensor, positions: np.ndarray | None) -> None:
-        self.cos, self.sin, self.positions = cos, sin, positions
+    def __init__(self, tables: RotaryTables, length: int, positions: np.ndarray | None) -> None:
+        (self.cos, self.sin), self.positions = tables(length), positions
+        self.query_tables = tables.of_queries
 
     def __call__(self, x: Tensor) -> Tensor:
         return rope(x, self.cos, self.sin, self.positions, partial=True)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """The same of queries, which a family may scale by their position."""
+        return rope(x, *self.query_tables, self.positions, partial=True)
 
 
 def _linear(config: LLaMAConfig, name: str, shape: tuple[int, int], weights: WeightProvider) -> Linear:
@@ -122,7 +136,7 @@ class Attention(PrefixedAttention):
         k = k.reshape(batch, length, self.kv_heads, self.head_dim)
         if self.normed_heads:
             q, k = self._normed(q, k)
-        q, k = rotary(q), rotary(k)
+        q, k = rotary.queries(q), rotary(k)
         v = v.reshape(batch, length, self.kv_heads, self.head_dim)
         if cache is None and self.prefix is not None:
             k, v, ends = self.prefix.prepend(k, v, cu_seqlens)
@@ -367,10 +381,10 @@ class Decoder(CausalLM):
                 f"A sequence of {length} positions is longer than the model's context of {self.config.context}; use a "
                 "shorter sequence."
             )
-        everywhere = RotaryEmbedding(*self._rotary(length), positions)
+        everywhere = RotaryEmbedding(self._rotary, length, positions)
         if self._local_rotary is self._rotary:
             return everywhere, everywhere
-        return everywhere, RotaryEmbedding(*self._local_rotary(length), positions)
+        return everywhere, RotaryEmbedding(self._local_rotary, length, positions)
 
 
 def weight_shapes(config: LLaMAConfig) -> dict[str, tuple[int, ...]]:

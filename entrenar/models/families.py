@@ -62,6 +62,7 @@ class Family:
     default_window: int | None = None  # the sliding_window of a file without one
     window_switch: bool = False  # no window without use_sliding_window, none below max_window_layers
     layer_types_need_window: bool = False
+    rope_keys: tuple[str, ...] = ()  # of the rope table, beside those of its type; a field has the same name
     rope_types: tuple[str, ...] = ()  # those that its configuration takes; empty: all
     rope_aliases: Mapping[str, str] = field(default_factory=dict)  # older names of types
     original_context: int | None = None  # original_max_position_embeddings stands at the top level, with this default
@@ -87,6 +88,7 @@ class Family:
     interleaved: tuple[str, ...] = ()  # linears whose rows are stored for an interleaved rotary embedding
     rope_factors: bool = False  # a file may hold rope_freqs, divisors of the rotary frequencies
     gguf_windows: bool = False  # llama.cpp has windows for this architecture
+    gguf_yarn: bool = False  # llama.cpp reads the numbers of yarn scaling beside its factor
     gguf_head: str = "optional"  # whether a file has output.weight: "optional", "never" or "always"
     gguf_defaults: Mapping[str, Any] = field(default_factory=dict)  # fields whose keys a file may leave out
     gguf_large: int = 0  # with so many layers scores are scaled by hidden_size / num_attention_heads, not by head_dim
@@ -168,6 +170,26 @@ _ROWS = (
         interleaved=("q_proj", "k_proj"),
         rope_factors=True,
         long_factors=True,
+    ),
+    Family(
+        model_type="ministral3",
+        model_class="Ministral3ForCausalLM",
+        architecture="mistral3",
+        title="Ministral 3",
+        defaults=_COMMON
+        | {
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 262144,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "pad_token_id": 11,
+        },
+        rope_types=("yarn",),
+        rope_keys=("llama_4_scaling_beta", "max_position_embeddings"),
+        own=("sliding_window", "llama_4_scaling_beta"),
+        interleaved=("q_proj", "k_proj"),
+        gguf_keys={"attention.temperature_scale": "llama_4_scaling_beta"},
+        gguf_yarn=True,
     ),
     Family(
         model_type="qwen2",

@@ -33,6 +33,11 @@ ROTATED, SCALING = "rope.dimension_count", "rope.scaling.type"
 FACTOR, OLD_FACTOR = "rope.scaling.factor", "rope.scale_linear"
 ATTENTION_FACTOR, CAUSAL = "rope.scaling.attn_factor", "attention.causal"
 ORIGINAL_CONTEXT = "rope.scaling.original_context_length"
+YARN_KEYS = {
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+    "rope.scaling.yarn_log_multiplier": "mscale_all_dim",
+}
 ROPE_FACTORS = "rope_freqs.weight"
 LONG_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 TOKENS = "tokenizer.ggml.tokens"
@@ -191,6 +196,8 @@ def _ignored(data: Metadata) -> list[str]:
     for key in data.own:
         if key in USED or key in DESCRIPTIVE or key in data.family.gguf_keys:
             continue
+        if data.family.gguf_yarn and key in YARN_KEYS:
+            continue
         if data.family.gguf_windows and key in (WINDOW_PATTERN, LOCAL_ROPE_BASE):
             continue
         if key not in UNUSED:
@@ -331,7 +338,7 @@ def _rope_scaling(data: Metadata, divisors: Mapping[str, list[float]]) -> dict[s
         return {"rope_scaling": _longrope(data, divisors, kind, factor)}
     scale = data.own.get(ATTENTION_FACTOR, 1.0)
     if kind == "yarn":
-        scaling = {"rope_type": kind, "factor": factor, ORIGINAL: original}
+        scaling = {"rope_type": kind, "factor": factor, ORIGINAL: original} | _yarn_numbers(data)
         if scale != 1:
             scaling["attention_factor"] = _shortest(data.number(ATTENTION_FACTOR), yarn_magnitude(factor))
         return {} if factor == 1 and scale == 1 else {"rope_scaling": scaling}
@@ -341,6 +348,16 @@ def _rope_scaling(data: Metadata, divisors: Mapping[str, list[float]]) -> dict[s
             f"{shown(kind)}."
         )
     return {} if factor == 1 else {"rope_scaling": {"rope_type": "linear", "factor": factor}}
+
+
+def _yarn_numbers(data: Metadata) -> dict[str, Any]:
+    """What an architecture heeds beside the factor; llama.cpp takes the magnitude of a multiplier for that of 1."""
+    if not data.family.gguf_yarn:
+        return {}
+    numbers: dict[str, Any] = {name: data.number(key) for key, name in YARN_KEYS.items() if key in data}
+    if numbers.get("mscale_all_dim"):
+        numbers["mscale"] = 1.0
+    return numbers
 
 
 def _longrope(data: Metadata, divisors: Mapping[str, list[float]], kind: str, factor: float) -> dict[str, Any]:

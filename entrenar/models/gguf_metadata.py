@@ -33,6 +33,7 @@ from entrenar.models.gguf_keys import (
     VOCABULARY,
     WINDOW,
     WINDOW_PATTERN,
+    YARN_KEYS,
     query_scalar,
 )
 from entrenar.models.rotary import ORIGINAL, attention_factor, inverse_frequencies, llama3_factors, yarn_magnitude
@@ -123,6 +124,10 @@ def _rope_scaling(config: LLaMAConfig) -> dict[str, Any]:
     factor = attention_factor(scaling, config.max_position_embeddings)
     if kind == "longrope":
         return {SCALING: kind, ORIGINAL_CONTEXT: int(scaling[ORIGINAL]), ATTENTION_FACTOR: factor}
+    values = {SCALING: kind, FACTOR: float(scaling["factor"]), ORIGINAL_CONTEXT: int(scaling[ORIGINAL])}
+    if FAMILIES[config.family].gguf_yarn:
+        values |= _yarn_numbers(scaling)
+        scaling = {key: value for key, value in scaling.items() if key not in ("beta_fast", "beta_slow")}
     for key, fixed in (("beta_fast", 32), ("beta_slow", 1), ("truncate", True)):
         if scaling.get(key, fixed) != fixed:
             raise ConfigError(
@@ -130,10 +135,19 @@ def _rope_scaling(config: LLaMAConfig) -> dict[str, Any]:
                 f"architecture {FAMILIES[config.family].architecture!r} with {shown(fixed)} alone; save a Hugging Face "
                 "directory."
             )
-    values = {SCALING: kind, FACTOR: float(scaling["factor"]), ORIGINAL_CONTEXT: int(scaling[ORIGINAL])}
+    if any(key.endswith("log_multiplier") for key in values):
+        return values
     if factor != float(np.float32(yarn_magnitude(scaling["factor"]))):
         values[ATTENTION_FACTOR] = factor / yarn_magnitude(scaling["factor"])
     return values
+
+
+def _yarn_numbers(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """The further keys of an architecture that heeds them; a multiplier where llama.cpp's rule for it is this one's."""
+    numbers = {key: float(scaling[name]) for key, name in YARN_KEYS.items() if scaling.get(name)}
+    if scaling.get("mscale") != 1 or scaling.get("attention_factor"):
+        numbers.pop("rope.scaling.yarn_log_multiplier", None)
+    return numbers
 
 
 def rope_tensors(config: LLaMAConfig) -> dict[str, np.ndarray]:

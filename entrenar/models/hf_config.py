@@ -44,7 +44,10 @@ ELSEWHERE = {  # keys by which transformers looks for the model in another place
     "transformers_weights": "another file than model.safetensors has the weights; rename that and remove the key.",
     "text_config": "the model is a part of a larger one; expected the folder of a language model alone.",
 }
-MULTIMODAL = {"gemma3": "gemma3_text"}  # and the model_type of the language model that is a part of it
+MULTIMODAL = {
+    "gemma3": "gemma3_text",
+    "mistral3": "ministral3",
+}  # and the model_type of the language model that is a part of it
 SIZES = {  # the keys that give each size of `families.PARTS`
     "vocabulary": "vocab_size",
     "hidden": "hidden_size",
@@ -215,11 +218,15 @@ def _rope(table: Mapping[str, Any], family: Family, context: Any, where: str, re
             "is used as transformers does."
         )
     row = ROPE_TYPES[kind]
-    read = {*row.needed, *row.optional, "rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    read = {*row.needed, *row.optional, *family.rope_keys, "rope_type", "type", "rope_theta", "partial_rotary_factor"}
     remarks += [
         f"{where}: {key}.{name} is not read by type {shown(kind)}." for name in sorted(set(map(str, rope)) - read)
     ]
     values = {"rope_theta": theta, "rope_scaling": None} | _partial_rotation(table, rope, family, where)
+    for name in set(family.rope_keys) & OWN:
+        if rope.get(name) is None:
+            raise ConfigError(f"{where}: {key}.{name} is missing, expected a number; transformers needs it too.")
+        values[name] = rope[name]
     if kind != "default":
         values["rope_scaling"] = _scaling(table, rope, kind, family, (key, context, where))
     return values
@@ -281,7 +288,11 @@ def table_of(fields: Mapping[str, Any]) -> dict[str, Any]:
         theta = fields["rope_local_base_freq"] or fields["rope_theta"]
         fields = {**fields, "rope_local_base_freq": theta}
         rope = {FULL: rope, SLIDING: {"rope_type": "default", "rope_theta": theta}}
-    left_out = {"family", "rope_frequency_factors"} | (OWN - set(family.own))
+    in_rope = set(family.rope_keys) & OWN
+    if in_rope:
+        rope |= {name: fields[name] for name in in_rope}
+        fields = {**fields, "rope_scaling": {**scaling, **{name: fields[name] for name in in_rope}}}
+    left_out = {"family", "rope_frequency_factors"} | (OWN - set(family.own)) | in_rope
     return {
         "architectures": [family.model_class],
         "model_type": family.model_type,

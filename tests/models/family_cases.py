@@ -74,6 +74,17 @@ NO_WINDOWS = "llama.cpp has no windows here"
 LOCAL_GLOBAL = ["sliding_attention", "full_attention"]
 GEMMA: dict[str, Any] = {"head_dim": 22, "query_pre_attn_scalar": 22, "sliding_window": 11}
 LLAMA3 = rope("llama3", 5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+MINISTRAL3 = rope(
+    "yarn",
+    1e6,
+    factor=16.0,
+    original_max_position_embeddings=8,
+    beta_fast=32.0,
+    beta_slow=1.0,
+    mscale=1.0,
+    mscale_all_dim=1.0,
+    llama_4_scaling_beta=0.1,
+)
 CASES: dict[str, Case] = {
     "llama": Case("llama"),
     "llama, tied, llama3": Case("llama", {"tie_word_embeddings": True, **LLAMA3}),
@@ -115,6 +126,21 @@ CASES: dict[str, Case] = {
         "ministral", {"head_dim": 24, "sliding_window": 13, "layer_types": LOCAL_GLOBAL}, not_in_gguf=NO_WINDOWS
     ),
     "ministral, tied, beyond": Case("ministral", {"head_dim": 26, "sliding_window": 128, "tie_word_embeddings": True}),
+    "ministral3": Case("ministral3", {"head_dim": 24, **MINISTRAL3}),
+    "ministral3, tied, other numbers": Case(
+        "ministral3",
+        {"head_dim": 26, "tie_word_embeddings": True}
+        | rope(
+            "yarn",
+            factor=8.0,
+            original_max_position_embeddings=32,
+            beta_fast=2.5,
+            beta_slow=0.5,
+            mscale=1.0,
+            mscale_all_dim=0.5,
+            llama_4_scaling_beta=0.3,
+        ),
+    ),
     "qwen2": Case("qwen2"),
     "qwen2, window": Case(
         "qwen2", {"use_sliding_window": True, "sliding_window": 10, "max_window_layers": 1}, not_in_gguf=NO_WINDOWS

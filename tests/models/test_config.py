@@ -280,7 +280,7 @@ def test_every_key_of_the_model_section_reaches_the_configuration(tmp_path: Path
         "eos_token_id": 2,
         "pad_token_id": -1,
     }
-    assert set(values) | {"rope_local_base_freq", "partial_rotary_factor"} == {
+    assert set(values) | {"rope_local_base_freq", "partial_rotary_factor", "llama_4_scaling_beta"} == {
         field.name for field in fields(LLaMAConfig)
     }
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items() if not isinstance(value, dict)]
@@ -387,6 +387,12 @@ def test_what_config_json_leaves_out_has_the_defaults_of_transformers() -> None:
             "rope_parameters.sliding_attention.rope_type is 'linear', expected 'default'",
         ),
         ({"model_type": "ministral", "head_dim": None}, "head_dim is null, expected an integer"),
+        ({"model_type": "mistral3"}, "model_type is 'mistral3', a model that sees images too; .* 'ministral3'"),
+        ({"model_type": "ministral3"}, "rope_parameters.type is 'default', which is not supported; .*yarn"),
+        (
+            {"model_type": "ministral3", "rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+            "rope_scaling.llama_4_scaling_beta is missing, expected a number",
+        ),
         ({"model_type": "gemma3"}, "model_type is 'gemma3', a model that sees images too; .* 'gemma3_text'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; .* not supported"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),

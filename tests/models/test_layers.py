@@ -53,6 +53,10 @@ def test_windows_are_those_of_the_family_unless_layers_are_named() -> None:
         ({"family": "gemma2", **GEMMA, "layer_types": [FULL]}, "layer_types has 1 entries, expected num_hidden_lay"),
         ({"family": "gemma2", **GEMMA, "layer_types": [FULL, "x"]}, "layer_types has 'x'; expected one of full_att"),
         ({"family": "gemma2", "layer_types": [FULL, SLIDING]}, "sliding_window is unset, and layer_types has"),
+        (
+            {"family": "ministral3", "llama_4_scaling_beta": 0.1},
+            "llama_4_scaling_beta is 0.1 and model.rope_scaling is",
+        ),
         ({"family": "gemma2", "sliding_window": 0}, "sliding_window is 0, expected at least 1"),
     ],
 )
