@@ -5,7 +5,7 @@ cdef class QuantizedTensor:
     cdef readonly str weight_type  # the name of view.type
     cdef readonly Py_ssize_t rows
     cdef readonly Py_ssize_t columns
-    cdef readonly object quantized_values
+    cdef object stored_values      # a line a row, in the order of `view`
     cdef readonly object scales
     cdef readonly object quantized_scales
     cdef readonly object scale_map

@@ -28,7 +28,7 @@ class QuantizedTensor:
     ) -> QuantizedTensor: ...
     @staticmethod
     def from_gguf_blocks(
-        raw: NDArray[np.uint8], weight_type: str, shape: Sequence[int], row_permutation: ArrayLike | None = None
+        raw: NDArray[np.uint8], weight_type: str, shape: Sequence[int], head_dim: int = 0
     ) -> QuantizedTensor: ...
     @staticmethod
     def from_bitsandbytes(

@@ -82,7 +82,7 @@ cdef int _check_values(QuantizedTensor q) except -1:
     with nogil:
         status = check_rows(q.view.type, <const uint8_t*> q.view.data, q.rows, q.columns)
     if status & QUANTIZE_OUT_OF_RANGE:
-        values = q.quantized_values.view(np.int16)
+        values = q.stored_values.view(np.int16)
         raise QuantizationError(f"The {q.weight_type} values reach from {values.min()} to {values.max()}, expected "
                                 f"{INT16_LIMIT} at most in magnitude.")
     if status & QUANTIZE_NOT_FINITE:
@@ -97,10 +97,10 @@ cdef QuantizedTensor _assemble(object t, Py_ssize_t rows, Py_ssize_t columns, ob
     cdef QuantizedTensor q = QuantizedTensor.__new__(QuantizedTensor)
     cdef Py_ssize_t stride = t.row_bytes(columns), blocks = rows * (columns // t.block_size)
     q.weight_type, q.rows, q.columns = t.name, rows, columns
-    q.quantized_values = _expect(quantized_values, "quantized_values", np.uint8, rows * stride).reshape(rows, stride)
-    q.references = unresized(q.quantized_values)
+    q.stored_values = _expect(quantized_values, "quantized_values", np.uint8, rows * stride).reshape(rows, stride)
+    q.references = unresized(q.stored_values)
     q.view.type = t.index
-    q.view.data = _address(q.quantized_values)
+    q.view.data = _address(q.stored_values)
     q.view.row_stride = stride
     q.view.columns = columns
     _check_values(q)
@@ -242,25 +242,26 @@ cdef class QuantizedTensor:
         return _assemble(t, n, columns, quantized_values, second, quantized_scales, DYNAMIC_MAP, offset)
 
     @staticmethod
-    def from_gguf_blocks(raw, str weight_type, shape, row_permutation=None):
+    def from_gguf_blocks(raw, str weight_type, shape, Py_ssize_t head_dim=0):
         """A tensor of a GGUF file as it is: `raw` holds its uint8 blocks, not copied if contiguous.
 
-        Row i of the result is row `row_permutation[i]` of the file (whole rows of blocks move, which copies). Raises
-        QuantizationError for a type that no GGUF file has, for blocks that do not fill the shape, and for infinite or
-        NaN scales.
+        With a `head_dim`, each head of so many rows is stored for an interleaved rotary embedding, the rows of its two
+        halves in turn; the tensor's are those of one half after those of the other, and nothing moves. Raises
+        QuantizationError for a type that no GGUF file has, for blocks that do not fill the shape, for heads that do not
+        divide its rows or are odd, and for infinite or NaN scales.
         """
+        cdef QuantizedTensor q
         t = quantized_type(weight_type)
         if t.gguf_name is None:
             raise QuantizationError(f"GGUF files hold no blocks of {t.name}, which has no GGUF form.")
         rows, columns = _matrix_shape(shape, t)
         stride = t.row_bytes(columns)
         raw = _expect(raw, "The GGUF tensor", np.uint8, rows * stride).reshape(rows, stride)
-        if row_permutation is not None:
-            order = np.asarray(row_permutation)
-            if order.shape != (rows,) or not np.array_equal(np.sort(order), np.arange(rows)):
-                raise QuantizationError(f"row_permutation must hold each of the {rows} rows once.")
-            raw = raw[order]
-        return _assemble(t, rows, columns, raw)
+        if head_dim < 0 or head_dim % 2 or (head_dim and rows % head_dim):
+            raise QuantizationError(f"head_dim is {head_dim}, expected an even number that divides the {rows} rows.")
+        q = _assemble(t, rows, columns, raw)
+        q.view.half_head = head_dim // 2
+        return q
 
     @staticmethod
     def from_bitsandbytes(quantized_values, absmax, shape, *, int blocksize=64, quant_map=None, nested_absmax=None,
@@ -300,7 +301,7 @@ cdef class QuantizedTensor:
                          arrays.get("scale_offset", 0.0))
 
     def to_arrays(self):
-        """The arrays to save, by name: `quantized_values`, `scales`, and the second level of scales; no copies."""
+        """The arrays to save, by name: `quantized_values`, `scales`, and the second level of scales."""
         arrays = {"quantized_values": self.quantized_values}
         if self.scales is not None:
             arrays["scales"] = self.scales
@@ -311,6 +312,15 @@ cdef class QuantizedTensor:
 
     def __reduce__(self):
         return QuantizedTensor.from_arrays, (self.to_arrays(), self.weight_type)
+
+    @property
+    def quantized_values(self):
+        """uint8, a line a row: a copy where they are stored in another order."""
+        half = self.view.half_head
+        if half == 0:
+            return self.stored_values
+        heads = self.stored_values.reshape(-1, half, 2, self.view.row_stride)
+        return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(self.stored_values.shape)
 
     @property
     def shape(self):
@@ -349,7 +359,7 @@ cdef class QuantizedTensor:
     @property
     def nbytes(self):
         """Bytes of everything it holds (a mapped file's pages included); the one map that all tensors share is not."""
-        held = [self.quantized_values, self.scales, self.quantized_scales, self.scale_map]
+        held = [self.stored_values, self.scales, self.quantized_scales, self.scale_map]
         return sum([array.nbytes for array in held if array is not None and array is not DYNAMIC_MAP])
 
     def dequantize(self):

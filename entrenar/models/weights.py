@@ -67,13 +67,12 @@ class WeightLoader:
         """The tensor in the elements or quantized values that the file has for it."""
         if isinstance(lazy, NF4Tensor):
             return self._nf4(lazy)
-        order = half_split_rows(shape[0], head_dim) if head_dim else None
-        raw = lazy.raw() if order is None else lazy.read()  # what is copied need not stay mapped too
         if not weight_type(name).is_quantized:
+            raw = lazy.read() if head_dim else lazy.raw()  # what is copied need not stay mapped too
             self._check_16_bits(lazy, raw)
-            return _of_16_bits(raw if order is None else raw[order], name, shape)
+            return _of_16_bits(raw[half_split_rows(shape[0], head_dim)] if head_dim else raw, name, shape)
         try:
-            return QuantizedTensor.from_gguf_blocks(raw, name, shape, order)
+            return QuantizedTensor.from_gguf_blocks(lazy.raw(), name, shape, head_dim or 0)
         except QuantizationError as error:
             raise FormatError(f"{self._named(lazy)} cannot be used: {error}") from error
 

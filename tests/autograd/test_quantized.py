@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
+from entrenar import matmul_precision
 from entrenar._kernels import cpu
-from entrenar.autograd import Tensor
+from entrenar.autograd import Tensor, linear
 from entrenar.autograd.quantized import (
     DYNAMIC_MAP,
     NF4_VALUES,
@@ -53,11 +54,13 @@ def test_quantize_holds_the_values_of_the_plain_functions_and_of_the_gguf_librar
         np.testing.assert_array_equal(
             q.quantized_values, quantize_nf4(x)[0] if type_name == "nf4" else quantize_int4(x, type_name)
         )
-    if type_name in GGML and WEIGHT_TYPES[type_name].block_size == 32:  # the library encodes no others
+    if (
+        type_name in GGML and WEIGHT_TYPES[type_name].block_size == 32 and type_name != "iq4_nl"
+    ):  # the library encodes no others
         np.testing.assert_array_equal(q.quantized_values, quants.quantize(x, GGML[type_name]))
     assert (q.weight_type, q.shape, q.ndim, q.size, q.requires_grad) == (type_name, (37, K), 2, 37 * K, False)
     assert q.nbytes == 37 * K * weight_type(type_name).bytes_per_weight(False)
-    assert np.linalg.norm(q.dequantize() - x) / np.linalg.norm(x) < 0.1
+    assert np.linalg.norm(q.dequantize() - x) / np.linalg.norm(x) < {"q2_k": 0.32, "q3_k": 0.16}.get(type_name, 0.1)
 
 
 @pytest.mark.unit
@@ -213,9 +216,34 @@ def test_gguf_blocks_are_used_in_place(type_name: str, tier: str, tmp_path: Path
     assert np.shares_memory(q.quantized_values, mapped)
     del mapped
     np.testing.assert_array_equal(q.dequantize(), quants.dequantize(raw, GGML[type_name]))
-    order = np.random.default_rng(2).permutation(12)
-    moved = QuantizedTensor.from_gguf_blocks(raw, type_name, (12, columns), order)
-    np.testing.assert_array_equal(moved.dequantize(), quants.dequantize(raw, GGML[type_name])[order])
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("head_dim", [2, 6, 20])
+@pytest.mark.parametrize("type_name", GGML)
+def test_rows_that_a_file_has_in_turn_stay_where_they_are(type_name: str, head_dim: int, tier: str) -> None:
+    """An interleaved head of a GGUF file: values and products have the bits of a copy whose rows are in order."""
+    columns = 3 * WEIGHT_TYPES[type_name].block_size
+    raw = QuantizedTensor.quantize(normal(60, columns), type_name).quantized_values
+    order = np.arange(60).reshape(-1, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+    kept = QuantizedTensor.from_gguf_blocks(raw, type_name, (60, columns), head_dim)
+    copy = QuantizedTensor.from_gguf_blocks(raw[order], type_name, (60, columns))
+    assert kept.quantized_values.tobytes() == raw[order].tobytes() and kept.nbytes == copy.nbytes
+    assert kept.dequantize().tobytes() == copy.dequantize().tobytes()
+    assert kept.dequantize_rows(7, 23).tobytes() == copy.dequantize_rows(7, 23).tobytes()
+    assert kept.dequantize_run(31, 5, 40).tobytes() == copy.dequantize_run(31, 5, 40).tobytes()
+    assert pickle.loads(pickle.dumps(kept)).dequantize().tobytes() == copy.dequantize().tobytes()
+    for precision in ("highest", "high", "medium"):
+        for rows in (1, 3, 40):
+            x, dy = normal(rows, columns, seed=rows), normal(rows, 60, seed=5)
+            found = []
+            for weight in (kept, copy):
+                leaf = Tensor(x, requires_grad=True)
+                with matmul_precision(precision):
+                    y = linear(leaf, weight)
+                    y.backward(Tensor(dy))
+                found.append((y.numpy().tobytes(), leaf.grad.numpy().tobytes()))
+            assert found[0] == found[1], (precision, rows)
 
 
 @pytest.mark.chaos
@@ -229,9 +257,11 @@ def test_damaged_gguf_blocks_are_refused() -> None:
         QuantizedTensor.from_gguf_blocks(raw, "q4_1", (-4, -64))
     with pytest.raises(QuantizationError, match="no GGUF form"):
         QuantizedTensor.from_gguf_blocks(raw, "nf4", (4, 64))
-    for order in ([0, 1, 2, 2], [0, 1, 2], [1, 2, 3, 4], [-1, 0, 1, 2]):
-        with pytest.raises(QuantizationError, match="each of the 4 rows once"):
-            QuantizedTensor.from_gguf_blocks(raw, "q4_1", (4, 64), order)
+    for head_dim in (-2, 1, 3, 8):
+        with pytest.raises(
+            QuantizationError, match=f"head_dim is {head_dim}, expected an even number that divides the 4"
+        ):
+            QuantizedTensor.from_gguf_blocks(raw, "q4_1", (4, 64), head_dim)
     for value in (np.inf, np.nan, -np.inf):
         for offset in (0, 2):  # scale, minimum
             damaged = raw.copy()

@@ -113,8 +113,7 @@ def test_the_shape_and_settings_of_the_file_reach_the_model(tmp_path: Path) -> N
     write_gguf(tmp_path / "a.gguf", config, random_arrays(config), extra={"rope_freqs.weight": factors})
     loaded = load(tmp_path / "a.gguf")
     assert loaded.config.rope_frequency_factors == factors.tolist()
-    loaded.config.rope_frequency_factors = None
-    assert loaded.config == config
+    assert replace(loaded.config, rope_frequency_factors=None) == config
     expected = model_of(replace(config, rope_frequency_factors=factors.tolist()), random_arrays(config))
     tokens = random_tokens(config, 1, 12)
     np.testing.assert_array_equal(loaded(tokens).numpy(), expected(tokens).numpy())

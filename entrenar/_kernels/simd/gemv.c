@@ -1,7 +1,26 @@
 // gemv through the kernels of the weight's type, and rows of x as the 16-bit integers that some of them multiply.
 #include "simd/weights/gemv.h"
 
-static void multiply(const gemv_args *g) { TIERED(weight_types)[g->w->type].kernels->gemv(g); }
+// The rows of half a head lie two strides apart: a product of their own, with a matrix of such rows
+static void by_halves(void (*kernel)(const gemv_args *g), const gemv_args *g) {
+    const ptrdiff_t half = g->w->half_head, end = g->first + g->count;
+    if (half == 0) {
+        kernel(g);
+        return;
+    }
+    ptrdiff_t count;
+    for (ptrdiff_t row = g->first; row < end; row += count) {
+        matrix_view rows = *g->w;
+        gemv_args part = *g;
+        count = half - row % half < end - row ? half - row % half : end - row;
+        rows.data = (const uint8_t *)rows.data + stored_row(g->w, row) * rows.row_stride;
+        rows.row_stride *= 2, rows.half_head = 0;
+        part.w = &rows, part.y += row, part.first = 0, part.count = count;
+        kernel(&part);
+    }
+}
+
+static void multiply(const gemv_args *g) { by_halves(TIERED(weight_types)[g->w->type].kernels->gemv, g); }
 
 #if HAS_GEMV_INTEGER
 static void quantize(float *words, const float *x, ptrdiff_t k) {
@@ -30,7 +49,9 @@ static void quantize(float *words, const float *x, ptrdiff_t k) {
     }
 }
 
-static void multiply_integer(const gemv_args *g) { TIERED(weight_types)[g->w->type].kernels->gemv_integer(g); }
+static void multiply_integer(const gemv_args *g) {
+    by_halves(TIERED(weight_types)[g->w->type].kernels->gemv_integer, g);
+}
 #endif
 
 const gemv_ops TIERED(gemv_table) = {

@@ -105,7 +105,7 @@ INLINE void dequantize_some(dequantize_part part, const uint8_t *block, int grou
 // weight_kernels.dequantize_row
 INLINE void dequantize_blocks(block_format f, const matrix_view *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count,
                               float *out) {
-    const uint8_t *bytes = (const uint8_t *)s->data + row * s->row_stride;
+    const uint8_t *bytes = (const uint8_t *)s->data + stored_row(s, row) * s->row_stride;
     const ptrdiff_t first = k0 % GGML_BLOCK, end = k0 + count;
     ptrdiff_t k = k0;
     if (first) {
