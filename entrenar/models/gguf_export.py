@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.autograd.weight_types import gguf_weight_type
 from entrenar.errors import ConfigError
 from entrenar.io.gguf_writer import OutputTensor, write_gguf
@@ -69,7 +70,7 @@ def save_gguf(
     if family.gguf_head == "always" and config.tie_word_embeddings:
         weights.append(replace(weights[0], name="lm_head.weight"))
     types = tensor_types(config, type, {weight.name: stored_type(weight.base) for weight in weights})
-    remarks = merge_sentences(weights)
+    remarks = [*merge_sentences(weights), *_second_quantization(weights, types)]
     source = _source(model)
     general, vocabulary = _origin_metadata(model, source, tokenizer, remarks)
     metadata = {
@@ -119,6 +120,28 @@ def _rows(weight: PlainWeight, name: str, type: str, head_dim: int | None, encod
     return encoder(name, weight.load(), type, head_dim)
 
 
+def _second_quantization(weights: list[PlainWeight], types: Mapping[str, str]) -> list[str]:
+    """What is to be said of quantized matrices that become another quantized type."""
+    again = [
+        weight.base.weight_type
+        for weight in weights
+        if isinstance(weight.base, QuantizedTensor)
+        and _is_quantized(types[weight.name])
+        and types[weight.name] != stored_type(weight.base)
+    ]
+    if not again:
+        return []
+    held = ", ".join(f"{count} of {kind}" for kind, count in Counter(again).items())
+    return [
+        f"{len(again)} {_matrices(len(again))} quantized a second time ({held}), which costs accuracy; the type 'keep' "
+        "leaves the model's own."
+    ]
+
+
+def _matrices(count: int) -> str:
+    return "matrix is" if count == 1 else "matrices are"
+
+
 def _type_sentences(tensors: list[OutputTensor], encoder: RowEncoder) -> list[str]:
     """How many matrices have which type, and how much that changed the values of those that were not kept."""
     sentences = []
@@ -126,10 +149,10 @@ def _type_sentences(tensors: list[OutputTensor], encoder: RowEncoder) -> list[st
         rounded = encoder.rounded.get(type)
         change = "with the model's own values"
         if rounded is not None:
+            by = f"rounded by {100 * rounded.relative:.2g} % (relative rms)"
             kept = count - rounded.matrices
-            change = f"{rounded.matrices} of them rounded by {100 * rounded.relative:.2g} % (relative rms)"
-            change += f", {kept} {'is' if kept == 1 else 'are'} kept as the model has them" if kept else ""
-        sentences.append(f"{count} {'matrix is' if count == 1 else 'matrices are'} written as {type}, {change}.")
+            change = f"{rounded.matrices} of them {by} and {kept} {change}" if kept else by
+        sentences.append(f"{count} {_matrices(count)} written as {type}, {change}.")
     return sentences
 
 

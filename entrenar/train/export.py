@@ -193,7 +193,7 @@ def _rows(settings: Export, checkpoint: Checkpoint, modelfile: served.Modelfile)
     output = Path(settings.output)
     files = [file for file in output.rglob("*") if file.is_file()] if output.is_dir() else [output]
     types = Counter(tensor.type for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1)
-    found = ", ".join(f"{count} matrices of {type}" for type, count in types.items())
+    found = "matrices: " + ", ".join(f"{count} of {type}" for type, count in types.items())
     rows = {"model": f"{settings.model} ({found})"}
     if settings.adapter is not None:
         rows["adapter"] = settings.adapter + (", merged" if settings.to in WRITERS else "")

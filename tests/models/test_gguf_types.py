@@ -156,6 +156,9 @@ def test_quantized_values_of_a_file_are_written_as_they_are(type_: str, tmp_path
     found = model.save_gguf(tmp_path / "y.gguf", type="keep")
     assert_same({tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "y.gguf").tensors}, expected)
     assert found.types == types_of(tmp_path / "x.gguf")
+    again = model.save_gguf(tmp_path / "z.gguf", type="Q5_1").remarks[0]
+    assert again.startswith("15 matrices are quantized a second time (") and "'keep' leaves" in again
+    assert "second time" not in " ".join(model.save_gguf(tmp_path / "z.gguf", type="F16").remarks + found.remarks)
     assert all("with the model's own values" in remark for remark in found.remarks)
 
 
