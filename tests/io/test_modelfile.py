@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from entrenar.errors import ConfigError
-from entrenar.io.go_template import literal
+from entrenar.io.go_template import GoTemplate, literal
 from entrenar.io.modelfile import go_template, parameters, write_modelfile
 from entrenar.io.tokenizer import CHATML_TEMPLATE, Tokenizer
 
@@ -204,6 +206,39 @@ def test_any_text_can_stand_in_a_template(text: str) -> None:
 def test_the_parser_refuses(text: str) -> None:
     with pytest.raises((Wrong, ValueError)):
         parse_modelfile(text)
+
+
+PIECES = st.text(st.sampled_from('ab<|>{}" \n\t\u200b'), max_size=6)
+
+
+@pytest.mark.property
+@settings(max_examples=200, deadline=None)
+@given(
+    pieces=st.fixed_dictionaries(
+        dict.fromkeys(("first", "later", "before_answer", "after_answer", "prompt", "after_system"), PIECES)
+    ),
+    before_system=st.none() | PIECES,
+    system_last=st.booleans(),
+    shared=st.booleans(),
+    letters=st.sampled_from([*CONVERSATIONS, "ua", "sua"]),
+    contents=st.lists(st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=5), min_size=8),
+)
+def test_the_text_in_go_writes_what_its_parts_say(
+    pieces: dict[str, str], before_system: str | None, system_last: bool, shared: bool, letters: str,
+    contents: list[str],
+) -> None:  # fmt: skip
+    """Whatever stands around the messages, also where the system message ends as every turn does."""
+    if shared:
+        pieces["after_system"] += pieces["later"]
+        pieces["first"] = pieces["first"][:1] + pieces["later"]
+    made = GoTemplate(**pieces, before_system=before_system, system_last=system_last and before_system is not None)
+    messages = [{"role": ROLES[letter], "content": text} for letter, text in zip(letters, contents, strict=False)]
+    if before_system is None and letters[0] == "s":
+        expected = made.render(messages[1:])  # it is left out
+    else:
+        expected = made.render(messages)
+    assert render(made.text(), messages) == expected
+    assert parse_modelfile(f'FROM x\nTEMPLATE """{made.text()}"""\n')[1] == ("template", made.text())
 
 
 def test_no_action_trims() -> None:
