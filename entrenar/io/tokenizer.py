@@ -221,15 +221,17 @@ class Tokenizer:
 
     @staticmethod
     def from_file(path: str | Path) -> Tokenizer:
-        """From a tokenizer.json, with tokenizer_config.json and chat_template.jinja beside it where they exist."""
+        """From a tokenizer.json or tokenizer.model, with tokenizer_config.json and chat templates beside it."""
         from entrenar.io.tokenizer_hf import from_file
 
         return Tokenizer(**vars(from_file(Path(path))))
 
     @staticmethod
     def from_directory(directory: str | Path) -> Tokenizer:
-        """From a Hugging Face directory that holds a tokenizer.json."""
-        return Tokenizer.from_file(Path(directory) / "tokenizer.json")
+        """From a Hugging Face directory that holds a tokenizer.json, or a tokenizer.model (SentencePiece)."""
+        from entrenar.io.tokenizer_hf import vocabulary_file
+
+        return Tokenizer.from_file(vocabulary_file(Path(directory)))
 
     @staticmethod
     def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from entrenar.io.tokenizer_names import probes
-from entrenar.io.tokenizer_splits import SPLITS, Split
+from entrenar.io.tokenizer_splits import ORIGINALS, SPLITS, Split
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
@@ -42,7 +42,7 @@ def guess(tokens: dict[str, int], merges: Sequence[Merge]) -> tuple[str | None, 
     possible = {
         name: split
         for name, split in _rows().items()
-        if name not in ACROSS and _keeps_whole(_splitter(split), examples)
+        if name not in ACROSS and _keeps_whole(_splitter(ORIGINALS.get(name, split)), examples)
     }
     if not possible:
         return None, "every known split cuts some of its tokens"

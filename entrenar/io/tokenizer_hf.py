@@ -16,9 +16,11 @@ from entrenar.config import shown
 from entrenar.errors import FormatError
 from entrenar.io import tokenizer_library as library
 from entrenar.io.json_file import read_json_object
+from entrenar.io.sentencepiece_model import CONTROL, read_sentencepiece
 from entrenar.io.template_files import read_templates
 from entrenar.io.tokenizer_check import MOST_ID, read_tokenizer_json
 from entrenar.io.tokenizer_classes import MISNAMED, OTHERS, REBUILT, Rebuilt, class_name
+from entrenar.io.tokenizer_spm import sentencepiece_table
 from entrenar.io.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -36,11 +38,11 @@ NOT_FROM_FILES = (
     "tokenizer_truncation",
     "vocab",
 )
-OTHER_VOCABULARIES = ("tokenizer.model", "tekken.json", "vocab.json", "tiktoken.model")
+OTHER_VOCABULARIES = ("tekken.json", "vocab.json", "tiktoken.model")
 
 
 def from_file(path: Path) -> Vocabulary:
-    """From a tokenizer.json, with the configuration files beside it where they exist.
+    """From a tokenizer.json or a tokenizer.model, with the configuration files beside it where they exist.
 
     Raises FormatError where a file is damaged, or asks for what transformers does in a way that is not followed here.
     """
@@ -49,10 +51,16 @@ def from_file(path: Path) -> Vocabulary:
     return _Reader(path).vocabulary()
 
 
+def vocabulary_file(folder: Path) -> Path:
+    """The tokenizer.json of a directory, or the tokenizer.model where it has that alone, as transformers chooses."""
+    model = folder / "tokenizer.model"
+    return model if model.is_file() and not (folder / "tokenizer.json").is_file() else folder / "tokenizer.json"
+
+
 def _missing(folder: Path) -> str:
     others = [name for name in OTHER_VOCABULARIES if (folder / name).is_file()]
     if not others:
-        return "no such file; expected a tokenizer.json."
+        return "no such file; expected a tokenizer.json or a tokenizer.model."
     return (
         f"no such file, and {others[0]} is not read; write a tokenizer.json with transformers: "
         "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
@@ -64,12 +72,16 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path, self.config_path = path, path.with_name("tokenizer_config.json")
-        self.table = read_tokenizer_json(path)
-        self.config = self.read("tokenizer_config.json")
-        self.model_config = self.read("config.json")
+        self.pieces = read_sentencepiece(path) if path.suffix == ".model" else None
+        self.config, self.model_config = self.read("tokenizer_config.json"), self.read("config.json")
         self.remarks: list[str] = []
         self.elsewhere: dict[str, tuple[Path, str]] = {}  # the file and key of a setting that another file gives
         self.check_config()
+        if self.pieces is None:
+            self.table = read_tokenizer_json(path)
+        else:
+            legacy = self.config.get("legacy", True) is not False
+            self.table = sentencepiece_table(path, self.pieces, legacy, self.rebuilt() is not None)
 
     def read(self, name: str) -> dict[str, Any]:
         """The object in the file beside; empty where there is no file. FormatError where a text in it is no Unicode."""
@@ -129,11 +141,13 @@ class _Reader:
                 name,
                 f"one of {', '.join(REBUILT)}, or PreTrainedTokenizerFast, which takes tokenizer.json as it is",
             )
+        if self.pieces is not None and name != "LlamaTokenizer":  # SentencePiece's own settings say all of it
+            return None
         return None if name is None else REBUILT.get(name)
 
     def over_bytes(self) -> bool:
         """Whether tokenizer.json has a component over bytes anywhere, by its text as in transformers."""
-        return '"ByteLevel"' in self.path.read_text(encoding="utf-8")
+        return self.pieces is None and '"ByteLevel"' in self.path.read_text(encoding="utf-8")
 
     def backend(self, rebuilt: Rebuilt | None) -> tokenizers.Tokenizer:
         table = self.table | {"padding": None, "truncation": None}
@@ -172,7 +186,7 @@ class _Reader:
         parts = ("normalizer", "pre_tokenizer", "decoder")
         ours, theirs = (json.loads(_without_model(each)) for each in (backend, original))
         other = [part for part in parts if ours[part] != theirs[part]]
-        if other:
+        if other and self.pieces is None:
             self.remarks.append(
                 f"{self.config_path}: tokenizer_class {name} makes its own {', '.join(other)}, as in transformers 5, "
                 "and leaves aside tokenizer.json's; PreTrainedTokenizerFast would take those."
@@ -183,7 +197,7 @@ class _Reader:
     # ------------------------------------------------------------------ special and added tokens
     def settings(self) -> tuple[dict[str, Any], dict[int, tokenizers.AddedToken]]:
         """The settings with special tokens as text or AddedToken, and the added tokens by index."""
-        settings = dict(self.config)
+        settings = self.piece_settings() | self.config
         if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
             settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
         decoder: dict[int, tokenizers.AddedToken] = {}
@@ -208,6 +222,21 @@ class _Reader:
             if settings.get(key) is not None:
                 settings[key] = known.get(str(settings[key]), settings[key])
         return settings, decoder
+
+    def piece_settings(self) -> dict[str, Any]:
+        """The special tokens that a SentencePiece model has of its own."""
+        if self.pieces is None:
+            return {}
+        model = self.pieces
+        ids = {
+            "unk_token": model.unk_id,
+            "bos_token": model.bos_id,
+            "eos_token": model.eos_id,
+            "pad_token": model.pad_id,
+        }
+        named = {key: model.pieces[index].text for key, index in ids.items() if index >= 0}
+        more = [piece.text for piece in model.pieces if piece.kind == CONTROL and piece.text not in named.values()]
+        return named | ({"extra_special_tokens": more} if more else {})
 
     def legacy(self, settings: dict[str, Any], decoder: dict[int, tokenizers.AddedToken]) -> None:
         """special_tokens_map.json over the settings, then added_tokens.json, then tokenizer.json's added tokens."""
@@ -340,8 +369,12 @@ class _Reader:
         adds_bos, adds_eos = self.around(backend, bos, eos)
         if rebuilt is not None and rebuilt.adds_bos is not None:
             adds_bos, adds_eos = rebuilt.adds_bos and bos is not None, False
-        self.note_around("add_bos_token", adds_bos)
-        self.note_around("add_eos_token", adds_eos)
+        if self.pieces is None:
+            self.note_around("add_bos_token", adds_bos)
+            self.note_around("add_eos_token", adds_eos)
+        else:
+            adds_bos = bool(self.config.get("add_bos_token")) and bos is not None
+            adds_eos = bool(self.config.get("add_eos_token")) and eos is not None
         template, templates = read_templates(self.path.parent, self.config)
         return Vocabulary(
             backend,

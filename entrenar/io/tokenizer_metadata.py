@@ -28,7 +28,7 @@ from entrenar.io.tokenizer_gguf import (
     USER_DEFINED,
 )
 from entrenar.io.tokenizer_guess import unmade_token
-from entrenar.io.tokenizer_names import split_names
+from entrenar.io.tokenizer_names import near_names, split_names
 from entrenar.io.tokenizer_splits import Split
 
 if TYPE_CHECKING:
@@ -55,10 +55,11 @@ def tokenizer_metadata(
 
 @dataclass
 class _Spaces:
-    """What a tokenizer over characters does to spaces: whether it puts one before a text, or before each part of it."""
+    """What a tokenizer over characters does to spaces: whether it puts one before a text, and when it does not."""
 
     prefix: bool
-    first_only: bool = False
+    first_only: bool = False  # before the text alone, and not before each part between added tokens
+    once: bool = False  # not before a text that begins with one
 
 
 @dataclass
@@ -83,6 +84,7 @@ class _Writer:
                 raise self.inexpressible(f"its model has the {key} {self.model[key]!r}", "none")
         self.added: dict[int, Mapping[str, Any]] = {entry["id"]: entry for entry in table["added_tokens"]}
         self.ids: dict[str, int] = self.model["vocab"]
+        self.user_defined = self.isolated()
         self.tokens = self.all_tokens(vocab_size)
 
     def inexpressible(self, found: str, expected: str) -> FormatError:
@@ -119,7 +121,7 @@ class _Writer:
             text = f"[PAD{index}]"
             while token is None and text in taken:
                 text += "_"
-            made.append(text if token is None else token)
+            made.append(text if token is None else token.replace(SPACE, " ") if token in self.user_defined else token)
         return made
 
     def types(self, over_bytes: bool) -> list[int]:
@@ -132,6 +134,8 @@ class _Writer:
                 types.append(UNKNOWN)
             elif entry is not None and not self.as_merged(entry, over_bytes):
                 types.append(CONTROL if entry["special"] else USER_DEFINED)
+            elif token in self.user_defined:
+                types.append(USER_DEFINED)
             else:
                 types.append(BYTE if not over_bytes and BYTE_TOKEN.fullmatch(token) else NORMAL)
         return types
@@ -173,6 +177,13 @@ class _Writer:
         assert splitter is not None
         found = split_names(splitter)
         if not found:
+            found = near_names(splitter)
+            if found:
+                self.remarks.append(
+                    f"The tokenizer splits text as {found[0][0]!r} did in training, and llama.cpp comes close: letters "
+                    "with marks of their own, and capitals beyond ASCII inside of a word, get other ids."
+                )
+        if not found:
             patterns = [each.get("pattern") or each.get("type") for each in self.parts.splitters]
             raise self.inexpressible(
                 f"its pre_tokenizer {shown(patterns)} splits text as none of the pre-tokenizers that llama.cpp names",
@@ -210,17 +221,31 @@ class _Writer:
     def spaces(self) -> _Spaces | None:
         """How spaces become SPACE; None where the normalizer and pre-tokenizer do anything else."""
         replaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        doubled = {"type": "Replace", "pattern": {"Regex": rf"\A{SPACE}"}, "content": SPACE * 2}
         prepended = {"type": "Prepend", "prepend": SPACE}
         words = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
         normalizers, splitters = self.parts.normalizers, self.parts.splitters
+        if self.user_defined:
+            splitters = splitters[:-1]
         if normalizers in ([replaced], [prepended, replaced], [replaced, prepended]) and splitters in ([], [words]):
             return _Spaces(prepended in normalizers)
-        if not normalizers and len(splitters) == 1 and splitters[0].get("type") == "Metaspace":
-            scheme = splitters[0].get("prepend_scheme")
-            whole = not splitters[0].get("split", True) or not self.joins_words()
-            if splitters[0].get("replacement") == SPACE and whole:
-                return _Spaces(scheme != "never", scheme == "first")
+        if normalizers in ([], [replaced], [replaced, doubled]) and len(splitters) == 1:
+            step = splitters[0]
+            whole = not step.get("split", True) or not self.joins_words()
+            if step.get("type") == "Metaspace" and step.get("replacement") == SPACE and whole:
+                prefix = step.get("prepend_scheme") != "never"
+                return _Spaces(prefix, step.get("prepend_scheme") == "first", prefix and doubled not in normalizers)
         return None
+
+    def isolated(self) -> frozenset[str]:
+        """The user-defined pieces of a SentencePiece model, which its last pre-tokenizer cuts out."""
+        last = self.parts.splitters[-1] if self.parts.splitters else {}
+        pattern = last.get("pattern", {}).get("Regex")
+        if not self.model.get("ignore_merges") or pattern is None or last.get("behavior") != "Isolated":
+            return frozenset()
+        alternatives = set(re.split(r"(?<!\\)\|", pattern))
+        found = frozenset(token for token in self.ids if re.escape(token) in alternatives)
+        return found if len(found) == len(alternatives) else frozenset()
 
     def joins_words(self) -> bool:
         """Whether a token goes on after a space in it."""
@@ -232,12 +257,22 @@ class _Writer:
         missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in self.ids]
         if missing:
             raise self.inexpressible(f"it has no token '<0x{missing[0]:02X}>'", "a token for each byte")
-        if self.model.get("ignore_merges"):
+        if self.model.get("ignore_merges") and not self.user_defined:
             raise self.inexpressible("ignore_merges is true beside byte_fallback", "false")
         if spaces.first_only:
             self.remarks.append(
                 "The tokenizer puts a space before the beginning of a text alone, and llama.cpp after each special "
                 "token, too: ids of text right behind one differ."
+            )
+        if spaces.once:
+            self.remarks.append(
+                "The tokenizer puts no space before a text that begins with one, and llama.cpp does: ids of such texts "
+                "differ."
+            )
+        if self.user_defined and spaces.prefix:
+            self.remarks.append(
+                f"{len(self.user_defined)} user-defined tokens ({min(self.user_defined)!r} is one) are cut out of a "
+                "text, and llama.cpp puts a space behind each."
             )
         return {
             "model": "llama",
@@ -292,7 +327,7 @@ class _Writer:
                 )
 
     def check_pairs(self, pairs: Mapping[str, int]) -> None:
-        added = {entry["content"] for entry in self.added.values()}
+        added = {entry["content"] for entry in self.added.values()} | self.user_defined
         for token in self.ids:
             ways = sum(token[:cut] in self.ids and token[cut:] in self.ids for cut in range(1, len(token)))
             if ways != pairs.get(token, 0) and token not in added and not BYTE_TOKEN.fullmatch(token):

@@ -10,7 +10,7 @@ import random
 import unicodedata
 from typing import TYPE_CHECKING
 
-from entrenar.io.tokenizer_splits import SPLITS, Split, pre_tokenizer
+from entrenar.io.tokenizer_splits import ORIGINALS, SPLITS, Split, pre_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
@@ -137,3 +137,9 @@ def split_names(splitter: PreTokenizer) -> list[tuple[str, Split]]:
     for name, split in SPLITS.items():
         rows.setdefault(split, name)
     return [(name, split) for split, name in rows.items() if _pieces_of(split) == found]
+
+
+def near_names(splitter: PreTokenizer) -> list[tuple[str, Split]]:
+    """The same of `ORIGINALS`: llama.cpp's split of that name comes close."""
+    found = pieces(splitter)
+    return [(name, SPLITS[name]) for name, split in ORIGINALS.items() if _pieces_of(split) == found]

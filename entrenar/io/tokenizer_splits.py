@@ -131,6 +131,15 @@ _ROWS: tuple[tuple[str, Split], ...] = (
 )
 SPLITS: dict[str, Split] = {name: split for names, split in _ROWS for name in names.split()}
 
+# What the models were trained with where llama.cpp's expressions come close to it: other letters than ASCII's have
+# one case there, and marks are no letters
+_UPPERS, _LOWERS = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASES = (rf"{_HEAD}{_UPPERS}*{_LOWERS}+", rf"{_HEAD}{_UPPERS}+{_LOWERS}*")
+ORIGINALS: dict[str, Split] = {
+    "tekken": Split(("|".join((*_CASES, _DIGIT, _SLASH)),), ignore_merges=True, adds_bos=True),
+    "gpt-4o": _split(*(f"{case}{_CONTRACTIONS}?" for case in _CASES), _NUMBERS, _SLASH),
+}
+
 
 def pre_tokenizer(split: Split) -> Any:
     """The library's pre-tokenizer of a row, over bytes."""

@@ -47,11 +47,14 @@ def special_texts(tokenizer: Tokenizer) -> list[str]:
     return [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()][:40]
 
 
-def compare_with_llama_cpp(tokenizer: Tokenizer, metadata: Mapping[str, Any], folder: Path, count: int) -> None:
+def compare_with_llama_cpp(
+    tokenizer: Tokenizer, metadata: Mapping[str, Any], folder: Path, count: int, without: str = "\r\0"
+) -> None:
     pytest.importorskip("xllamacpp")
     from ..edges.llama_vocabulary import vocabulary
 
-    texts = [text for text in random_texts(count, special_texts(tokenizer)) if has_bytes(tokenizer, text)]
+    texts = random_texts(count, special_texts(tokenizer))
+    texts = [text for text in texts if without not in text and has_bytes(tokenizer, text)]
     assert len(texts) > 0.3 * count
     found = vocabulary(write(folder / "tokenizer.gguf", metadata), texts)
     for text, expected in zip(texts, found["ids"], strict=True):
@@ -157,6 +160,49 @@ def test_what_llama_cpp_does_otherwise_is_said() -> None:
     first = sentencepiece(lambda table: table.update(metaspace("first")))
     assert tokenizer_metadata(first, remarks=remarks)["tokenizer.ggml.add_space_prefix"] is True
     assert "beginning of a text" in remarks[2]
+
+
+CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+CAPITAL = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+SHORT, SHORTS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+REST, SLASH = (
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+LLAMA3 = rf"{SHORTS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{REST}"
+
+
+def level(use_regex: bool) -> Table:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def regex(pattern: str, behavior: str = "Isolated", invert: bool = False) -> Table:
+    step = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert}
+    return {"type": "Sequence", "pretokenizers": [step, level(False)]}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("splitter", "whole", "name"),
+    [
+        (regex(LLAMA3), True, "llama-bpe"),  # Llama 3, SmolLM3
+        (regex(LLAMA3, "Removed", True), False, "dbrx"),  # OLMo 2
+        (regex(LLAMA3.replace("{1,3}", "")), False, "qwen2"),  # Qwen 2 to 3
+        (regex(rf"{CASED}{SHORT}|{CAPITAL}{SHORT}|\p{{N}}{{1,3}}|{SLASH}"), False, "gpt-4o"),  # Phi-4 mini
+        (regex(rf"{CASED}|{CAPITAL}|\p{{N}}|{SLASH}"), True, "tekken"),  # Mistral Nemo, Ministral
+        (level(True), False, "gpt-2"),
+        (
+            {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level(True)]},
+            False,
+            "smollm",  # Granite, SmolLM
+        ),
+    ],
+)
+def test_the_splits_of_the_families_have_names(splitter: Table, whole: bool, name: str) -> None:
+    remarks: list[str] = []
+    metadata = tokenizer_metadata(small(pre_tokenizer=splitter, model={"ignore_merges": whole}), remarks=remarks)
+    assert metadata["tokenizer.ggml.pre"] == name
+    assert bool(remarks) == (name in ("gpt-4o", "tekken"))
 
 
 def metaspace(scheme: str, split: bool = False) -> Table:
