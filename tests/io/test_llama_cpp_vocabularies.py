@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,23 +48,38 @@ VOCABULARIES = {
 }
 
 
-@functools.cache
-def vocabularies() -> Path:
-    """The folder with a .gguf, .gguf.inp and .gguf.out for each vocabulary."""
-    folder = cache_directory() / "llama-cpp-vocabularies"
-    wanted = [f"ggml-vocab-{name}.gguf{suffix}" for name in VOCABULARIES for suffix in ("", ".inp", ".out")]
-    if all((folder / name).is_file() for name in wanted):
-        return folder
+def _fetched(folder: Path, wanted: Callable[[str], bool]) -> None:
+    """Write the members of the distribution's `models` that are `wanted` into `folder`."""
     with tempfile.TemporaryDirectory() as temporary:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python"]
         done = subprocess.run([*command, "-d", temporary, REQUIREMENT], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         (archive,) = Path(temporary).glob("*.tar.gz")
         with tarfile.open(archive) as source, atomic_files(folder) as new:
-            for name in wanted:
-                member = source.extractfile(f"{FOLDER}/{name}")
-                assert member is not None
-                (new / name).write_bytes(member.read())
+            for member in source.getmembers():
+                name = member.name.removeprefix(f"{FOLDER}/")
+                if member.isfile() and name != member.name and wanted(name):
+                    data = source.extractfile(member)
+                    assert data is not None
+                    (new / Path(name).name).write_bytes(data.read())
+
+
+@functools.cache
+def vocabularies() -> Path:
+    """The folder with a .gguf, .gguf.inp and .gguf.out for each vocabulary."""
+    folder = cache_directory() / "llama-cpp-vocabularies"
+    wanted = {f"ggml-vocab-{name}.gguf{suffix}" for name in VOCABULARIES for suffix in ("", ".inp", ".out")}
+    if not all((folder / name).is_file() for name in wanted):
+        _fetched(folder, wanted.__contains__)
+    return folder
+
+
+@functools.cache
+def shipped_templates() -> Path:
+    """The folder with the chat templates of published models, a .jinja each."""
+    folder = cache_directory() / "llama-cpp-templates"
+    if not list(folder.glob("*.jinja")):
+        _fetched(folder, lambda name: name.startswith("templates/") and name.endswith(".jinja"))
     return folder
 
 
