@@ -25,7 +25,7 @@ def dequantized_sentence(names: list[str], stored: str, to: str) -> str:
     return (
         f"{some} of type {stored} ({gathered(names)}), which no kernel reads, "
         f"{'is' if len(names) == 1 else 'are'} dequantized to {to}{'' if to == 'float32' else ' and rounded'}, in more "
-        "memory than the file has for it."
+        "memory than in the file."
     )
 
 

@@ -160,10 +160,10 @@ FOUND_BY_USE = [
         ),
     ),
     Fault(
-        "A directory that bitsandbytes or GPTQ quantized.",
+        "A directory that GPTQ quantized, or bitsandbytes to int8 or fp4.",
         "Refused: it is quantized, and by what.",
         (
-            "safetensors directory: quantization_config of bitsandbytes, nf4",
+            "safetensors directory: quantization_config of bitsandbytes, int8",
             "safetensors directory: bitsandbytes 4-bit tensors",
             "safetensors directory: quantization_config of gptq",
             "safetensors directory: GPTQ tensors",

@@ -80,3 +80,19 @@ def test_weights_that_are_no_numbers_are_named_with_their_type(weight_type: str,
             LLaMAModel.from_pretrained(tmp_path / "m.gguf", dtype="auto")
     with pytest.raises(FormatError, match=rf"{at} cannot become nf4: .*(nan|inf)"):
         LLaMAModel.from_pretrained(tmp_path / "m.gguf", quantize="nf4")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("type_name", ["IQ1_S", "IQ2_XXS", "IQ3_XXS", "TQ1_0", "TQ2_0", "MXFP4"])
+def test_a_type_that_no_kernel_reads_is_said_with_its_tensors(type_name: str, tmp_path: Path) -> None:
+    with np.errstate(all="ignore"):
+        write_gguf(tmp_path / "m.gguf", CONFIG, random_arrays(CONFIG), type_name)
+    model = LLaMAModel.from_pretrained(tmp_path / "m.gguf", quantize="auto")
+    linears, others = model.remarks
+    assert linears.startswith(f"7 matrices of type {type_name} (blk.*.attn_q.weight, blk.*.attn_k.weight, ")
+    assert "are requantized to NF4" in linears
+    said = (
+        f"2 tensors of type {type_name} (token_embd.weight and output.weight), which no kernel reads, are dequantized "
+    )
+    assert others == said + "to float32, in more memory than in the file."
+    assert {weight.dtype for _, weight in model.named_parameters()} == {"nf4", "float32"}
