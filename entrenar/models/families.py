@@ -56,6 +56,7 @@ class Family:
     # ------ config.json, as transformers reads it
     defaults: Mapping[str, Any]  # what a key that is left out means, where that is not LLaMAConfig's default
     never_null: tuple[str, ...] = ()
+    floats: tuple[str, ...] = ()  # keys that transformers takes as a float or null alone
     written: Mapping[str, Any] = field(default_factory=dict)  # keys of a saved config.json beside LLaMAConfig's fields
     heads_divide_hidden: bool = False  # hidden_size must be a multiple of num_attention_heads, even beside a head_dim
     undivided: str = ""  # the family with the same mathematics that takes any hidden_size
@@ -118,6 +119,7 @@ _GEMMA_ROW: dict[str, Any] = {
     "heads_divide_hidden": True,
     "default_window": 4096,
     "never_null": ("num_key_value_heads", "head_dim", "query_pre_attn_scalar", "sliding_window"),
+    "floats": ("attn_logit_softcapping", "final_logit_softcapping"),
     "activation_key": "hidden_activation",
     "activation": "gelu_pytorch_tanh",
     "refused": {"use_bidirectional_attention": "with which tokens see those that follow them"},
@@ -184,6 +186,7 @@ _ROWS = (
             "head_dim": 128,
             "pad_token_id": 11,
         },
+        never_null=("head_dim",),
         rope_types=("yarn",),
         rope_keys=("llama_4_scaling_beta", "max_position_embeddings"),
         own=("sliding_window", "llama_4_scaling_beta"),
@@ -270,6 +273,7 @@ _ROWS = (
         title="OLMo 2",
         defaults=_COMMON
         | {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "pad_token_id": 1, "eos_token_id": 50279},
+        never_null=("head_dim",),
         written={"attention_bias": False},
         normed_projections=True,
         attention_norms=(None, "post_attention_layernorm"),

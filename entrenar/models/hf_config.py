@@ -87,6 +87,12 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
     for name in family.never_null:
         if name in values and values[name] is None:
             raise ConfigError(f"{where}: {name} is null, expected an integer; transformers refuses it too.")
+    for name in family.floats:
+        if table.get(name) is not None and not isinstance(table[name], float):
+            raise ConfigError(
+                f"{where}: {name} is {shown(table[name])}, expected a number with a decimal point, or null; "
+                "transformers refuses it too."
+            )
     _check_divides(values, family, where)
     values |= window_values(table, family, values, where)
     if family.local_rope:

@@ -127,7 +127,7 @@ def _of(key: str) -> Iterator[Variation]:
         for value in TYPES:
             yield _variation(f"{key} = {value!r}", {key: value}, [key, value])
     elif key == "general.architecture":
-        for value, named in (("clip", key), ("qwen2", "qwen2.block_count"), ("mistral3", key), (3, key)):
+        for value, named in (("clip", key), ("qwen2", "qwen2.block_count"), ("mistral4", key), (3, key)):
             yield _variation(f"{key} = {value!r}", {key: value}, [named])
     elif key in UNUSED | DESCRIPTIVE or key.startswith("general."):
         value = PLAIN_VALUES.get(key, 3)
