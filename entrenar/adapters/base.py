@@ -203,7 +203,7 @@ class AdapterConfig(ABC):
         model.freeze()
         config = self.resolved(model)
         config.install(model, seed)
-        model.adapter_config = config
+        model.adapter_config, model.originals = config, None  # what adapters begin with is chosen
 
 
 def copied(names: list[str] | str) -> list[str] | str:

@@ -66,4 +66,3 @@ class QLoRAConfig(LoRAConfig):
             unquantized = quantize_linears(model, self.quantize, self.double_quantization)
             model.unquantized = {**model.unquantized, **unquantized}
         self.lora.apply(model, seed)
-        model.originals = None  # what adapters begin with is chosen
