@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -179,21 +181,41 @@ def save_safetensors(
         temporary.chmod(mode)  # the library's file is its owner's alone
 
 
+@dataclass(frozen=True)
+class DeferredArray:
+    """An array of known shape and dtype that is made when it is written, and not held."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    load: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+Arrays = Mapping[str, np.ndarray | DeferredArray]
+
+
 def save_sharded(
-    directory: str | Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int = 5 * 10**9
+    directory: str | Path,
+    tensors: Iterable[tuple[str, np.ndarray | DeferredArray]],
+    max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Write a model's tensors as they come: one file, or shards of at most `max_shard_bytes` with an index.
 
-    At most one shard is held in memory. `directory` exists; use atomic_files around this for the whole.
+    At most one shard is held in memory, of deferred arrays one at a time. `directory` exists; use atomic_files around
+    this for the whole.
     """
     directory = Path(directory)
     shards: list[list[str]] = []
-    held: dict[str, np.ndarray] = {}
+    held: dict[str, np.ndarray | DeferredArray] = {}
     held_bytes = total = 0
 
     def flush() -> None:
         nonlocal held_bytes
-        save_safetensors(directory / f"shard-{len(shards)}.safetensors", held, {"format": "pt"})
+        _write_shard(directory / f"shard-{len(shards)}.safetensors", held)
         shards.append(list(held))
         held.clear()
         held_bytes = 0
@@ -216,3 +238,27 @@ def save_sharded(
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
     with atomic_file(directory / INDEX_FILE) as temporary:
         temporary.write_text(text + "\n")
+
+
+def _write_shard(path: Path, arrays: Arrays) -> None:
+    """One file, its tensors in the order of `arrays`; each is made when it is its turn."""
+    import ml_dtypes
+
+    names = {type_: name for name, type_ in NUMPY_TYPES.items()} | {np.dtype(ml_dtypes.bfloat16): "BF16"}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the data are aligned
+    with atomic_file(path) as part, part.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, array in arrays.items():
+            made = array.load() if isinstance(array, DeferredArray) else array
+            if (made.shape, made.dtype) != (array.shape, array.dtype):
+                raise FormatError(
+                    f"{path}: the tensor {name} came as {made.dtype} of shape {made.shape}, expected {array.dtype} of "
+                    f"shape {array.shape}."
+                )
+            file.write(np.ascontiguousarray(made).reshape(-1).view(np.uint8).data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,14 @@ import numpy as np
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.errors import ConfigError
 from entrenar.io.atomic import atomic_files
-from entrenar.io.safetensors import save_sharded, weight_files
+from entrenar.io.safetensors import DeferredArray, save_sharded, weight_files
 from entrenar.io.tokenizer import OVERRIDING, Tokenizer
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.generation import GENERATION_FILE, METADATA, SETTINGS
 from entrenar.models.hf_config import WRITTEN
 from entrenar.models.merged import PlainWeight, merge_sentences, plain_weights
 from entrenar.models.origin import Origin
-from entrenar.models.rounded import rounded
+from entrenar.models.rounded import numpy_type, rounded
 
 if TYPE_CHECKING:
     from entrenar.models.api import LLaMAModel
@@ -115,13 +116,15 @@ def _save_tokenizer(folder: Path, origin: Origin | None, tokenizer: Tokenizer | 
         tokenizer.save(folder)
 
 
-def _arrays(weights: Iterable[PlainWeight], dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    for plain in weights:
-        weight = plain.load()
-        array = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.numpy()
-        same = str(array.dtype) == dtype
-        yield plain.name, array if same else _converted(plain.name, array.astype(np.float32, copy=False), dtype)
+def _arrays(weights: Iterable[PlainWeight], dtype: str) -> Iterator[tuple[str, DeferredArray]]:
+    for weight in weights:
+        yield weight.name, DeferredArray(weight.shape, numpy_type(dtype), partial(_array, weight, dtype))
 
 
-def _converted(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    return array if dtype == "float32" else rounded(name, array, dtype)
+def _array(plain: PlainWeight, dtype: str) -> np.ndarray:
+    weight = plain.load()
+    array = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight.numpy()
+    if array.dtype == numpy_type(dtype):
+        return array
+    array = array.astype(np.float32, copy=False)
+    return array if dtype == "float32" else rounded(plain.name, array, dtype)

@@ -15,7 +15,7 @@ def rounded(name: str, rows: np.ndarray, dtype: str, start: int = 0) -> np.ndarr
     Rounded to the nearest, ties to even. FormatError where a finite value becomes infinite.
     """
     with np.errstate(over="ignore"):
-        half = rows.astype(_numpy_type(dtype))
+        half = rows.astype(numpy_type(dtype))
     lost = np.isinf(half.astype(np.float32)) & np.isfinite(rows)
     if lost.any():
         place = np.argwhere(lost)[0]
@@ -27,7 +27,8 @@ def rounded(name: str, rows: np.ndarray, dtype: str, start: int = 0) -> np.ndarr
     return half
 
 
-def _numpy_type(dtype: str) -> np.dtype[Any]:
+def numpy_type(dtype: str) -> np.dtype[Any]:
+    """NumPy's type for "float32", "float16" or "bfloat16"."""
     import ml_dtypes
 
-    return np.dtype(np.float16 if dtype == "float16" else ml_dtypes.bfloat16)
+    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

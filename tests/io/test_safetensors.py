@@ -21,6 +21,7 @@ from entrenar.io import safetensors
 from entrenar.io.safetensors import (
     INDEX_FILE,
     SINGLE_FILE,
+    DeferredArray,
     open_safetensors,
     open_safetensors_directory,
     save_safetensors,
@@ -225,6 +226,45 @@ def test_writing_shards_holds_one_shard(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("model-*-of-00012.safetensors"))) == 12
 
 
+@pytest.mark.memory
+def test_deferred_arrays_are_held_one_at_a_time(tmp_path: Path) -> None:
+    size = 1 << 20
+    tensors = [
+        (f"layer.{i}", DeferredArray((size // 4,), np.dtype(np.float32), lambda i=i: np.full(size // 4, i, np.float32)))
+        for i in range(24)
+    ]
+    save_sharded(tmp_path / ".", [("first", np.zeros(1, np.float32))])  # imports
+    tracemalloc.start()
+    try:
+        save_sharded(tmp_path, tensors)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * size
+    held = load_file(tmp_path / SINGLE_FILE)
+    assert set(held) == {name for name, _ in tensors}
+    assert all((held[name] == int(name.split(".")[1])).all() for name in held)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_type_is_written_to_shards(kind: str, tmp_path: Path) -> None:
+    arrays = {"a": values(kind), "empty": values(kind, (0, 3)), "scalar": values(kind, ()), "ü": values(kind, (3,))}
+    save_sharded(tmp_path, arrays.items())
+    held = load_file(tmp_path / SINGLE_FILE)
+    for name, array in arrays.items():
+        assert held[name].dtype == array.dtype and held[name].shape == array.shape
+        assert held[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.chaos
+def test_a_deferred_array_of_another_shape_is_refused(tmp_path: Path) -> None:
+    wrong = DeferredArray((3,), np.dtype(np.float32), lambda: np.zeros(4, np.float32))
+    with pytest.raises(FormatError, match=r"the tensor a came as float32 of shape \(4,\), expected float32 of shape"):
+        save_sharded(tmp_path, [("a", wrong)])
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------------- bad input
 @pytest.mark.chaos
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
@@ -375,7 +415,7 @@ def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.chaos
 def test_an_interrupted_sharded_save_leaves_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = safetensors.save_safetensors, []
+    real, calls = safetensors._write_shard, []
 
     def second_fails(path: Path, *arguments: Any) -> None:
         calls.append(path)
@@ -383,7 +423,7 @@ def test_an_interrupted_sharded_save_leaves_no_index(tmp_path: Path, monkeypatch
             raise OSError("disk full")
         real(path, *arguments)
 
-    monkeypatch.setattr(safetensors, "save_safetensors", second_fails)
+    monkeypatch.setattr(safetensors, "_write_shard", second_fails)
     with pytest.raises(OSError, match="disk full"):
         save_sharded(tmp_path, {f"layer.{i}": values("F32") for i in range(3)}.items(), 1)
     with pytest.raises(FormatError, match="has neither"):
