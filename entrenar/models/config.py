@@ -14,7 +14,16 @@ from entrenar.config import SECTIONS, check_dataclass, from_table, load_toml, ne
 from entrenar.errors import ConfigError
 from entrenar.io.json_file import read_json_object
 from entrenar.models.decoder import linear_shapes, weight_shapes
-from entrenar.models.families import FAMILIES, FULL, LAYER_TYPES, OWN, SLIDING, Family, default_layer_types
+from entrenar.models.families import (
+    FAMILIES,
+    FULL,
+    LAYER_TYPES,
+    OWN,
+    SLIDING,
+    Family,
+    default_layer_types,
+    default_no_rope_layers,
+)
 from entrenar.models.gguf_keys import config_values
 from entrenar.models.hf_config import in_terms_of_hf, table_of, values_of
 from entrenar.models.rotary import (
@@ -65,6 +74,17 @@ class LLaMAConfig:
     query_pre_attn_scalar: int | None = option(
         None, help="attention scores are divided by its root; unset is head_dim", minimum=1
     )
+    embedding_multiplier: float | None = option(None, help="what embeddings are multiplied by", above=0)
+    residual_multiplier: float | None = option(
+        None, help="what is added to the residual stream is multiplied by", above=0
+    )
+    attention_multiplier: float | None = option(
+        None, help="what attention scores are multiplied by; unset is 1 / sqrt(head_dim)", above=0
+    )
+    logits_scaling: float | None = option(None, help="what logits are divided by", above=0)
+    no_rope_layers: list[int] | None = option(
+        None, help="for each layer 1, or 0 where it has no rotary embedding; unset is 0 in every fourth"
+    )
     attn_logit_softcapping: float | None = option(None, help="bound of attention scores, c tanh(score / c)", above=0)
     final_logit_softcapping: float | None = option(None, help="bound of logits, c tanh(logit / c)", above=0)
     llama_4_scaling_beta: float | None = option(
@@ -114,7 +134,10 @@ class LLaMAConfig:
             self.rope_local_base_freq = self.rope_theta
         if "query_pre_attn_scalar" in family.own and self.query_pre_attn_scalar is None:
             self.query_pre_attn_scalar = self.head_size
+        if "attention_multiplier" in family.own:
+            self._fill_multipliers()
         self._check_layer_types(family)
+        self._check_no_rope_layers(family)
         self._check_rope_factors()
         if self.rope_scaling is not None:
             self.rope_scaling = checked_scaling(self.rope_scaling, self.rotated, self.rope_theta)
@@ -134,6 +157,14 @@ class LLaMAConfig:
                 raise ConfigError(
                     f"model.{name} is {shown(getattr(self, name))}, which a {family.title} has not; leave it out."
                 )
+
+    def _fill_multipliers(self) -> None:
+        """Those that are unset: as good as none."""
+        neutral = {"attention_multiplier": self.head_size**-0.5}
+        neutral |= dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0)
+        for name, value in neutral.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     def _check_layer_types(self, family: Family) -> None:
         if "layer_types" not in family.own:
@@ -155,6 +186,19 @@ class LLaMAConfig:
                 f"model.sliding_window is unset, and layer_types has {SLIDING!r}; expected the number of keys that "
                 "such a layer sees."
             )
+
+    def _check_no_rope_layers(self, family: Family) -> None:
+        """One for each layer; transformers takes a longer list too."""
+        if "no_rope_layers" not in family.own:
+            return
+        layers = self.num_hidden_layers
+        if self.no_rope_layers is None:
+            self.no_rope_layers = default_no_rope_layers(layers)
+        if len(self.no_rope_layers) < layers or set(self.no_rope_layers) - {0, 1}:
+            raise ConfigError(
+                f"model.no_rope_layers is {shown(self.no_rope_layers)}, expected 0 or 1 for each of {layers} layers."
+            )
+        self.no_rope_layers = self.no_rope_layers[:layers]
 
     def _check_angles(self) -> None:
         """Rotary angles are finite at every position: numbers near the ends of float64 make infinities and NaN."""
@@ -254,6 +298,10 @@ class LLaMAConfig:
         assert self.head_dim is not None
         return self.head_dim
 
+    def rotates(self, layer: int) -> bool:
+        """Whether q and k of the layer are rotated."""
+        return self.no_rope_layers is None or self.no_rope_layers[layer] != 0
+
     def is_sliding(self, layer: int) -> bool:
         """Whether the layer is one of those with a window, and with a rotation of their own where there is one."""
         types = self.layer_types
@@ -267,6 +315,8 @@ class LLaMAConfig:
     @property
     def attention_scale(self) -> float | None:
         """What attention scores are multiplied with; None is 1 / sqrt(head_dim)."""
+        if self.attention_multiplier is not None:
+            return self.attention_multiplier
         scalar = self.query_pre_attn_scalar
         return None if scalar is None or scalar == self.head_size else scalar**-0.5
 

@@ -96,6 +96,12 @@ def _linear(config: LLaMAConfig, name: str, shape: tuple[int, int], weights: Wei
     return Linear(weight, cast(Tensor, weights(f"{name}.bias", shape[:1])) if biased else None)
 
 
+def _split(x: Tensor, *sizes: int) -> list[Tensor]:
+    """The parts of the last axis, of these sizes."""
+    ends = np.cumsum(sizes).tolist()
+    return [x[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
 def _norm(config: LLaMAConfig, name: str, size: int, weights: WeightProvider) -> RMSNorm:
     """The norm of this name over `size` values; norms are never quantized."""
     weight = cast(Tensor, weights(f"{name}.weight", (size,)))
@@ -108,9 +114,14 @@ class Attention(PrefixedAttention):
     def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider, layer: int) -> None:
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.kv_heads, config.head_size
         hidden, q_size, kv_size = config.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q_proj = _linear(config, f"{prefix}.q_proj", (q_size, hidden), weights)
-        self.k_proj = _linear(config, f"{prefix}.k_proj", (kv_size, hidden), weights)
-        self.v_proj = _linear(config, f"{prefix}.v_proj", (kv_size, hidden), weights)
+        self.rotates, self.q_size, self.kv_size = config.rotates(layer), q_size, kv_size
+        self.qkv_proj: Linear | None = None
+        if FAMILIES[config.family].fused:
+            self.qkv_proj = _linear(config, f"{prefix}.qkv_proj", (q_size + 2 * kv_size, hidden), weights)
+        else:
+            self.q_proj = _linear(config, f"{prefix}.q_proj", (q_size, hidden), weights)
+            self.k_proj = _linear(config, f"{prefix}.k_proj", (kv_size, hidden), weights)
+            self.v_proj = _linear(config, f"{prefix}.v_proj", (kv_size, hidden), weights)
         self.o_proj = _linear(config, f"{prefix}.o_proj", (hidden, q_size), weights)
         self.q_norm = self.k_norm = None
         self.normed_heads = FAMILIES[config.family].normed_heads
@@ -129,14 +140,15 @@ class Attention(PrefixedAttention):
         self, x: Tensor, rotary: RotaryEmbedding, cu_seqlens: np.ndarray | None, cache: LayerCache | None
     ) -> Tensor:
         batch, length, _ = x.shape
-        q, k, v = grouped(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = self._projections(x)
         if not self.normed_heads:
             q, k = self._normed(q, k)
         q = q.reshape(batch, length, self.heads, self.head_dim)
         k = k.reshape(batch, length, self.kv_heads, self.head_dim)
         if self.normed_heads:
             q, k = self._normed(q, k)
-        q, k = rotary.queries(q), rotary(k)
+        if self.rotates:
+            q, k = rotary.queries(q), rotary(k)
         v = v.reshape(batch, length, self.kv_heads, self.head_dim)
         if cache is None and self.prefix is not None:
             k, v, ends = self.prefix.prepend(k, v, cu_seqlens)
@@ -147,6 +159,11 @@ class Attention(PrefixedAttention):
         else:
             out = cached_attention(q, *cache.append(k, v), **self.options)
         return self.o_proj(out.reshape(batch, length, self.heads * self.head_dim))
+
+    def _projections(self, x: Tensor) -> list[Tensor]:
+        if self.qkv_proj is None:
+            return grouped(x, self.q_proj, self.k_proj, self.v_proj)
+        return _split(self.qkv_proj(x), self.q_size, self.kv_size, self.kv_size)
 
     def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return (q, k) if self.q_norm is None or self.k_norm is None else (self.q_norm(q), self.k_norm(k))
@@ -167,21 +184,32 @@ class MLP(Module):
 
     def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = _linear(config, f"{prefix}.gate_proj", (inner, hidden), weights)
-        self.up_proj = _linear(config, f"{prefix}.up_proj", (inner, hidden), weights)
+        self.inner, self.gate_up_proj = inner, cast("Linear | None", None)
+        if FAMILIES[config.family].fused:
+            self.gate_up_proj = _linear(config, f"{prefix}.gate_up_proj", (2 * inner, hidden), weights)
+        else:
+            self.gate_proj = _linear(config, f"{prefix}.gate_proj", (inner, hidden), weights)
+            self.up_proj = _linear(config, f"{prefix}.up_proj", (inner, hidden), weights)
         self.down_proj = _linear(config, f"{prefix}.down_proj", (hidden, inner), weights)
         self.activation = ACTIVATIONS[FAMILIES[config.family].activation]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.activation(*grouped(x, self.gate_proj, self.up_proj)))
+        if self.gate_up_proj is None:
+            gate, up = grouped(x, self.gate_proj, self.up_proj)
+        else:
+            gate, up = _split(self.gate_up_proj(x), self.inner, self.inner)
+        return self.down_proj(self.activation(gate, up))
 
     def saved_floats(self) -> int:
         """Floats a token that forward saves for backward: gate and up; their product is computed again."""
-        return self.gate_proj.out_features + self.up_proj.out_features
+        return 2 * self.inner
 
     def backward_floats(self) -> int:
-        """Floats a token at the widest moment of backward: the gradients of the product, of gate and of up."""
-        return self.down_proj.in_features + self.gate_proj.out_features + self.up_proj.out_features
+        """Floats a token at the widest moment of backward: the gradients of the product, of gate and of up.
+
+        Where gate and up are one linear, its gradient gathers both.
+        """
+        return (3 if self.gate_up_proj is None else 5) * self.inner
 
 
 class DecoderLayer(Module):
@@ -190,7 +218,8 @@ class DecoderLayer(Module):
     def __init__(self, config: LLaMAConfig, prefix: str, weights: WeightProvider, layer: int) -> None:
         family = FAMILIES[config.family]
         self.attention_norms, self.mlp_norms = family.attention_norms, family.mlp_norms
-        self.is_sliding = config.is_sliding(layer)
+        self.is_sliding, self.width = config.is_sliding(layer), config.hidden_size
+        self.residual_multiplier = config.residual_multiplier
 
         def add_norm(name: str | None) -> None:
             if name is not None:
@@ -211,9 +240,12 @@ class DecoderLayer(Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         before, after = self.attention_norms
-        x = x + self._normed(after, self.self_attn(self._normed(before, x), rotary, cu_seqlens, cache))
+        x = x + self._scaled(self._normed(after, self.self_attn(self._normed(before, x), rotary, cu_seqlens, cache)))
         before, after = self.mlp_norms
-        return x + self._normed(after, self.mlp(self._normed(before, x)))
+        return x + self._scaled(self._normed(after, self.mlp(self._normed(before, x))))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.residual_multiplier is None else x * self.residual_multiplier
 
     def _normed(self, name: str | None, x: Tensor) -> Tensor:
         return x if name is None else getattr(self, name)(x)
@@ -225,8 +257,7 @@ class DecoderLayer(Module):
         """
         names = (*self.attention_norms, *self.mlp_norms)
         norms = [getattr(self, name).saved_floats() for name in names if name is not None]
-        inputs = self.self_attn.q_proj.in_features * (self.attention_norms[0] is None)
-        inputs += self.mlp.gate_proj.in_features * (self.mlp_norms[0] is None)
+        inputs = self.width * [self.attention_norms[0], self.mlp_norms[0]].count(None)
         return sum(norms) + inputs + self.self_attn.saved_floats() + self.mlp.saved_floats()
 
 
@@ -235,7 +266,7 @@ class Backbone(Module):
 
     def __init__(self, config: LLaMAConfig, weights: WeightProvider) -> None:
         table = weights("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-        scale = config.hidden_size**0.5 if FAMILIES[config.family].scaled_embedding else None
+        scale = config.hidden_size**0.5 if FAMILIES[config.family].scaled_embedding else config.embedding_multiplier
         self.embed_tokens = Embedding(table, config.padding, scale)
         layers = range(config.num_hidden_layers)
         self.layers = [DecoderLayer(config, f"model.layers.{i}", weights, i) for i in layers]
@@ -290,7 +321,7 @@ class Decoder(CausalLM):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab) of final hidden states (..., hidden)."""
-        logits, cap = linear(hidden, self.head_weight), self.config.final_logit_softcapping
+        logits, cap = linear(self._divided(hidden), self.head_weight), self.config.final_logit_softcapping
         return logits if cap is None else softcap(logits, cap)
 
     def loss(
@@ -313,13 +344,17 @@ class Decoder(CausalLM):
         if targets.shape != hidden.shape[:2]:
             raise ShapeError(f"loss: targets have shape {targets.shape}, expected {hidden.shape[:2]} as the tokens.")
         return linear_cross_entropy(
-            hidden,
+            self._divided(hidden),
             self.head_weight,
             targets,
             reduction=reduction,
             divisor=divisor,
             softcap=self.config.final_logit_softcapping,
         )
+
+    def _divided(self, hidden: Tensor) -> Tensor:
+        """What the head multiplies: logits_scaling divides the hidden states, and with them the logits."""
+        return hidden if self.config.logits_scaling is None else hidden * (1 / self.config.logits_scaling)
 
     def untie_head(self) -> None:
         """Give the head a weight of its own: it is the embedding's until one of both is replaced."""

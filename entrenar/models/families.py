@@ -82,6 +82,7 @@ class Family:
     activation: str = "silu"  # of the gated MLP, as config.json names it
     scaled_embedding: bool = False  # times sqrt(hidden_size)
     own: tuple[str, ...] = ()  # fields of LLaMAConfig that most families have not
+    fused: bool = False  # q, k and v are one linear, gate and up another
     full_every: int = 0  # where layer_types is left out, every such layer is without a window; 0: none is
     parts: Mapping[str, Part] = field(default_factory=dict)  # modules that are not as in PARTS
     # ------ GGUF
@@ -91,6 +92,8 @@ class Family:
     gguf_windows: bool = False  # llama.cpp has windows for this architecture
     gguf_yarn: bool = False  # llama.cpp reads the numbers of yarn scaling beside its factor
     gguf_head: str = "optional"  # whether a file has output.weight: "optional", "never" or "always"
+    gguf_fixed: Mapping[str, Any] = field(default_factory=dict)  # keys that a file may have with this value alone
+    gguf_square: bool = False  # llama.cpp takes heads for parts of hidden_size, whatever their size is said to be
     gguf_defaults: Mapping[str, Any] = field(default_factory=dict)  # fields whose keys a file may leave out
     gguf_large: int = 0  # with so many layers scores are scaled by hidden_size / num_attention_heads, not by head_dim
     long_factors: bool = False  # a file may hold rope_factors_short and rope_factors_long, those of longrope scaling
@@ -286,6 +289,80 @@ _ROWS = (
         },
         gguf_head="always",
     ),
+    Family(
+        model_type="smollm3",
+        model_class="SmolLM3ForCausalLM",
+        architecture="smollm3",
+        title="SmolLM3",
+        defaults=_COMMON
+        | {
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 4,
+            "rope_theta": 2e6,
+            "tie_word_embeddings": True,
+            "pad_token_id": 128004,
+            "bos_token_id": 128000,
+            "eos_token_id": 128001,
+        },
+        written={"attention_bias": False, "mlp_bias": False, "use_sliding_window": False},
+        window_switch=True,
+        own=("no_rope_layers",),
+        interleaved=("q_proj", "k_proj"),
+    ),
+    Family(
+        model_type="phi3",
+        model_class="Phi3ForCausalLM",
+        architecture="phi3",
+        title="Phi-3",
+        defaults=_COMMON
+        | {
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096,
+            "pad_token_id": 32000,
+            "bos_token_id": 1,
+            "eos_token_id": 32000,
+        },
+        rope_types=("default", "longrope"),
+        rope_aliases={"su": "longrope", "yarn": "longrope"},
+        original_context=4096,
+        own=("sliding_window", "partial_rotary_factor"),
+        fused=True,
+        parts={
+            "qkv_proj": Part("attn_qkv", "queries, keys and values", "hidden"),
+            "gate_up_proj": Part("ffn_up", "gate and up", "hidden"),
+        },
+        long_factors=True,
+        gguf_square=True,
+    ),
+    Family(
+        model_type="granite",
+        model_class="GraniteForCausalLM",
+        architecture="granite",
+        title="Granite",
+        defaults=_COMMON
+        | {
+            "max_position_embeddings": 2048,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "embedding_multiplier": 1.0,
+            "residual_multiplier": 1.0,
+            "attention_multiplier": 1.0,
+            "logits_scaling": 1.0,
+        },
+        never_null=("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
+        written={"attention_bias": False, "mlp_bias": False},
+        own=("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
+        interleaved=("q_proj", "k_proj"),
+        rope_factors=True,
+        long_factors=True,
+        gguf_keys={
+            "embedding_scale": "embedding_multiplier",
+            "residual_scale": "residual_multiplier",
+            "attention.scale": "attention_multiplier",
+            "logit_scale": "logits_scaling",
+        },
+        gguf_fixed={"rope.scaling.finetuned": True},
+    ),
 )
 OWN = frozenset(name for row in _ROWS for name in row.own)  # fields of LLaMAConfig that only some families have
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
@@ -304,6 +381,11 @@ def default_layer_types(family: Family, layers: int, full_every: int | None = No
     """The layers with a window, and those without, where nothing says which they are."""
     every = family.full_every if full_every is None else full_every
     return [FULL if every and (layer + 1) % every == 0 else SLIDING for layer in range(layers)]
+
+
+def default_no_rope_layers(layers: int, interval: int = 4) -> list[int]:
+    """1 for a layer with a rotary embedding, 0 for each `interval`-th without."""
+    return [int((layer + 1) % interval != 0) for layer in range(layers)]
 
 
 def part_of(family: Family, name: str) -> Part:

@@ -184,6 +184,12 @@ def _check_supported(data: Metadata) -> None:
             raise ConfigError(
                 f"{data.name(key)} is {shown(data.own[key])}, expected none or 0; {what} are not supported."
             )
+    for key, value in data.family.gguf_fixed.items():
+        if data.own.get(key, value) != value:
+            raise ConfigError(
+                f"{data.name(key)} is {shown(data.own[key])}, with which llama.cpp computes something else; expected "
+                f"{shown(value)}, or none."
+            )
     if data.own.get(CAUSAL, True) is not True:
         raise ConfigError(
             f"{data.name(CAUSAL)} is {shown(data.own[CAUSAL])}, expected true; only causal attention is supported."

@@ -10,7 +10,7 @@ import numpy as np
 from entrenar.config import shown
 from entrenar.errors import ConfigError
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.families import FAMILIES, SLIDING, default_layer_types
+from entrenar.models.families import FAMILIES, SLIDING, default_layer_types, default_no_rope_layers
 from entrenar.models.gguf_keys import (
     ATTENTION_FACTOR,
     CONTEXT,
@@ -71,7 +71,7 @@ def architecture_metadata(config: LLaMAConfig) -> dict[str, Any]:
     for key, field in family.gguf_keys.items():
         value = getattr(config, field)
         if value is not None:
-            values[key] = value
+            values[key] = float(value) if "float" in str(config.__dataclass_fields__[field].type) else value
     types = config.layer_types or []
     if family.gguf_windows and SLIDING not in types and "sliding_window" not in family.gguf_defaults:
         del values[WINDOW]
@@ -95,7 +95,9 @@ def check_gguf(config: LLaMAConfig) -> None:
         wanted["query_pre_attn_scalar"] = query_scalar(family, fields)
     if family.gguf_head == "never":
         wanted["tie_word_embeddings"] = True
-    if family.gguf_head == "always":
+    if "no_rope_layers" in family.own:
+        wanted["no_rope_layers"] = default_no_rope_layers(config.num_hidden_layers)
+    if family.gguf_head == "always" or family.gguf_square:
         wanted["head_dim"] = config.hidden_size / config.num_attention_heads
     for name, value in wanted.items():
         if (fields[name] is None) if value == "a number" else (fields[name] != value):

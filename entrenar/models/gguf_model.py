@@ -133,10 +133,13 @@ def _shape_keys(name: str, axes: int, family: Family) -> str:
         "queries": f"{architecture}.{HEADS} x {architecture}.{KEY_LENGTH}",
         "keys": f"{architecture}.{KEY_HEADS} x {architecture}.{KEY_LENGTH}",
         "head": f"{architecture}.{KEY_LENGTH}",
+        "queries, keys and values": f"({architecture}.{HEADS} + 2 x {architecture}.{KEY_HEADS}) x "
+        f"{architecture}.{KEY_LENGTH}",
+        "gate and up": f"2 x {architecture}.{FEED_FORWARD}",
     }
     if name in (ROPE_FACTORS, *LONG_FACTORS.values()):
         return f"half of {words['head']}"
-    part = next(part for part in {**PARTS, **family.parts}.values() if part.gguf == name.split(".")[-2])
+    part = next(part for part in {**family.parts, **PARTS, **family.parts}.values() if part.gguf == name.split(".")[-2])
     return " and ".join(words[size] for size in part.sizes(axes))
 
 

@@ -11,7 +11,17 @@ from typing import Any
 
 from entrenar.config import nearest, shown
 from entrenar.errors import ConfigError
-from entrenar.models.families import FAMILIES, FULL, OWN, REQUIRED, SLIDING, Family, one_of, part_of
+from entrenar.models.families import (
+    FAMILIES,
+    FULL,
+    OWN,
+    REQUIRED,
+    SLIDING,
+    Family,
+    default_no_rope_layers,
+    one_of,
+    part_of,
+)
 from entrenar.models.generation import SETTINGS, words
 from entrenar.models.hf_layers import PATTERN, local_rope, window_values
 from entrenar.models.rotary import LISTS, ORIGINAL, SCALING_TYPES, ScalingType, is_positive
@@ -48,6 +58,7 @@ MULTIMODAL = {
     "gemma3": "gemma3_text",
     "mistral3": "ministral3",
 }  # and the model_type of the language model that is a part of it
+INTERVAL = "no_rope_layer_interval"
 SIZES = {  # the keys that give each size of `families.PARTS`
     "vocabulary": "vocab_size",
     "hidden": "hidden_size",
@@ -55,6 +66,8 @@ SIZES = {  # the keys that give each size of `families.PARTS`
     "queries": "num_attention_heads x head_dim",
     "keys": "num_key_value_heads x head_dim",
     "head": "head_dim",
+    "queries, keys and values": "(num_attention_heads + 2 x num_key_value_heads) x head_dim",
+    "gate and up": "2 x intermediate_size",
 }
 QUANTIZED_KEYS = {"quantization_config": "", "compression_config": "compressed-tensors", "quantization": "MLX"}
 
@@ -94,6 +107,8 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
                 "transformers refuses it too."
             )
     _check_divides(values, family, where)
+    if "no_rope_layers" in family.own and values.get("no_rope_layers") is None:
+        values["no_rope_layers"] = _no_rope_layers(table, where)
     values |= window_values(table, family, values, where)
     if family.local_rope:
         table, values["rope_local_base_freq"] = local_rope(table, family.defaults, where)
@@ -101,10 +116,25 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
     if table.get("attention_dropout"):
         remarks.append(f"{where}: attention_dropout is {shown(table['attention_dropout'])}; training goes without it.")
     asked = {key for key, value in table.items() if value not in (None, False)}  # the others ask for nothing
-    heeded = {*family.own, *family.refused, family.activation_key, *([PATTERN] if family.local_rope else [])}
+    heeded = {
+        *family.own,
+        *([INTERVAL] if "no_rope_layers" in family.own else []),
+        *family.refused,
+        family.activation_key,
+        *([PATTERN] if family.local_rope else []),
+    }
     unknown = sorted(asked - READ - HARMLESS - SETTINGS - heeded)
     remarks += [f"{where}: the key {shown(key)} is unknown and not read." for key in unknown]
     return values
+
+
+def _no_rope_layers(table: Mapping[str, Any], where: str) -> list[int]:
+    """The layers with a rotary embedding, by the interval of those without."""
+    layers, interval = table["num_hidden_layers"], table.get(INTERVAL, 4)
+    for key, value in (("num_hidden_layers", layers), (INTERVAL, interval)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{where}: {key} is {shown(value)}, expected an integer of at least 1.")
+    return default_no_rope_layers(layers, interval)
 
 
 def shape_keys(family: Family, name: str, axes: int) -> str:
@@ -213,8 +243,8 @@ def _rope(table: Mapping[str, Any], family: Family, context: Any, where: str, re
     known = {name: row for name, row in ROPE_TYPES.items() if not family.rope_types or name in family.rope_types}
     if not isinstance(kind, str) or kind not in known:
         raise ConfigError(f"{where}: {named} is {shown(kind)}, which is not supported; {nearest(str(kind), known)}")
-    theta = rope.get("rope_theta", table.get("rope_theta", 10000.0))
-    if old and isinstance(new, Mapping) and _without_theta(new) != _without_theta(old):
+    theta = rope.get("rope_theta", table.get("rope_theta", family.defaults.get("rope_theta", 10000.0)))
+    if old and isinstance(new, Mapping) and _scaling_alone(new) != _scaling_alone(old):
         remarks.append(
             f"{where}: rope_scaling is read and rope_parameters is not, as transformers does where both are."
         )
@@ -276,8 +306,9 @@ def _scaling(
     return {"rope_type": kind, **{name: given[name] for name in (*row.needed, *row.optional) if name in given}}
 
 
-def _without_theta(rope: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in rope.items() if key != "rope_theta"}
+def _scaling_alone(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what the top level may hold too."""
+    return {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
 
 
 def table_of(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,168 @@
+"""Fields that only SmolLM3, Phi-3 and Granite have: read, refused by name, written to files and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from entrenar.errors import ConfigError, FormatError
+from entrenar.llama import LLaMAConfig, LLaMAModel
+from entrenar.models.decoder import activations, linear_shapes
+
+from .builders import random_arrays, random_model, random_tokens, small_config, write_gguf
+
+pytestmark = pytest.mark.unit
+
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.125,
+    "logits_scaling": 4.0,
+}
+
+
+def table_of(family: str, **changes: Any) -> dict[str, Any]:
+    """The config.json of a small model."""
+    return small_config(family=family).to_hf() | changes
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "expected"),
+    [
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}, {"no_rope_layers": [1, 0]}),
+        ("smollm3", {"no_rope_layers": [0, 1, 1]}, {"no_rope_layers": [0, 1]}),
+        ("smollm3", {"no_rope_layers": None}, {"no_rope_layers": [1, 1]}),
+        ("smollm3", {"rope_parameters": None, "rope_scaling": None, "rope_theta": 5.0}, {"rope_theta": 5.0}),
+        ("phi3", {"partial_rotary_factor": 0.5, "rope_parameters": None}, {"partial_rotary_factor": 0.5, "rotated": 8}),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.75}}, {"partial_rotary_factor": 0.75, "rotated": 12}),
+        ("granite", MULTIPLIERS, MULTIPLIERS | {"attention_scale": 0.125}),
+        ("granite", {"embedding_multiplier": 12}, {"embedding_multiplier": 12}),
+    ],
+)
+def test_a_field_is_read(family: str, changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    remarks: list[str] = []
+    config = LLaMAConfig.from_hf(table_of(family, **changes), remarks)
+    assert {name: getattr(config, name) for name in expected} == expected and remarks == []
+    assert LLaMAConfig.from_hf(config.to_hf()) == config
+
+
+def test_what_a_smollm3_leaves_out() -> None:
+    table = {key: value for key, value in table_of("smollm3").items() if "rope" not in key}
+    assert LLaMAConfig.from_hf(table | {"num_hidden_layers": 9}).no_rope_layers == [1, 1, 1, 0, 1, 1, 1, 0, 1]
+    assert LLaMAConfig.from_hf(table).rope_theta == 2e6
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("smollm3", {"no_rope_layers": [1]}, r"no_rope_layers is \[1\], expected 0 or 1 for each of 2 layers"),
+        ("smollm3", {"no_rope_layers": [1, 2]}, r"no_rope_layers is \[1, 2\], expected 0 or 1"),
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "no_rope_layer_interval is 0, expected an"),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": 8}, "sliding_window is 8, less than the context"),
+        (
+            "phi3",
+            {"partial_rotary_factor": 0.2, "rope_parameters": None},
+            "partial_rotary_factor is 0.2, which rotates",
+        ),
+        (
+            "phi3",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "rope_type is 'linear', which is not supp",
+        ),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "su", "long_factor": [1.0] * 8}},
+            "short_factor is missing, expected a list",
+        ),
+        ("phi3", {"sliding_window": 0}, "sliding_window is 0, expected an integer of at least 1"),
+        ("granite", {"logits_scaling": 0.0}, "logits_scaling is 0.0, expected more than 0"),
+        ("granite", {"residual_multiplier": None}, "residual_multiplier is null"),
+        ("granite", {"embedding_multiplier": "3"}, "embedding_multiplier is '3', expected a number"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial rotation is not supported where model_type is 'llama'"),
+    ],
+)
+def test_a_field_out_of_range_is_refused(family: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LLaMAConfig.from_hf(table_of(family, **changes))
+
+
+def test_an_older_name_of_longrope_is_read() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    config = LLaMAConfig.from_hf(table_of("phi3", rope_scaling={"type": "su", **factors}, rope_parameters=None))
+    assert config.rope_scaling == {"rope_type": "longrope", **factors, "original_max_position_embeddings": 4096}
+    assert LLaMAConfig.from_hf(config.to_hf()) == config
+
+
+def test_fused_linears_stay_fused() -> None:
+    shapes = linear_shapes(small_config(family="phi3", num_hidden_layers=1))
+    assert shapes == {
+        "model.layers.0.self_attn.qkv_proj": (128, 64),
+        "model.layers.0.self_attn.o_proj": (64, 64),
+        "model.layers.0.mlp.gate_up_proj": (192, 64),
+        "model.layers.0.mlp.down_proj": (64, 96),
+    }
+    plain, fused = activations(small_config()), activations(small_config(family="phi3"))
+    assert fused.layer == plain.layer and fused.backward == 5 * 96
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"family": "smollm3", "no_rope_layers": [1, 0]}, "no_rope_layers is .*, and llama.cpp runs"),
+        ({"family": "phi3", "head_dim": 32}, "head_dim is 32, and llama.cpp runs the architecture 'phi3' with 16"),
+        (
+            {"family": "qwen2", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+            "rope_scaling is dynamic, which GGUF files have no key for",
+        ),
+        (
+            {"family": "qwen2", "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16,
+                                                 "original_max_position_embeddings": 32}},
+            "rope_scaling.beta_fast is 16, and llama.cpp computes yarn .* with 32 alone",
+        ),
+        (
+            {"family": "qwen2", "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8,
+                                                 "long_factor": [2.0] * 8, "original_max_position_embeddings": 32}},
+            "rope_scaling is longrope, and GGUF files of the architecture 'qwen2' have no place",
+        ),
+    ],
+)  # fmt: skip
+def test_what_llama_cpp_would_compute_otherwise_is_not_written(
+    config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        random_model(small_config(**config)).save_gguf(tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_granite_file_that_switches_rope_off_is_refused(tmp_path: Path) -> None:
+    config = small_config(family="granite", **MULTIPLIERS)
+    path = tmp_path / "model.gguf"
+    keys = {"granite.logit_scale": 4.0, "granite.embedding_scale": 3.0, "granite.residual_scale": 0.5}
+    write_gguf(path, config, random_arrays(config), metadata=keys)
+    assert LLaMAModel.from_pretrained(path).config.attention_multiplier == 0.25  # 1 / sqrt(16), as llama.cpp has it
+    write_gguf(path, config, random_arrays(config), metadata=keys | {"granite.rope.scaling.finetuned": False})
+    with pytest.raises(
+        ConfigError, match=r"granite\.rope\.scaling\.finetuned is false, with which llama\.cpp computes"
+    ):
+        LLaMAModel.from_pretrained(path)
+
+
+def test_one_of_two_tensors_of_divisors_is_refused(tmp_path: Path) -> None:
+    config = small_config()
+    write_gguf(tmp_path / "one.gguf", config, random_arrays(config),
+               extra={"rope_factors_long.weight": np.full(8, 2, np.float32)})  # fmt: skip
+    with pytest.raises((ConfigError, FormatError), match=r"rope_factors_short\.weight is missing"):
+        LLaMAModel.from_pretrained(tmp_path / "one.gguf")
+
+
+def test_logits_beyond_the_original_context_do_not_depend_on_what_ran_before() -> None:
+    model = random_model(small_config(rope_scaling={"rope_type": "dynamic", "factor": 2.0}))
+    tokens = random_tokens(model.config, 1, 90)
+    short = model(tokens[:, :40]).numpy().copy()
+    long = model(tokens).numpy().copy()
+    np.testing.assert_array_equal(model(tokens[:, :40]).numpy(), short)
+    np.testing.assert_array_equal(model(tokens).numpy(), long)
+    assert np.abs(long[:, :40] - short).max() > 1e-3  # every position is rotated otherwise
