@@ -22,12 +22,13 @@ from entrenar.io.lazy import LazyTensor
 
 STATE = ".quant_state.bitsandbytes__"
 NF4 = quantized_type("nf4")
+DOUBLE, PLAIN = "NF4", "NF4 with float32 scales"  # with and without double quantization
 NESTED = ("nested_absmax", "nested_quant_map")
 MOST_BLOCK = 1 << 20
 
 
 class NF4Tensor(LazyTensor):
-    """A matrix as bitsandbytes stores it. `type` is "NF4" where its blocks are those of our weight type nf4."""
+    """A matrix as bitsandbytes stores it. `type` is DOUBLE or PLAIN where its blocks are those of our type nf4."""
 
     def __init__(self, where: str, name: str, state: Mapping[str, Any], parts: Mapping[str, LazyTensor]) -> None:
         self._where, self._parts = where, parts
@@ -49,7 +50,8 @@ class NF4Tensor(LazyTensor):
         ours = (
             self._block == NF4.block_size and self._nested.get("nested_blocksize", NF4.scale_block) == NF4.scale_block
         )
-        super().__init__(name, tuple(shape), "NF4" if ours else f"NF4 in blocks of {self._block}")
+        kind = DOUBLE if self._nested else PLAIN
+        super().__init__(name, tuple(shape), kind if ours else f"NF4 in blocks of {self._block}")
 
     def _wrong(self, key: str, found: Any, expected: str) -> FormatError:
         return FormatError(f"{self._where} says {key} {shown(found)}, expected {expected}; fetch the files again.")

@@ -12,13 +12,14 @@ from fractions import Fraction
 
 from entrenar.autograd.weight_types import WeightType, gguf_weight_type, weight_type
 from entrenar.errors import ConfigError
+from entrenar.io.bitsandbytes import DOUBLE, PLAIN
 from entrenar.nn.quantize import AUTO, in_decoder_layer, misfit
 
 QUANTIZE = (None, "auto", "nf4", "int4")
 DTYPES = ("auto", "float32", "float16", "bfloat16", "int16")
 ROUNDED = ("float16", "bfloat16")  # storage of 16 bits that is frozen
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-BITSANDBYTES = "NF4"  # what io.bitsandbytes calls matrices in the very blocks of our nf4
+BITSANDBYTES = {DOUBLE: True, PLAIN: False}  # matrices in the very blocks of our nf4; whether doubly quantized
 FULL_PRECISION = ("F64", "F32", "F16", "BF16")  # names of GGUF types
 
 
@@ -31,6 +32,7 @@ class WeightStorage:
     as_stored: bool = False  # the file's own bytes, mapped where their rows need no other order
     unquantized: str | None = None  # why a matrix that was to be quantized is not
     requantized: bool = False  # whether quantized values of another type are replaced
+    stored: str | None = None  # the type of bitsandbytes that is kept
     dequantized: bool = False  # whether quantized values are not kept because kernels do not read their type
 
 
@@ -50,8 +52,10 @@ class Storage:
     def nbytes(self) -> int:
         """The bytes that all weights take."""
         double = self.policy.double_quantization
-        weights = self.weights.values()
-        sizes = (math.prod(w.shape) * weight_type(w.weight_type).bytes_per_weight(double) for w in weights)
+        sizes = (
+            math.prod(w.shape) * weight_type(w.weight_type).bytes_per_weight(BITSANDBYTES.get(w.stored or "", double))
+            for w in self.weights.values()
+        )
         return int(sum(sizes, Fraction(0)))
 
 
@@ -102,8 +106,8 @@ class StoragePolicy:
         own = None if stored is None else gguf_weight_type(stored)  # None too for a type that kernels do not read
         if own is not None and self.quantize == "auto" and own.is_quantized:
             return WeightStorage(shape, own.name, as_stored=True)
-        if stored == BITSANDBYTES and self.quantize in ("auto", AUTO) and misfit(shape[1], AUTO) is None:
-            return WeightStorage(shape, AUTO, as_stored=True)
+        if stored in BITSANDBYTES and self.quantize in ("auto", AUTO) and misfit(shape[1], AUTO) is None:
+            return WeightStorage(shape, AUTO, as_stored=True, stored=stored)
         quantized = stored is not None and stored not in FULL_PRECISION
         if self.quantize is not None and in_layer:
             to = self._four_bit(stored)

@@ -14,6 +14,9 @@ from entrenar.autograd import QuantizedTensor, no_grad
 from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig
+from entrenar.models.checkpoint import Checkpoint
+from entrenar.models.storage import StoragePolicy
+from entrenar.models.weights import storage_of
 from entrenar.train.export import Export, export
 
 from .builders import assert_same, random_arrays, random_tokens, small_config, weights_of, write_hf
@@ -70,6 +73,10 @@ def test_matrices_keep_their_values_and_logits_are_those_of_transformers(
     model = LLaMAModel.from_pretrained(directories[kind], quantize=quantize)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(directories[kind], dtype=torch.float32)
     assert model.remarks == [] and model.unquantized == {}
+    for other in (False, True):  # the file's scales are kept, whatever is asked for
+        planned = storage_of(Checkpoint.open(directories[kind]), StoragePolicy("float32", quantize, other)).nbytes
+        held = sum(weight.nbytes for _, weight in model.named_parameters())
+        assert abs(planned - held) <= 4 * 7  # the last group of scales of a matrix is smaller
     for name, weight in model.named_parameters():
         their = theirs.get_parameter(name)
         if not name.endswith("_proj.weight"):
@@ -95,7 +102,8 @@ def test_without_quantization_the_same_values_are_float32(kind: str, directories
         expected = kept[name].dequantize() if name.endswith("_proj.weight") else kept[name].numpy()
         assert (weight.dtype, weight.numpy().tobytes()) == ("float32", expected.tobytes()), name
     (remark,) = LLaMAModel.from_pretrained(directories[kind], quantize="int4").remarks
-    assert remark.startswith("7 matrices of type NF4 (model.layers.*.self_attn.q_proj.weight, ")
+    stored = "NF4" if kind == "double" else "NF4 with float32 scales"
+    assert remark.startswith(f"7 matrices of type {stored} (model.layers.*.self_attn.q_proj.weight, ")
 
 
 def test_adapters_train_over_the_values_and_a_merged_directory_is_no_longer_quantized(
