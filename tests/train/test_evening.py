@@ -2,11 +2,12 @@
 
 Of SmolLM2's own 4-bit file, and of random models in the shape of other families. llama.cpp rounds what it multiplies by
 a quantized matrix to 8 bits, so its logits are held against ours over the same values in F32; over the quantized file
-its tokens must be ours until what it rounds decides between two.
+its tokens must be ours.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,13 +33,19 @@ from entrenar.train.evaluate import evaluate
 
 from ..edges.llama_cpp import LlamaCpp, log_softmax
 from ..smollm2 import checkpoint as smollm2
-from .builders import config_for, quiet, write_examples, write_model
+from .builders import config_for, quiet, write_model
 
 pytestmark = [pytest.mark.model, pytest.mark.peers]
-NEW, LENGTH = 64, 80
+NEW, LENGTH = 64, 128
+# Long enough for all tokens that are compared: those of a text that was learned are no near ties.
+LEARNED = (
+    "Numbers are names of amounts: one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, "
+    "thirteen, fourteen, fifteen, sixteen, seventeen, eighteen, nineteen, twenty, and so on without end, since one "
+    "can be added."
+)
 TRAINING = Training(steps=30, sequence_length=LENGTH, learning_rate=1e-3)
 LORA = LoRAConfig(rank=8, target_modules=["all-linear"], use_rslora=True, rank_pattern={"k_proj": 4})
-QUESTIONS = ("What is 3 plus 4?", "Who was Ada Lovelace?")
+QUESTIONS = ("What is 3 plus 4?", "What is 6 plus 2?")
 F32, GAP = 1e-3, 1e-2  # of log-probabilities; of logits, where two tokens are as good as equal
 TYPES = ("F32", "Q8_0", "Q4_K_M")
 MODELS: dict[str, dict[str, Any]] = {  # what the shape of a random model has beside its family's
@@ -91,16 +98,11 @@ class Evening:
 
     def prompts(self) -> Iterator[list[int]]:
         for question in QUESTIONS:
-            messages = [{"role": "user", "content": question}]
-            yield self.checkpoint.tokenizer().apply_chat_template(messages, add_generation_prompt=True)
+            asked = [{"role": "user", "content": question}]
+            yield self.checkpoint.tokenizer().apply_chat_template(asked, add_generation_prompt=True)
 
     def held_out_loss(self, model: LLaMAModel) -> float:
-        pairs = [(a, b) for a in (8, 9) for b in range(4)]
-        examples = [
-            Example([{"role": "user", "content": f"What is {a} plus {b}?"},
-                     {"role": "assistant", "content": f"{a} plus {b} is {a + b}, and that is all."}])
-            for a, b in pairs
-        ]  # fmt: skip
+        examples = [Example(messages(a, b)) for a in (8, 9) for b in range(4)]
         samples = [encode_example(example, self.checkpoint.tokenizer()) for example in examples]
         return evaluate(model, evaluation_batches(samples, 4, LENGTH)).loss
 
@@ -117,7 +119,8 @@ def evening(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         model = LLaMAModel.from_pretrained(directory)
         tokenizer = Checkpoint.open(directory).tokenizer()
         model.save_gguf(base, tokenizer=tokenizer_metadata(tokenizer, model.config.vocab_size))
-    data = write_examples(folder / "examples.jsonl")
+    data = folder / "examples.jsonl"
+    data.write_text("".join(json.dumps({"messages": messages(a, b)}) + "\n" for a in range(8) for b in range(8)))
     evening = Evening(base, folder)
     options = {} if evening.quantize is None else {"quantize": evening.quantize}
     result, _ = quiet(base, config_for(data, folder / "run", TRAINING, adapter=LORA), **options)
@@ -125,6 +128,12 @@ def evening(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert result.before is not None
     assert result.after.loss < result.before.loss
     return evening
+
+
+def messages(a: int, b: int) -> list[dict[str, str]]:
+    """A question and its answer."""
+    answer = f"{a} plus {b} is {a + b}. {LEARNED}"
+    return [{"role": "user", "content": f"What is {a} plus {b}?"}, {"role": "assistant", "content": answer}]
 
 
 def logits(model: LLaMAModel, tokens: list[int]) -> np.ndarray:
@@ -172,7 +181,7 @@ def test_the_adapter_on_the_base_in_llama_cpp(evening: Evening) -> None:
             check_tokens(model, prompt, ours[tuple(prompt)], exact.greedy(prompt, NEW), GAP)
         print(f"\n{evening.base.name}: llama.cpp's rounding moves likely tokens by up to {rounding:.2e}")
         for prompt in evening.prompts():
-            check_tokens(model, prompt, ours[tuple(prompt)], served.greedy(prompt, NEW), max(GAP, 2 * rounding))
+            check_tokens(model, prompt, ours[tuple(prompt)], served.greedy(prompt, NEW), GAP)
     plain.unlink()
 
 
