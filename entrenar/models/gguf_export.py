@@ -14,7 +14,7 @@ import numpy as np
 
 from entrenar.autograd.quantized import QuantizedTensor
 from entrenar.autograd.weight_types import gguf_weight_type
-from entrenar.errors import ConfigError
+from entrenar.errors import ConfigError, FormatError
 from entrenar.io.gguf_writer import OutputTensor, write_gguf
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.io.tokenizer_metadata import tokenizer_metadata
@@ -180,6 +180,10 @@ def _origin_metadata(
             tokenizer = copy(Tokenizer.from_directory(origin.path))
             ends = (*tokenizer.eos_ids, *origin.generation.end_tokens)
             tokenizer.eos_ids = tuple(dict.fromkeys(ends))
+            try:
+                return general, _vocabulary(tokenizer, model.config.vocab_size, remarks)
+            except FormatError as error:  # which does not know where the tokenizer is from
+                raise FormatError(f"{origin.path}: {error}") from error
     return general, _vocabulary(kept if tokenizer is None else tokenizer, model.config.vocab_size, remarks)
 
 

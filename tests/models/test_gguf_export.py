@@ -133,6 +133,19 @@ def test_every_end_token_of_a_directory_ends_a_generation_from_the_file(tmp_path
 
 
 @pytest.mark.unit
+def test_a_tokenizer_that_no_file_can_hold_is_named_with_its_place(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["to be or not to be"], vocab_size=265)
+    random_model(small_config(vocab_size=270)).save_pretrained(tmp_path / "hf", tokenizer=tokenizer)
+    table = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    table["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(table))
+    model = LLaMAModel.from_pretrained(tmp_path / "hf")
+    with pytest.raises(FormatError, match=r"hf: A GGUF file cannot hold this tokenizer: it puts a space before"):
+        model.save_gguf(tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.unit
 def test_without_a_tokenizer_the_file_says_so(tmp_path: Path) -> None:
     (sentence, _) = random_model().save_gguf(tmp_path / "x.gguf").remarks
     assert sentence == "The model comes without a tokenizer, and the file has none: programs cannot give it text."
