@@ -21,6 +21,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "intermediate_size": 5632,
     },
+    "228m": {  # rows of whole K-quant blocks, the vocabulary of the real model
+        "hidden_size": 1024,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "intermediate_size": 2816,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
     "7b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008},
 }
 REAL = "135m"  # SmolLM2-135M-Instruct, the package's default model
@@ -34,6 +43,11 @@ def folder(model: str) -> Path:
     from entrenar.io.hub import cache_directory
 
     return cache_directory() / "benchmarks" / model
+
+
+def gguf_file(model: str, file_type: str) -> Path:
+    """Where the GGUF file of a model in this type is, or will be."""
+    return folder(model).with_name(f"{model}.{file_type}.gguf")
 
 
 class Preparation:
@@ -50,6 +64,19 @@ class Preparation:
                 unfinished.rename(target)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
+        return str(target)
+
+    def prepare_gguf(self, model: str, file_type: str) -> str:
+        """The GGUF file of `model` in this type, with the real model's tokenizer, written if it is not there."""
+        target = gguf_file(model, file_type)
+        if not target.exists():
+            from entrenar.io.hub import fetch_default_model
+            from entrenar.llama import LLaMAModel
+            from entrenar.models.checkpoint import Checkpoint
+
+            tokenizer = Checkpoint.open(fetch_default_model(progress=False)).tokenizer()
+            loaded = LLaMAModel.from_pretrained(self.prepare(model), dtype="bfloat16")
+            loaded.save_gguf(target, type=file_type, tokenizer=tokenizer)
         return str(target)
 
     def _draw(self, target: Path, model: str) -> None:
@@ -95,6 +122,7 @@ class Ours:
         checkpointing: bool | int = False,
         dtype: str = "auto",
         quantize: str = "auto",
+        file_type: str | None = None,
     ) -> None:
         import numpy as np
 
@@ -104,6 +132,7 @@ class Ours:
 
         started = clock()
         source = fetch_default_model(progress=False) if model == REAL and quantize == "auto" else folder(model)
+        source = gguf_file(model, file_type) if file_type else source
         self.model = LLaMAModel.from_pretrained(
             source,
             dtype="float32" if mode == "full" else dtype,
@@ -236,9 +265,9 @@ class Peer:
 
 
 class LlamaCpp:
-    """llama.cpp over the real model's GGUF file."""
+    """llama.cpp over the real model's GGUF file, or over that of another in a type."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, model: str = REAL, file_type: str | None = None) -> None:
         import random
 
         import xllamacpp
@@ -246,7 +275,7 @@ class LlamaCpp:
         from entrenar.io.hub import fetch_default_model
 
         parameters = xllamacpp.CommonParams()
-        parameters.model.path = str(fetch_default_model(progress=False))
+        parameters.model.path = str(gguf_file(model, file_type) if file_type else fetch_default_model(progress=False))
         parameters.n_ctx, parameters.n_parallel, parameters.n_batch, parameters.n_ubatch = 1024, 1, 512, 512
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
         parameters.verbosity = 0

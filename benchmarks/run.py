@@ -24,6 +24,7 @@ ENTRIES = (
     "optimizer",
     "step",
     "decode",
+    "weights",
     "load",
     "memory",
     "scaling",

@@ -1,0 +1,106 @@
+"""Types of GGUF files: what packing them costs over fp32, and files of them decoded and prefilled beside llama.cpp.
+
+The products are those of `gemm`; the files are one random model in each type, the same file for both sides, on the same
+threads. llama.cpp multiplies 8-bit activations, whatever our precision.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from harness import Bench, Row, Target, milliseconds
+from timing import timed
+
+PEERS = ("xllamacpp",)
+TYPES = ("q4_k", "q5_k", "q6_k", "q8_0")
+SHAPES = [(768, 768), (2048, 2048), (4096, 4096), (11008, 4096), (4096, 11008)]  # (n, k)
+ROWS = (128, 512)
+QUICK_SHAPES = [(768, 768)]
+LAYOUTS = ("forward", "input")
+MODEL = "228m"
+FILES = ("Q4_K", "Q6_K", "Q8_0")
+PREFILL = 512
+
+
+class Ours:
+    """entrenar's `linear` over each type: y = x W^T, and dx = dy W with it."""
+
+    def prepare(self, m: int, n: int, k: int) -> None:
+        import numpy as np
+
+        from entrenar.autograd import QuantizedTensor, Tensor
+
+        rng = np.random.default_rng(0)
+        self.x = rng.standard_normal((m, -(-k // 256) * 256), np.float32)
+        self.dy = Tensor.from_numpy(rng.standard_normal((m, n), np.float32))
+        w = rng.standard_normal((n, self.x.shape[1]), np.float32)
+        self.weights: dict[str, Any] = {"fp32": Tensor.from_numpy(w)}
+        self.weights |= {name: QuantizedTensor.quantize(w, name) for name in TYPES}
+
+    def run(self, layout: str, weight_type: str, precision: str) -> float:
+        from entrenar import matmul_precision
+        from entrenar.autograd import Tensor, linear, no_grad
+
+        weight = self.weights[weight_type]
+        with matmul_precision(precision):
+            if layout == "forward":
+                with no_grad():
+                    x = Tensor.from_numpy(self.x)
+                    return timed(lambda: linear(x, weight))
+
+            def recorded() -> Tensor:
+                return linear(Tensor.from_numpy(self.x, requires_grad=True), weight)
+
+            return timed(lambda y: y.backward(self.dy), recorded)
+
+
+def _packing(bench: Bench) -> None:
+    with bench.worker("weights", "Ours") as ours:
+        for m in ROWS[:1] if bench.quick else ROWS:
+            for n, k in QUICK_SHAPES if bench.quick else SHAPES:
+                ours.call("prepare", m=m, n=n, k=k)
+                for layout in LAYOUTS:
+                    turns = {
+                        name: partial(ours.call, "run", layout=layout, weight_type=name, precision="highest")
+                        for name in ("fp32", *TYPES)
+                    }
+                    times = bench.interleave(turns)
+                    for name in TYPES:
+                        case = f"time of {name} / fp32, {m}x{n}x{k} {layout}, highest"
+                        costs, detail = times.ratios("fp32", name), milliseconds(times, [name, "fp32"])
+                        bench.add(Row("weights", case, costs, target=Target(1.10, at_most=True), detail=detail))
+
+
+def _files(bench: Bench) -> None:
+    new = 8 if bench.quick else 64
+    precisions = bench.precisions(four_bits=True)
+    with bench.worker("models", "Preparation") as preparation:
+        for file_type in FILES:
+            preparation.call("prepare_gguf", model=MODEL, file_type=file_type)
+    for file_type in FILES:
+        with (
+            bench.worker("models", "Ours", model=MODEL, mode="base", targets=[], file_type=file_type) as ours,
+            bench.worker("models", "LlamaCpp", threads=bench.threads, model=MODEL, file_type=file_type) as peer,
+        ):
+            decoded = [name for name in precisions if name != "medium"]  # which is high for a single token
+            for case, names, tokens, method, arguments, target in (
+                ("decode", decoded, 1, "decode", {"new": new}, {"high": Target(0.9)}),
+                (f"prefill of {PREFILL}", precisions, PREFILL, "prefill", {"prompt": PREFILL}, {"high": Target(2.0)}),
+            ):
+                turns = {name: partial(ours.call, method, precision=name, **arguments) for name in names}
+                turns |= {"llama.cpp": partial(peer.call, method, **arguments)}
+                peaks = ["read"] if tokens == 1 else []
+                times = bench.interleave(turns, peaks)
+                for name in names:
+                    rates = ", ".join(f"{of} {tokens / times.median(of):.1f} tokens/s" for of in (name, "llama.cpp"))
+                    row = Row("weights", f"{MODEL} {file_type}, {case} / llama.cpp, {name}",
+                              times.ratios(name, "llama.cpp"), target=target.get(name), detail=rates)  # fmt: skip
+                    row.roof = times.share(name, ours.call("weight_bytes"), "read") if peaks else ""
+                    bench.add(row)
+
+
+def run(bench: Bench) -> None:
+    """Packing, then whole files."""
+    _packing(bench)
+    _files(bench)
