@@ -23,6 +23,31 @@ static void by_halves(void (*kernel)(const gemv_args *g), const gemv_args *g) {
 static void multiply(const gemv_args *g) { by_halves(TIERED(weight_types)[g->w->type].kernels->gemv, g); }
 
 #if HAS_GEMV_INTEGER
+#if HAS_PLANES
+static void quantize_planes(float *words, const float *x, ptrdiff_t k) {
+    const plane_row to = plane_row_of(words, k);
+    for (ptrdiff_t p = 0; p + K_BLOCK <= k; p += K_BLOCK) {
+        const float largest = float_from_bits((uint32_t)largest_bits(x + p, K_BLOCK));
+        const int zero = largest < 1e-30f;  // as below
+        const float inverse = zero ? 0.0f : PLANES_LIMIT / largest,
+                    scale = zero ? 0.0f : largest * (1.0f / PLANES_LIMIT);
+        float last = 0.0f;
+        for (ptrdiff_t j = p; j < p + K_BLOCK; j += VLEN) {
+            const __m512i value = (__m512i)round_to_int(vload(x + j) * inverse);
+            const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(value, _mm512_set1_epi32(128)), 8);
+            const __m512i low = _mm512_sub_epi32(value, _mm512_slli_epi32(high, 8));
+            _mm_storeu_si128((void *)(to.high + j), _mm512_cvtepi32_epi8(high));
+            _mm_storeu_si128((void *)(to.low + j), _mm512_cvtepi32_epi8(low));
+            const float sum = (float)_mm512_reduce_add_epi32(value);
+            to.half_sums[j / 16] = sum * scale;
+            to.sums[j / STEP] = (last + sum) * scale;  // of whole numbers below 2^24: exact; the second half's stays
+            last = sum;
+        }
+        to.scales[p / K_BLOCK] = scale;
+    }
+}
+#endif
+
 static void quantize(float *words, const float *x, ptrdiff_t k) {
     const quantized_row to = quantized_row_of(words, k);
     for (ptrdiff_t p = 0; p < k; p += STEP) {
@@ -47,6 +72,9 @@ static void quantize(float *words, const float *x, ptrdiff_t k) {
         to.sums[p / STEP] = (float)(sums[0] + sums[1]) * scale / VLEN;
         for (int half = 0; half < 2; half++) to.half_sums[p / 16 + half] = (float)sums[half] * scale / VLEN;
     }
+#if HAS_PLANES
+    if (k % K_BLOCK == 0) quantize_planes(words, x, k);
+#endif
 }
 
 static void multiply_integer(const gemv_args *g) {

@@ -15,9 +15,9 @@ typedef struct gemv_args {
     int m, accumulate;  // multiply_integer does not accumulate
 } gemv_args;
 
-// 32-bit words of a quantized row of x: k values, two a word; a scale, a sum and two halves of it for each step; whole
-// cache lines
-static inline ptrdiff_t gemv_words(ptrdiff_t k) { return (k / 2 + 4 * (k / GEMV_STEP) + 15) / 16 * 16; }
+// 32-bit words of a quantized row of x: k values, two a word; a scale, a sum and two halves of it for each step; then k
+// values again, two a word, with as many sums and a scale for 256 columns; whole cache lines
+static inline ptrdiff_t gemv_words(ptrdiff_t k) { return (k + 7 * (k / GEMV_STEP) + k / 256 + 15) / 16 * 16; }
 
 typedef struct gemv_ops {
     void (*multiply)(const gemv_args *g);

@@ -8,6 +8,7 @@
 enum { STEP = GEMV_STEP };  // no block of a type ends within a step of columns
 _Static_assert((int)GGML_BLOCK == STEP, "a block is a number of steps");
 _Static_assert(GEMV_ROWS == 4, "sums and cases are written out for 4 rows");
+enum { AHEAD = 4096 };  // bytes: W is one stream, whose next page the hardware does not fetch by itself
 
 // ---------------------------------------------------------------- fp32
 enum { STEP_VECTORS = STEP / VLEN };
@@ -22,69 +23,55 @@ typedef struct steps {
     int value_bytes;  // of a value that is not quantized: row_stride counts values, a row may end within a step; else 0
 } steps;
 
-// y[r][first + i] (+)= x[r] . w[first + i] for r < rows, i < weights, both constants at every call
-INLINE void gemv_block(const gemv_args *g, ptrdiff_t first, steps step, int rows, int weights) {
+// y[r][row] (+)= x[r] . w[row] for r < rows, a constant at every call
+INLINE void gemv_row(const gemv_args *g, ptrdiff_t row, steps step, int rows) {
     const matrix_view *w = g->w;
     const float *x = g->x;
     const ptrdiff_t ldx = g->ldx, k = g->k, stride = w->row_stride * (step.value_bytes ? step.value_bytes : 1);
-    const uint8_t *bytes = (const uint8_t *)w->data + first * stride, *ahead = bytes + weights * stride;
+    const uint8_t *bytes = (const uint8_t *)w->data + row * stride;
     vf total[4] = {{0}, {0}, {0}, {0}};
     float rest[4] = {0};
     ptrdiff_t p = 0;
     for (; p + STEP <= k; p += STEP) {
         const uint8_t *block = bytes + (size_t)p / (size_t)step.columns * (size_t)step.bytes;
-        const uint8_t *next = ahead + (size_t)p * (size_t)step.bytes / (size_t)step.columns;
+        vf values[STEP_VECTORS];
+        __builtin_prefetch(bytes + (size_t)p * (size_t)step.bytes / (size_t)step.columns + AHEAD);
+        step.read(w, row, p, block, values);
 #pragma GCC unroll 4
-        for (int i = 0; i < weights; i++) {
-            vf values[STEP_VECTORS];
-            // the next rows: short rows end before the hardware prefetcher follows them
-            __builtin_prefetch(next + i * stride);
-            step.read(w, first + i, p, block + i * stride, values);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) {
-                const float *at = x + r * ldx + p;
-                vf part = vload(at) * values[0];
+        for (int r = 0; r < rows; r++) {
+            const float *at = x + r * ldx + p;
+            vf part = vload(at) * values[0];
 #pragma GCC unroll 8
-                for (int v = 1; v < STEP_VECTORS; v++) part += vload(at + v * VLEN) * values[v];
-                total[r * weights + i] += part;
-            }
+            for (int v = 1; v < STEP_VECTORS; v++) part += vload(at + v * VLEN) * values[v];
+            total[r] += part;
         }
     }
     if (step.value_bytes && p < k) {
-#pragma GCC unroll 4
-        for (int i = 0; i < weights; i++) {
-            float values[STEP];
-            dequantize_row(w, first + i, p, k - p, values);
-            for (int r = 0; r < rows; r++) {
-                const float *at = x + r * ldx + p;
-                ptrdiff_t j = 0;
-                for (; j + VLEN <= k - p; j += VLEN) total[r * weights + i] += vload(at + j) * vload(values + j);
-                for (; j < k - p; j++) rest[r * weights + i] += at[j] * values[j];
-            }
+        float values[STEP];
+        dequantize_row(w, row, p, k - p, values);
+        for (int r = 0; r < rows; r++) {
+            const float *at = x + r * ldx + p;
+            ptrdiff_t j = 0;
+            for (; j + VLEN <= k - p; j += VLEN) total[r] += vload(at + j) * vload(values + j);
+            for (; j < k - p; j++) rest[r] += at[j] * values[j];
         }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int i = 0; i < weights; i++) {
-            const float sum = vsum(total[r * weights + i]) + rest[r * weights + i];
-            float *to = g->y + r * g->ldy + first + i;
-            *to = g->accumulate ? *to + sum : sum;
-        }
+    for (int r = 0; r < rows; r++) {
+        const float sum = vsum(total[r]) + rest[r];
+        float *to = g->y + r * g->ldy + row;
+        *to = g->accumulate ? *to + sum : sum;
+    }
 }
 
-// weight_kernels.gemv: four rows of w at a time for one row of x
+// weight_kernels.gemv
 INLINE void gemv_by(const gemv_args *g, steps step) {
-    const ptrdiff_t end = g->first + g->count;
-    ptrdiff_t i = g->first;
-    if (g->m == 1)
-        for (; i + 4 <= end; i += 4) gemv_block(g, i, step, 1, 4);
-    for (; i < end; i++) {
+    for (ptrdiff_t row = g->first; row < g->first + g->count; row++) {
         switch (g->m) {
-        case 1: gemv_block(g, i, step, 1, 1); break;
-        case 2: gemv_block(g, i, step, 2, 1); break;
-        case 3: gemv_block(g, i, step, 3, 1); break;
-        default: gemv_block(g, i, step, 4, 1);
+        case 1: gemv_row(g, row, step, 1); break;
+        case 2: gemv_row(g, row, step, 2); break;
+        case 3: gemv_row(g, row, step, 3); break;
+        default: gemv_row(g, row, step, 4);
         }
     }
 }
@@ -160,6 +147,21 @@ INLINE quantized_row quantized_row_of(const float *words, ptrdiff_t k) {
     return (quantized_row){(int16_t *)words, scales, scales + k / STEP, scales + 2 * (k / STEP)};
 }
 
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#define HAS_PLANES 1
+// The same row, behind, for whole blocks of 256 columns: value = (256 high + low) scale, with a scale for a block and
+// the sums of each step and each half of one
+enum { PLANES_LIMIT = 127 * 256 };
+typedef struct plane_row {
+    int8_t *high, *low;
+    float *scales, *sums, *half_sums;
+} plane_row;
+INLINE plane_row plane_row_of(const float *words, ptrdiff_t k) {
+    float *at = (float *)words + k / 2 + 4 * (k / STEP), *sums = at + k / 2;
+    return (plane_row){(int8_t *)at, (int8_t *)at + k, sums + 3 * (k / STEP), sums, sums + k / STEP};
+}
+#endif
+
 // values = the columns [p, p + STEP) of a row of w, which lie at `bytes`, as integers: value * scale, or + minimum too
 typedef void integer_step_function(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const uint8_t *bytes,
                                    vh values[INTEGER_VECTORS], vf *scale, vf *minimum);
@@ -171,11 +173,11 @@ typedef struct integer_steps {
 } integer_steps;
 
 // y[r][first + i] = x[r] . w[first + i] for r < rows, i < weights, both constants at every call
-INLINE void gemv_integer_block(const gemv_args *g, ptrdiff_t first, integer_steps step, int rows, int weights) {
+INLINE void gemv_integer_rows(const gemv_args *g, ptrdiff_t first, integer_steps step, int rows, int weights) {
     const matrix_view *w = g->w;
-    const float *words = g->x;
-    const ptrdiff_t k = g->k, stride = w->row_stride;
-    const uint8_t *bytes = (const uint8_t *)w->data + first * stride, *ahead = bytes + weights * stride;
+    const ptrdiff_t k = g->k, words = gemv_words(k), stride = w->row_stride;
+    const uint8_t *bytes = (const uint8_t *)w->data + first * stride, *ahead = bytes;
+    ahead += weights > 1 ? weights * stride : AHEAD;
     vf total[4] = {{0}, {0}, {0}, {0}};
     for (ptrdiff_t p = 0; p < k; p += STEP, bytes += step.bytes, ahead += step.bytes) {
 #pragma GCC unroll 4
@@ -186,7 +188,7 @@ INLINE void gemv_integer_block(const gemv_args *g, ptrdiff_t first, integer_step
             step.read(w, first + i, p, bytes + i * stride, values, &scale, &minimum);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
-                const quantized_row x = quantized_row_of(words + r * gemv_words(k), k);
+                const quantized_row x = quantized_row_of(g->x + r * words, k);
                 vi sum = multiply_add(values[0], vhload(x.values + p));
                 vf *to = &total[r * weights + i];
 #pragma GCC unroll 2
@@ -203,18 +205,19 @@ INLINE void gemv_integer_block(const gemv_args *g, ptrdiff_t first, integer_step
         for (int i = 0; i < weights; i++) g->y[r * g->ldy + first + i] = vsum(total[r * weights + i]);
 }
 
-// weight_kernels.gemv_integer
+// weight_kernels.gemv_integer. The two sums of a step with a minimum wait for each other: four rows of w are taken at
+// a time. One row is one stream, which is read faster from memory.
 INLINE void gemv_integer_by(const gemv_args *g, integer_steps step) {
     const ptrdiff_t end = g->first + g->count;
     ptrdiff_t i = g->first;
-    if (g->m == 1)
-        for (; i + 4 <= end; i += 4) gemv_integer_block(g, i, step, 1, 4);
+    if (g->m == 1 && step.has_minimum)
+        for (; i + 4 <= end; i += 4) gemv_integer_rows(g, i, step, 1, 4);
     for (; i < end; i++) {
         switch (g->m) {
-        case 1: gemv_integer_block(g, i, step, 1, 1); break;
-        case 2: gemv_integer_block(g, i, step, 2, 1); break;
-        case 3: gemv_integer_block(g, i, step, 3, 1); break;
-        default: gemv_integer_block(g, i, step, 4, 1);
+        case 1: gemv_integer_rows(g, i, step, 1, 1); break;
+        case 2: gemv_integer_rows(g, i, step, 2, 1); break;
+        case 3: gemv_integer_rows(g, i, step, 3, 1); break;
+        default: gemv_integer_rows(g, i, step, 4, 1);
         }
     }
 }
@@ -226,6 +229,15 @@ typedef float v8_unaligned __attribute__((vector_size(32), aligned(4), may_alias
 enum { SUBS = 2 };  // vectors of 8 scales in a block, at most
 INLINE v8 v8load(const float *p) { return *(const v8_unaligned *)p; }
 
+#if HAS_PLANES
+// The block as unsigned bytes q with signed scales of 8 bits: value = d (scale q) + minimum
+typedef struct byte_blocks {
+    // the scales in the low 16 bytes, their signs (0 or -1) in the next; the minima of sub-blocks
+    __m512i (*scales)(const uint8_t *block, float *d, v8 minima[SUBS]);
+    __m512i (*read)(const uint8_t *block, int group);  // columns [64 group, 64 group + 64); a constant at every call
+} byte_blocks;
+#endif
+
 typedef struct integer_blocks {
     // scales (and minima) of the sub-blocks: value * scale, or + minimum too
     void (*scales)(const uint8_t *block, v8 scales[SUBS], v8 minima[SUBS]);
@@ -234,6 +246,9 @@ typedef struct integer_blocks {
     int sub_block;    // columns: 16 or 32
     int bytes;        // of a block
     int has_minimum;  // else `scales` leaves the minima alone
+#if HAS_PLANES
+    byte_blocks planes;  // the same for products of bytes; all 0 where the type has none
+#endif
 } integer_blocks;
 
 // total += the products of a step, scaled by those of its one or two sub-blocks
@@ -266,68 +281,131 @@ INLINE void scale_sub_blocks(const float *x_scales, int sub_block, const v8 *sca
     }
 }
 
-// y[r][first + i] = x[r] . w[first + i] for r < rows, i < weights, both constants at every call
-INLINE void gemv_integer_blocks_of(const gemv_args *g, ptrdiff_t first, integer_blocks f, int rows, int weights) {
-    const ptrdiff_t k = g->k, stride = g->w->row_stride, words = gemv_words(k);
-    const uint8_t *bytes = (const uint8_t *)g->w->data + first * stride, *ahead = bytes + weights * stride;
+// y[r][row] = x[r] . w[row] for r < rows, a constant at every call
+INLINE void gemv_integer_blocks_row(const gemv_args *g, ptrdiff_t row, integer_blocks f, int rows) {
+    const ptrdiff_t k = g->k, words = gemv_words(k);
+    const uint8_t *block = (const uint8_t *)g->w->data + row * g->w->row_stride;
     vf total[4] = {{0}, {0}, {0}, {0}};
     v8 minima[4] = {{0}, {0}, {0}, {0}};
-    for (ptrdiff_t p = 0; p < k; p += K_BLOCK, bytes += f.bytes, ahead += f.bytes) {
+    for (ptrdiff_t p = 0; p < k; p += K_BLOCK, block += f.bytes) {
+        v8 scale[SUBS], minimum[SUBS];
+        float scales[4][8 * SUBS] __attribute__((aligned(32)));
+        for (int line = 0; line < f.bytes; line += 64) __builtin_prefetch(block + line + AHEAD);
+        f.scales(block, scale, minimum);
 #pragma GCC unroll 4
-        for (int i = 0; i < weights; i++) {
-            const uint8_t *block = bytes + i * stride;
-            v8 scale[SUBS], minimum[SUBS];
-            float scales[4][8 * SUBS] __attribute__((aligned(32)));
-            for (int line = 0; line < f.bytes; line += 64) __builtin_prefetch(ahead + i * stride + line);
-            f.scales(block, scale, minimum);
+        for (int r = 0; r < rows; r++) {
+            const quantized_row x = quantized_row_of(g->x + r * words, k);
+            scale_sub_blocks(x.scales + p / STEP, f.sub_block, scale, scales[r]);
+            if (f.has_minimum && f.sub_block == STEP) {
+                minima[r] += minimum[0] * v8load(x.sums + p / STEP);
+            } else if (f.has_minimum) {
+                minima[r] += minimum[0] * v8load(x.half_sums + p / 16);
+                minima[r] += minimum[1] * v8load(x.half_sums + p / 16 + 8);
+            }
+        }
+#pragma GCC unroll 8
+        for (int step = 0; step < K_BLOCK / STEP; step++) {
+            vh values[INTEGER_VECTORS];
+            f.read(block, step, values);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++)
+                add_step(&total[r], f.sub_block, step, values,
+                         quantized_row_of(g->x + r * words, k).values + p + step * STEP, scales[r]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        const v8 minimum = minima[r] * (float)VLEN;  // x.sums are / VLEN
+#if VLEN == 16
+        const vf sum = total[r] + (vf)_mm512_zextps256_ps512((__m256)minimum);
+#else
+        const vf sum = total[r] + (vf)minimum;
+#endif
+        g->y[r * g->ldy + row] = vsum(sum);
+    }
+}
+
+#if HAS_PLANES
+// Which bytes of the scales belong to the 32-bit sums of a group of 64 columns, packed to 16 bits: in each 128-bit lane,
+// which has 16 columns, the sums of low bytes take the scale, those of high bytes 256 times it. Byte 63 is 0.
+INLINE __m512i scale_places(int sub_block, int group) {
+    uint8_t places[64] __attribute__((aligned(64)));
+    for (int lane = 0; lane < 4; lane++)
+        for (int i = 0; i < 8; i++) {
+            const int sub = (64 * group + 16 * lane) / sub_block;
+            places[16 * lane + 2 * i] = (uint8_t)(i < 4 ? sub : 63);
+            places[16 * lane + 2 * i + 1] = (uint8_t)(i < 4 ? 16 + sub : sub);
+        }
+    return _mm512_load_si512(places);
+}
+
+// y[r][row] = x[r] . w[row] for r < rows, a constant at every call. Sums of four products of bytes stay below 2^15, as
+// q <= 63; a group's, times scales, below 2^31; those of four groups too where sub-blocks of 32 have scales of 6 bits.
+INLINE void gemv_planes_row(const gemv_args *g, ptrdiff_t row, integer_blocks f, int rows) {
+    const ptrdiff_t k = g->k, words = gemv_words(k);
+    const uint8_t *block = (const uint8_t *)g->w->data + row * g->w->row_stride;
+    vf total[4] = {{0}, {0}, {0}, {0}};
+    v8 minima[4] = {{0}, {0}, {0}, {0}};
+    for (ptrdiff_t p = 0; p < k; p += K_BLOCK, block += f.bytes) {
+        v8 minimum[SUBS];
+        float d;
+        for (int line = 0; line < f.bytes; line += 64) __builtin_prefetch(block + line + AHEAD);
+        const __m512i scales = f.planes.scales(block, &d, minimum);
+        __m512i sum[4];
+        vf wide[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) sum[r] = _mm512_setzero_si512(), wide[r] = (vf){0};
+#pragma GCC unroll 4
+        for (int group = 0; group < 4; group++) {
+            const __m512i q = f.planes.read(block, group), zero = _mm512_setzero_si512();
+            const __m512i scale = _mm512_permutexvar_epi8(scale_places(f.sub_block, group), scales);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
-                const quantized_row x = quantized_row_of(g->x + r * words, k);
-                scale_sub_blocks(x.scales + p / STEP, f.sub_block, scale, scales[r]);
-                if (f.has_minimum && f.sub_block == STEP) {
-                    minima[r * weights + i] += minimum[0] * v8load(x.sums + p / STEP);
-                } else if (f.has_minimum) {
-                    minima[r * weights + i] += minimum[0] * v8load(x.half_sums + p / 16);
-                    minima[r * weights + i] += minimum[1] * v8load(x.half_sums + p / 16 + 8);
-                }
+                const plane_row x = plane_row_of(g->x + r * words, k);
+                const __m512i low = _mm512_dpbusd_epi32(zero, q, vhload(x.low + p + 64 * group));
+                const __m512i high = _mm512_dpbusd_epi32(zero, q, vhload(x.high + p + 64 * group));
+                const __m512i packed = _mm512_packs_epi32(low, high);
+                sum[r] = _mm512_dpwssd_epi32(f.sub_block == STEP ? sum[r] : zero, packed, scale);
+                if (f.sub_block != STEP) wide[r] += (vf)_mm512_cvtepi32_ps(sum[r]);
             }
-#pragma GCC unroll 8
-            for (int step = 0; step < K_BLOCK / STEP; step++) {
-                vh values[INTEGER_VECTORS];
-                f.read(block, step, values);
+        }
 #pragma GCC unroll 4
-                for (int r = 0; r < rows; r++)
-                    add_step(&total[r * weights + i], f.sub_block, step, values,
-                             quantized_row_of(g->x + r * words, k).values + p + step * STEP, scales[r]);
+        for (int r = 0; r < rows; r++) {
+            const plane_row x = plane_row_of(g->x + r * words, k);
+            const vf block_sum = f.sub_block == STEP ? (vf)_mm512_cvtepi32_ps(sum[r]) : wide[r];
+            total[r] += block_sum * (d * x.scales[p / K_BLOCK]);
+            if (f.sub_block == STEP) {
+                minima[r] += minimum[0] * v8load(x.sums + p / STEP);
+            } else {
+                minima[r] += minimum[0] * v8load(x.half_sums + p / 16);
+                minima[r] += minimum[1] * v8load(x.half_sums + p / 16 + 8);
             }
         }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int i = 0; i < weights; i++) {
-            const v8 minimum = minima[r * weights + i] * (float)VLEN;  // x.sums are / VLEN
-#if VLEN == 16
-            const vf sum = total[r * weights + i] + (vf)_mm512_zextps256_ps512((__m256)minimum);
-#else
-            const vf sum = total[r * weights + i] + (vf)minimum;
+        g->y[r * g->ldy + row] = vsum(total[r] + (vf)_mm512_zextps256_ps512((__m256)minima[r]));
+}
 #endif
-            g->y[r * g->ldy + first + i] = vsum(sum);
-        }
+
+INLINE void gemv_block_row(const gemv_args *g, ptrdiff_t row, integer_blocks f, int rows) {
+#if HAS_PLANES
+    if (f.planes.read) {
+        gemv_planes_row(g, row, f, rows);
+        return;
+    }
+#endif
+    gemv_integer_blocks_row(g, row, f, rows);
 }
 
 // weight_kernels.gemv_integer of types with blocks of 256 columns
 INLINE void gemv_integer_blocks(const gemv_args *g, integer_blocks f) {
-    const ptrdiff_t end = g->first + g->count;
-    ptrdiff_t i = g->first;
-    if (g->m == 1)
-        for (; i + 4 <= end; i += 4) gemv_integer_blocks_of(g, i, f, 1, 4);
-    for (; i < end; i++) {
+    for (ptrdiff_t row = g->first; row < g->first + g->count; row++) {
         switch (g->m) {
-        case 1: gemv_integer_blocks_of(g, i, f, 1, 1); break;
-        case 2: gemv_integer_blocks_of(g, i, f, 2, 1); break;
-        case 3: gemv_integer_blocks_of(g, i, f, 3, 1); break;
-        default: gemv_integer_blocks_of(g, i, f, 4, 1);
+        case 1: gemv_block_row(g, row, f, 1); break;
+        case 2: gemv_block_row(g, row, f, 2); break;
+        case 3: gemv_block_row(g, row, f, 3); break;
+        default: gemv_block_row(g, row, f, 4);
         }
     }
 }

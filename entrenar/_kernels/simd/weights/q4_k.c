@@ -26,7 +26,19 @@ INLINE void read_integers(const uint8_t *block, int step, vh values[INTEGER_VECT
     for (int v = 0; v < INTEGER_VECTORS; v++)
         values[v] = nibbles_of(load_bytes(block + HEADER + step / 2 * 32, v), step % 2);
 }
-static const integer_blocks INTEGERS = {block_scales, read_integers, GGML_BLOCK, BYTES, 1};
+#if HAS_PLANES
+INLINE __m512i read_bytes(const uint8_t *block, int group) { return byte_nibbles(block + HEADER + 32 * group); }
+#endif
+static const integer_blocks INTEGERS = {
+    .scales = block_scales,
+    .read = read_integers,
+    .sub_block = GGML_BLOCK,
+    .bytes = BYTES,
+    .has_minimum = 1,
+#if HAS_PLANES
+    .planes = {byte_scales, read_bytes},
+#endif
+};
 #endif
 
 #include "simd/weights/kernels.h"

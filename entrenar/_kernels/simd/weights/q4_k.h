@@ -51,6 +51,23 @@ INLINE void block_scales(const uint8_t *block, v8 scales[SUBS], v8 minima[SUBS])
 }
 #endif
 
+#if HAS_PLANES
+// byte_blocks.scales
+INLINE __m512i byte_scales(const uint8_t *block, float *d, v8 minima[SUBS]) {
+    uint64_t scale, minimum;
+    load_sixes(block, &scale, &minimum);
+    *d = half_to_float(block);
+    minima[0] = bytes_to_floats(minimum) * -half_to_float(block + 2);
+    return _mm512_zextsi128_si512(_mm_cvtsi64_si128((int64_t)scale));
+}
+// 64 columns of nibbles in 32 bytes
+INLINE __m512i byte_nibbles(const uint8_t *bytes) {
+    const __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)bytes));
+    const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+    return _mm512_and_si512(_mm512_srlv_epi16(both, shifts), _mm512_set1_epi8(15));
+}
+#endif
+
 // The header of a block, and its integers 0 .. most
 INLINE int encode_sixes(uint8_t *block, const float *x, int most, int32_t values[K_BLOCK]) {
     affine_fit fits[SUB_BLOCKS];

@@ -35,7 +35,25 @@ INLINE void read_integers(const uint8_t *block, int step, vh values[INTEGER_VECT
         values[v] = with_bits(low, load_bytes(block + FIFTHS, v), step - 4, 1 << 4);
     }
 }
-static const integer_blocks INTEGERS = {block_scales, read_integers, GGML_BLOCK, BYTES, 1};
+#if HAS_PLANES
+// Bits 2 group and 2 group + 1 become bits 4 of the two halves
+INLINE __m512i read_bytes(const uint8_t *block, int group) {
+    const __m512i fifths = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)(block + FIFTHS)));
+    const __m512i turn = _mm512_inserti64x4(_mm512_set1_epi32(36 - 2 * group), _mm256_set1_epi32(35 - 2 * group), 1);
+    const __m512i nibbles = byte_nibbles(block + NIBBLES + 32 * group);
+    return _mm512_ternarylogic_epi64(nibbles, _mm512_rolv_epi32(fifths, turn), _mm512_set1_epi8(16), 0xf8);
+}
+#endif
+static const integer_blocks INTEGERS = {
+    .scales = block_scales,
+    .read = read_integers,
+    .sub_block = GGML_BLOCK,
+    .bytes = BYTES,
+    .has_minimum = 1,
+#if HAS_PLANES
+    .planes = {byte_scales, read_bytes},
+#endif
+};
 #endif
 
 #include "simd/weights/kernels.h"

@@ -71,7 +71,34 @@ INLINE void read_integers(const uint8_t *block, int step, vh values[INTEGER_VECT
         values[v] = minus(q, ZERO);
     }
 }
-static const integer_blocks INTEGERS = {block_scales, read_integers, SUB_BLOCK, BYTES, 0};
+#if HAS_PLANES
+// q is unsigned here, and -32 d scale the minimum
+INLINE __m512i byte_scales(const uint8_t *block, float *d, v8 minima[SUBS]) {
+    const __m128i scales = _mm_loadu_si128((const void *)(block + SCALES));
+    const __m512 floats = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scales));
+    *d = half_to_float(block + D);
+    minima[0] = (v8)_mm512_castps512_ps256(floats) * (-ZERO * *d);
+    minima[1] = (v8)_mm512_extractf32x8_ps(floats, 1) * (-ZERO * *d);
+    return _mm512_zextsi256_si512(_mm256_set_m128i(_mm_cmpgt_epi8(_mm_setzero_si128(), scales), scales));
+}
+INLINE __m512i read_bytes(const uint8_t *block, int group) {
+    const int half = group / 2, high = group % 2;
+    const __m512i bytes = _mm512_loadu_si512(block + 64 * half), mask = _mm512_set1_epi8(15);
+    const __m512i nibbles = _mm512_and_si512(high ? _mm512_srli_epi16(bytes, 4) : bytes, mask);
+    const __m512i pairs = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)(block + PAIRS + 32 * half)));
+    const __m512i turn = _mm512_inserti64x4(_mm512_set1_epi32(high ? 0 : 4), _mm256_set1_epi32(high ? 30 : 2), 1);
+    return _mm512_ternarylogic_epi64(nibbles, _mm512_rolv_epi32(pairs, turn), _mm512_set1_epi8(3 << 4), 0xf8);
+}
+#endif
+static const integer_blocks INTEGERS = {
+    .scales = block_scales,
+    .read = read_integers,
+    .sub_block = SUB_BLOCK,
+    .bytes = BYTES,
+#if HAS_PLANES
+    .planes = {byte_scales, read_bytes},
+#endif
+};
 #endif
 
 #include "simd/weights/kernels.h"
