@@ -326,8 +326,8 @@ INLINE void gemv_integer_blocks_row(const gemv_args *g, ptrdiff_t row, integer_b
 }
 
 #if HAS_PLANES
-// Which bytes of the scales belong to the 32-bit sums of a group of 64 columns, packed to 16 bits: in each 128-bit lane,
-// which has 16 columns, the sums of low bytes take the scale, those of high bytes 256 times it. Byte 63 is 0.
+// Which bytes of the scales belong to the sums of a group of 64 columns, packed to 16 bits: in each 128-bit lane, which
+// has 16 columns, the sums of low bytes take the scale, those of high bytes 256 times it. Byte 63 is 0.
 INLINE __m512i scale_places(int sub_block, int group) {
     uint8_t places[64] __attribute__((aligned(64)));
     for (int lane = 0; lane < 4; lane++)
