@@ -11,8 +11,9 @@ import entrenar
 from entrenar import autograd
 from entrenar._kernels import cpu
 from entrenar.autograd import QuantizedTensor, Tensor
+from entrenar.autograd.weight_types import WEIGHT_TYPES
 
-from .cases.weights import FROZEN, frozen_weight, whole_blocks
+from .cases.weights import FROZEN, frozen_weight, scales_at, whole_blocks
 from .products import normal, relative_error
 
 every_frozen_type = pytest.mark.parametrize("weight_type", FROZEN)
@@ -63,6 +64,27 @@ def test_gemv_of_the_largest_integers_does_not_wrap_around(weight_type: str, m: 
         with entrenar.matmul_precision("high"):
             y = autograd.linear(np.full((m, 192), 5, np.float32), weight).numpy()
         np.testing.assert_allclose(y, sign * 960.0, rtol=2e-3)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("m", [1, 3, 4])
+@pytest.mark.parametrize("weight_type", [row.name for row in WEIGHT_TYPES.values() if row.block_size == 256])
+def test_gemv_of_the_largest_blocks_does_not_wrap_around(weight_type: str, m: int, tier: str) -> None:
+    """Every integer and every scale of the blocks the largest, or the least, that the bits can say."""
+    row = WEIGHT_TYPES[weight_type]
+    for fill, scale in itertools.product((0xFF, 0x80, 0x00), (1.0, -1.0)):
+        raw = np.full((9, 4 * row.block_bytes), fill, np.uint8)
+        for at in scales_at(row):
+            raw.reshape(-1, row.block_bytes)[:, at : at + 2] = np.array([scale], "<f2").view(np.uint8)
+        if weight_type == "q6_k":
+            raw.reshape(-1, row.block_bytes)[:, 192:208] = 0x80  # -128, the largest magnitude
+        weight = QuantizedTensor.from_gguf_blocks(raw, weight_type, (9, 1024))
+        for x in (np.full((m, 1024), 5, np.float32), *normal(22, (m, 1024))):
+            expected = x.astype(np.float64) @ weight.dequantize().astype(np.float64).T
+            with entrenar.matmul_precision("high"):
+                y = autograd.linear(x, weight).numpy()
+            largest = np.abs(weight.dequantize()).max() * np.linalg.norm(x, axis=1).max() * 32
+            np.testing.assert_allclose(y, expected, rtol=0, atol=1e-4 * largest)
 
 
 @pytest.mark.unit

@@ -22,7 +22,7 @@ from entrenar.autograd.weight_types import (
 from entrenar.errors import ConfigError, QuantizationError
 
 from . import ggml
-from .cases.weights import FROZEN
+from .cases.weights import FROZEN, scales_at
 from .native import KERNELS, ROOT
 
 OPS = {"matmul": ("linear", "lora_linear"), "embedding": ("embedding",), "cross_entropy": ("linear_cross_entropy",)}
@@ -31,12 +31,6 @@ GGML = [row for row in WEIGHT_TYPES.values() if row.gguf_name is not None and ro
 # whose scales are searched for: no bits of their own
 SEARCHED = [row for row in GGML if row.block_size == 256 or row.name.startswith("iq4")]
 IN_FILES = [row for row in WEIGHT_TYPES.values() if row.gguf_name is not None]
-
-
-def scales_at(row: WeightType) -> list[int]:
-    """The bytes of a block at which its fp16 scales, and minima, begin."""
-    one = {"q6_k": [208], "q3_k": [108], "iq4_nl": [0], "iq4_xs": [0], "q4_0": [0], "q5_0": [0], "q8_0": [0]}
-    return one.get(row.name, [80, 82] if row.name == "q2_k" else [0, 2])
 
 
 def random_blocks(row: WeightType) -> np.ndarray:

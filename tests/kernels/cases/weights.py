@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 
 from entrenar.autograd import QuantizedTensor, Tensor
-from entrenar.autograd.weight_types import WEIGHT_TYPES
+from entrenar.autograd.weight_types import WEIGHT_TYPES, WeightType
 
 from .base import Case
 
@@ -21,6 +21,12 @@ def whole_blocks(weight_type: str, columns: int) -> int:
     """`columns`, or the next number of them that blocks of this type fill."""
     block = WEIGHT_TYPES[weight_type.split()[0]].block_size
     return -(-columns // block) * block
+
+
+def scales_at(row: WeightType) -> list[int]:
+    """The bytes of a block at which its fp16 scales, and minima, begin."""
+    one = {"q6_k": [208], "q3_k": [108], "iq4_nl": [0], "iq4_xs": [0], "q4_0": [0], "q5_0": [0], "q8_0": [0]}
+    return one.get(row.name, [80, 82] if row.name == "q2_k" else [0, 2])
 
 
 @cache
