@@ -107,7 +107,7 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
                 "transformers refuses it too."
             )
     _check_divides(values, family, where)
-    if "no_rope_layers" in family.own and values.get("no_rope_layers") is None:
+    if "no_rope_layers" in family.own:
         values["no_rope_layers"] = _no_rope_layers(table, where)
     values |= window_values(table, family, values, where)
     if family.local_rope:
@@ -128,12 +128,15 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
     return values
 
 
-def _no_rope_layers(table: Mapping[str, Any], where: str) -> list[int]:
-    """The layers with a rotary embedding, by the interval of those without."""
-    layers, interval = table["num_hidden_layers"], table.get(INTERVAL, 4)
+def _no_rope_layers(table: Mapping[str, Any], where: str) -> Any:
+    """The list of layers with a rotary embedding, or what the interval of those without makes of it."""
+    layers, interval, given = table["num_hidden_layers"], table.get(INTERVAL, 4), table.get("no_rope_layers")
+    least = 1 if given is None else -(2**31)
     for key, value in (("num_hidden_layers", layers), (INTERVAL, interval)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigError(f"{where}: {key} is {shown(value)}, expected an integer of at least 1.")
+    if given is not None:
+        return given
     return default_no_rope_layers(layers, interval)
 
 
@@ -234,6 +237,8 @@ def _rope(table: Mapping[str, Any], family: Family, context: Any, where: str, re
     for name, part in ((key, rope), ("rope_parameters", new)):
         if part is not None and not isinstance(part, Mapping):
             raise ConfigError(f"{where}: {name} is {shown(part)}, expected an object.")
+    if family.original_context and type(table.get(ORIGINAL, 1)) is not int:
+        raise ConfigError(f"{where}: {ORIGINAL} is {shown(table[ORIGINAL])}, expected an integer.")
     nested = [name for name, value in rope.items() if isinstance(value, Mapping)]
     if nested:
         raise ConfigError(f"{where}: {key}.{nested[0]} is an object; a rotation for each layer type is not supported.")
@@ -290,6 +295,11 @@ def _scaling(
     key, context, where = place
     row = SCALING_TYPES[kind]
     given = {ORIGINAL: context, **rope}
+    if ORIGINAL not in rope and kind != rope.get("rope_type", rope.get("type")):
+        raise ConfigError(
+            f"{where}: {key}.{ORIGINAL} is missing, with which transformers cannot run the older name of {kind!r} "
+            f"either; set {key}.type to {kind!r}."
+        )
     if ORIGINAL in table or family.original_context:
         given[ORIGINAL] = table.get(ORIGINAL, family.original_context)
     if kind == "yarn" and "factor" in rope and rope["factor"] is None and is_positive(given[ORIGINAL]):

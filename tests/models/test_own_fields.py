@@ -74,8 +74,18 @@ def test_what_a_smollm3_leaves_out() -> None:
         ),
         (
             "phi3",
-            {"rope_scaling": {"type": "su", "long_factor": [1.0] * 8}},
+            {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 8}},
             "short_factor is missing, expected a list",
+        ),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "su"}},
+            "max_position_embeddings is missing, with which .*set rope_scaling.type",
+        ),
+        (
+            "phi3",
+            {"original_max_position_embeddings": None},
+            "original_max_position_embeddings is null, expected an int",
         ),
         ("phi3", {"sliding_window": 0}, "sliding_window is 0, expected an integer of at least 1"),
         ("granite", {"logits_scaling": 0.0}, "logits_scaling is 0.0, expected more than 0"),
@@ -91,7 +101,11 @@ def test_a_field_out_of_range_is_refused(family: str, changes: dict[str, Any], m
 
 def test_an_older_name_of_longrope_is_read() -> None:
     factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
-    config = LLaMAConfig.from_hf(table_of("phi3", rope_scaling={"type": "su", **factors}, rope_parameters=None))
+    config = LLaMAConfig.from_hf(
+        table_of(
+            "phi3", rope_scaling={"type": "su", **factors, "original_max_position_embeddings": 64}, rope_parameters=None
+        )
+    )
     assert config.rope_scaling == {"rope_type": "longrope", **factors, "original_max_position_embeddings": 4096}
     assert LLaMAConfig.from_hf(config.to_hf()) == config
 

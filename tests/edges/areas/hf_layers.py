@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from entrenar.models.families import FAMILIES as ROWS
 from tests.models.builders import Arrays, random_arrays, small_config
 
 from ..harness import Variation
@@ -64,18 +65,45 @@ SCALED: dict[str, list[Any]] = COMMON | {
     ],
     "rope_scaling": [YARN | {"factor": 2.0}],
 }  # fmt: skip
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.5] * 4, "long_factor": [1.0, 3.0] * 4}
+SCALES: dict[str, list[Any]] = {
+    key: [2.5, 3, None, REMOVED, 0.0, -1.0, "x"]
+    for key in ("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling")
+}
+NO_ROPE: dict[str, list[Any]] = {
+    "no_rope_layers": [[1, 1], [0, 0], [0, 1], [1, 0, 1], [1], [], None, REMOVED, "x", [2, 1]],
+    "no_rope_layer_interval": [1, 2, 0, "x", None],
+    "use_sliding_window": [True],
+    "layer_types": [[SLIDING] * 2, [FULL] * 2],
+}
+FUSED: dict[str, list[Any]] = COMMON | {
+    "sliding_window": [3, 31, 64, None, REMOVED, 0, "8"],
+    "partial_rotary_factor": [0.5, 0.6, 1, 0, None, REMOVED, "x", 2.0],
+    "original_max_position_embeddings": [8, 64, REMOVED, None],
+    "rope_parameters": [REMOVED, None, {"rope_type": "linear", "factor": 2.0}, {"partial_rotary_factor": 0.5},
+                        LONG | {"partial_rotary_factor": 0.5}, LONG, LONG | {"factor": 3.0},
+                        LONG | {"attention_factor": 1.5}, LONG | {"type": "su", "rope_type": "su"}],
+    "rope_scaling": [LONG | {"type": "su"}, {"type": "yarn", "factor": 2.0}, LONG | {"long_factor": None}],
+    "max_position_embeddings": [32, 4096, REMOVED],
+    "resid_pdrop": [0.5],
+}  # fmt: skip
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "gemma2": ({"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0}, GEMMA),
     "gemma3_text": ({"rope_local_base_freq": 100.0}, LOCAL),
     "olmo2": ({}, COMMON | {"sliding_window": [8, 64], "layer_types": [[SLIDING] * 2, [FULL] * 2]}),
     "ministral": ({}, WINDOWS | COMMON),
+    "smollm3": ({"no_rope_layers": [1, 0]}, COMMON | NO_ROPE),
+    "phi3": ({}, FUSED),
+    "granite": (dict.fromkeys(SCALES, 1.25), COMMON | SCALES),
     "ministral3": ({"rope_scaling": {k: v for k, v in YARN.items() if k in ("rope_type", "factor", "mscale")
                                      or "all_dim" in k or "original" in k}, "llama_4_scaling_beta": 0.5}, SCALED),
 }  # fmt: skip
 # what a refusal has to name where it is not the key alone
 NAMED_BY = {
-    "num_key_value_heads": "num_key_value_heads|k_proj",
-    "head_dim": "head_dim|q_proj|q_norm",
+    "num_key_value_heads": "num_key_value_heads|k_proj|qkv_proj",
+    "head_dim": "head_dim|q_proj|q_norm|qkv_proj",
+    "partial_rotary_factor": "partial_rotary_factor|head",
+    "original_max_position_embeddings": "original_max_position_embeddings",
     "rope_parameters": "rope_",
     "rope_scaling": "rope_",
     "sliding_window": "sliding_window|layer_types",
@@ -88,7 +116,7 @@ NAMED_BY = {
 def sound(model_type: str) -> tuple[dict[str, Any], Arrays]:
     """config.json and weights of a small model of the family; its window is shorter than the tokens."""
     changes, _ = FAMILIES[model_type]
-    window = {"sliding_window": 8} if model_type not in ("olmo2", "ministral3") else {}
+    window = {"sliding_window": 8} if "sliding_window" in ROWS[model_type].own and model_type != "ministral3" else {}
     config = small_config(family=model_type, head_dim=16, **window, **changes)
     return config.to_hf(), random_arrays(config, std=0.3)
 
