@@ -134,6 +134,14 @@ PEERS += [
         lambda *xs: torch.cat(xs, 1),
     ),
     Peer("swiglu", "6x35", normal((6, 35), (6, 35)), autograd.swiglu, lambda gate, up: F.silu(gate) * up),
+    Peer(
+        "geglu",
+        "6x35",
+        normal((6, 35), (6, 35)),
+        autograd.geglu,
+        lambda gate, up: F.gelu(gate, approximate="tanh") * up,
+    ),
+    Peer("softcap", "6x35", normal((6, 35)), lambda x: autograd.softcap(x, 0.7), lambda x: 0.7 * (x / 0.7).tanh()),
     Peer("swiglu", "one tensor", normal((6, 35)), lambda x: autograd.swiglu(x, x), lambda x: F.silu(x) * x),
 ]
 

@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 
+ctypedef void (*parameter_map)(float* y, const float* x, float parameter, Py_ssize_t n) noexcept nogil
+ctypedef void (*parameter_slope)(float* dx, const float* dy, const float* saved, float parameter, Py_ssize_t n,
+                                 bint accumulate) noexcept nogil
 ctypedef void (*gated_kernel)(float* y, const float* gate, const float* up, Py_ssize_t n) noexcept nogil
 ctypedef void (*gated_slopes)(float* dgate, float* dup, const float* dy, const float* gate, const float* up,
                               Py_ssize_t n, bint accumulate_gate, bint accumulate_up) noexcept nogil
@@ -105,47 +108,38 @@ def sqrt(x):
     return mapped(x, "sqrt", simd.activation.sqrt, simd.activation.sqrt_backward, True)
 
 
-cdef class PowNode(Node):
-    cdef float exponent
-    cdef Tensor x
+cdef class ParameterNode(Node):
+    cdef parameter_slope slope
+    cdef float parameter
+    cdef Tensor x_or_y  # the one that the derivative is a function of
 
     cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor x = self.x, dx
+        cdef Tensor saved = self.x_or_y, dx
         cdef bint accumulate
         if takes_grad(self.inputs[0]):
             dx = grad_buffer(self.inputs[0], &accumulate)
             with nogil:
-                pow_backward(dx.data, grad.data, x.data, self.exponent, x.size, accumulate)
+                self.slope(dx.data, grad.data, saved.data, self.parameter, dx.size, accumulate)
         return 0
 
 
-def pow(x, exponent):
-    """x to the power of a number, elementwise. Raises ConfigError where the exponent is no plain number."""
-    cdef Tensor a = check_float32(as_tensor(x), "pow", "x"), out = new_like(a)
-    cdef PowNode node
-    cdef float e = checked_number(exponent, "pow", "the exponent")
+cdef Tensor with_parameter(object x, float parameter, str op, parameter_map function, parameter_slope slope,
+                           bint saves_output):
+    cdef Tensor a = check_float32(as_tensor(x), op, "x"), out = new_like(a)
+    cdef ParameterNode node
     with nogil:
-        pow_forward(out.data, a.data, e, a.size)
+        function(out.data, a.data, parameter, a.size)
     if wants_grad(a):
-        node = PowNode.__new__(PowNode)
-        node.exponent = e
-        node.x = a
+        node = ParameterNode.__new__(ParameterNode)
+        node.slope, node.parameter = slope, parameter
+        node.x_or_y = alias(out) if saves_output else a
         record(out, node, (a,))
     return out
 
 
-cdef class SoftcapNode(Node):
-    cdef float cap
-    cdef Tensor y
-
-    cdef int backward(self, Tensor grad) except -1:
-        cdef Tensor y = self.y, dx
-        cdef bint accumulate
-        if takes_grad(self.inputs[0]):
-            dx = grad_buffer(self.inputs[0], &accumulate)
-            with nogil:
-                softcap_backward(dx.data, grad.data, y.data, self.cap, y.size, accumulate)
-        return 0
+def pow(x, exponent):
+    """x to the power of a number, elementwise. Raises ConfigError where the exponent is no plain number."""
+    return with_parameter(x, checked_number(exponent, "pow", "the exponent"), "pow", pow_forward, pow_backward, False)
 
 
 def softcap(x, cap):
@@ -153,17 +147,7 @@ def softcap(x, cap):
 
     Raises ConfigError where the cap is no positive finite number.
     """
-    cdef Tensor a = check_float32(as_tensor(x), "softcap", "x"), out = new_like(a)
-    cdef SoftcapNode node
-    cdef float bound = checked_cap(cap, "softcap", "cap")
-    with nogil:
-        softcap_forward(out.data, a.data, bound, a.size)
-    if wants_grad(a):
-        node = SoftcapNode.__new__(SoftcapNode)
-        node.cap = bound
-        node.y = alias(out)
-        record(out, node, (a,))
-    return out
+    return with_parameter(x, checked_cap(cap, "softcap", "cap"), "softcap", softcap_forward, softcap_backward, True)
 
 
 cdef class GatedNode(Node):
