@@ -264,6 +264,11 @@ class _Writer:
                 "The tokenizer puts a space before the beginning of a text alone, and llama.cpp after each special "
                 "token, too: ids of text right behind one differ."
             )
+        if any(self.as_merged(entry, False) for entry in self.added.values()):
+            self.remarks.append(
+                "Added tokens that are runs of ▁ are made from spaces alone in llama.cpp: a text that has that "
+                "character beside a space gets other ids."
+            )
         if spaces.once:
             self.remarks.append(
                 "The tokenizer puts no space before a text that begins with one, and llama.cpp does: ids of such texts "

@@ -20,12 +20,14 @@ from typing import Any
 import pytest
 
 from entrenar.io.atomic import atomic_files
+from entrenar.io.gguf import GGUFFile
 from entrenar.io.hub import cache_directory
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.io.tokenizer_guess import byte_values, guess
 from entrenar.io.tokenizer_metadata import tokenizer_metadata
 
 from .random_text import random_texts
+from .test_llama_cpp_vocabularies import vocabularies
 from .test_tokenizer_metadata import compare_with_llama_cpp
 
 pytestmark = [pytest.mark.slow, pytest.mark.peers]
@@ -64,15 +66,16 @@ def write(folder: Path, config: Table, model_type: str) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
 
 
-def compare_with_transformers(folder: Path) -> Tokenizer:
+def compare_with_transformers(folder: Path, count: int = COUNT) -> Tokenizer:
     transformers = pytest.importorskip("transformers")
     theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), Tokenizer.from_directory(folder)
-    for text in random_texts(COUNT, SPECIAL):
-        expected = theirs(text, add_special_tokens=False).input_ids
+    texts = random_texts(count, SPECIAL)
+    plain, whole = theirs(texts, add_special_tokens=False).input_ids, theirs(texts).input_ids
+    before = [ours.bos_id] if ours.adds_bos else []
+    for text, expected, around, decoded in zip(texts, plain, whole, theirs.batch_decode(plain), strict=True):
         assert ours.encode(text) == expected, repr(text)
-        before = [ours.bos_id] if ours.adds_bos else []
-        assert theirs(text).input_ids == [*before, *expected], repr(text)
-        assert ours.decode(expected, skip_special=False) == theirs.decode(expected), repr(text)
+        assert around == [*before, *expected], repr(text)
+        assert ours.decode(expected, skip_special=False) == decoded, repr(text)
     assert (ours.bos_id, ours.eos_id, ours.unk_id) == (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id)
     return ours
 
@@ -173,6 +176,27 @@ def test_tekken(tmp_path: Path) -> None:
     compare_with_llama_cpp(read, metadata, tmp_path, 300)
     for text in ("Hello World's 12345 camelCase/\n\n  x", "日本語 Привет ¿qué?", "HTTPServer {a}\t[INST]1.5"):
         assert read.encode(text) == ours.encode(text)
+
+
+def test_gemmas_vocabulary_as_a_directory(tmp_path: Path) -> None:
+    """Gemma 2 and 3 have runs of spaces and line ends among the added tokens that are not special."""
+    source = Tokenizer.from_gguf(GGUFFile(vocabularies() / "ggml-vocab-gemma-4.gguf").metadata)
+    table = json.loads(source.backend.to_str())
+    flags: Table = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    runs = [token for token in table["model"]["vocab"] if len(token) > 1 and set(token) in ({"\n"}, {"▁"}, {"\t"})]
+    present = {entry["content"] for entry in table["added_tokens"]}
+    more = [{"id": table["model"]["vocab"][token], "content": token} | flags for token in runs]
+    table["added_tokens"] = sorted(
+        [*table["added_tokens"], *(entry for entry in more if entry["content"] not in present)],
+        key=lambda entry: entry["id"],
+    )
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    write(tmp_path, {"tokenizer_class": "GemmaTokenizer"}, "gemma3_text")
+    ours = compare_with_transformers(tmp_path, 200)
+    remarks: list[str] = []
+    metadata = tokenizer_metadata(ours, vocab_size=262208, remarks=remarks)
+    assert ["runs of ▁" in remark for remark in remarks] == [True]
+    compare_with_llama_cpp(ours, metadata, tmp_path, 200, without="▁")
 
 
 def test_tekken_is_told_by_its_tokens() -> None:

@@ -18,7 +18,7 @@ from entrenar.io.tokenizer_metadata import tokenizer_metadata
 
 from .. import smollm2
 from .random_text import random_texts
-from .test_llama_cpp_vocabularies import VOCABULARIES, has_bytes, vocabularies
+from .test_llama_cpp_vocabularies import has_bytes, vocabularies
 from .test_tokenizer import sentencepiece_metadata
 
 Table = dict[str, Any]
@@ -104,7 +104,7 @@ def test_sentencepiece_is_written_for_llama_cpp(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.peers
-@pytest.mark.parametrize("name", VOCABULARIES)
+@pytest.mark.parametrize("name", ["llama-spm", "phi-3", "gemma-4", "llama-bpe", "qwen2", "refact", "falcon"])
 def test_a_vocabulary_read_and_written_gives_the_same_ids(name: str, tmp_path: Path) -> None:
     source = GGUFFile(vocabularies() / f"ggml-vocab-{name}.gguf").metadata
     read = Tokenizer.from_gguf(source)
@@ -113,13 +113,13 @@ def test_a_vocabulary_read_and_written_gives_the_same_ids(name: str, tmp_path: P
     if metadata["tokenizer.ggml.model"] == "gpt2":
         assert metadata["tokenizer.ggml.merges"] == source["tokenizer.ggml.merges"]
     again = Tokenizer.from_gguf(metadata | {"general.name": source.get("general.name", "")})
-    for text in random_texts(200, special_texts(read), seed=1):
+    for text in random_texts(100, special_texts(read), seed=1):
         assert again.encode(text) == read.encode(text), repr(text)
         assert again.encode(text, parse_special=False) == read.encode(text, parse_special=False), repr(text)
     special = ("bos_id", "eos_id", "unk_id", "adds_bos", "adds_eos", "chat_template")
     assert [getattr(again, name) for name in special] == [getattr(read, name) for name in special]
     if name != "phi-3":  # llama.cpp leaves out ASCII's white space alone after its special tokens
-        compare_with_llama_cpp(read, metadata, tmp_path, 200)
+        compare_with_llama_cpp(read, metadata, tmp_path, 100)
 
 
 @pytest.mark.model
