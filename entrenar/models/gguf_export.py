@@ -26,6 +26,7 @@ from entrenar.models.gguf_metadata import (
     checked_tokenizer,
     kept_metadata,
     rope_tensors,
+    window_sentences,
 )
 from entrenar.models.gguf_rows import RowEncoder, stored_type
 from entrenar.models.gguf_types import KEEP, checked_type, file_type_number, tensor_types
@@ -70,7 +71,7 @@ def save_gguf(
     if family.gguf_head == "always" and config.tie_word_embeddings:
         weights.append(replace(weights[0], name="lm_head.weight"))
     types = tensor_types(config, type, {weight.name: stored_type(weight.base) for weight in weights})
-    remarks = [*merge_sentences(weights), *_second_quantization(weights, types)]
+    remarks = [*merge_sentences(weights), *window_sentences(config), *_second_quantization(weights, types)]
     source = _source(model)
     general, vocabulary = _origin_metadata(model, source, tokenizer, remarks)
     metadata = {

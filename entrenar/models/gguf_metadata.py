@@ -86,6 +86,18 @@ def shortest_window(config: LLaMAConfig) -> int:
     return min((size for size in windows if size is not None), default=config.max_position_embeddings)
 
 
+def window_sentences(config: LLaMAConfig) -> list[str]:
+    """For the person who runs it: that the file's context is the model's window, where llama.cpp has none."""
+    window, context = shortest_window(config), config.max_position_embeddings
+    family = FAMILIES[config.family]
+    if family.gguf_windows or window == context:
+        return []
+    return [
+        f"The file's context length is the model's window of {window} tokens, not its context of {context}: llama.cpp "
+        f"has no windows for the architecture {family.architecture!r}."
+    ]
+
+
 def check_gguf(config: LLaMAConfig) -> None:
     """ConfigError, naming the field, for a model of which llama.cpp would compute something else."""
     family = FAMILIES[config.family]

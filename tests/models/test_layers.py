@@ -121,9 +121,10 @@ def test_the_scale_of_an_embedding_is_rounded_to_its_elements() -> None:
 def test_what_a_file_says_of_windows(changes: dict[str, Any], keys: dict[str, Any], tmp_path: Path) -> None:
     tied = {"tie_word_embeddings": True} if changes["family"] == "gemma2" else {}
     model = random_model(small_config(**changes, **tied))
-    model.save_gguf(tmp_path / "x.gguf")
+    remarks = " ".join(model.save_gguf(tmp_path / "x.gguf").remarks)
     found = metadata_of(tmp_path / "x.gguf")
     own = found["general.architecture"]
+    assert ("context length is the model's window of 8 tokens" in remarks) == ("gemma" not in own)
     assert {key: found.get(f"{own}.{key}") for key in keys} == keys
     back = LLaMAModel.from_pretrained(tmp_path / "x.gguf")
     windowed = own in ("gemma2", "gemma3")
