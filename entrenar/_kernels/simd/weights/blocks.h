@@ -122,6 +122,9 @@ INLINE void dequantize_blocks(block_format f, const matrix_view *s, ptrdiff_t ro
 typedef uint8_t vb16 __attribute__((vector_size(16)));
 typedef uint8_t vb16_unaligned __attribute__((vector_size(16), aligned(1), may_alias));
 INLINE vb16 load16(const uint8_t *bytes) { return *(const vb16_unaligned *)bytes; }
+// bytes >> shift & mask, for a mask of 8 - shift bits at most; pairs of bytes are shifted, which x86 can
+typedef uint16_t vh8 __attribute__((vector_size(16)));
+INLINE vb16 bits_at(vb16 bytes, int shift, uint8_t mask) { return (vb16)((vh8)bytes >> (uint16_t)shift) & mask; }
 
 // out = bytes minus zero, in whole vectors
 INLINE void widen16(vb16 bytes, int32_t zero, vf *out) {

@@ -8,7 +8,7 @@ INLINE void part(const uint8_t *block, int first, int count, vf *values) {
     const uint8_t *nibbles = block + HEADER + first / 64 * 32 + first % 32;
 #pragma GCC unroll 2
     for (int i = 0; i < count; i += 16)
-        widen16(load16(nibbles + i) >> (uint8_t)(first / 32 % 2 * 4) & 15, 0, values + i / VLEN);
+        widen16(bits_at(load16(nibbles + i), first / 32 % 2 * 4, 15), 0, values + i / VLEN);
     scale_sixes(block, first, count, values);
 }
 

@@ -32,8 +32,8 @@ INLINE void scale_sixes(const uint8_t *block, int first, int count, vf *values) 
     vf d, m;
     load_sixes(block, &scales, &minima);
     halves_everywhere(block, &d, &m);
-    d *= (float)(scales >> (first / GGML_BLOCK * 8) & 63);
-    m *= (float)(minima >> (first / GGML_BLOCK * 8) & 63);
+    d *= (float)(int)(scales >> (first / GGML_BLOCK * 8) & 63);
+    m *= (float)(int)(minima >> (first / GGML_BLOCK * 8) & 63);
 #pragma GCC unroll 8
     for (int v = 0; v < count / VLEN; v++) values[v] = values[v] * d - m;
 }

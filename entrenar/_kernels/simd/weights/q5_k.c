@@ -6,11 +6,12 @@ enum { FIFTHS = HEADER, NIBBLES = HEADER + 32, BYTES = NIBBLES + K_BLOCK / 2 };
 
 INLINE void part(const uint8_t *block, int first, int count, vf *values) {
     const uint8_t *nibbles = block + NIBBLES + first / 64 * 32 + first % 32, *fifths = block + FIFTHS + first % 32;
-    const uint8_t sub_block = (uint8_t)(first / 32);
+    const int sub_block = first / 32;
 #pragma GCC unroll 2
     for (int i = 0; i < count; i += 16) {
-        const vb16 low = load16(nibbles + i) >> (uint8_t)(sub_block % 2 * 4) & 15;
-        widen16(low | (load16(fifths + i) >> sub_block & 1) << 4, 0, values + i / VLEN);
+        const vb16 low = bits_at(load16(nibbles + i), sub_block % 2 * 4, 15);
+        const vb16 fifth = (vb16)((vh8)bits_at(load16(fifths + i), sub_block, 1) << 4);
+        widen16(low | fifth, 0, values + i / VLEN);
     }
     scale_sixes(block, first, count, values);
 }

@@ -16,8 +16,8 @@ INLINE void part(const uint8_t *block, int first, int count, vf *values) {
     const vf d = half_everywhere(block + D);
 #pragma GCC unroll 2
     for (int i = 0; i < count; i += 16) {
-        const vb16 low = load16(nibbles + i) >> (uint8_t)(group / 2 * 4) & 15;
-        const vb16 high = (load16(pairs + i) >> (uint8_t)(2 * group) & 3) << 4;
+        const vb16 low = bits_at(load16(nibbles + i), group / 2 * 4, 15);
+        const vb16 high = (vb16)((vh8)bits_at(load16(pairs + i), 2 * group, 3) << 4);
         const vf scale = d * (float)(int8_t)block[SCALES + (first + i) / SUB_BLOCK];
         vf *to = values + i / VLEN;
         widen16(low | high, ZERO, to);
