@@ -168,9 +168,16 @@ def named(wanted: Sequence[str] | str, names: Sequence[str], where: str) -> set[
     for entry in wanted:
         meant = {name for name in names if name == entry or name.endswith(f".{entry}")}
         if not meant:
-            raise ConfigError(f"{where}: {entry!r} matches no module of the model.")
+            raise ConfigError(f"{where}: {entry!r} matches no module of the model{_in_one_with(entry, names)}.")
         found |= meant
     return found
+
+
+def _in_one_with(entry: str, names: Sequence[str]) -> str:
+    """What a message says of a linear that the model keeps in one with others."""
+    there, last = {name.rsplit(".", 1)[-1] for name in names}, entry.rsplit(".", 1)[-1]
+    fused = next((name for name, parts in FUSED.items() if last in parts and name in there), None)
+    return "" if fused is None else f", which has {fused}"
 
 
 def first_matches(patterns: Iterable[str], names: Sequence[str], where: str) -> dict[str, str]:

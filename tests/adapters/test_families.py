@@ -9,20 +9,21 @@ import numpy as np
 import pytest
 
 from entrenar.adapters.base import AdapterConfig, merge, set_training
+from entrenar.errors import ConfigError
 from entrenar.llama import LLaMAModel
 from entrenar.lora import DoRAConfig, IA3Config, LoRAConfig, PrefixConfig, load_adapter, save_adapter
 
 from ..models.builders import relative_error
 from .peers import logits, peft_model
 
-FAMILIES = ("mistral, window", "qwen2, tied", "qwen3", "gemma2", "gemma3", "olmo2")
+FAMILIES = ("mistral, window", "qwen2, tied", "gemma3", "olmo2", "smollm3", "phi3", "granite")
 KINDS: dict[str, AdapterConfig] = {
     "lora": LoRAConfig(rank=3, target_modules=["all-linear"], bias="all", modules_to_save=["norm"]),
     "dora": DoRAConfig(rank=2, target_modules=["all-linear"], use_rslora=True),
     "ia3": IA3Config(target_modules=["all-linear"]),
     "prefix": PrefixConfig(num_virtual_tokens=5),
-    "embedding": LoRAConfig(rank=3, target_modules=["embed_tokens", "v_proj"]),
-    "both ends": LoRAConfig(rank=3, modules_to_save=["embed_tokens", "lm_head"]),
+    "embedding": LoRAConfig(rank=3, target_modules=["embed_tokens", "o_proj"]),
+    "both ends": LoRAConfig(rank=3, target_modules=["down_proj"], modules_to_save=["embed_tokens", "lm_head"]),
 }
 
 
@@ -53,3 +54,16 @@ def test_an_adapter_computes_the_same_in_peft(kind: str, family: str, tmp_path: 
     load_adapter(again, tmp_path / "adapter")
     merge(again)
     assert relative_error(bench.logits(bench.tokens, again), expected) < 1e-4
+
+
+@pytest.mark.peers
+def test_linears_that_a_family_keeps_in_one_are_meant_together() -> None:
+    from ..models.family_cases import bench_of
+
+    folder = bench_of("phi3").folder / "hf"
+    model = LLaMAModel.from_pretrained(folder)
+    LoRAConfig(target_modules=["gate_proj", "up_proj", "down_proj"]).apply(model)
+    assert model.adapter_config.target_modules == ["down_proj", "gate_up_proj"]
+    assert {name.split(".")[-3] for name, _ in model.trainable_parameters()} == {"gate_up_proj", "down_proj"}
+    with pytest.raises(ConfigError, match=r"'q_proj' matches no module of the model, which has qkv_proj\."):
+        LoRAConfig(target_modules=["q_proj", "v_proj"]).apply(LLaMAModel.from_pretrained(folder))
