@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,19 @@ def test_every_cut_of_a_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(SOUND[:cut])
         with pytest.raises(FormatError):
             read_sentencepiece(path)
+
+
+@pytest.mark.mutation
+def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(400):
+        data = bytearray(SOUND)
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(len(data))
+            data[at : at + chance.randint(0, 3)] = chance.randbytes(chance.randint(0, 3))
+        try:
+            read(bytes(data), tmp_path).encode("a b")
+        except FormatError:
+            refused += 1
+    assert 200 < refused < 400
