@@ -7,9 +7,11 @@ threads. llama.cpp multiplies 8-bit activations, whatever our precision.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from harness import Bench, Row, Target, milliseconds
+from models import gguf_file
 from timing import timed
 
 PEERS = ("xllamacpp",)
@@ -19,6 +21,7 @@ ROWS = (128, 512)
 QUICK_SHAPES = [(768, 768)]
 LAYOUTS = ("forward", "input")
 MODEL = "228m"
+LOADED = ("Q4_K_M", "Q4_0")
 FILES = ("Q4_K", "Q6_K", "Q8_0")
 PREFILL = 512
 
@@ -100,7 +103,40 @@ def _files(bench: Bench) -> None:
                     bench.add(row)
 
 
+class Loaded:
+    """A process that loads a GGUF file and nothing else of weight."""
+
+    def peak(self, model: str, file_type: str) -> float:
+        """The most memory that loading adds to what the imports take, over the bytes of the file and the norms."""
+        import entrenar.qlora  # noqa: F401
+        from entrenar.llama import LLaMAModel
+
+        before, path = self._resident("VmRSS"), gguf_file(model, file_type)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+        loaded = LLaMAModel.from_pretrained(path, quantize="auto")
+        norms = sum(weight.nbytes for _, weight in loaded.named_parameters() if weight.ndim == 1)
+        return (self._resident("VmHWM") - before) / (path.stat().st_size + norms)
+
+    def _resident(self, key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
+
+
+def _memory(bench: Bench) -> None:
+    with bench.worker("models", "Preparation") as preparation:
+        for file_type in LOADED:
+            preparation.call("prepare_gguf", model=MODEL, file_type=file_type)
+    for file_type in LOADED:
+        peaks = []
+        for _ in range(min(3, bench.repetitions)):
+            with bench.worker("weights", "Loaded") as worker:
+                peaks.append(worker.call("peak", model=MODEL, file_type=file_type))
+        case = f"{MODEL} {file_type}, peak RSS of loading / file and norms"
+        bench.add(Row("weights", case, peaks, target=Target(1.10, at_most=True, tiers=None), timed=False))
+
+
 def run(bench: Bench) -> None:
-    """Packing, then whole files."""
+    """Packing, then whole files: loaded, decoded and prefilled."""
     _packing(bench)
+    _memory(bench)
     _files(bench)

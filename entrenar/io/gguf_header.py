@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ UINT32, STRING, ARRAY = 4, 8, 9
 ALIGNMENT_KEY, ALIGNMENT = "general.alignment", 32
 LEAST_TENSOR_BYTES = 24  # of a tensor's entry: name length, axes, type, offset
 LEAST_FIELD_BYTES = 13  # of a metadata entry: key length, type, one byte of value
+MERGES = "tokenizer.ggml.merges"
 MOST_AXES = 4
 MOST_NAME_BYTES = 63  # of a tensor, in llama.cpp
 MOST_ENTRIES = 1 << 22  # of all arrays: each becomes an object; real vocabularies have under a million
@@ -97,6 +99,31 @@ def _check_start(file: FileBytes) -> tuple[int, int, int]:
     return version, tensors, fields
 
 
+class Texts(Sequence[str]):
+    """An array of texts that stays in the mapped file, decoded when asked for: as objects merges take megabytes."""
+
+    def __init__(self, data: memoryview, start: int, count: int) -> None:
+        self._data, self._start, self._count = data, start, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        offset = self._start
+        for _ in range(self._count):
+            end = offset + 8 + U64.unpack_from(self._data, offset)[0]
+            yield str(self._data[offset + 8 : end], "utf-8")
+            offset = end
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == (list(other) if isinstance(other, Texts) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class _Reader:
     """Reads one entry of the header after the other."""
 
@@ -116,7 +143,7 @@ class _Reader:
             if key in metadata:
                 raise self.damaged("is there twice")
             kind = self.u32()
-            metadata[key] = self.value(kind)
+            metadata[key] = self.merges() if key == MERGES and kind == ARRAY else self.value(kind)
             if key == ALIGNMENT_KEY:
                 alignment = self.alignment(kind, metadata[key])
         entries = self.tensor_entries(tensors, alignment)
@@ -161,6 +188,13 @@ class _Reader:
         if kind not in SCALARS:
             raise self.damaged(f"has the type {kind}, which no GGUF file has")
         return struct.unpack_from(SCALARS[kind], self.data, self.take(struct.calcsize(SCALARS[kind])))[0]
+
+    def merges(self) -> Any:
+        """An array whose texts are checked and not kept."""
+        start = self.offset + 12  # the type and the count come before
+        found = self.value(ARRAY)
+        texts = bool(found) and isinstance(found[0], str)
+        return Texts(self.data, start, len(found)) if texts else found
 
     def array(self, kind: int, count: int) -> list[Any]:
         if kind != STRING and kind not in SCALARS:

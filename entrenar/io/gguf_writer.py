@@ -17,7 +17,7 @@ import numpy as np
 from entrenar.config import shown
 from entrenar.errors import FormatError
 from entrenar.io.atomic import atomic_file
-from entrenar.io.gguf_header import ALIGNMENT, ARRAY, MAGIC, MOST_NAME_BYTES, SCALARS, STRING, UINT32
+from entrenar.io.gguf_header import ALIGNMENT, ARRAY, MAGIC, MOST_NAME_BYTES, SCALARS, STRING, UINT32, Texts
 
 VERSION = 3
 UINT8, INT32, FLOAT32, BOOL, UINT64, INT64, FLOAT64 = 0, 5, 6, 7, 10, 11, 12
@@ -118,7 +118,7 @@ def _value(key: str, value: Any) -> tuple[int, bytes]:
     """(type, bytes) of a metadata value."""
     if isinstance(value, bytes):
         return ARRAY, struct.pack("<IQ", UINT8, len(value)) + value
-    if isinstance(value, list):
+    if isinstance(value, list | Texts):
         kind = _kind(key, value)
         return ARRAY, struct.pack("<IQ", kind, len(value)) + _elements(kind, value)
     kind = _kind(key, [value])

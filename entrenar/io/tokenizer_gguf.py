@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from entrenar.config import shown
 from entrenar.errors import FormatError
 from entrenar.io import tokenizer_library as library
+from entrenar.io.gguf_header import Texts
 from entrenar.io.template_files import named_templates
 from entrenar.io.tokenizer_guess import guess
 from entrenar.io.tokenizer_splits import DEFAULT, SPLITS, Split, pre_tokenizer
@@ -100,14 +101,14 @@ class _Reader:
     def entries(self, name: str, kind: type | tuple[type, ...]) -> list[Any]:
         """FormatError where it is missing or holds something else."""
         values = self.get(name)
-        if not isinstance(values, list) or not values:
+        if not isinstance(values, list | Texts) or not values:
             raise FormatError(f"The GGUF metadata has no tokenizer.ggml.{name}; the file holds no complete tokenizer.")
         for index, value in enumerate(values):
             if not isinstance(value, kind):
                 raise FormatError(
                     f"tokenizer.ggml.{name}: entry {index} is {value!r}, of a type that has no place there."
                 )
-        return values
+        return list(values)
 
     def id(self, name: str, default: int | None = None) -> int | None:
         """The id of a special token; FormatError where it is none of the vocabulary."""

@@ -8,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 from entrenar.errors import FormatError
@@ -74,3 +75,18 @@ def test_an_array_of_arrays_is_refused_by_its_key(tmp_path: Path) -> None:
     path = write(tmp_path / "x.gguf", ARRAY, 1, pair)
     with pytest.raises(FormatError, match=r"'general\.tags' is an array of the type 9, expected numbers or texts"):
         GGUFFile(path)
+
+
+@pytest.mark.unit
+def test_merges_stay_in_the_file_and_are_the_texts_of_a_list(tmp_path: Path) -> None:
+    merges = ["a b", "Ġ t", "é è", ""]
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_array("tokenizer.ggml.merges", merges)
+    writer.add_uint32("after", 7)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    metadata = GGUFFile(tmp_path / "m.gguf").metadata
+    found = metadata["tokenizer.ggml.merges"]
+    assert not isinstance(found, list) and found == merges and list(found) == merges and found == found
+    assert (len(found), found[1], found[1:3], metadata["after"]) == (4, "Ġ t", merges[1:3], 7)

@@ -82,7 +82,7 @@ def published(folder: Path) -> Any:
         "model": {
             "type": "BPE",
             "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": metadata["tokenizer.ggml.merges"],
+            "merges": list(metadata["tokenizer.ggml.merges"]),
         },
     }
     (folder / "tokenizer.json").write_text(json.dumps(table))
