@@ -6,6 +6,7 @@ Each key is used, or stands in UNUSED because llama.cpp gives it no meaning for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -282,7 +283,8 @@ def _rotated(data: Metadata, size: int) -> dict[str, float]:
         )
     if data.integer(ROTATED) > size or rotated % 2:
         raise ConfigError(f"{data.name(ROTATED)} is {rotated}, expected an even number up to the head size {size}.")
-    return {"partial_rotary_factor": rotated / size}
+    factor = rotated / size
+    return {"partial_rotary_factor": factor if int(size * factor) == rotated else math.nextafter(factor, 1)}
 
 
 def _windows(data: Metadata, values: Mapping[str, Any]) -> dict[str, Any]:

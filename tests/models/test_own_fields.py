@@ -164,6 +164,16 @@ def test_a_granite_file_that_switches_rope_off_is_refused(tmp_path: Path) -> Non
         LLaMAModel.from_pretrained(path)
 
 
+@pytest.mark.parametrize("size", [6, 44, 46, 52, 128])
+def test_every_even_part_of_a_head_is_what_a_file_says(size: int) -> None:
+    for rotated in range(2, size + 1, 2):
+        metadata = {"general.architecture": "phi3", **{f"phi3.{key}": value for key, value in {
+            "embedding_length": 2 * size, "feed_forward_length": 8, "block_count": 1, "attention.head_count": 2,
+            "context_length": 8, "vocab_size": 9, "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.dimension_count": rotated}.items()}}  # fmt: skip
+        assert LLaMAConfig.from_gguf(metadata, tie_word_embeddings=True).rotated == rotated
+
+
 def test_one_of_two_tensors_of_divisors_is_refused(tmp_path: Path) -> None:
     config = small_config()
     write_gguf(tmp_path / "one.gguf", config, random_arrays(config),
