@@ -107,6 +107,9 @@ class Checkpoint:
             raise FormatError(f"{self.path}: the tensor {unknown[0]} {self._foreign(unknown[0])}.")
 
     def _layers(self, name: str) -> str:
+        key = "attention_bias" if ".self_attn." in name else "mlp_bias"
+        if name.endswith(".bias") and getattr(self.config, key):
+            return f"config.json's {key} = true is wrong, "
         return f"config.json's num_hidden_layers = {self.config.num_hidden_layers} is wrong, " * (".layers." in name)
 
     def _foreign(self, name: str) -> str:

@@ -15,6 +15,7 @@ from entrenar.errors import ConfigError
 from entrenar.io.json_file import read_json_object
 from entrenar.models.decoder import linear_shapes, weight_shapes
 from entrenar.models.families import (
+    BIASES,
     FAMILIES,
     FULL,
     LAYER_TYPES,
@@ -85,6 +86,8 @@ class LLaMAConfig:
     no_rope_layers: list[int] | None = option(
         None, help="for each layer 1, or 0 where it has no rotary embedding; unset is 0 in every fourth"
     )
+    attention_bias: bool | None = option(None, help="whether q, k, v and o have biases; false is as good as unset")
+    mlp_bias: bool | None = option(None, help="whether gate, up and down have biases; false is as good as unset")
     attn_logit_softcapping: float | None = option(None, help="bound of attention scores, c tanh(score / c)", above=0)
     final_logit_softcapping: float | None = option(None, help="bound of logits, c tanh(logit / c)", above=0)
     llama_4_scaling_beta: float | None = option(
@@ -110,6 +113,7 @@ class LLaMAConfig:
         family = FAMILIES[self.family]
         if family.undivided and self.hidden_size % self.num_attention_heads:
             self.family = family.undivided  # transformers' own class refuses such a shape
+            family = FAMILIES[self.family]
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ConfigError(
@@ -128,6 +132,9 @@ class LLaMAConfig:
                 f"model.pad_token_id is {pad}, and the model has {self.vocab_size} tokens, so that transformers "
                 "refuses it too; set it to null, or add a row for the token to the model."
             )
+        for name in BIASES:
+            if getattr(self, name) is False:
+                setattr(self, name, None)
         self._check_own(family)
         self._check_rotated()
         if family.local_rope and self.rope_local_base_freq is None:

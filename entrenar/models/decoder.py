@@ -92,7 +92,9 @@ class RotaryEmbedding:
 
 def _linear(config: LLaMAConfig, name: str, shape: tuple[int, int], weights: WeightProvider) -> Linear:
     """The linear of this name with the bias that its family gives it; a bias is never quantized."""
-    weight, biased = weights(f"{name}.weight", shape), name.split(".")[-1] in FAMILIES[config.family].biased
+    weight, (*_, module, part) = weights(f"{name}.weight", shape), name.split(".")
+    biased = part in FAMILIES[config.family].biased
+    biased = biased or bool(config.attention_bias if module == "self_attn" else config.mlp_bias)
     return Linear(weight, cast(Tensor, weights(f"{name}.bias", shape[:1])) if biased else None)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+BIASES = ("attention_bias", "mlp_bias")  # keys by which all linears of attention, or of the MLP, have a bias
 REQUIRED = object()  # in `defaults`: a config.json must have the key
 SLIDING, FULL = "sliding_attention", "full_attention"
 LAYER_TYPES = (SLIDING, FULL)
@@ -67,7 +68,7 @@ class Family:
     rope_types: tuple[str, ...] = ()  # those that its configuration takes; empty: all
     rope_aliases: Mapping[str, str] = field(default_factory=dict)  # older names of types
     original_context: int | None = None  # original_max_position_embeddings stands at the top level, with this default
-    without_bias: tuple[str, ...] = ("attention_bias", "mlp_bias")  # keys that must be false
+    without_bias: tuple[str, ...] = BIASES  # keys that must be false
     activation_key: str = "hidden_act"
     refused: Mapping[str, str] = field(default_factory=dict)  # keys that must be left out, null or false, and why
     local_rope: bool = False  # layers with a window have a rotation of their own
@@ -93,6 +94,7 @@ class Family:
     gguf_yarn: bool = False  # llama.cpp reads the numbers of yarn scaling beside its factor
     gguf_head: str = "optional"  # whether a file has output.weight: "optional", "never" or "always"
     gguf_fixed: Mapping[str, Any] = field(default_factory=dict)  # keys that a file may have with this value alone
+    gguf_biases: bool = True  # a file may hold the biases of attention_bias and mlp_bias
     gguf_square: bool = False  # llama.cpp takes heads for parts of hidden_size, whatever their size is said to be
     gguf_defaults: Mapping[str, Any] = field(default_factory=dict)  # fields whose keys a file may leave out
     gguf_large: int = 0  # with so many layers scores are scaled by hidden_size / num_attention_heads, not by head_dim
@@ -144,7 +146,9 @@ _ROWS = (
         model_class="LlamaForCausalLM",
         architecture="llama",
         defaults=_COMMON | {"max_position_embeddings": 2048},
-        written={"attention_bias": False, "mlp_bias": False},
+        never_null=BIASES,
+        without_bias=(),
+        own=BIASES,
         heads_divide_hidden=True,
         undivided="mistral",
         interleaved=("q_proj", "k_proj"),
@@ -304,10 +308,12 @@ _ROWS = (
             "bos_token_id": 128000,
             "eos_token_id": 128001,
         },
-        written={"attention_bias": False, "mlp_bias": False, "use_sliding_window": False},
-        never_null=("head_dim",),
+        written={"use_sliding_window": False},
+        never_null=("head_dim", *BIASES),
         window_switch=True,
-        own=("no_rope_layers",),
+        without_bias=(),
+        own=(*BIASES, "no_rope_layers"),
+        gguf_biases=False,
         interleaved=("q_proj", "k_proj"),
     ),
     Family(
@@ -352,14 +358,15 @@ _ROWS = (
             "logits_scaling": 1.0,
         },
         never_null=(
+            *BIASES,
             "head_dim",
             "embedding_multiplier",
             "residual_multiplier",
             "attention_multiplier",
             "logits_scaling",
         ),
-        written={"attention_bias": False, "mlp_bias": False},
-        own=("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
+        without_bias=(),
+        own=(*BIASES, "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
         interleaved=("q_proj", "k_proj"),
         rope_factors=True,
         long_factors=True,

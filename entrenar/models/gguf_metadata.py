@@ -10,7 +10,7 @@ import numpy as np
 from entrenar.config import shown
 from entrenar.errors import ConfigError
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.families import FAMILIES, SLIDING, default_layer_types, default_no_rope_layers
+from entrenar.models.families import BIASES, FAMILIES, SLIDING, default_layer_types, default_no_rope_layers
 from entrenar.models.gguf_keys import (
     ATTENTION_FACTOR,
     CONTEXT,
@@ -107,6 +107,8 @@ def check_gguf(config: LLaMAConfig) -> None:
         wanted["query_pre_attn_scalar"] = query_scalar(family, fields)
     if family.gguf_head == "never":
         wanted["tie_word_embeddings"] = True
+    if not family.gguf_biases:
+        wanted |= dict.fromkeys(BIASES)
     if "no_rope_layers" in family.own:
         wanted["no_rope_layers"] = default_no_rope_layers(config.num_hidden_layers)
     if family.gguf_head == "always" or family.gguf_square:

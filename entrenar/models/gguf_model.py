@@ -20,7 +20,7 @@ from entrenar.errors import ConfigError, FormatError
 from entrenar.io.gguf import GGUFFile, GGUFTensor
 from entrenar.io.lazy import LazyTensor
 from entrenar.models.config import LLaMAConfig
-from entrenar.models.families import FAMILIES, PARTS, Family, gguf_name
+from entrenar.models.families import BIASES, FAMILIES, PARTS, Family, gguf_name
 from entrenar.models.gguf_keys import (
     EMBEDDING,
     FEED_FORWARD,
@@ -66,6 +66,7 @@ def read_gguf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], dict[str,
     try:
         stored = {key: file.tensors[name] for key, name in LONG_FACTORS.items() if name in file.tensors}
         values, remarks = config_values(file.metadata, {key: _factors(path, t) for key, t in stored.items()})
+        values |= _biases(FAMILIES[values["family"]], file.tensors)
         tied = HEAD not in file.tensors
         config = from_table(LLaMAConfig, values | {"tie_word_embeddings": tied}, "model")
         _check_tensors(path, config, file.tensors)
@@ -76,6 +77,17 @@ def read_gguf(path: Path) -> tuple[LLaMAConfig, dict[str, LazyTensor], dict[str,
     names = hugging_face_names(config)
     tensors: dict[str, LazyTensor] = {names[name]: t for name, t in file.tensors.items() if name in names}
     return config, tensors, file.metadata, [f"{path.name}: {remark}" for remark in remarks]
+
+
+def _biases(family: Family, tensors: Collection[str]) -> dict[str, bool]:
+    """attention_bias and mlp_bias, which no key holds: whether the linears of the first layer have them."""
+    linears = {"attention_bias": ("q", "k", "v", "output"), "mlp_bias": ("gate", "up", "down")}
+    parts = {"attention_bias": "attn", "mlp_bias": "ffn"}
+    return {
+        key: all(f"blk.0.{parts[key]}_{linear}.bias" in tensors for linear in linears[key])
+        for key in BIASES
+        if key in family.own and family.gguf_biases
+    }
 
 
 def _check_tensors(path: Path, config: LLaMAConfig, tensors: Mapping[str, GGUFTensor]) -> None:
@@ -113,6 +125,11 @@ def _factors(path: Path, tensor: GGUFTensor) -> list[float]:
     """The divisors of rotary frequencies that a tensor holds."""
     if tensor.type != "F32":  # llama.cpp takes no other
         raise FormatError(f"{path}: the tensor {tensor.name} has type {tensor.type}, expected F32; convert it again.")
+    if len(tensor.shape) != 1:
+        raise FormatError(
+            f"{path}: the tensor {tensor.name} has shape {tensor.shape}, expected one number for each rotated pair; "
+            "the file contradicts itself."
+        )
     factors = [float(factor) for factor in tensor.load()]
     for index, factor in enumerate(factors):
         if not 0 < factor < math.inf:

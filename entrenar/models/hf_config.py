@@ -12,6 +12,7 @@ from typing import Any
 from entrenar.config import nearest, shown
 from entrenar.errors import ConfigError
 from entrenar.models.families import (
+    BIASES,
     FAMILIES,
     FULL,
     OWN,
@@ -99,7 +100,8 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
         values.setdefault(name, default)
     for name in family.never_null:
         if name in values and values[name] is None:
-            raise ConfigError(f"{where}: {name} is null, expected an integer; transformers refuses it too.")
+            expected = "true or false" if name in BIASES else "an integer"
+            raise ConfigError(f"{where}: {name} is null, expected {expected}; transformers refuses it too.")
     for name in family.floats:
         if table.get(name) is not None and not isinstance(table[name], float):
             raise ConfigError(
@@ -348,5 +350,6 @@ def table_of(fields: Mapping[str, Any]) -> dict[str, Any]:
         family.activation_key: family.activation,
         **{name: value for name, value in fields.items() if name not in left_out},
         **own,
+        **{name: bool(fields[name]) for name in BIASES if name in family.own},
         "rope_parameters": rope,
     }

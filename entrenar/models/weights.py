@@ -158,7 +158,8 @@ def _of_16_bits(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Tensor:
 def _rows(lazy: LazyTensor, shape: tuple[int, ...], head_dim: int | None) -> Iterator[np.ndarray]:
     """The tensor in float32, a chunk of rows at a time; `head_dim` puts interleaved heads into half-split order."""
     if len(shape) == 1:
-        yield lazy.load()
+        values = lazy.load()
+        yield values[half_split_rows(len(values), head_dim)] if head_dim else values
         return
     unit = head_dim or 1  # rows change places within their head only
     step = max(unit, ROW_CHUNK_BYTES // (4 * shape[1]) // unit * unit)

@@ -95,6 +95,7 @@ MINISTRAL3 = rope(
 CASES: dict[str, Case] = {
     "llama": Case("llama"),
     "llama, tied, llama3": Case("llama", {"tie_word_embeddings": True, **LLAMA3}),
+    "llama, biases": Case("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "llama, linear": Case("llama", rope("linear", factor=4.0)),
     "llama, dynamic": Case("llama", rope("dynamic", factor=4.0), not_in_gguf="llama.cpp has no dynamic scaling"),
     "llama, dynamic beyond": Case(
@@ -190,6 +191,9 @@ CASES: dict[str, Case] = {
         {"num_hidden_layers": 4, "tie_word_embeddings": True}
         | rope("yarn", 2e6, factor=4.0, original_max_position_embeddings=20),
     ),
+    "smollm3, biases": Case(
+        "smollm3", {"attention_bias": True, "mlp_bias": True}, not_in_gguf="llama.cpp has no biases here"
+    ),
     "smollm3, every other layer": Case(
         "smollm3",
         {"num_hidden_layers": 3, "no_rope_layer_interval": 2, "head_dim": 14},
@@ -207,7 +211,10 @@ CASES: dict[str, Case] = {
     "granite, tied, llama3, heads of their own size": Case(
         "granite", GRANITE | {"tie_word_embeddings": True, "head_dim": 22, "num_key_value_heads": 2, **LLAMA3}
     ),
-    "granite, longrope beyond": Case("granite", GRANITE | {"max_position_embeddings": 512} | longrope(13, 29)),
+    "granite, biases, longrope beyond": Case(
+        "granite",
+        GRANITE | {"attention_bias": True, "mlp_bias": True} | {"max_position_embeddings": 512} | longrope(13, 29),
+    ),
     "olmo2": Case("olmo2"),
     "olmo2, tied, equal heads": Case("olmo2", {"tie_word_embeddings": True, "num_key_value_heads": 2}),
 }

@@ -63,6 +63,8 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0]
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [
+        ({"rope_type": "mrope", "factor": 2.0}, "rope_type is 'mrope', which is not supported"),
+        ({"rope_theta": 1e4, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; partial rotation is not"),
         ({"rope_type": "dynamic"}, "rope_scaling.factor is missing, expected a positive number where"),
         ({"rope_type": "dynamic", "factor": -1}, "rope_scaling.factor is -1, expected a positive number where"),
         ({"type": "yarn", "factor": None}, None),

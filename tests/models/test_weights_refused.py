@@ -144,7 +144,7 @@ def test_a_tensor_that_belongs_to_no_layer_is_named(tmp_path: Path) -> None:
         "blk.x.attn_q.weight": "belongs to no LLaMA layer",
         "blk.0.ffn_up_exps.weight": "belongs to a mixture of experts",
         "blk.0.ffn_gate_inp.weight": "belongs to a mixture of experts",
-        "rope_factors_long.weight": "belongs to a longrope scaling",
+        "rope_factors_long.weight": r"has shape \(64, 64\), expected one number for each rotated pair",
         "cls.weight": "belongs to no LLaMA layer",
     }.items():
         write_gguf(tmp_path / "a.gguf", config, arrays, extra={name: np.zeros((64, 64), np.float32)})
