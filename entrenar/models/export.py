@@ -47,9 +47,9 @@ def save(
     else the model's end tokens), safetensors (sharded beyond `max_shard_bytes`), and the tokenizer: `tokenizer`, else
     the files of the directory that the model was loaded from, else what its GGUF file has. Quantized matrices are
     dequantized to `dtype` one at a time, and with `merge` those that an adapter is on merged. Returns what precision
-    was kept, in sentences. Raises ConfigError for adapters without `merge`, where the place that the tokenizer came
-    from is gone, and for the rotary factors of a GGUF file that config.json cannot express; FormatError for weights
-    beyond float16.
+    merging keeps and how many are rounded, in sentences. Raises ConfigError for adapters without `merge`, where the
+    place that the tokenizer came from is gone, and for the rotary factors of a GGUF file that config.json cannot
+    express; FormatError for weights beyond float16.
     """
     if dtype not in SAVED_DTYPES:
         raise ConfigError(f"dtype={dtype!r} is unknown; choose 'float32', 'float16' or 'bfloat16'.")
@@ -73,7 +73,7 @@ def save(
         if generation:
             _write_json(folder / GENERATION_FILE, generation)
         save_sharded(folder, _arrays(weights, dtype), max_shard_bytes)
-    return merge_sentences(weights)
+    return [*merge_sentences(weights), *_rounding_sentence(weights, dtype)]
 
 
 def config_table(model: LLaMAModel, dtype: str) -> dict[str, Any]:
@@ -92,6 +92,18 @@ def generation_table(model: LLaMAModel) -> dict[str, Any]:
     if origin is not None and origin.is_gguf and len(origin.generation.end_tokens) > 1:
         table["eos_token_id"] = list(origin.generation.end_tokens)  # config.json names the first alone
     return {name: value for name, value in table.items() if value is not None}
+
+
+def _rounding_sentence(weights: list[PlainWeight], dtype: str) -> list[str]:
+    """How many matrices are rounded to `dtype`; none where it is float32, or what the model holds."""
+    plain = [weight for weight in weights if len(weight.shape) > 1]
+    kept = sum(
+        weight.adapter is None and not isinstance(weight.base, QuantizedTensor) and weight.base.dtype == dtype
+        for weight in plain
+    )
+    if dtype == "float32" or kept == len(plain):
+        return []
+    return [f"{len(plain) - kept} of {len(plain)} matrices are rounded to {dtype}."]
 
 
 def _write_json(path: Path, table: dict[str, Any]) -> None:

@@ -148,7 +148,7 @@ def _type_sentences(tensors: list[OutputTensor], encoder: RowEncoder) -> list[st
     sentences = []
     for type, count in Counter(tensor.type for tensor in tensors if len(tensor.shape) > 1).items():
         rounded = encoder.rounded.get(type)
-        change = "with the model's own values"
+        change = "without rounding"
         if rounded is not None:
             by = f"rounded by {100 * rounded.relative:.2g} % (relative rms)"
             kept = count - rounded.matrices

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from entrenar.autograd.weight_types import gguf_weight_type
 from entrenar.config import nearest, shown
 from entrenar.errors import ConfigError
 from entrenar.io.gguf_writer import block_of
@@ -55,6 +56,11 @@ def checked_type(name: str) -> str:
     """The type as FILE_TYPES or KEEP spell it; ConfigError where there is none."""
     found = {known.lower(): known for known in (*FILE_TYPES, KEEP)}.get(name.lower() if isinstance(name, str) else "")
     if found is None:
+        if gguf_weight_type(str(name).upper()) is not None:
+            raise ConfigError(
+                f"type={shown(name)} is read and not written, but by {KEEP!r} where the model has it; expected one of "
+                f"{', '.join((KEEP, *FILE_TYPES))}."
+            )
         raise ConfigError(f"type={shown(name)} is unknown; {nearest(str(name), (*FILE_TYPES, KEEP))}")
     return found
 

@@ -14,6 +14,7 @@ from entrenar.adapters.peft import load_adapter, read_adapter_config
 from entrenar.config import check_dataclass, option
 from entrenar.data import Batch, evaluation_batches
 from entrenar.errors import ConfigError
+from entrenar.io.atomic import real_file, real_folder
 from entrenar.models.api import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.export import SAVED_DTYPES
@@ -27,6 +28,8 @@ from entrenar.train.vocabulary import padding
 
 HF, GGUF, GGUF_ADAPTER, MODELFILE = "hf", "gguf", "gguf-adapter", "modelfile"
 FLOAT32 = "float32"
+LARGEST_SHARD = 5.0  # GB
+ROW = 512  # tokens
 BATCH = 4  # rows that are evaluated at once
 
 
@@ -51,12 +54,12 @@ class Export:
         f"{KEEP} is the type that the model has them in",
     )
     dtype: str = option(FLOAT32, help="of a directory's weights", choices=SAVED_DTYPES)
-    max_shard_gb: float = option(5.0, help="largest file of a directory's weights", unit="GB", above=0)
+    max_shard_gb: float = option(LARGEST_SHARD, help="largest file of a directory's weights", unit="GB", above=0)
     data: str | None = option(None, help="examples whose loss is shown before and after; unset shows none")
     held_out_fraction: float = option(
         1.0, help="share of them that is held out from training, chosen as finetune does; 1 is all", above=0, maximum=1
     )
-    sequence_length: int = option(512, help="length of a row of them", unit="tokens", minimum=2)
+    sequence_length: int = option(ROW, help="length of a row of them", unit="tokens", minimum=2)
     modelfile: bool = option(True, help="write Ollama's Modelfile beside a GGUF output (model.gguf: model.Modelfile)")
     overwrite: bool = option(False, help="replace an output that is there")
 
@@ -66,6 +69,7 @@ class Export:
         for name, default, only in (
             ("type", KEEP, (GGUF, GGUF_ADAPTER)),
             ("dtype", FLOAT32, (HF,)),
+            ("max_shard_gb", LARGEST_SHARD, (HF,)),
             ("data", None, (GGUF, HF)),
             ("modelfile", True, (GGUF, GGUF_ADAPTER)),
         ):
@@ -73,6 +77,12 @@ class Export:
                 raise ConfigError(
                     f"export.{name} is {getattr(self, name)}, which has no effect where export.to is {self.to}; leave "
                     f"it out, or write {' or '.join(only)}."
+                )
+        for name, default in (("held_out_fraction", 1.0), ("sequence_length", ROW)):
+            if self.data is None and getattr(self, name) != default:
+                raise ConfigError(
+                    f"export.{name} is {getattr(self, name)}, which has no effect without export.data; leave it out, "
+                    "or give the examples."
                 )
         if self.to == GGUF_ADAPTER and self.type not in (KEEP, *served.ADAPTER_TYPES):
             kinds = " or ".join(served.ADAPTER_TYPES)
@@ -89,6 +99,7 @@ def export(settings: Export, console: Console | None = None) -> list[str]:
     """
     console = console or report.Output()
     _check_output(settings)
+    _check_adapter(settings)
     checkpoint = Checkpoint.open(settings.model)
     checkpoint.check()
     if settings.to == MODELFILE:
@@ -128,9 +139,13 @@ def _export_model(settings: Export, checkpoint: Checkpoint, modelfile: served.Mo
     report.summary(console, "Exported", _rows(settings, checkpoint, modelfile))
     report.remarks(console, remarks)
     if before is not None:
-        written = Checkpoint.open(settings.output)
-        written.check()
-        report.comparison(console, before, _evaluated(_loaded(written), batches, console))
+        try:
+            written = Checkpoint.open(settings.output)
+            written.check()
+            after = _evaluated(_loaded(written), batches, console)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(f"{settings.output} is written; its loss was not evaluated.") from interrupt
+        report.comparison(console, before, after)
     return remarks
 
 
@@ -159,6 +174,31 @@ def _check_output(settings: Export) -> None:
     taken = any(output.iterdir()) if output.is_dir() else output.exists()
     if taken and not settings.overwrite:
         raise ConfigError(f"{output}: is there already; choose another place, or --overwrite (overwrite=True).")
+    if settings.to == HF:
+        real_folder(output)
+        return
+    real_file(output)
+    if settings.to != MODELFILE and settings.modelfile:
+        real_file(served.beside(output))
+
+
+def _check_adapter(settings: Export) -> None:
+    """ConfigError where nothing is in the adapter's place, or what this export does not read."""
+    if settings.adapter is None:
+        return
+    place = Path(settings.adapter)
+    if not place.exists():
+        raise ConfigError(f"{place}: no such file or directory; expected a PEFT adapter directory or a GGUF adapter.")
+    if settings.to == GGUF_ADAPTER and not place.is_dir():
+        raise ConfigError(
+            f"{place}: is a file, expected the PEFT adapter directory to make a GGUF adapter of; a GGUF adapter needs "
+            "a Modelfile alone (--to modelfile)."
+        )
+    if settings.to == MODELFILE and place.is_dir():
+        raise ConfigError(
+            f"{place}: is a folder, expected the GGUF adapter that the Modelfile names; write one first (--to "
+            "gguf-adapter), which comes with its Modelfile."
+        )
 
 
 def as_stored(checkpoint: Checkpoint) -> Storage:

@@ -17,6 +17,7 @@ from entrenar.lora import LoRAConfig, load_adapter, merge, save_adapter
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.merged import PlainWeight
 from entrenar.nn.module import Weight
+from entrenar.train.evaluate import Evaluation
 from entrenar.train.export import Export, export
 from tests.models.builders import assert_same, random_model, random_tokens, small_config, weights_of
 from tests.train.builders import entrenar_command, run_entrenar
@@ -75,7 +76,7 @@ def test_a_file_keeps_its_types_and_its_values(file: Path, adapter: Path, tmp_pa
     remarks = export(Export(model=str(file), output=str(tmp_path / "kept.gguf")))
     expected = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
     assert_same({t.name: t.data for t in gguf.GGUFReader(tmp_path / "kept.gguf").tensors}, expected)
-    assert all("with the model's own values" in remark for remark in remarks)
+    assert all("without rounding" in remark for remark in remarks)
     remarks = export(Export(model=str(file), adapter=str(adapter), output=str(tmp_path / "tuned.gguf")))
     assert types_of(tmp_path / "tuned.gguf") == types_of(file)
     assert any("rounded by" in remark for remark in remarks)
@@ -110,9 +111,10 @@ def test_a_directory_of_16_bits_in_shards(dtype: str, file: Path, tmp_path: Path
     ("words", "message"),
     [
         (("--model", "none.gguf"), "error: none.gguf: no such file or directory; expected a GGUF file or"),
-        (("--adapter", "none"), "error: none/adapter_config.json: cannot be read"),
+        (("--adapter", "none"), "error: none: no such file or directory; expected a PEFT adapter directory or a GGUF"),
         (("--data", "none.jsonl"), "error: none.jsonl: cannot be read (No such file or directory)"),
         (("--type", "Q4_KM"), "error: type='Q4_KM' is unknown; did you mean 'Q4_K_M'?"),
+        (("--type", "iq4_nl"), "error: type='iq4_nl' is read and not written, but by 'keep' where the model has it; e"),
         (("--dtype", "int8"), "error: export.dtype is 'int8'; expected one of"),
         (("--dtype", "float16"), "error: export.dtype is float16, which has no effect where export.to is gguf; leave"),
         (("--to", "hf", "--type", "F16"), "error: export.type is F16, which has no effect where export.to is hf;"),
@@ -120,6 +122,9 @@ def test_a_directory_of_16_bits_in_shards(dtype: str, file: Path, tmp_path: Path
         (("--to", "gguf-adapter"), "error: export.adapter is unset, expected the PEFT adapter directory to make a"),
         (("--to", "modelfile", "--type", "F16"), "error: export.type is F16, which has no effect where export.to is m"),
         (("--held-out-fraction", "0"), "error: export.held_out_fraction is 0.0, expected more than 0"),
+        (("--held-out-fraction", "0.1"), "error: export.held_out_fraction is 0.1, which has no effect without export."),
+        (("--sequence-length", "64"), "error: export.sequence_length is 64, which has no effect without export.data;"),
+        (("--max-shard-gb", "1"), "error: export.max_shard_gb is 1.0, which has no effect where export.to is gguf;"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -165,6 +170,10 @@ def test_an_output_that_is_there_stays_until_it_is_to_be_replaced(model: Path, f
     (tmp_path / "folder").mkdir()
     with pytest.raises(FormatError, match="is a folder; expected a file"):
         export(Export(model=str(model), output=str(tmp_path / "folder")))
+    (tmp_path / "y.Modelfile").mkdir()
+    with pytest.raises(FormatError, match=r"y\.Modelfile: is a folder; expected a file"):
+        export(Export(model=str(model), output=str(tmp_path / "y.gguf"), overwrite=True))
+    assert not (tmp_path / "y.gguf").exists()
 
 
 @pytest.mark.chaos
@@ -219,3 +228,20 @@ def test_ctrl_c_half_way_leaves_nothing_or_what_was_there(
             export(settings)
         else:
             LLaMAModel.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.chaos
+def test_ctrl_c_after_the_file_is_there_says_so(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.gguf"
+
+    def interrupted(found: LLaMAModel, batches: object) -> Evaluation:
+        if output.exists():
+            raise KeyboardInterrupt
+        return Evaluation(1.0, 1)
+
+    monkeypatch.setattr("entrenar.train.export.evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"out\.gguf is written; its loss was not evaluated"):
+        export(Export(model=str(model), output=str(output), data=str(data), sequence_length=64))
+    LLaMAModel.from_pretrained(output)

@@ -112,6 +112,12 @@ def test_files_that_do_not_fit_write_nothing(model: Path, base: Path, adapter: P
         export(Export(model=str(base), adapter=str(base), to="modelfile", output=output))
     with pytest.raises(ConfigError, match=r"export\.type is Q8_0, expected F32 or F16"):
         export(Export(model=str(base), adapter=str(adapter), to="gguf-adapter", type="Q8_0", output=output))
+    for to, place, message in (
+        ("gguf-adapter", base, "is a file, expected the PEFT adapter directory to make a GGUF adapter of; a GGUF"),
+        ("modelfile", adapter, r"is a folder, expected the GGUF adapter that the Modelfile names; write one first"),
+    ):
+        with pytest.raises(ConfigError, match=f"{place.name}: {message}"):
+            export(Export(model=str(base), adapter=str(place), to=to, output=output))
     other = random_model(small_config(hidden_size=32)).to_lora(LoRAConfig(rank=2))
     save_gguf_adapter(other, tmp_path / "other.gguf")
     with pytest.raises(FormatError, match="give the model that the adapter was trained over"):
