@@ -35,6 +35,7 @@ from entrenar.io.lazy import LazyTensor
 TYPES: dict[str, tuple[type[np.floating[Any]], int]] = {"F32": (np.float32, 0), "F16": (np.float16, 1)}
 TYPE_KEY, ARCHITECTURE_KEY = "general.type", "general.architecture"
 ADAPTER_KEY, ALPHA_KEY = "adapter.type", "adapter.lora.alpha"
+NOTES = ("adapter.lora.task_name", "adapter.lora.prompt_prefix")  # for people: they change no computation
 PARTS = ("lora_a", "lora_b")
 LINEAR_PARTS = ("lora_A.weight", "lora_B.weight")
 ADVICE = "merge the adapter and export the model"
@@ -264,6 +265,13 @@ def _checked_alpha(file: GGUFFile, layout: Layout) -> float:
             raise FormatError(
                 f"{file.path}: {key} is {found}, expected {expected!r}; give a GGUF LoRA adapter for this model."
             )
+    known = (ADAPTER_KEY, ALPHA_KEY, *NOTES)
+    unknown = next((key for key in file.metadata if key.startswith("adapter.") and key not in known), None)
+    if unknown is not None:  # as those of an aLoRA, which is on behind some tokens alone
+        raise FormatError(
+            f"{file.path}: {unknown} is {shown(file.metadata[unknown])}, which is not supported (expected no key but "
+            f"{', '.join(known)}); run the adapter in llama.cpp."
+        )
     alpha = file.metadata.get(ALPHA_KEY, 0.0)
     if not isinstance(alpha, float) or not 0 <= alpha < np.inf:
         raise FormatError(f"{file.path}: {ALPHA_KEY} is {shown(alpha)}, expected a positive number stored as a float.")
@@ -298,7 +306,7 @@ def _pairs(file: GGUFFile, layout: Layout) -> dict[str, dict[str, LazyTensor]]:
         a, b = pair["lora_a"].shape, pair["lora_b"].shape
         wanted = f"({width}, rank)" if _is_embedding(weight) else f"(rank, {width})"
         rank = b[-1]
-        if a != ((width, rank) if _is_embedding(weight) else (rank, width)) or b != (out, rank):
+        if not rank or a != ((width, rank) if _is_embedding(weight) else (rank, width)) or b != (out, rank):
             raise FormatError(
                 f"{file.path}: the tensors of {layout.name(weight)} have shapes {a} and {b}, expected {wanted} and "
                 f"({out}, rank); give the model that the adapter was trained over."

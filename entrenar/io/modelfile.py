@@ -90,6 +90,9 @@ def _stops(tokenizer: Tokenizer, end_tokens: Sequence[int], remarks: list[str]) 
     lines = []
     for token in dict.fromkeys((*end_tokens, *tokenizer.eos_ids)):
         text = tokenizer.token(token)
+        if not text:
+            remarks.append(f"The end token {token} is none of the tokenizer's: no text ends at it.")
+            continue
         if not text.isprintable() or not text.strip():
             remarks.append(f"The end token {token} ({text!r}) has no form here; the GGUF file itself ends texts by it.")
             continue
@@ -129,6 +132,8 @@ def go_template(tokenizer: Tokenizer) -> tuple[GoTemplate | None, list[str]]:
         return tokenizer.render_chat(messages, add_generation_prompt=answer).text
 
     found = derive(render, bos)
+    if found is None and (error := _error(render)):
+        return None, [f"The model's chat template refuses a plain request, so none is written: {error}"]
     if found is None:
         return None, [
             "The model's chat template has no form in Ollama's template language, so none is written: Ollama looks for "
@@ -158,6 +163,15 @@ def _remarks(tokenizer: Tokenizer, render: Any, found: GoTemplate, bos: str) -> 
     if tokenizer.adds_bos and not tokenizer.bos_before_chat and not _refusing(render, [user], True).startswith(bos):
         remarks.append(f"Ollama begins every text with {bos!r}, which the model's chat template does not write.")
     return remarks
+
+
+def _error(render: Any) -> str:
+    """Why the template refuses a request, in one line; empty where it takes one."""
+    try:
+        render([{"role": "user", "content": MARKS["u"]}], True)
+    except EntrenarError as error:
+        return " ".join(str(error).split())
+    return ""
 
 
 def _refusing(render: Any, messages: Messages, answer: bool) -> str:

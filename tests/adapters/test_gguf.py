@@ -255,6 +255,8 @@ def write_file(path: Path, tensors: dict[str, np.ndarray], **metadata: Any) -> P
             writer.add_string(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
+        else:
+            writer.add_array(key, value)
     for name, array in tensors.items():
         writer.add_tensor(name, array.astype(np.float32))
     writer.write_header_to_file()
@@ -271,11 +273,13 @@ DAMAGED: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
     "another kind": ({}, {"adapter.type": "control"}, r"adapter\.type is 'control', expected 'lora'"),
     "another family": ({}, {"architecture": "qwen2"}, r"general\.architecture is 'qwen2', expected 'llama'"),
     "no alpha": ({}, {"adapter.lora.alpha": float("nan")}, r"adapter\.lora\.alpha is nan"),
+    "an aLoRA": ({}, {"adapter.alora.invocation_tokens": [1, 2]}, r"invocation_tokens is \[1, 2\], which is not supp"),
     "no tensor": ({}, {}, "holds no tensor"),
     "half a pair": ({f"{NAME}.lora_a": A}, {}, r"blk\.0\.attn_q\.weight\.lora_b is missing"),
     "a deeper model": ({"blk.7.attn_q.weight.lora_a": A}, {}, r"blk\.7\.attn_q\.weight\.lora_a belongs to no linear"),
     "a wider model": ({f"{NAME}.lora_a": A[:, :32], f"{NAME}.lora_b": B}, {}, r"have shapes \(3, 32\) and \(64, 3\)"),
     "two ranks": ({f"{NAME}.lora_a": A, f"{NAME}.lora_b": B[:, :2]}, {}, r"expected \(rank, 64\) and \(64, rank\)"),
+    "no rank": ({f"{NAME}.lora_a": A[:0], f"{NAME}.lora_b": B[:, :0]}, {}, r"have shapes \(0, 64\) and \(64, 0\)"),
     "not finite": ({f"{NAME}.lora_a": A * np.inf, f"{NAME}.lora_b": B}, {}, "NaN or infinite"),
     "a norm": ({"blk.0.attn_norm.weight": A[0]}, {}, r"attn_norm\.weight belongs to no linear"),
     "a norm's update": ({"blk.0.attn_norm.weight.lora_a": A}, {}, r"attn_norm\.weight\.lora_a belongs to no linear"),
@@ -292,6 +296,13 @@ def test_a_wrong_file_is_one_sentence(case: str, tmp_path: Path) -> None:
     with pytest.raises((FormatError, ConfigError), match=sentence):
         load_gguf_adapter(model, path)
     assert model.adapter_config is None
+
+
+def test_notes_for_people_are_left_alone(tmp_path: Path) -> None:
+    model = random_model()
+    notes = {"adapter.lora.task_name": "sums", "adapter.lora.prompt_prefix": "Add: "}
+    load_gguf_adapter(model, write_file(tmp_path / "a.gguf", {f"{NAME}.lora_a": A, f"{NAME}.lora_b": B}, **notes))
+    assert model.adapter_config is not None
 
 
 def test_an_alpha_of_zero_is_a_scaling_of_one(tmp_path: Path) -> None:

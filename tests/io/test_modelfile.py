@@ -49,8 +49,11 @@ WITHOUT = {  # templates that no text around the messages gives
     "the last message alone": "{{ messages[-1]['content'] }}",
     "looks into the text": "{% for m in messages %}{{ m['role'] }}{% if '\n' in m['content'] %}:{% endif %}"
     "{{ m['content'] }}{% endfor %}",
-    "refuses everything": "{{ raise_exception('no') }}",
-    "fails": "{{ messages.nothing.nothing }}",
+}
+REFUSING = {  # and those that a request cannot be written by
+    "refuses everything": ("{{ raise_exception('no') }}", "no"),
+    "fails": ("{{ messages.nothing.nothing }}", "nothing"),
+    "is cut": ("{% for m in messages %}{{ m.content }", "unexpected '}'"),
 }
 CONVERSATIONS = ["u", "su", "uau", "suau", "uauau", "suauauau"]
 ROLES = {"s": "system", "u": "user", "a": "assistant"}
@@ -117,6 +120,24 @@ def test_a_template_without_a_form_in_go_is_left_out_and_said(name: str, tmp_pat
     assert "template" not in dict(commands)
     assert len(remarks) == 1
     assert "has no form in Ollama's template language" in remarks[0]
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_a_template_that_fails_is_left_out_and_its_error_said(name: str, tmp_path: Path) -> None:
+    template, error = REFUSING[name]
+    (remark,) = write_modelfile(tmp_path / "Modelfile", base="base.gguf", tokenizer=tokenizer(template))
+    assert "template" not in dict(parse_modelfile((tmp_path / "Modelfile").read_text()))
+    assert "chat template refuses a plain request, so none is written: " in remark
+    assert error in remark.split(": ", 2)[2]
+    assert "\n" not in remark
+
+
+def test_an_end_token_that_no_text_has_is_said(tmp_path: Path) -> None:
+    made = tokenizer(CHATML_TEMPLATE)
+    (remark,) = write_modelfile(tmp_path / "Modelfile", base="base.gguf", tokenizer=made, end_tokens=[700000])
+    assert remark.endswith("The end token 700000 is none of the tokenizer's: no text ends at it.")
+    commands = parse_modelfile((tmp_path / "Modelfile").read_text())
+    assert [a for c, a in commands if c == "stop"] == ["<|im_end|>"]
 
 
 def test_an_answer_that_was_begun_is_continued(tmp_path: Path) -> None:
