@@ -39,7 +39,7 @@ from entrenar.nn.layers import Embedding
 from entrenar.nn.module import Module
 
 Config = TypeVar("Config", bound="LoRAConfig")
-LAYERS = r"(?:.*\.)?(?:{})\.{}\..*"  # what PEFT makes of layers_pattern, and the number of a layer
+LAYERS = r"(?:.*\.)?{}\.{}\..*"  # what PEFT makes of layers_pattern, and the number of a layer: "a|b" is not grouped
 
 PEFT = PeftTable(
     peft_type="LORA",

@@ -223,6 +223,18 @@ def layers_of(**settings: Any) -> dict[str, tuple[int, float]]:
             ["0.mlp.up_proj", "1.self_attn.k_proj"],  # a whole name is meant wherever it is
         ),
         (
+            {"target_modules": ["k_proj"], "layers_to_transform": [1], "layers_pattern": "(h|layers)"},
+            ["1.self_attn.k_proj"],
+        ),
+        (  # PEFT puts the pattern between others without a group
+            {
+                "target_modules": ["model.layers.0.mlp.up_proj", "k_proj"],
+                "layers_to_transform": [1],
+                "layers_pattern": "h|layers",
+            },
+            ["0.mlp.up_proj"],
+        ),
+        (
             {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["v_proj", "0.self_attn.q_proj"]},
             ["1.self_attn.q_proj"],
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -171,6 +172,20 @@ def test_zero_rows_stay_zero_and_extreme_magnitudes_stay_relative(precision: str
             y = linear(Tensor(x * np.float32(factor)), Tensor(w / np.float32(factor))).numpy()
             if factor <= 1e25:
                 assert error(y, x.astype(np.float64) @ w.T) < GAUSSIAN["high"]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize("weight_type", NAMES)
+def test_the_largest_integers_do_not_wrap_around(weight_type: str, precision: str, tier: str) -> None:
+    """Every integer of a block the largest, in both operands and all of one sign or of two."""
+    n, k = whole_blocks(weight_type, 192), whole_blocks(weight_type, 512)
+    for sign, other in itertools.product((1, -1), repeat=2):
+        x, w, dy = (np.full(shape, 5, np.float32) for shape in ((70, k), (n, k), (70, n)))
+        x[:9] *= sign
+        dy *= other
+        for name, found in all_layouts(x, w * other, dy, weight_type, precision).items():
+            assert found < 1e-3, name
 
 
 @pytest.mark.unit

@@ -191,6 +191,22 @@ def test_quantizing_has_the_bits_of_ggml(row: WeightType, tier: str) -> None:
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(
+    ("weight_type", "steps"), [("q4_0", 8), ("q5_0", 16), ("q8_0", 127), ("q4_1", 15), ("q5_1", 31)]
+)
+def test_a_scale_is_refused_from_what_float16_rounds_to_infinity(weight_type: str, steps: int, tier: str) -> None:
+    for scale, fits in ((65504.0, True), (65519.0, True), (65521.0, False), (65535.0, False)):
+        x = np.where(np.arange(32) == 5, np.float32(-scale * steps), np.float32(0))[None]
+        if weight_type.endswith("_1"):
+            x = -x
+        if fits:
+            assert np.isfinite(QuantizedTensor.quantize(x, weight_type).dequantize()).all()
+            continue
+        with pytest.raises(QuantizationError, match=f"row 0, column 5 .* float16 scale of {weight_type}"):
+            QuantizedTensor.quantize(x, weight_type)
+
+
+@pytest.mark.unit
 @every_type
 def test_a_tensor_takes_the_bytes_that_the_table_says(row: WeightType) -> None:
     x = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
