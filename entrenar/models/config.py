@@ -24,6 +24,7 @@ from entrenar.models.families import (
     Family,
     default_layer_types,
     default_no_rope_layers,
+    one_of,
 )
 from entrenar.models.gguf_keys import config_values
 from entrenar.models.hf_config import in_terms_of_hf, table_of, values_of
@@ -179,7 +180,7 @@ class LLaMAConfig:
         layers = self.num_hidden_layers
         if self.layer_types is None and self.sliding_window is not None:
             self.layer_types = default_layer_types(family, layers)
-        elif family.full_every and SLIDING not in (self.layer_types or ()):  # transformers wants a number even so
+        elif "sliding_window" in family.never_null and SLIDING not in (self.layer_types or ()):
             self.layer_types = self.layer_types or [FULL] * layers
             self.sliding_window = family.default_window
         types = self.layer_types
@@ -271,9 +272,19 @@ class LLaMAConfig:
     def to_hf(self) -> dict[str, Any]:
         """The content of a config.json that transformers 4 and 5 read.
 
-        Raises ConfigError where the rotary frequency factors of a GGUF file are none that it can express.
+        Raises ConfigError for a rotation that it cannot express: the factors of a GGUF file, or a type of rope_scaling
+        that transformers does not take for this family.
         """
+        self._check_rope_type()
         return table_of({name: getattr(self, name) for name in self.__dataclass_fields__} | self._scaling_of_factors())
+
+    def _check_rope_type(self) -> None:
+        family, kind = FAMILIES[self.family], (self.rope_scaling or {"rope_type": "default"})["rope_type"]
+        if family.rope_types and kind not in family.rope_types:
+            raise ConfigError(
+                f"model.rope_scaling has the type {kind!r}, expected {one_of(family.rope_types)}, without which "
+                f"transformers cannot read a config.json of a {family.title}; set it, or keep an adapter over the base."
+            )
 
     def _scaling_of_factors(self) -> dict[str, Any]:
         """The rope_scaling with the frequencies of `rope_frequency_factors`; nothing where there are none."""

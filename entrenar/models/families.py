@@ -174,6 +174,7 @@ _ROWS = (
         architecture="llama",
         title="Ministral",
         defaults=_COMMON | {"max_position_embeddings": 131072, "num_key_value_heads": 8, "head_dim": REQUIRED},
+        never_null=("sliding_window",),
         default_window=4096,
         own=("sliding_window", "layer_types"),
         interleaved=("q_proj", "k_proj"),
@@ -292,6 +293,7 @@ _ROWS = (
             "k_norm": Part("attn_k_norm", "keys"),
         },
         gguf_head="always",
+        gguf_fixed={"attention.sliding_window": 0},  # with windows it is an OLMo 3
     ),
     Family(
         model_type="smollm3",

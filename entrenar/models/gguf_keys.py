@@ -26,6 +26,7 @@ NO_MODEL = {
 EMBEDDING, FEED_FORWARD, LAYERS = "embedding_length", "feed_forward_length", "block_count"
 HEADS, KEY_HEADS = "attention.head_count", "attention.head_count_kv"
 KEY_LENGTH, VALUE_LENGTH = "attention.key_length", "attention.value_length"
+LOCAL_SIZES = ("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa")
 WINDOW, WINDOW_PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 LOCAL_ROPE_BASE = "rope.freq_base_swa"
 CONTEXT, VOCABULARY = "context_length", "vocab_size"
@@ -205,7 +206,7 @@ def _ignored(data: Metadata) -> list[str]:
             continue
         if data.family.gguf_yarn and key in YARN_KEYS:
             continue
-        if data.family.gguf_windows and key in (WINDOW_PATTERN, LOCAL_ROPE_BASE):
+        if data.family.gguf_windows and key in (WINDOW_PATTERN, LOCAL_ROPE_BASE, *LOCAL_SIZES):
             continue
         if key not in UNUSED:
             raise ConfigError(
@@ -298,6 +299,12 @@ def _windows(data: Metadata, values: Mapping[str, Any]) -> dict[str, Any]:
             f"{data.name(ROPE_BASE)}; a rotation of its own in layers with a window is not supported for this "
             "architecture."
         )
+    for key in LOCAL_SIZES:
+        if data.own.get(key, values["head_dim"]) != values["head_dim"]:
+            raise ConfigError(
+                f"{data.name(key)} is {shown(data.own[key])}, expected the head size {values['head_dim']}; layers with "
+                "a window whose heads differ are not supported."
+            )
     if not values.get("sliding_window"):
         return {"sliding_window": None, "layer_types": None}
     pattern = data.own.get(WINDOW_PATTERN, family.full_every)
@@ -345,6 +352,11 @@ def _rope_scaling(data: Metadata, divisors: Mapping[str, list[float]]) -> dict[s
     if divisors or kind == "longrope":
         return {"rope_scaling": _longrope(data, divisors, kind, factor)}
     scale = data.own.get(ATTENTION_FACTOR, 1.0)
+    if kind == "yarn" and scale != 1 and data.family.local_rope:
+        raise ConfigError(
+            f"{data.name(ATTENTION_FACTOR)} is {shown(scale)}, which llama.cpp applies in layers with a window too; "
+            "expected none or 1 for this architecture."
+        )
     if kind == "yarn":
         scaling = {"rope_type": kind, "factor": factor, ORIGINAL: original} | _yarn_numbers(data)
         if scale != 1:

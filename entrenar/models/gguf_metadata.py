@@ -154,6 +154,11 @@ def _rope_scaling(config: LLaMAConfig) -> dict[str, Any]:
     if any(key.endswith("log_multiplier") for key in values):
         return values
     if factor != float(np.float32(yarn_magnitude(scaling["factor"]))):
+        if FAMILIES[config.family].local_rope:
+            raise ConfigError(
+                f"model.rope_scaling multiplies cosines and sines by {factor:g}, which llama.cpp would do in layers "
+                "with a window too; save a Hugging Face directory."
+            )
         values[ATTENTION_FACTOR] = factor / yarn_magnitude(scaling["factor"])
     return values
 

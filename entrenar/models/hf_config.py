@@ -100,7 +100,8 @@ def values_of(table: Mapping[str, Any], where: str, fields: Mapping[str, Any], r
         values.setdefault(name, default)
     for name in family.never_null:
         if name in values and values[name] is None:
-            expected = "true or false" if name in BIASES else "an integer"
+            kind = str(fields[name].type).split(" ")[0]
+            expected = {"bool": "true or false", "float": "a number"}.get(kind, "an integer")
             raise ConfigError(f"{where}: {name} is null, expected {expected}; transformers refuses it too.")
     for name in family.floats:
         if table.get(name) is not None and not isinstance(table[name], float):

@@ -10,7 +10,7 @@ from typing import Any
 
 from entrenar.config import shown
 from entrenar.errors import ConfigError
-from entrenar.models.families import FULL, LAYER_TYPES, SLIDING, Family, default_layer_types
+from entrenar.models.families import FULL, LAYER_TYPES, SLIDING, Family, default_layer_types, one_of
 
 PATTERN = "sliding_window_pattern"  # of families whose windowed layers have a rotation of their own
 
@@ -26,8 +26,9 @@ def window_values(table: Mapping[str, Any], family: Family, values: Mapping[str,
     if "sliding_window" not in family.own:
         if hides:
             raise ConfigError(
-                f"{where}: sliding_window is {window}, less than the context of {context}, and model_type "
-                f"{family.model_type!r} has no windows; remove it, or set the model_type of the weights."
+                f"{where}: sliding_window is {window}, less than the context of {context}; windows are not supported "
+                f"where model_type is {family.model_type!r}; remove it if the weights go without, or set their "
+                "model_type."
             )
         return {}
     if "layer_types" not in family.own:
@@ -37,6 +38,11 @@ def window_values(table: Mapping[str, Any], family: Family, values: Mapping[str,
                 "not heed; remove it, or set model_type to 'ministral'."
             )
         return {"sliding_window": window}
+    if family.window_switch and window is None and SLIDING in (types or ()):
+        raise ConfigError(
+            f"{where}: layer_types has {SLIDING!r}, and there is no window without a use_sliding_window of true and a "
+            "sliding_window; set both, or remove layer_types."
+        )
     if types is None and (window is not None or family.full_every):
         types = _default_types(table, family, values["num_hidden_layers"], where)
     return {"sliding_window": window, "layer_types": types}
@@ -73,8 +79,8 @@ def _layer_types(table: Mapping[str, Any], family: Family, where: str) -> list[s
     allowed = LAYER_TYPES if "layer_types" in family.own else (FULL,)
     if not isinstance(types, list) or set(map(str, types)) - {*allowed, "attention"}:
         raise ConfigError(
-            f"{where}: layer_types is {shown(types)}; only {' and '.join(map(repr, allowed))} are supported where "
-            f"model_type is {family.model_type!r}."
+            f"{where}: layer_types is {shown(types)}, expected {one_of(allowed)} for each layer where model_type is "
+            f"{family.model_type!r}; no other type is supported."
         )
     if family.layer_types_need_window and table.get("sliding_window", family.default_window) is None:
         raise ConfigError(
@@ -126,5 +132,5 @@ def local_rope(table: Mapping[str, Any], defaults: Mapping[str, Any], where: str
         )
     theta = sliding.get("rope_theta", table.get("rope_local_base_freq", defaults["rope_local_base_freq"]))
     full = {"rope_theta": table.get("rope_theta", defaults["rope_theta"]), **full, **scaling}
-    kept = {key: value for key, value in table.items() if key not in ("rope_theta", "rope_scaling")}
-    return kept | {"rope_parameters": full}, theta
+    kept = {key: value for key, value in table.items() if key not in ("rope_theta", "rope_scaling", "rope_parameters")}
+    return kept | {"rope_scaling" if scaling else "rope_parameters": full}, theta

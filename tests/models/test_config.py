@@ -362,7 +362,7 @@ def test_what_config_json_leaves_out_has_the_defaults_of_transformers() -> None:
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected 'silu'"),
         (
             {"sliding_window": 32},
-            "sliding_window is 32, less than the context of 64, and model_type 'llama' has no windows",
+            "sliding_window is 32, less than the context of 64; windows are not supported where model_type is 'llama'",
         ),
         ({"sliding_window": 8, "use_sliding_window": False}, "sliding_window is 8"),  # which Mistral does not read
         ({"sliding_window": "x"}, "sliding_window is 'x'"),
@@ -370,7 +370,9 @@ def test_what_config_json_leaves_out_has_the_defaults_of_transformers() -> None:
             {"model_type": "mistral", "sliding_window": 8, "layer_types": ["full_attention"] * 2},
             "layer_types is given, which a Mistral with a sliding_window does not heed",
         ),
-        ({"model_type": "olmo2", "sliding_window": 8}, "model_type 'olmo2' has no windows"),
+        ({"model_type": "olmo2", "sliding_window": 8}, "windows are not supported where model_type is 'olmo2'"),
+        ({"model_type": "smollm3", "use_sliding_window": True, "sliding_window": 8}, "windows are not supported where"),
+        ({"model_type": "granite", "logits_scaling": None}, "logits_scaling is null, expected a number"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention is true, with"),
         ({"model_type": "gemma2", "hidden_activation": "silu"}, "hidden_activation is 'silu', expected 'gelu_pyt"),
         ({"model_type": "gemma2", "head_dim": None}, "head_dim is null, expected an integer"),
@@ -381,7 +383,11 @@ def test_what_config_json_leaves_out_has_the_defaults_of_transformers() -> None:
         ({"model_type": "gemma3_text", "sliding_window": None}, "sliding_window is null, expected an integer"),
         (
             {"model_type": "ministral", "sliding_window": None, "layer_types": ["sliding_attention"] * 2},
-            "sliding_window is unset, and layer_types has",
+            "sliding_window is null, expected an integer",
+        ),
+        (
+            {"model_type": "gemma3_text", "rope_scaling": {"rope_type": "axial"}},
+            "rope_scaling.rope_type is 'axial', which is not supported",
         ),
         ({"model_type": "gemma3_text", "rope_parameters": {"rope_type": "linear"}}, "rope_parameters.rope_type is not"),
         (

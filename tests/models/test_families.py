@@ -222,7 +222,9 @@ def test_quantized_values_of_a_gguf_file_stay(model_type: str, tmp_path: Path) -
 
 # ---------------------------------------------------------------------- adapters
 @every_family
-@pytest.mark.parametrize("section", KINDS)
+@pytest.mark.parametrize(
+    "section", [name for name, kind in KINDS.items() if "target_modules" in kind.__dataclass_fields__]
+)
 def test_an_adapter_is_the_same_in_peft(model_type: str, section: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     config = family_config(model_type)
@@ -252,7 +254,7 @@ def test_an_adapter_is_the_same_in_peft(model_type: str, section: str, tmp_path:
     found = gradients_of(model)
     assert len(found) == len(gradients)
     for name, gradient in found.items():
-        end = ".weight" if name.endswith(".weight") else ""
+        end = ".weight" if name.endswith((".weight", ".lora_magnitude_vector")) else ""
         theirs_name = f"base_model.model.{name.removesuffix('.weight')}.default{end}"
         assert relative_error(gradient, gradients[theirs_name]) < 1e-4, name
     again = LLaMAModel.from_pretrained(tmp_path / "own", **adapter.storage_options())
@@ -269,7 +271,10 @@ def sliding(window: int, first: int) -> dict[str, Any]:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no window of sliding layers": ({"layer_types": ["full_attention", "sliding_attention"]},
-                                    "sliding_window is unset, and layer_types has 'sliding_attention'"),
+                                    "layer_types has 'sliding_attention', and there is no window without a use_"),
+    "windows that are switched off": (sliding(8, 0) | {"use_sliding_window": False,
+                                                       "layer_types": ["sliding_attention", "full_attention"]},
+                                      "layer_types has 'sliding_attention', and there is no window without a use_"),
     "chunked layers": ({"layer_types": ["chunked_attention"] * 2}, "layer_types is "),
     "a window of nothing": (sliding(0, 1), "sliding_window is 0, expected an integer of at least 1, or null"),
     "an unknown scaling": ({"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, "rope_type is 'ntk', which is not"),

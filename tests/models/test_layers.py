@@ -39,8 +39,9 @@ def test_windows_are_those_of_the_family_unless_layers_are_named() -> None:
     wide = small_config(family="ministral", sliding_window=64, layer_types=[FULL, SLIDING])
     assert [wide.window(layer) for layer in range(2)] == [None, None]  # as wide as the context
     assert [wide.is_sliding(layer) for layer in range(2)] == [False, True]
-    without = small_config(family="gemma3_text", head_dim=16)
-    assert without.layer_types == [FULL, FULL] and without.window(0) is None
+    for family in ("gemma3_text", "gemma2", "ministral"):  # transformers needs a number even so
+        without = small_config(family=family, head_dim=16)
+        assert without.layer_types == [FULL, FULL] and without.window(0) is None and without.sliding_window == 4096
 
 
 @pytest.mark.unit
@@ -63,6 +64,22 @@ def test_windows_are_those_of_the_family_unless_layers_are_named() -> None:
 def test_fields_that_a_family_has_not_or_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         small_config(**changes)
+    assert message in str(caught.value)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("family", "scaling", "message"),
+    [
+        ("ministral3", None, "rope_scaling has the type 'default', expected 'yarn', without which"),
+        ("ministral3", {"rope_type": "linear", "factor": 2.0}, "rope_scaling has the type 'linear', expected 'yarn',"),
+        ("phi3", {"rope_type": "dynamic", "factor": 2.0}, "has the type 'dynamic', expected 'default' or 'longrope',"),
+    ],
+)
+def test_no_config_json_is_written_that_transformers_cannot_read(family: str, scaling: Any, message: str) -> None:
+    config = small_config(family=family, rope_scaling=scaling)
+    with pytest.raises(ConfigError) as caught:
+        config.to_hf()
     assert message in str(caught.value)
 
 

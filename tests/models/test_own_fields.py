@@ -164,13 +164,67 @@ def test_a_granite_file_that_switches_rope_off_is_refused(tmp_path: Path) -> Non
         LLaMAModel.from_pretrained(path)
 
 
+def shape_metadata(architecture: str, **more: Any) -> dict[str, Any]:
+    """What every file of the architecture has, of heads of 16, and further keys."""
+    shape = {
+        "embedding_length": 32,
+        "feed_forward_length": 8,
+        "block_count": 2,
+        "attention.head_count": 2,
+        "context_length": 64,
+        "vocab_size": 9,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    keys = {f"{architecture}.{key}": value for key, value in {**shape, **more}.items()}
+    return {"general.architecture": architecture, **keys}
+
+
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "message"),
+    [
+        ("olmo2", {"attention.sliding_window": 8}, r"olmo2\.attention\.sliding_window is 8, with which llama\.cpp"),
+        (
+            "gemma2",
+            {"rope.dimension_count_swa": 8},
+            r"gemma2\.rope\.dimension_count_swa is 8, expected the head size 16",
+        ),
+        (
+            "gemma3",
+            {"attention.key_length_swa": 8},
+            r"gemma3\.attention\.key_length_swa is 8, expected the head size 16",
+        ),
+        ("gemma3", {**YARN, "rope.scaling.attn_factor": 0.5}, r"gemma3\.rope\.scaling\.attn_factor is 0\.5, which"),
+    ],
+)
+def test_keys_that_some_architectures_heed_are_refused(architecture: str, keys: dict[str, Any], message: str) -> None:
+    LLaMAConfig.from_gguf(shape_metadata(architecture), tie_word_embeddings=True)
+    with pytest.raises(ConfigError, match=message):
+        LLaMAConfig.from_gguf(shape_metadata(architecture, **keys), tie_word_embeddings=True)
+
+
+def test_sizes_of_windowed_layers_that_are_those_of_all_are_read() -> None:
+    sizes = dict.fromkeys(("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"), 16)
+    given = LLaMAConfig.from_gguf(shape_metadata("gemma3", **sizes, **YARN), tie_word_embeddings=True)
+    assert given == LLaMAConfig.from_gguf(shape_metadata("gemma3", **YARN), tie_word_embeddings=True)
+    none = {"attention.sliding_window": 0, "attention.sliding_window_pattern": 4}
+    assert LLaMAConfig.from_gguf(shape_metadata("olmo2", **none), tie_word_embeddings=True).head_dim == 16
+
+
+def test_a_magnitude_that_llama_cpp_would_apply_under_windows_is_not_exported(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    config = {"family": "gemma3_text", "sliding_window": 8, "tie_word_embeddings": True}
+    random_model(small_config(**config, rope_scaling=yarn)).save_gguf(tmp_path / "model.gguf")
+    with pytest.raises(ConfigError, match=r"cosines and sines by 1\.5, which llama\.cpp would do in layers"):
+        random_model(small_config(**config, rope_scaling=yarn | {"attention_factor": 1.5})).save_gguf(tmp_path / "x")
+
+
 @pytest.mark.parametrize("size", [6, 44, 46, 52, 128])
 def test_every_even_part_of_a_head_is_what_a_file_says(size: int) -> None:
     for rotated in range(2, size + 1, 2):
-        metadata = {"general.architecture": "phi3", **{f"phi3.{key}": value for key, value in {
-            "embedding_length": 2 * size, "feed_forward_length": 8, "block_count": 1, "attention.head_count": 2,
-            "context_length": 8, "vocab_size": 9, "attention.layer_norm_rms_epsilon": 1e-5,
-            "rope.dimension_count": rotated}.items()}}  # fmt: skip
+        metadata = shape_metadata("phi3", embedding_length=2 * size, **{"rope.dimension_count": rotated})
         assert LLaMAConfig.from_gguf(metadata, tie_word_embeddings=True).rotated == rotated
 
 
