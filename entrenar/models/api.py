@@ -100,8 +100,8 @@ class LLaMAModel(Decoder):
 
     @property
     def gguf_layout(self) -> GGUFLayout:
-        """How the model's weights lie in its GGUF file."""
-        return GGUFLayout(self.config)
+        """How the weights lie in the GGUF file of the base, where a head that an adapter untied is no tensor."""
+        return GGUFLayout(self.config, tied=self.head_weight is self.model.embed_tokens.weight)
 
     @property
     def generation(self) -> Generation:

@@ -12,13 +12,13 @@ from entrenar.models.gguf_model import half_split_rows
 class GGUFLayout:
     """The architecture name, the tensor names and the row orders of a model of this configuration.
 
-    `tied` says whether embedding and head are one tensor of the file.
+    `tied` says whether embedding and head are one tensor of the file; unset, the configuration says it.
     """
 
-    def __init__(self, config: LLaMAConfig) -> None:
+    def __init__(self, config: LLaMAConfig, tied: bool | None = None) -> None:
         self._config, self._family = config, FAMILIES[config.family]
         self.architecture = self._family.architecture
-        self.tied = config.tie_word_embeddings
+        self.tied = config.tie_word_embeddings if tied is None else tied
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight by Hugging Face name, in the model's order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,12 @@ def test_a_layer_whose_rows_no_block_divides_stays_and_is_reported() -> None:
     "type_name", [row.gguf_name for row in WEIGHT_TYPES.values() if row.is_quantized and row.gguf_name]
 )
 def test_a_base_that_is_quantized_already_keeps_its_values(type_name: str, tmp_path: Path) -> None:
+    row = WEIGHT_TYPES[type_name.lower()]
+    wider = max(1, row.block_size // CONFIG.hidden_size)
+    heads = CONFIG.num_attention_heads * wider
+    config = replace(CONFIG, hidden_size=CONFIG.hidden_size * wider, num_attention_heads=heads)
     write_gguf(
-        tmp_path / "base.gguf", CONFIG, random_arrays(CONFIG), lambda name: type_name if "attn" in name else "F16"
+        tmp_path / "base.gguf", config, random_arrays(config), lambda name: type_name if "attn" in name else "F16"
     )
     model = LLaMAModel.from_pretrained(tmp_path / "base.gguf", quantize="auto")
     before = {n: w.quantized_values.tobytes() for n, w in model.named_parameters() if isinstance(w, QuantizedTensor)}
@@ -128,7 +133,7 @@ def test_a_base_that_is_quantized_already_keeps_its_values(type_name: str, tmp_p
     forced = LLaMAModel.from_pretrained(tmp_path / "base.gguf", quantize="auto").to_qlora(
         QLoRAConfig(2, quantize="nf4")
     )
-    expected = type_name.lower() if WEIGHT_TYPES[type_name.lower()].bits == 4 else "nf4"
+    expected = row.name if row.bits == 4 else "nf4"
     assert type_names(forced)["model.layers.0.self_attn.q_proj.weight"] == expected
 
 
