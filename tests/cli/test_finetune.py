@@ -17,6 +17,7 @@ from entrenar.cli.finetune import main
 from entrenar.errors import ConfigError
 from entrenar.llama import LLaMAModel
 from entrenar.lora import load_adapter
+from tests.conftest import heed_interrupts
 from tests.train.builders import entrenar_command, metrics, run_entrenar, run_example
 
 SETTINGS = ("--steps", "3", "--sequence-length", "48", "--held-out-fraction", "0.2")
@@ -139,6 +140,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(model: Path, data: Path, tmp_pa
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout is not None and process.stderr is not None
     for line in process.stdout:
