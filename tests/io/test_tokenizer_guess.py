@@ -7,7 +7,8 @@ import pytest
 from entrenar.errors import FormatError
 from entrenar.io.gguf import GGUFFile
 from entrenar.io.tokenizer import Tokenizer
-from entrenar.io.tokenizer_guess import byte_values, guess
+from entrenar.io.tokenizer_guess import _with_flags, byte_values, guess
+from entrenar.io.tokenizer_splits import SPLITS
 
 from .. import smollm2
 from .random_text import random_texts
@@ -68,3 +69,18 @@ def test_the_letters_of_bytes_are_those_of_the_library() -> None:
     for text in ("a é\n", "中\x00\x7f"):
         ((shown, _),) = byte_level.pre_tokenize_str(text)
         assert bytes(values[letter] for letter in shown) == text.encode()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ([], "dbrx"),
+        (["abc"], "glm4"),  # a token that no merge makes: used whole
+        (["abc", "<|begin_of_text|>"], "llama-bpe"),
+    ],
+)
+def test_names_of_one_split_are_told_by_whole_words_and_the_beginning(more: list[str], name: str) -> None:
+    merges = [("a", "b"), ("b", "c"), *([("a", "bc")] if more else [])]  # ab comes first: abc is never made
+    tokens = {token: index for index, token in enumerate(["a", "b", "c", "ab", "bc", *more])}
+    assert _with_flags(SPLITS["llama-bpe"], tokens, merges) == name

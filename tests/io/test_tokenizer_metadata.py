@@ -221,6 +221,26 @@ def interleave(table: Table) -> None:
     table["model"]["merges"] = [*merges[:doubled], *merges[doubled + 1 :], merges[doubled]]
 
 
+def runs(*sizes: tuple[int, int]) -> Callable[[Table], None]:
+    """Merges of two runs of a character each, in this order; the runs become tokens."""
+
+    def change(table: Table) -> None:
+        model = table["model"]
+        for size in sorted({1, *(left + right for left, right in sizes)}):
+            model["vocab"]["\N{SNOWMAN}" * size] = len(model["vocab"])
+        model["merges"] += [["\N{SNOWMAN}" * left, "\N{SNOWMAN}" * right] for left, right in sizes]
+
+    return change
+
+
+@pytest.mark.unit
+def test_merges_of_runs_may_stand_apart_where_the_longest_comes_first() -> None:
+    made = sentencepiece(runs((2, 2), (2, 1), (1, 3), (3, 1), (1, 1), (1, 2)))
+    again = Tokenizer.from_gguf(tokenizer_metadata(made))
+    for size in range(1, 30):
+        assert again.encode("\N{SNOWMAN}" * size) == made.encode("\N{SNOWMAN}" * size)
+
+
 @pytest.mark.unit
 def test_the_merges_decide_the_scores(tmp_path: Path) -> None:
     other = sentencepiece(swap_merges)
@@ -247,6 +267,7 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
         (lambda: sentencepiece(lambda table: table["model"].update(ignore_merges=True)), "ignore_merges"),
         (lambda: sentencepiece(lambda table: table.update(metaspace("first", split=True))), "Metaspace"),
         (lambda: sentencepiece(interleave), "stand apart"),
+        (lambda: sentencepiece(runs((1, 1), (2, 1), (2, 2), (1, 2), (1, 3), (3, 1))), "a shorter one before a longer"),
         (lambda: sentencepiece(lambda table: table["model"]["merges"].pop()), "in 0 ways of 1"),
     ],
 )
