@@ -25,6 +25,7 @@ from entrenar.adapters.lora_init import takes_from_base
 from entrenar.adapters.lora_linear import LoRALinear
 from entrenar.adapters.peft import CONFIG_FILE, expected_shapes, read_adapter_table
 from entrenar.adapters.peft_weights import PREFIX, WEIGHTS_FILE, open_weights, read_weights
+from entrenar.adapters.prefix import PrefixConfig
 from entrenar.adapters.trained_weights import EMBEDDING, HEAD
 from entrenar.config import shown
 from entrenar.errors import ConfigError, FormatError
@@ -39,6 +40,7 @@ NOTES = ("adapter.lora.task_name", "adapter.lora.prompt_prefix")  # for people: 
 PARTS = ("lora_a", "lora_b")
 LINEAR_PARTS = ("lora_A.weight", "lora_B.weight")
 ADVICE = "merge the adapter and export the model"
+RUN = "it cannot be merged either: run it in transformers with PEFT"
 
 
 class Layout(Protocol):
@@ -143,7 +145,8 @@ def _check_tied(updates: Mapping[str, Update], layout: Layout, where: str) -> No
 
 def _check_expressible(config: AdapterConfig, where: str) -> None:
     if not isinstance(config, LoRAConfig):
-        raise ConfigError(f"{where}: {config.title} has no form in a GGUF adapter, which holds LoRA alone; {ADVICE}.")
+        advice = RUN if isinstance(config, PrefixConfig) else ADVICE
+        raise ConfigError(f"{where}: {config.title} has no form in a GGUF adapter, which holds LoRA alone; {advice}.")
     if config.use_dora:
         raise ConfigError(f"{where}: DoRA has no form in a GGUF adapter, which holds LoRA alone; {ADVICE}.")
     if config.modules_to_save:

@@ -53,7 +53,10 @@ def plain_weights(model: LLaMAModel, *, merge: bool) -> list[PlainWeight]:
     for weight in weights:
         if weight.name not in expected and weight.adapter is None:
             kind = "adapter" if model.adapter_config is None else f"{model.adapter_config.title} adapter"
-            raise ConfigError(f"The model's {kind} ({weight.name}) is no change of weights and cannot be merged.")
+            raise ConfigError(
+                f"The model's {kind} ({weight.name}) is no change of weights and cannot be merged; run it in "
+                "transformers with PEFT."
+            )
     return [weight for weight in weights if weight.name in expected]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from entrenar.adapters.gguf import convert_adapter
 from entrenar.adapters.ia3 import IA3Config
+from entrenar.adapters.prefix import PrefixConfig
 from entrenar.autograd import no_grad
 from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAConfig, LLaMAModel
@@ -172,6 +173,13 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"adapter_config.json: IA3 has no form"):
         convert_adapter(tmp_path / "ia3", model.gguf_layout, tmp_path / "adapter.gguf")
     assert not (tmp_path / "adapter.gguf").exists()
+
+
+def test_a_prefix_is_not_told_to_be_merged(tmp_path: Path) -> None:
+    model = random_model()
+    PrefixConfig().apply(model)
+    with pytest.raises(ConfigError, match=r"prefix has no form in a GGUF adapter.* cannot be merged either: run it in"):
+        save_gguf_adapter(model, tmp_path / "adapter.gguf")
 
 
 @pytest.mark.parametrize(
