@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
-from entrenar.adapters.gguf import convert_adapter
+from entrenar.adapters.gguf import Update, convert_adapter, file_alpha
 from entrenar.adapters.ia3 import IA3Config
 from entrenar.adapters.prefix import PrefixConfig
 from entrenar.autograd import no_grad
@@ -127,6 +127,15 @@ def test_the_file_says_the_update_of_every_linear(family: str, settings: str, tm
         if family in ("llama", "mistral") and ("q_proj" in name or "k_proj" in name):
             update = permute_rows(update, config.num_attention_heads if "q_proj" in name else config.kv_heads)
         np.testing.assert_allclose(alpha / len(a) * b @ a, update, atol=2e-7)
+
+
+def test_the_alpha_of_the_file_is_that_of_the_most_linears() -> None:
+    def update(alpha: float, rank: int) -> Update:
+        return Update(np.ones((rank, 4), np.float32), np.ones((4, rank), np.float32), alpha / rank)
+
+    updates = {str(number): update(*values) for number, values in enumerate([(3.0, 2), (8.0, 4), (8.0, 2), (5.0, 5)])}
+    assert file_alpha(updates) == 8.0
+    assert file_alpha({"0": update(0.0, 2)}) == 1.0  # llama.cpp takes 0 for a scaling of 1
 
 
 def test_one_alpha_leaves_b_as_it_is(tmp_path: Path) -> None:

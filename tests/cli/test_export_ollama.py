@@ -118,6 +118,15 @@ def test_files_that_do_not_fit_write_nothing(model: Path, base: Path, adapter: P
     ):
         with pytest.raises(ConfigError, match=f"{place.name}: {message}"):
             export(Export(model=str(base), adapter=str(place), to=to, output=output))
+    mine = tmp_path / "mine.gguf"
+    mine.write_bytes(b"GGUF of hours")
+    for to in ("gguf", "modelfile"):
+        with pytest.raises(
+            ConfigError, match=r"export\.output is .*mine\.gguf, the adapter that is read; choose another"
+        ):
+            export(Export(model=str(base), adapter=str(mine), to=to, output=str(mine), overwrite=True))
+    assert mine.read_bytes() == b"GGUF of hours"
+    mine.unlink()
     other = random_model(small_config(hidden_size=32)).to_lora(LoRAConfig(rank=2))
     save_gguf_adapter(other, tmp_path / "other.gguf")
     with pytest.raises(FormatError, match="give the model that the adapter was trained over"):
