@@ -12,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from entrenar.autograd import QuantizedTensor, no_grad
 from entrenar.errors import ConfigError, FormatError
+from entrenar.io.bitsandbytes import gathered
+from entrenar.io.lazy import LazyTensor
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig
 from entrenar.models.checkpoint import Checkpoint
@@ -53,6 +55,22 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "fp4": quantized(folder, "fp4", bnb_4bit_quant_type="fp4", **four),
         "int8": quantized(folder, "int8", load_in_8bit=True),
     }
+
+
+class _Array(LazyTensor):
+    """A tensor of a file as an array in memory."""
+
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        super().__init__(name, array.shape, str(array.dtype))
+        self._array = array
+
+    def raw(self) -> np.ndarray:
+        return self._array
+
+    def load_rows(self, start: int, stop: int) -> np.ndarray:
+        return self._array[start:stop]
+
+    read = raw
 
 
 def altered(source: Path, folder: Path, change: Any) -> Path:
@@ -132,6 +150,18 @@ def test_rows_that_are_no_whole_blocks_are_dequantized_and_said(tmp_path: Path) 
         weight = dict(model.named_parameters())[DOWN]
         np.testing.assert_array_equal(weight.numpy(), expected.reshape(64, 96))
         assert "dequantized to float32" in " ".join(model.remarks)
+
+
+def test_rows_from_the_middle_have_the_scales_of_their_blocks() -> None:
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal((350, 100)).astype(np.float32))
+    for double in (False, True):  # whose scales are of 64, and of 256 x 64 elements
+        packed, state = bitsandbytes.functional.quantize_4bit(values, quant_type="nf4", compress_statistics=double)
+        arrays = {f"w.{key}": part.numpy() for key, part in state.as_dict(packed=True).items()} | {"w": packed.numpy()}
+        tensor = gathered("x", {key: _Array(key, part) for key, part in arrays.items()})["w"]
+        state.shape = torch.Size((1, 350 * 100))  # of more rows its CPU kernel loses count of the blocks
+        expected = bitsandbytes.functional.dequantize_4bit(packed, state).numpy().reshape(350, 100)
+        for start, stop in ((0, 350), (0, 7), (163, 165), (170, 345), (349, 350)):
+            np.testing.assert_allclose(tensor.load_rows(start, stop), expected[start:stop], rtol=1e-6, atol=1e-7)
 
 
 def test_other_kinds_are_refused_by_name(directories: dict[str, Path], tmp_path: Path) -> None:

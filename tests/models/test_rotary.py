@@ -14,6 +14,7 @@ import pytest
 from entrenar.autograd import rope_table
 from entrenar.errors import ConfigError
 from entrenar.llama import LLaMAConfig
+from entrenar.models.rotary import inverse_frequencies
 
 from .builders import hf_table, small_config
 from .test_config import LLAMA3_SCALING
@@ -124,3 +125,10 @@ def test_dynamic_and_yarn_scaling_stretch_the_context() -> None:
     assert small_config(rope_scaling=YARN | {"original_max_position_embeddings": 64}).context == 128
     assert small_config(rope_scaling=YARN | {"original_max_position_embeddings": 16}).context == 64
     assert small_config(rope_scaling={"rope_type": "linear", "factor": 4.0}).context == 64
+
+
+def test_factors_of_a_file_divide_the_frequencies_one_by_one() -> None:
+    plain = 500.0 ** -(np.arange(0, 8, 2) / 8)
+    np.testing.assert_allclose(inverse_frequencies(8, 500.0, None, [1.0, 2.0, 4.0, 32.0]), plain / [1, 2, 4, 32], 1e-14)
+    halved = inverse_frequencies(8, 500.0, {"rope_type": "linear", "factor": 2.0}, [1.0, 2.0, 4.0, 32.0])
+    np.testing.assert_allclose(halved, plain / [2, 4, 8, 64], 1e-14)
