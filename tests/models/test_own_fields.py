@@ -244,3 +244,12 @@ def test_logits_beyond_the_original_context_do_not_depend_on_what_ran_before() -
     np.testing.assert_array_equal(model(tokens[:, :40]).numpy(), short)
     np.testing.assert_array_equal(model(tokens).numpy(), long)
     assert np.abs(long[:, :40] - short).max() > 1e-3  # every position is rotated otherwise
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_layers_from_max_window_layers_on_have_the_window(family: str) -> None:
+    table = small_config(family=family, num_hidden_layers=3, head_dim=16).to_hf() | {"layer_types": None}
+    window = {"use_sliding_window": True, "sliding_window": 8}
+    for first in range(4):
+        config = LLaMAConfig.from_hf(table | window | {"max_window_layers": first})
+        assert [config.window(layer) for layer in range(3)] == [None] * first + [8] * (3 - first)
