@@ -18,8 +18,7 @@ static void rotate(float *y, const float *x, const float *cos, const float *sin,
             y[i] = accumulate ? y[i] + low : low;
             y[half + i] = accumulate ? y[half + i] + high : high;
         }
-        for (i = 2 * half; i < 2 * half + rest; i++)
-            y[i] = accumulate ? y[i] + x[i] : x[i];
+        for (i = 2 * half; i < 2 * half + rest; i++) y[i] = accumulate ? y[i] + x[i] : x[i];
     }
 }
 
