@@ -232,8 +232,8 @@ INLINE v8 v8load(const float *p) { return *(const v8_unaligned *)p; }
 #if HAS_PLANES
 // The block as unsigned bytes q with signed scales of 8 bits: value = d (scale q) + minimum
 typedef struct byte_blocks {
-    // the scales in the low 16 bytes, their signs (0 or -1) in the next; the minima of sub-blocks
-    __m512i (*scales)(const uint8_t *block, float *d, v8 minima[SUBS]);
+    // the scales in the low 16 bytes, their signs (0 or -1) in the next; the minima of sub-blocks, 0 beyond the last
+    __m512i (*scales)(const uint8_t *block, float *d, vf *minima);
     __m512i (*read)(const uint8_t *block, int group);  // columns [64 group, 64 group + 64); a constant at every call
 } byte_blocks;
 #endif
@@ -326,87 +326,112 @@ INLINE void gemv_integer_blocks_row(const gemv_args *g, ptrdiff_t row, integer_b
 }
 
 #if HAS_PLANES
-// Which bytes of the scales belong to the sums of a group of 64 columns, packed to 16 bits: in each 128-bit lane, which
-// has 16 columns, the sums of low bytes take the scale, those of high bytes 256 times it. Byte 63 is 0.
+// Which bytes of the scales belong to the sums of a group of 64 columns, packed to 16 bits: those of each 128-bit lane
+// have 16 columns and one scale.
 INLINE __m512i scale_places(int sub_block, int group) {
     uint8_t places[64] __attribute__((aligned(64)));
     for (int lane = 0; lane < 4; lane++)
         for (int i = 0; i < 8; i++) {
             const int sub = (64 * group + 16 * lane) / sub_block;
-            places[16 * lane + 2 * i] = (uint8_t)(i < 4 ? sub : 63);
-            places[16 * lane + 2 * i + 1] = (uint8_t)(i < 4 ? 16 + sub : sub);
+            places[16 * lane + 2 * i] = (uint8_t)sub;
+            places[16 * lane + 2 * i + 1] = (uint8_t)(16 + sub);
         }
     return _mm512_load_si512(places);
 }
 
-// y[r][row] = x[r] . w[row] for r < rows, a constant at every call. Sums of four products of bytes stay below 2^15, as
-// q <= 63; a group's, times scales, below 2^31; those of four groups too where sub-blocks of 32 have scales of 6 bits.
-INLINE void gemv_planes_row(const gemv_args *g, ptrdiff_t row, integer_blocks f, int rows) {
-    const ptrdiff_t k = g->k, words = gemv_words(k);
-    const uint8_t *block = (const uint8_t *)g->w->data + row * g->w->row_stride;
-    vf total[4] = {{0}, {0}, {0}, {0}};
-    v8 minima[4] = {{0}, {0}, {0}, {0}};
+// The sums of the lanes of each of 16 vectors, which are overwritten
+INLINE vf vsums(__m512 v[16]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) v[i] = _mm512_unpacklo_ps(v[i], v[i + 8]) + _mm512_unpackhi_ps(v[i], v[i + 8]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) v[i] = _mm512_unpacklo_ps(v[i], v[i + 4]) + _mm512_unpackhi_ps(v[i], v[i + 4]);
+#pragma GCC unroll 2
+    for (int i = 0; i < 4; i += 2)
+        v[i] = _mm512_shuffle_f32x4(v[i], v[i + 1], 0x44) + _mm512_shuffle_f32x4(v[i], v[i + 1], 0xee);
+    const __m512 sums = _mm512_shuffle_f32x4(v[0], v[2], 0x88) + _mm512_shuffle_f32x4(v[0], v[2], 0xdd);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return (vf)_mm512_permutexvar_ps(order, sums);
+}
+
+// total = what x[r] . w[row] sums, r < rows, a constant at every call. Sums of four products of bytes stay below 2^15,
+// as q <= 63; those of four groups, times scales of 8 bits, below 2^26. The low two lanes of each 128 bits have the
+// sums of low bytes, the high two those of high ones.
+INLINE void gemv_planes_row(const float *words_of_x, ptrdiff_t k, const uint8_t *block, integer_blocks f, int rows,
+                            vf total[4]) {
+    const ptrdiff_t words = gemv_words(k);
+    const plane_row x = plane_row_of(words_of_x, k);
+    vf minima[4] = {{0}, {0}, {0}, {0}};
+    total[0] = total[1] = total[2] = total[3] = (vf){0};
     for (ptrdiff_t p = 0; p < k; p += K_BLOCK, block += f.bytes) {
-        v8 minimum[SUBS];
+        vf minimum;
         float d;
         for (int line = 0; line < f.bytes; line += 64) __builtin_prefetch(block + line + AHEAD);
-        const __m512i scales = f.planes.scales(block, &d, minimum);
+        const __m512i scales = f.planes.scales(block, &d, &minimum);
         __m512i sum[4];
-        vf wide[4];
 #pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) sum[r] = _mm512_setzero_si512(), wide[r] = (vf){0};
+        for (int r = 0; r < rows; r++) sum[r] = _mm512_setzero_si512();
 #pragma GCC unroll 4
         for (int group = 0; group < 4; group++) {
             const __m512i q = f.planes.read(block, group), zero = _mm512_setzero_si512();
             const __m512i scale = _mm512_permutexvar_epi8(scale_places(f.sub_block, group), scales);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
-                const plane_row x = plane_row_of(g->x + r * words, k);
-                const __m512i low = _mm512_dpbusd_epi32(zero, q, vhload(x.low + p + 64 * group));
-                const __m512i high = _mm512_dpbusd_epi32(zero, q, vhload(x.high + p + 64 * group));
-                const __m512i packed = _mm512_packs_epi32(low, high);
-                sum[r] = _mm512_dpwssd_epi32(f.sub_block == STEP ? sum[r] : zero, packed, scale);
-                if (f.sub_block != STEP) wide[r] += (vf)_mm512_cvtepi32_ps(sum[r]);
+                const ptrdiff_t at = r * words * 4 + p + 64 * group;
+                const __m512i low = _mm512_dpbusd_epi32(zero, q, vhload(x.low + at));
+                const __m512i high = _mm512_dpbusd_epi32(zero, q, vhload(x.high + at));
+                sum[r] = _mm512_dpwssd_epi32(sum[r], _mm512_packs_epi32(low, high), scale);
             }
         }
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-            const plane_row x = plane_row_of(g->x + r * words, k);
-            const vf block_sum = f.sub_block == STEP ? (vf)_mm512_cvtepi32_ps(sum[r]) : wide[r];
-            total[r] += block_sum * (d * x.scales[p / K_BLOCK]);
-            if (f.sub_block == STEP) {
-                minima[r] += minimum[0] * v8load(x.sums + p / STEP);
-            } else {
-                minima[r] += minimum[0] * v8load(x.half_sums + p / 16);
-                minima[r] += minimum[1] * v8load(x.half_sums + p / 16 + 8);
-            }
+            const float *sums = (f.sub_block == STEP ? x.sums + p / STEP : x.half_sums + p / 16) + r * words;
+            const vf of_x = f.sub_block == STEP ? (vf)_mm512_zextps256_ps512(_mm256_loadu_ps(sums)) : vload(sums);
+            total[r] += (vf)_mm512_cvtepi32_ps(sum[r]) * (d * x.scales[p / K_BLOCK + r * words]);
+            minima[r] += minimum * of_x;
         }
     }
+    const vf weights = (vf)_mm512_broadcast_f32x4(_mm_setr_ps(1.0f, 1.0f, 256.0f, 256.0f));
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-        g->y[r * g->ldy + row] = vsum(total[r] + (vf)_mm512_zextps256_ps512((__m256)minima[r]));
+    for (int r = 0; r < rows; r++) total[r] = total[r] * weights + minima[r];
+}
+
+// y[r][first + i] = x[r] . w[first + i] for r < rows, a constant at every call
+INLINE void gemv_planes_rows(const gemv_args *g, integer_blocks f, int rows) {
+    const uint8_t *data = (const uint8_t *)g->w->data + g->first * g->w->row_stride;
+    for (ptrdiff_t i = 0; i < g->count; i += 16) {
+        __m512 totals[4][16];
+        const int count = g->count - i < 16 ? (int)(g->count - i) : 16;
+        for (int row = 0; row < count; row++, data += g->w->row_stride) {
+            vf total[4];
+            gemv_planes_row(g->x, g->k, data, f, rows, total);
+            for (int r = 0; r < rows; r++) totals[r][row] = (__m512)total[r];
+        }
+        const __mmask16 written = (__mmask16)((1u << count) - 1);
+        for (int r = 0; r < rows; r++) {
+            for (int row = count; row < 16; row++) totals[r][row] = _mm512_setzero_ps();
+            _mm512_mask_storeu_ps(g->y + r * g->ldy + g->first + i, written, (__m512)vsums(totals[r]));
+        }
+    }
 }
 #endif
 
-INLINE void gemv_block_row(const gemv_args *g, ptrdiff_t row, integer_blocks f, int rows) {
+INLINE void gemv_block_rows(const gemv_args *g, integer_blocks f, int rows) {
 #if HAS_PLANES
     if (f.planes.read) {
-        gemv_planes_row(g, row, f, rows);
+        gemv_planes_rows(g, f, rows);
         return;
     }
 #endif
-    gemv_integer_blocks_row(g, row, f, rows);
+    for (ptrdiff_t row = g->first; row < g->first + g->count; row++) gemv_integer_blocks_row(g, row, f, rows);
 }
 
 // weight_kernels.gemv_integer of types with blocks of 256 columns
 INLINE void gemv_integer_blocks(const gemv_args *g, integer_blocks f) {
-    for (ptrdiff_t row = g->first; row < g->first + g->count; row++) {
-        switch (g->m) {
-        case 1: gemv_block_row(g, row, f, 1); break;
-        case 2: gemv_block_row(g, row, f, 2); break;
-        case 3: gemv_block_row(g, row, f, 3); break;
-        default: gemv_block_row(g, row, f, 4);
-        }
+    switch (g->m) {
+    case 1: gemv_block_rows(g, f, 1); break;
+    case 2: gemv_block_rows(g, f, 2); break;
+    case 3: gemv_block_rows(g, f, 3); break;
+    default: gemv_block_rows(g, f, 4);
     }
 }
 #endif

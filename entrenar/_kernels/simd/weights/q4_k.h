@@ -53,11 +53,15 @@ INLINE void block_scales(const uint8_t *block, v8 scales[SUBS], v8 minima[SUBS])
 
 #if HAS_PLANES
 // byte_blocks.scales
-INLINE __m512i byte_scales(const uint8_t *block, float *d, v8 minima[SUBS]) {
+INLINE __m512i byte_scales(const uint8_t *block, float *d, vf *minima) {
     uint64_t scale, minimum;
+    int32_t halves;
+    memcpy(&halves, block, 4);
     load_sixes(block, &scale, &minimum);
-    *d = half_to_float(block);
-    minima[0] = bytes_to_floats(minimum) * -half_to_float(block + 2);
+    const __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128(halves));
+    const __m256 m = _mm256_broadcastss_ps(_mm_movehdup_ps(both));
+    *d = _mm_cvtss_f32(both);
+    *minima = -(vf)_mm512_zextps256_ps512((__m256)bytes_to_floats(minimum) * m);
     return _mm512_zextsi128_si512(_mm_cvtsi64_si128((int64_t)scale));
 }
 // 64 columns of nibbles in 32 bytes

@@ -73,12 +73,10 @@ INLINE void read_integers(const uint8_t *block, int step, vh values[INTEGER_VECT
 }
 #if HAS_PLANES
 // q is unsigned here, and -32 d scale the minimum
-INLINE __m512i byte_scales(const uint8_t *block, float *d, v8 minima[SUBS]) {
+INLINE __m512i byte_scales(const uint8_t *block, float *d, vf *minima) {
     const __m128i scales = _mm_loadu_si128((const void *)(block + SCALES));
-    const __m512 floats = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scales));
     *d = half_to_float(block + D);
-    minima[0] = (v8)_mm512_castps512_ps256(floats) * (-ZERO * *d);
-    minima[1] = (v8)_mm512_extractf32x8_ps(floats, 1) * (-ZERO * *d);
+    *minima = (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scales)) * (-ZERO * *d);
     return _mm512_zextsi256_si512(_mm256_set_m128i(_mm_cmpgt_epi8(_mm_setzero_si128(), scales), scales));
 }
 INLINE __m512i read_bytes(const uint8_t *block, int group) {
