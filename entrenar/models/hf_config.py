@@ -303,7 +303,8 @@ def _scaling(
             f"{where}: {key}.{ORIGINAL} is missing, with which transformers cannot run the older name of {kind!r} "
             f"either; set {key}.type to {kind!r}."
         )
-    if ORIGINAL in table or family.original_context:
+    is_null = ORIGINAL in rope and rope[ORIGINAL] is None  # transformers refuses it whatever the top level says
+    if family.original_context or (ORIGINAL in table and not is_null):
         given[ORIGINAL] = table.get(ORIGINAL, family.original_context)
     if kind == "yarn" and "factor" in rope and rope["factor"] is None and is_positive(given[ORIGINAL]):
         given["factor"] = context / given[ORIGINAL]
