@@ -21,8 +21,9 @@ MEASURED = pytest.StashKey[list[tuple[str, list[str]]]]()  # tables, with their 
 
 
 def heed_interrupts() -> None:
-    """The preexec_fn of a process that a test interrupts: a shell's background jobs inherit that SIGINT is ignored."""
+    """The preexec_fn of a process that a test stops: jobs in the background ignore SIGINT, or SIGHUP."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
