@@ -30,7 +30,7 @@ else:
 
 # The sections of a configuration file; those of adapters are kinds, each defined by entrenar/adapters/<section>.py.
 ADAPTER_SECTIONS = ("lora", "qlora", "dora", "ia3", "prefix")
-SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", *ADAPTER_SECTIONS)
+SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "observe", *ADAPTER_SECTIONS)
 
 WIDTH = 120  # columns of a line of TOML that is written
 T = TypeVar("T")

@@ -82,7 +82,7 @@ def parser_for(
     if adapter is not None:
         parser.adapter = adapter.section
         add_arguments(parser, type(adapter), adapter)
-    for name in ("training", "lr_schedule", "data", "checkpointing"):
+    for name in ("training", "lr_schedule", "data", "checkpointing", "observe"):
         section = getattr(defaults, name)
         add_arguments(parser, type(section), section, FLAGS.get(name))
     return parser

@@ -79,7 +79,7 @@ def unsubscribe(subscriber: Subscriber) -> None:
         _subscribers = tuple(each for each in _subscribers if each is not subscriber)
 
 
-class _Silent(AbstractContextManager["_Silent"]):
+class Silent(AbstractContextManager["Silent"]):
     """The span without a subscriber."""
 
     def __exit__(self, *raised: object) -> None:
@@ -89,7 +89,7 @@ class _Silent(AbstractContextManager["_Silent"]):
         """As of a span that is heard."""
 
 
-_SILENT = _Silent()
+_SILENT = Silent()
 
 
 class _Heard(AbstractContextManager[Span]):
@@ -116,7 +116,7 @@ class _Heard(AbstractContextManager[Span]):
                 _tell(subscriber, "on_span_end", self.span)
 
 
-def span(name: str, **attributes: Any) -> AbstractContextManager[Span | _Silent]:
+def span(name: str, **attributes: Any) -> AbstractContextManager[Span | Silent]:
     """A context manager around something that takes time; exceptions pass through it, and its span has them."""
     if not _subscribers:
         return _SILENT

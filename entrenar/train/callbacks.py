@@ -7,7 +7,7 @@ with its error, of which all hear; the last checkpoint stays.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from entrenar.observe.events import metric
 from entrenar.train import checkpoint, interrupt, report
 from entrenar.train.evaluate import Evaluation
-from entrenar.train.folder import METRICS
+from entrenar.train.folder import JSON_LINES, METRICS
 from entrenar.train.step import StepReport
 from entrenar.train.summary import SUMMARY, Summary
 
@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 class Callback:
     """Hears a run; a hook that is not overridden does nothing. Hooks are called in the order of the callbacks."""
 
+    def around_run(self, trainer: Trainer) -> AbstractContextManager[object]:
+        """Entered before the run's span begins, and left when it has ended: where observers subscribe."""
+        return nullcontext()
+
     def on_run_start(self, trainer: Trainer) -> None:
         """Training begins, or continues."""
 
     def on_phase(self, trainer: Trainer, phase: str) -> None:
-        """A phase of a step begins: forward and backward of each micro-batch, then reduce, clip and update."""
+        """A phase of a step begins: data, forward and backward of each micro-batch, reduce, clip, optimizer."""
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         """A step is done; `report` is the last of `trainer.reports`."""
@@ -94,7 +98,7 @@ class SaveCheckpoints(Callback):
 
 
 class Record(Callback):
-    """Writes metrics.csv and summary.json into `directory`, at every checkpoint and when it is told to; rank 0 alone.
+    """Writes metrics and summary into `directory`, at every checkpoint and when it is told to; rank 0 alone.
 
     `before` is the evaluation of the untrained model. FormatError where a file cannot be written.
     """
@@ -119,6 +123,7 @@ class Record(Callback):
         self.summary.run = trainer.run_id
         with checkpoint.writing(self.metrics):
             report.write_metrics(self.metrics, trainer.reports)
+            report.write_json_lines(self.directory / JSON_LINES, trainer.reports)
             self.summary.write(self.directory / SUMMARY, trainer.reports, self.before, after)
 
 

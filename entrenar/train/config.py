@@ -146,6 +146,13 @@ class Checkpointing(Section):
 
 
 @dataclass
+class Observe(Section):
+    """[observe]: what is seen of a run while it goes on; nothing of it changes a bit of the result."""
+
+    trace_chrome: str | None = option(None, help="write the spans as a Chrome trace, which Perfetto opens")
+
+
+@dataclass
 class TrainConfig:
     """A whole run. `adapter` is None where the file has no section of an adapter: then every weight is trained."""
 
@@ -153,6 +160,7 @@ class TrainConfig:
     lr_schedule: LRSchedule = field(default_factory=LRSchedule)
     data: Data = field(default_factory=Data)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
+    observe: Observe = field(default_factory=Observe)
     adapter: AdapterConfig | None = None
 
     def __post_init__(self) -> None:
@@ -291,6 +299,7 @@ SECTION_TYPES: dict[str, type] = {
     "lr_schedule": LRSchedule,
     "data": Data,
     "checkpointing": Checkpointing,
+    "observe": Observe,
     **KINDS,
 }
 SECTION_NAMES = {kind: name for name, kind in SECTION_TYPES.items()}

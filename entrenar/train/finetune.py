@@ -22,7 +22,7 @@ from entrenar.models.config import LLaMAConfig
 from entrenar.models.storage import StoragePolicy
 from entrenar.models.weights import storage_of
 from entrenar.train import dataset, report, run
-from entrenar.train.callbacks import Display, Record
+from entrenar.train.callbacks import Record
 from entrenar.train.config import TrainConfig
 from entrenar.train.fingerprint import of_tokenizer
 from entrenar.train.memory import MemoryEstimate, plan
@@ -148,7 +148,7 @@ def _assemble(
     remarks += stop_remarks(data.training, _end_tokens(model, tokenizer), tokenizer)
     record = Record(Path(config.checkpointing.directory), Summary(remarks, data.report.table()))
     fixed = {"the tokenizer": of_tokenizer(tokenizer)}
-    trainer = Trainer(model, config, loader, batches, (record, Display(console)), fixed=fixed)
+    trainer = Trainer(model, config, loader, batches, run.callbacks(config, record, console), fixed=fixed)
     return trainer, tokenizer, data.shown, needed, record
 
 

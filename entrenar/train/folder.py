@@ -20,11 +20,12 @@ from entrenar.train.config import TrainConfig
 from entrenar.train.summary import SUMMARY
 
 FOLDERS = ("adapter", "model", "checkpoint")
-LOCK, METRICS = ".entrenar.lock", "metrics.csv"
+LOCK, METRICS, JSON_LINES = ".entrenar.lock", "metrics.csv", "metrics.jsonl"
+RECORDS = (METRICS, JSON_LINES, SUMMARY)
 RESULTS = (
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("model/config.json", "model/model.safetensors", "model/model.safetensors.index.json"),
-    *(METRICS, SUMMARY),
+    *RECORDS,
 )
 
 
@@ -38,7 +39,7 @@ def check(config: TrainConfig) -> None:
             f"write the path in full, or ./{directory}."
         )
     places = [(name, real_folder) for name in FOLDERS]
-    for name, real in (*places, (METRICS, real_file), (SUMMARY, real_file)):
+    for name, real in (*places, *((name, real_file) for name in RECORDS)):
         try:
             real(directory / name)
         except FormatError as error:
@@ -75,7 +76,7 @@ def earlier(directory: Path) -> Path | None:
 def clear(directory: Path) -> None:
     """Remove the checkpoints and the records of an earlier run; its result stays until the new one takes its place."""
     checkpoint.clear(directory / "checkpoint")
-    for name in (METRICS, SUMMARY):
+    for name in RECORDS:
         (directory / name).unlink(missing_ok=True)
 
 
@@ -83,7 +84,7 @@ def tidy(directory: Path) -> None:
     """Remove what killed runs left under temporary names, here and where links among the results lead."""
     checkpoint.tidy(directory / "checkpoint")
     with checkpoint.writing(directory):
-        names = (atomic.SHARED, *FOLDERS, METRICS, SUMMARY)
+        names = (atomic.SHARED, *FOLDERS, *RECORDS)
         atomic.tidy(directory, "|".join(map(re.escape, names)))
         for folder in ("adapter", "model"):
             atomic.tidy(directory / folder, atomic.SHARED)

@@ -14,7 +14,7 @@ from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
 from entrenar.models.config import LLaMAConfig
 from entrenar.train import report, run
-from entrenar.train.callbacks import Display, Record
+from entrenar.train.callbacks import Record
 from entrenar.train.config import TrainConfig
 from entrenar.train.dataset import DOCUMENTATION, split_examples
 from entrenar.train.memory import plan
@@ -71,7 +71,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> run.Res
     model = LLaMAModel(replace(shape, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id), seed=t.seed)
     model.gradient_checkpointing = checkpointing
     record = Record(Path(config.checkpointing.directory), summary)
-    trainer = Trainer(model, config, loader, batches, (record, Display(console)))
+    trainer = Trainer(model, config, loader, batches, run.callbacks(config, record, console))
     rows = run.summary_rows(trainer, f"{shape.num_parameters():,} (100 %)", needed)
     report.summary(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
     summary.remarks += _unused_rows(tokenizer, shape)

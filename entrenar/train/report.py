@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -137,6 +139,14 @@ def write_metrics(path: Path, reports: Sequence[StepReport]) -> None:
                     *(f"{r.seconds:.4f}", held_out),
                 ]
             )
+
+
+def write_json_lines(path: Path, reports: Sequence[StepReport]) -> None:
+    """An object a step: what metrics.csv has, with the seconds of the phases and what the machine gave."""
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for report in reports:
+            file.write(json.dumps({key: value for key, value in asdict(report).items() if value not in (None, {})}))
+            file.write("\n")
 
 
 def uncertainty(tokens: int) -> str | None:

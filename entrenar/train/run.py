@@ -19,10 +19,11 @@ from entrenar.errors import EntrenarError, FormatError
 from entrenar.io.rendering import rendering_date
 from entrenar.observe.hardware import available_memory
 from entrenar.train import checkpoint, folder, interrupt, report
-from entrenar.train.callbacks import Record
+from entrenar.train.callbacks import Callback, Display, Record
 from entrenar.train.config import TrainConfig
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.memory import MemoryEstimate
+from entrenar.train.observers import observers
 from entrenar.train.step import StepReport
 from entrenar.train.trainer import Trainer
 
@@ -74,6 +75,11 @@ def batches(
     t, packing, pad = config.training, config.data.packing, pad_id or 0
     loader = DataLoader(samples, t.batch_size, t.sequence_length, seed=t.seed, packing=packing, pad_id=pad)
     return loader, list(evaluation_batches(held_out, t.batch_size, t.sequence_length, packing, pad))
+
+
+def callbacks(config: TrainConfig, record: Record, console: Console) -> list[Callback]:
+    """What hears a run that a person started."""
+    return [record, Display(console), *observers(config, record.directory, console)]
 
 
 def summary_rows(trainer: Trainer, trainable: str, needed: MemoryEstimate) -> dict[str, str]:

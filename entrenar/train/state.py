@@ -59,9 +59,12 @@ def reports(stored: Any) -> list[StepReport]:
     found = []
     for values in stored:
         held_out = values["held_out"]
-        others = {key: value for key, value in values.items() if key != "held_out"}
+        tables: dict[str, Any] = {key: dict(values.get(key, {})) for key in ("phases", "resources")}
+        others = {key: value for key, value in values.items() if key != "held_out" and key not in tables}
         numbers = [*others.values(), *(held_out or {}).values()]
+        numbers += [number for table in tables.values() for number in table.values()]
         if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
             raise ValueError(f"a report with {numbers}")
-        found.append(StepReport(**others, held_out=None if held_out is None else Evaluation(**held_out)))
+        evaluation = None if held_out is None else Evaluation(**held_out)
+        found.append(StepReport(**others, held_out=evaluation, **tables))
     return found

@@ -1,4 +1,4 @@
-"""The training loop: a step in phases (forward, backward, reduce, clip, update), heard by callbacks."""
+"""The training loop: a step in phases (data, forward, backward, reduce, clip, optimizer), heard by callbacks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +31,8 @@ from entrenar.train.diagnose import first_nonfinite, first_nonfinite_weight
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.fingerprint import fingerprint
 from entrenar.train.step import StepReport
+
+SPAN_ATTRIBUTES = ("loss", "learning_rate", "grad_norm", "tokens", "trained_tokens")  # of a step's span: its report's
 
 
 @dataclass
@@ -81,24 +83,29 @@ class Trainer:
         set_training(self.model, True)
         if not self.saved and self.config.checkpointing.overwrite and self.communicator.rank == 0:
             checkpoint.clear(self.checkpoint_directory)
-        with interrupt.deferred(), span("entrenar.run", run=self.run_id):
-            try:
-                self._tell("on_run_start")
-                while self.step < self.config.training.steps and not interrupt.asked():
-                    with span("entrenar.step", step=self.step + 1):
-                        self.reports.append(self._train_step())
-                        for callback in self.callbacks:
-                            callback.on_step(self, self.reports[-1])
-                self._tell("on_run_end")
-            except BaseException as error:
-                self._tell_error(error)
-                raise
+        with interrupt.deferred(), ExitStack() as around:
+            for callback in self.callbacks:
+                around.enter_context(callback.around_run(self))
+            with span("entrenar.run", run=self.run_id):
+                try:
+                    self._tell("on_run_start")
+                    while self.step < self.config.training.steps and not interrupt.asked():
+                        with span("entrenar.step", step=self.step + 1) as here:
+                            self.reports.append(self._train_step())
+                            here.set(**{key: getattr(self.reports[-1], key) for key in SPAN_ATTRIBUTES})
+                            for callback in self.callbacks:
+                                callback.on_step(self, self.reports[-1])
+                    self._tell("on_run_end")
+                except BaseException as error:
+                    self._tell_error(error)
+                    raise
         return self.reports
 
     def evaluate(self) -> Evaluation:
         """Evaluate the held-out set; the last report has the result."""
-        with span("entrenar.evaluation", step=self.step):
+        with span("evaluate", step=self.step) as here:
             found = evaluate(self.model, self.held_out)
+            here.set(loss=found.loss, tokens=found.tokens)
         self.reports[-1] = replace(self.reports[-1], held_out=found)
         self._tell("on_evaluation", found)
         return found
@@ -120,8 +127,10 @@ class Trainer:
     # ------------------------------------------------------------------ a step
     def _train_step(self) -> StepReport:
         started = time.perf_counter()
+        self._seconds: dict[str, float] = {}
         random.set_step(self.step)
-        batches, tokens, trained = self._next_batches()
+        with self._phase("data"):
+            batches, tokens, trained = self._next_batches()
         loss = 0.0
         for batch in batches:
             if batch.trained_tokens:
@@ -132,7 +141,8 @@ class Trainer:
         norm, scale = self._clip()
         rate = self.optimizer.lr
         self._update(scale)
-        return StepReport(self.step, loss, rate, norm, tokens, trained, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return StepReport(self.step, loss, rate, norm, tokens, trained, seconds, phases=self._seconds)
 
     def _next_batches(self) -> tuple[list[Batch], int, int]:
         """This rank's micro-batches, and the tokens and trained tokens of all ranks."""
@@ -145,9 +155,12 @@ class Trainer:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
+        """A part of a step: told to the callbacks, a span, and its seconds summed over the micro-batches."""
         self._tell("on_phase", name)
-        with span(f"entrenar.{name}"):
+        started = time.perf_counter()
+        with span(name):
             yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
 
     def _forward(self, batch: Batch, trained: int) -> Tensor:
         """The loss of a micro-batch, as its share of the step's loss over `trained` tokens."""
@@ -191,7 +204,7 @@ class Trainer:
             return norm, clip_factor(norm, self.config.training.max_grad_norm)
 
     def _update(self, scale: float) -> None:
-        with self._phase("update"):
+        with self._phase("optimizer"):
             self.optimizer.step(scale)
             self.optimizer.zero_grad()
             self.schedule.step()
@@ -209,7 +222,7 @@ class Trainer:
                 f"The weight {name} is not finite after step {self.step}; lower the learning rate. "
                 "The last checkpoint is kept."
             )
-        with span("entrenar.checkpoint", step=self.step):
+        with span("checkpoint", step=self.step):
             path = self.checkpoint_directory / f"step-{self.step}"
             if self.communicator.rank == 0:
                 checkpoint.save(self.state_dict(), self.fingerprint, path, self.config.checkpointing.keep)

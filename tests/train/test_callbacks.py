@@ -23,9 +23,10 @@ from entrenar.train import Callback, TrainConfig, Trainer, evaluate
 from entrenar.train.callbacks import Display, Record
 from entrenar.train.report import COLUMNS
 from entrenar.train.summary import Summary
+from entrenar.train.trainer import SPAN_ATTRIBUTES
 from tests.train.builders import DROPOUT, Calls, losses, run_config, trainer_of, weights_hash
 
-STEP = ["forward", "backward", "reduce", "clip", "update"]
+STEP = ["data", "forward", "backward", "reduce", "clip", "optimizer"]
 
 
 class Log(Callback):
@@ -75,7 +76,7 @@ def test_a_callback_hears_a_run_in_order(tmp_path: Path) -> None:
     log = Log()
     config = run_config(tmp_path, steps=3, gradient_accumulation=2, evaluate_every=2, every=2)
     trainer_of(config, callbacks=[log]).run()
-    step = ["forward", "backward", *STEP]
+    step = ["data", "forward", "backward", "forward", "backward", "reduce", "clip", "optimizer"]
     assert log.heard == [
         *["start at 0", *step, "step 1"],
         *[*step, "evaluation 2", "step-2", "step 2"],
@@ -345,14 +346,15 @@ def test_a_run_emits_its_spans_and_metrics(tmp_path: Path) -> None:
     with listening(events):
         trainer = trainer_of(run_config(tmp_path, steps=2, every=2, evaluate_every=2))
         trainer.run()
-    phases = [f"entrenar.{phase}" for phase in STEP]
     assert [span.name for span in events.spans] == [
-        *[*phases, "entrenar.step", *phases, "entrenar.evaluation", "entrenar.checkpoint", "entrenar.step"],
+        *[*STEP, "entrenar.step", *STEP, "evaluate", "checkpoint", "entrenar.step"],
         "entrenar.run",
     ]
     run = events.spans[-1]
     steps = [span for span in events.spans if span.name == "entrenar.step"]
-    assert [span.attributes for span in steps] == [{"step": 1}, {"step": 2}]
+    assert [span.attributes for span in steps] == [
+        {"step": report.step} | {key: getattr(report, key) for key in SPAN_ATTRIBUTES} for report in trainer.reports
+    ]
     assert all(span.parent is run for span in steps)
     assert all(span.parent in steps for span in events.spans if span not in (run, *steps))
     values = {(metric.name, metric.attributes["step"]): metric.value for metric in events.metrics}

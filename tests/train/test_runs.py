@@ -125,7 +125,13 @@ def test_a_second_run_replaces_the_first_only_where_it_is_asked_to(model: Path, 
         first.output / "adapter_model.safetensors"
     ]
     assert len(metrics(tmp_path)) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "checkpoint", "metrics.csv", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "adapter",
+        "checkpoint",
+        "metrics.csv",
+        "metrics.jsonl",
+        "summary.json",
+    ]
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-2"]
     config.checkpointing = replace(config.checkpointing, resume=True)
     with pytest.raises(ConfigError, match=r"overwrite is set together with resume"):
@@ -180,7 +186,12 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(model: Path, da
     config.checkpointing = replace(config.checkpointing, every=1)
     with pytest.raises(NumericsError, match=r"loss of step 3 is \w+: the output of model\.layers\.0\.self_attn is not"):
         quiet(model, config)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "metrics.csv", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint",
+        "metrics.csv",
+        "metrics.jsonl",
+        "summary.json",
+    ]
     assert [row["step"] for row in metrics(tmp_path)] == ["1", "2"]
 
 

@@ -1,0 +1,47 @@
+"""What [observe] asks for, as callbacks of a run; each kind of observer adds itself where its options are set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from entrenar.observe.chrome import ChromeTrace
+from entrenar.observe.events import subscribe, unsubscribe
+from entrenar.train.callbacks import Callback
+from entrenar.train.config import TrainConfig
+from entrenar.train.trainer import Trainer
+
+
+def observers(config: TrainConfig, directory: Path, console: Console) -> list[Callback]:
+    """The callbacks that [observe] of `config` asks for.
+
+    `directory` is the run's; lines for a person go to `console`.
+    """
+    wanted = config.observe
+    found: list[Callback] = []
+    if wanted.trace_chrome is not None:
+        found.append(Traced(Path(wanted.trace_chrome)))
+    return found
+
+
+class Traced(Callback):
+    """Writes the run's spans into a file as a Chrome trace."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def around_run(self, trainer: Trainer) -> AbstractContextManager[object]:
+        """The file is open for as long as the run lasts."""
+        return self._open()
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        with ChromeTrace(self.path) as trace:
+            subscribe(trace)
+            try:
+                yield
+            finally:
+                unsubscribe(trace)

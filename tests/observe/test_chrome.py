@@ -1,0 +1,31 @@
+"""Spans as a Chrome trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from entrenar.train.config import Observe
+from entrenar.train.observers import observers
+from tests.train.builders import run_config, trainer_of
+
+
+@pytest.mark.unit
+def test_a_run_is_a_chrome_trace_whose_phases_lie_within_their_steps(tmp_path: Path) -> None:
+    config = run_config(tmp_path / "run", steps=2)
+    config.observe = Observe(trace_chrome=str(tmp_path / "trace.json"))
+    trainer = trainer_of(config, callbacks=observers(config, tmp_path, Console()))
+    trainer.run()
+    events = json.loads((tmp_path / "trace.json").read_text())
+    steps = [event for event in events if event["name"] == "entrenar.step"]
+    assert [step["args"]["step"] for step in steps] == [1, 2]
+    assert [step["args"]["loss"] for step in steps] == [report.loss for report in trainer.reports]
+    forward = [event for event in events if event["name"] == "forward"]
+    for step, phase in zip(steps, forward, strict=True):
+        assert (
+            phase["ph"] == "X" and step["ts"] <= phase["ts"] <= phase["ts"] + phase["dur"] <= step["ts"] + step["dur"]
+        )
+    assert events[-1]["name"] == "entrenar.run"
