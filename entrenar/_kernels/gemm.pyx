@@ -83,7 +83,7 @@ cdef const gemm_format* choose_format(const matrix_view* b, Py_ssize_t n, Py_ssi
     cdef int format = matmul_format
     if k < GEMM_BLOCK or n < GEMM_BLOCK:
         return simd.gemm.format[GEMM_FP32]
-    if format == GEMM_INT8 and not simd.weight_types[b.type].int8_panels:
+    if format == GEMM_INT8 and simd.weight_types[b.type].bits > 8:
         format = GEMM_INT16
     while simd.gemm.format[format].mr == 0:
         format -= 1

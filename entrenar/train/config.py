@@ -78,8 +78,8 @@ class Training(Section):
     threads: int = option(0, help="threads; 0 takes what the machine and environment say", minimum=0)
     precision: str = option(
         "auto",
-        help="of matrix products: highest is fp32, high 16-bit integers with scales, medium 8-bit ones over 4 and "
-        "5-bit weights; auto is high where the machine has it",
+        help="of matrix products: highest is fp32, high 16-bit integers with scales, medium 8-bit ones over "
+        "weights of up to 8 bits; auto is high where the machine has it",
         choices=("auto", *PRECISIONS),
     )
     evaluate_every: int = option(0, help="steps between held-out evaluations; 0 is before and after only", minimum=0)

@@ -19,6 +19,7 @@ from tests.conftest import MEASURED
 from .cases.weights import whole_blocks
 
 NAMES = tuple(WEIGHT_TYPES)
+FEW_BITS = [row.name for row in WEIGHT_TYPES.values() if row.bits <= 8]  # that "medium" multiplies in 8 bits
 GAUSSIAN = {"highest": 2e-6, "high": 1e-3, "medium": 3e-2}
 OUTLIERS = {"highest": 2e-6, "high": 2e-3, "medium": 6e-2}
 
@@ -134,9 +135,7 @@ def test_tails_in_every_dimension(shape: tuple[int, int, int], precision: str, t
 
 @pytest.mark.unit
 @pytest.mark.parametrize("shape", [(17, 65, 128), (1030, 77, 448), (130, 131, 832)])
-@pytest.mark.parametrize(
-    "weight_type", [row.name for row in WEIGHT_TYPES.values() if row.is_quantized and row.bits <= 5]
-)
+@pytest.mark.parametrize("weight_type", FEW_BITS)
 def test_tails_of_weights_of_few_bits(weight_type: str, shape: tuple[int, int, int], tier: str) -> None:
     """In 8 bits where the tier has them: several blocks of the contraction, and more rows than are packed at once."""
     m, n, k = shape[0], shape[1], whole_blocks(weight_type, shape[2])
@@ -146,10 +145,11 @@ def test_tails_of_weights_of_few_bits(weight_type: str, shape: tuple[int, int, i
 
 
 @pytest.mark.unit
-def test_a_coarser_precision_really_is_one(tier: str) -> None:
+@pytest.mark.parametrize("weight_type", FEW_BITS)
+def test_a_coarser_precision_really_is_one(weight_type: str, tier: str) -> None:
     rng = np.random.default_rng(5)
     x, w, dy = gaussian(rng, (64, 256)), gaussian(rng, (128, 256)), gaussian(rng, (64, 128))
-    found = {name: all_layouts(x, w, dy, "nf4", name)["y"] for name in GAUSSIAN}
+    found = {name: all_layouts(x, w, dy, weight_type, name)["y"] for name in GAUSSIAN}
     for name, finer in (("high", "highest"), ("medium", "high")):
         if effective_precision(name) == name:
             assert found[name] > 3 * found[finer]

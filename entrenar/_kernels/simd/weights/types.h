@@ -27,12 +27,11 @@ typedef struct weight_type {
     const char *gguf_name;  // NULL: no GGUF file has it
     int gguf_type;          // its number there, -1: none
     int is_quantized;       // blocks of integers with scales
-    int bits;               // of one value
+    int bits;               // of one value; precision "medium" packs up to 8 to int8
     int block;              // columns of a block
     int block_bytes;        // its values, and the scales among them
     int has_scales;         // an fp32 scale for each block, in an array of its own
     int scale_block;        // scales that share one when they are quantized to 8 bits; 0: they are not
-    int int8_panels;        // precision "medium" packs it to int8: its values have so few bits that little is lost
     int int16_panels;       // values and scales are what an int16 panel of B holds: packing moves them as they are
     const weight_kernels *kernels;
 } weight_type;

@@ -29,7 +29,6 @@ cdef extern from "simd/weights/types.h" nogil:
         int block_bytes
         int has_scales
         int scale_block
-        int int8_panels
         int int16_panels
         const weight_kernels* kernels
     matrix_view f32_view(const float* data, Py_ssize_t row_stride, Py_ssize_t columns) noexcept
