@@ -139,7 +139,12 @@ class Attention(PrefixedAttention):
         }
 
     def __call__(
-        self, x: Tensor, rotary: RotaryEmbedding, cu_seqlens: np.ndarray | None, cache: LayerCache | None
+        self,
+        x: Tensor,
+        rotary: RotaryEmbedding,
+        cu_seqlens: np.ndarray | None,
+        cache: LayerCache | None,
+        last_only: bool = False,
     ) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = self._projections(x)
@@ -159,8 +164,9 @@ class Attention(PrefixedAttention):
         elif cache is None:
             out = attention(q, k, v, cu_seqlens, **self.options)
         else:
+            q = q[:, length - 1 :] if last_only and length > 1 else q
             out = cached_attention(q, *cache.append(k, v), **self.options)
-        return self.o_proj(out.reshape(batch, length, self.heads * self.head_dim))
+        return self.o_proj(out.reshape(batch, 1 if last_only else length, self.heads * self.head_dim))
 
     def _projections(self, x: Tensor) -> list[Tensor]:
         if self.qkv_proj is None:
@@ -240,9 +246,13 @@ class DecoderLayer(Module):
         rotary: RotaryEmbedding,
         cu_seqlens: np.ndarray | None = None,
         cache: LayerCache | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         before, after = self.attention_norms
-        x = x + self._scaled(self._normed(after, self.self_attn(self._normed(before, x), rotary, cu_seqlens, cache)))
+        attended = self.self_attn(self._normed(before, x), rotary, cu_seqlens, cache, last_only)
+        x = (x[:, x.shape[1] - 1 :] if last_only and x.shape[1] > 1 else x) + self._scaled(
+            self._normed(after, attended)
+        )
         before, after = self.mlp_norms
         return x + self._scaled(self._normed(after, self.mlp(self._normed(before, x))))
 
@@ -371,11 +381,13 @@ class Decoder(CausalLM):
         cu_seqlens: np.ndarray | None = None,
         caches: list[LayerCache] | None = None,
         length: int | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         """Final normalised hidden states (batch, seq, hidden) of integer tokens (batch, seq).
 
         `length` is that of the sequence which they are a part of, by default their last position's; types of scaling
-        that depend on it take that of the longest sequence of a batch.
+        that depend on it take that of the longest sequence of a batch. `last_only`, with caches: those of the last
+        position, (batch, 1, hidden); what the last layer would compute of the others alone is left out.
         """
         try:
             tokens = np.asarray(tokens)
@@ -396,7 +408,7 @@ class Decoder(CausalLM):
         for index, layer in enumerate(self.model.layers):
             rotary = local if layer.is_sliding else everywhere
             if caches is not None:
-                x = layer(x, rotary, None, caches[index])
+                x = layer(x, rotary, None, caches[index], last_only and index == len(caches) - 1)
             elif index < recomputed:  # the first: by the time backward comes to them the others' activations are free
                 x = checkpoint(layer, x, rotary, cu_seqlens)
             else:

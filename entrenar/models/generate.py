@@ -142,10 +142,9 @@ def _next_logits(model: LLaMAModel, tokens: np.ndarray, caches: list[LayerCache]
     hidden = None
     for start in range(caches[0].length, total, PREFILL_CHUNK):
         positions = np.arange(start, min(start + PREFILL_CHUNK, total), dtype=np.int64)[None, :]
-        hidden = model.hidden_states(tokens[positions - prefix], positions, caches=caches, length=total)
+        hidden = model.hidden_states(tokens[positions - prefix], positions, caches=caches, length=total, last_only=True)
     assert hidden is not None
-    last = Tensor.from_numpy(np.ascontiguousarray(hidden.numpy()[0, -1:]))
-    logits = model.logits(last).numpy()[0]
+    logits = model.logits(hidden).numpy()[0, 0]
     if not np.isfinite(logits).all():
         raise NumericsError(NOT_FINITE)
     return logits

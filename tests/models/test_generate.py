@@ -67,6 +67,23 @@ def test_a_sequence_in_pieces_gives_the_logits_of_the_whole(
 
 @pytest.mark.unit
 @every_variant
+def test_the_last_position_alone_is_that_of_the_whole(changes: dict[str, Any]) -> None:
+    model = random_model(small_config(**changes), std=0.3)
+    config = model.config
+    tokens = random_tokens(config, 2, 30)
+    found = []
+    for last_only in (False, True):
+        caches = [LayerCache(2, 30, config.kv_heads, config.head_size) for _ in range(config.num_hidden_layers)]
+        with no_grad():
+            model.hidden_states(tokens[:, :13], caches=caches, last_only=last_only)
+            positions = np.broadcast_to(np.arange(13, 30), (2, 17))
+            found.append(model.hidden_states(tokens[:, 13:], positions, caches=caches, last_only=last_only).numpy())
+    assert found[1].shape == (2, 1, config.hidden_size)
+    np.testing.assert_allclose(found[1], found[0][:, -1:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.unit
+@every_variant
 def test_greedy_generation_is_that_of_full_forwards(changes: dict[str, Any]) -> None:
     model = random_model(small_config(**changes), std=0.3)
     for prompt in ([5], [3, 1, 4, 1, 5, 9, 2, 6]):
