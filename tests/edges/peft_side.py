@@ -103,7 +103,13 @@ def difference(found: Arrays, expected: Arrays) -> str | None:
     return next((f"{name} {text}" for name, text in wrong if text is not None), None)
 
 
-def compare(folder: Path, names: list[str]) -> Verdict:
+def compare(
+    folder: Path,
+    names: list[str],
+    ours: Callable[[Path], Arrays] = ours,
+    theirs: Callable[[Path], Arrays] = theirs,
+    compared: str = COMPARED,
+) -> Verdict:
     """The adapter in `folder`, here and in PEFT; a refusal must contain `names`."""
     return judge(
         lambda: ours(folder),
@@ -111,7 +117,7 @@ def compare(folder: Path, names: list[str]) -> Verdict:
         names=names,
         folder=folder,
         difference=difference,
-        compared=COMPARED,
+        compared=compared,
     )
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import peft
 from peft.tuners.lora import config as peft_config
 
-from ..harness import Variation, Verdict, Wrong
-from ..peft_side import CONFIG_FILE, compare, edit, make
+from ..adapter_keys import Adapters, setting, unknown_key
+from ..harness import Variation, Verdict
+from ..peft_side import CONFIG_FILE, compare, make
 
-AREA, REFERENCE = "adapter configurations", "PEFT"
 Q0, ALL = (
     "model.layers.0.self_attn.q_proj",
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -131,54 +131,17 @@ SUB_CONFIGURATIONS = {
     "kasa_config": "KasaConfig",
     "runtime_config": "LoraRuntimeConfig",
 }
+NAMED = {  # what a refusal names where it is not the key itself
+    "peft_type = 'IA3'": ["bias is"],  # which keys are there depends on the kind
+    "use_dora, another type: True": ["lora_magnitude_vector"],
+}
 UNKNOWN: list[dict[str, Any]] = [
     {"lora_aplha": 32},
     {"use_next_lora": True},
     {"next_config": {"a": 1}},
     {"use_next_lora": False, "next_config": None},
 ]
-FIELDS = [field.name for field in dataclasses.fields(peft.LoraConfig)]
-
-
-def made(settings: dict[str, Any], names: list[str], folder: Path) -> Verdict:
-    make(folder, **settings)
-    return compare(folder, names)
-
-
-def edited(change: Callable[[dict[str, Any]], object], names: list[str], folder: Path) -> Verdict:
-    make(folder)
-    edit(folder, change)
-    return compare(folder, names)
-
-
-def unknown_key(key: str, folder: Path) -> Verdict:
-    raise Wrong(f"PEFT has the key {key}, for which no value is chosen here")
-
-
-def variation(name: str, check: Callable[[Path], Verdict]) -> Variation:
-    return Variation(AREA, name, REFERENCE, check)
-
-
-def setting(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
-    return lambda table: table.update({key: value})
-
-
-def of_keys() -> Iterator[Variation]:
-    for key in FIELDS:
-        if key not in MADE and key not in EDITED and key not in SUB_CONFIGURATIONS:
-            yield variation(f"{key}: new in PEFT", partial(unknown_key, key))
-        for settings in MADE.get(key, []):
-            shown = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
-            yield variation(f"{key}, made by PEFT: {shown}", partial(made, settings, [key]))
-        for value in EDITED.get(key, []):
-            names = ["bias is"] if value == "IA3" else [key]  # which keys are there depends on the kind
-            yield variation(f"{key} = {value!r}", partial(edited, setting(key, value), names))
-        for value in OTHER_TYPES:
-            names = ["lora_magnitude_vector"] if (key, value) == ("use_dora", True) else [key]
-            yield variation(f"{key}, another type: {value!r}", partial(edited, setting(key, value), names))
-        yield variation(f"{key} left out", partial(edited, lambda table, key=key: table.pop(key, None), [key]))
-    for key in sorted({*MADE, *EDITED, *SUB_CONFIGURATIONS} - set(FIELDS)):
-        yield variation(f"{key}: no longer in PEFT", partial(unknown_key, key))
+ADAPTERS = Adapters("adapter configurations", make, named=NAMED)
 
 
 def another(field: dataclasses.Field[Any]) -> Any:
@@ -194,13 +157,11 @@ def another(field: dataclasses.Field[Any]) -> Any:
 def of_sub_configurations() -> Iterator[Variation]:
     classes = {name for name, cls in inspect.getmembers(peft_config, inspect.isclass) if name.endswith("Config")}
     for name in sorted(classes - {*SUB_CONFIGURATIONS.values(), "LoraConfig", "PeftConfig"}):
-        yield variation(f"{name}: new in PEFT", partial(unknown_key, name))
+        yield ADAPTERS.variation(f"{name}: new in PEFT", partial(unknown_key, name))
     for key, name in SUB_CONFIGURATIONS.items():
         for field in dataclasses.fields(getattr(peft_config, name)):
             value = another(field)
-            yield variation(
-                f"{key}.{field.name} = {value!r}", partial(edited, setting(key, {field.name: value}), [key])
-            )
+            yield ADAPTERS.edited(f"{key}.{field.name} = {value!r}", setting(key, {field.name: value}), [key])
 
 
 def written(content: bytes | Callable[[bytes], bytes], names: list[str], folder: Path) -> Verdict:
@@ -229,15 +190,15 @@ FILES: dict[str, bytes | Callable[[bytes], bytes]] = {
 SORTED = [{"q_proj": 2, Q0: 3}, {"self_attn.q_proj": 3, "q_proj": 2}]
 
 VARIATIONS = [
-    *of_keys(),
+    *ADAPTERS.of_keys(peft.LoraConfig, MADE, EDITED, OTHER_TYPES, tuple(SUB_CONFIGURATIONS)),
     *(
-        variation(f"rank_pattern, two that match: {table}", partial(made, {"rank_pattern": table}, ["has shape"]))
+        ADAPTERS.made(f"rank_pattern, two that match: {table}", {"rank_pattern": table}, ["has shape"])
         for table in SORTED
     ),
     *of_sub_configurations(),
     *(
-        variation(f"unknown keys {table}", partial(edited, lambda t, table=table: t.update(table), list(table)[:1]))
+        ADAPTERS.edited(f"unknown keys {table}", lambda t, table=table: t.update(table), list(table)[:1])
         for table in UNKNOWN
     ),
-    *(variation(f"file: {name}", partial(written, content, [])) for name, content in FILES.items()),
+    *(ADAPTERS.variation(f"file: {name}", partial(written, content, [])) for name, content in FILES.items()),
 ]

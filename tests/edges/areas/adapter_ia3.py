@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ from entrenar.adapters.ia3 import IA3Config
 from entrenar.lora import save_adapter
 from tests.models.builders import weights_of
 
-from ..harness import Variation, Verdict, Wrong, judge
+from ..adapter_keys import Adapters
+from ..harness import Verdict, judge
 from ..peft_side import (
     COMPARED,
     SHAPE,
-    compare,
     difference,
-    edit,
-    edit_tensors,
     make_ia3,
     our_base,
     results,
@@ -31,7 +28,6 @@ from ..peft_side import (
     theirs,
 )
 
-AREA, REFERENCE = "IA3 adapters", "PEFT"
 K0 = "model.layers.0.self_attn.k_proj"
 L = f"base_model.model.{K0}.ia3_l"
 # What PEFT itself makes: key -> settings
@@ -83,57 +79,8 @@ NAMED = {
     "feedforward_modules, another type: []": ["down_proj.ia3_l"],
 }
 OTHER_TYPES = (None, True, 1.5, "x", [], {})
-FIELDS = [field.name for field in dataclasses.fields(peft.IA3Config)]
 Tensors = dict[str, Any]
-
-
-def made(settings: dict[str, Any], names: list[str], folder: Path) -> Verdict:
-    make_ia3(folder, **settings)
-    return compare(folder, names)
-
-
-def edited(change: Callable[[dict[str, Any]], object], names: list[str], folder: Path) -> Verdict:
-    make_ia3(folder)
-    edit(folder, change)
-    return compare(folder, names)
-
-
-def with_tensors(change: Callable[[Tensors], object], names: list[str], folder: Path) -> Verdict:
-    make_ia3(folder)
-    edit_tensors(folder, change)
-    return compare(folder, names)
-
-
-def unknown_key(key: str, folder: Path) -> Verdict:
-    raise Wrong(f"PEFT has the key {key}, for which no value is chosen here")
-
-
-def variation(name: str, check: Callable[[Path], Verdict]) -> Variation:
-    return Variation(AREA, name, REFERENCE, check)
-
-
-def setting(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
-    return lambda table: table.update({key: value})
-
-
-def with_value(name: str, key: str, value: Any) -> Variation:
-    return variation(name, partial(edited, setting(key, value), NAMED.get(name, [key])))
-
-
-def of_keys() -> Iterator[Variation]:
-    for key in FIELDS:
-        if key not in MADE and key not in EDITED:
-            yield variation(f"{key}: new in PEFT", partial(unknown_key, key))
-        for settings in MADE.get(key, []):
-            shown = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
-            yield variation(f"{key}, made by PEFT: {shown}", partial(made, settings, [key]))
-        for value in EDITED.get(key, []):
-            yield with_value(f"{key} = {value!r}", key, value)
-        for value in OTHER_TYPES:
-            yield with_value(f"{key}, another type: {value!r}", key, value)
-        yield variation(f"{key} left out", partial(edited, lambda table, key=key: table.pop(key, None), [key]))
-    for key in sorted({*MADE, *EDITED} - set(FIELDS)):
-        yield variation(f"{key}: no longer in PEFT", partial(unknown_key, key))
+ADAPTERS = Adapters("IA3 adapters", make_ia3, named=NAMED)
 
 
 def every(new: Callable[[str, Any], tuple[str, Any]]) -> Callable[[Tensors], object]:
@@ -200,7 +147,10 @@ def written(settings: dict[str, Any], folder: Path) -> Verdict:
 
 
 VARIATIONS = [
-    *of_keys(),
-    *(variation(f"tensors: {name}", partial(with_tensors, *change)) for name, change in WEIGHTS.items()),
-    *(variation(f"written by entrenar: {name}", partial(written, settings)) for name, settings in WRITTEN.items()),
+    *ADAPTERS.of_keys(peft.IA3Config, MADE, EDITED, OTHER_TYPES),
+    *(ADAPTERS.with_tensors(name, *change) for name, change in WEIGHTS.items()),
+    *(
+        ADAPTERS.variation(f"written by entrenar: {name}", partial(written, settings))
+        for name, settings in WRITTEN.items()
+    ),
 ]

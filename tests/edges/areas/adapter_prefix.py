@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ import torch
 
 from entrenar.lora import PrefixConfig, load_adapter, save_adapter
 
-from ..harness import Variation, Verdict, Wrong, judge
-from ..peft_side import TOKENS, Arrays, difference, edit, edit_tensors, make_prefix, our_base, their_base
+from ..adapter_keys import Adapters
+from ..harness import Verdict, judge
+from ..peft_side import TOKENS, Arrays, compare, difference, make_prefix, our_base, their_base
 
-AREA, REFERENCE, COMPARED = "prefixes", "PEFT", "logits within 1e-5"
+COMPARED = "logits within 1e-5"
 NAME = "prompt_embeddings"
 # What PEFT itself makes: key -> settings
 MADE: dict[str, list[dict[str, Any]]] = {
@@ -54,7 +54,6 @@ NAMED = {
     "num_virtual_tokens, another type: True": [""],
 }
 OTHER_TYPES = (None, True, 1.5, "x", [], {})
-FIELDS = [field.name for field in dataclasses.fields(peft.PrefixTuningConfig)]
 Tensors = dict[str, Any]
 
 
@@ -71,63 +70,7 @@ def ours(folder: Path) -> Arrays:
     return {"logits": model(TOKENS).numpy().copy()}
 
 
-def compare(folder: Path, names: list[str]) -> Verdict:
-    return judge(
-        lambda: ours(folder),
-        lambda: theirs(folder),
-        names=names,
-        folder=folder,
-        difference=difference,
-        compared=COMPARED,
-    )
-
-
-def made(settings: dict[str, Any], names: list[str], folder: Path) -> Verdict:
-    make_prefix(folder, **settings)
-    return compare(folder, names)
-
-
-def edited(change: Callable[[dict[str, Any]], object], names: list[str], folder: Path) -> Verdict:
-    make_prefix(folder)
-    edit(folder, change)
-    return compare(folder, names)
-
-
-def with_tensors(change: Callable[[Tensors], object], names: list[str], folder: Path) -> Verdict:
-    make_prefix(folder)
-    edit_tensors(folder, change)
-    return compare(folder, names)
-
-
-def unknown_key(key: str, folder: Path) -> Verdict:
-    raise Wrong(f"PEFT has the key {key}, for which no value is chosen here")
-
-
-def variation(name: str, check: Callable[[Path], Verdict]) -> Variation:
-    return Variation(AREA, name, REFERENCE, check)
-
-
-def with_value(name: str, key: str, value: Any) -> Variation:
-    def change(table: dict[str, Any]) -> None:
-        table[key] = value
-
-    return variation(name, partial(edited, change, NAMED.get(name, [key])))
-
-
-def of_keys() -> Iterator[Variation]:
-    for key in FIELDS:
-        if key not in MADE and key not in EDITED:
-            yield variation(f"{key}: new in PEFT", partial(unknown_key, key))
-        for settings in MADE.get(key, []):
-            shown = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
-            yield variation(f"{key}, made by PEFT: {shown}", partial(made, settings, [key]))
-        for value in EDITED.get(key, []):
-            yield with_value(f"{key} = {value!r}", key, value)
-        for value in OTHER_TYPES:
-            yield with_value(f"{key}, another type: {value!r}", key, value)
-        yield variation(f"{key} left out", partial(edited, lambda table, key=key: table.pop(key, None), [key]))
-    for key in sorted({*MADE, *EDITED} - set(FIELDS)):
-        yield variation(f"{key}: no longer in PEFT", partial(unknown_key, key))
+ADAPTERS = Adapters("prefixes", make_prefix, partial(compare, ours=ours, theirs=theirs, compared=COMPARED), named=NAMED)
 
 
 def each(new: Callable[[np.ndarray], np.ndarray]) -> Callable[[Tensors], object]:
@@ -150,6 +93,10 @@ WEIGHTS: dict[str, tuple[Callable[[Tensors], object], list[str]]] = {
         ["lora"],
     ),
 }
+WRITTEN: dict[str, dict[str, Any]] = {
+    "the defaults": {},
+    "one zero token": {"num_virtual_tokens": 1, "init_weights": "zero"},
+}
 
 
 def written(settings: dict[str, Any], folder: Path) -> Verdict:
@@ -162,10 +109,10 @@ def written(settings: dict[str, Any], folder: Path) -> Verdict:
 
 
 VARIATIONS = [
-    *of_keys(),
-    *(variation(f"tensors: {name}", partial(with_tensors, *change)) for name, change in WEIGHTS.items()),
-    variation("written by entrenar: the defaults", partial(written, {})),
-    variation(
-        "written by entrenar: one zero token", partial(written, {"num_virtual_tokens": 1, "init_weights": "zero"})
+    *ADAPTERS.of_keys(peft.PrefixTuningConfig, MADE, EDITED, OTHER_TYPES),
+    *(ADAPTERS.with_tensors(name, *change) for name, change in WEIGHTS.items()),
+    *(
+        ADAPTERS.variation(f"written by entrenar: {name}", partial(written, settings))
+        for name, settings in WRITTEN.items()
     ),
 ]

@@ -20,7 +20,8 @@ from entrenar.lora import LoRAConfig, save_adapter, set_training
 from entrenar.qlora import QLoRAConfig
 from tests.models.builders import weights_of
 
-from ..harness import Variation, Verdict, judge
+from ..adapter_keys import Adapters
+from ..harness import Verdict, judge
 from ..peft_side import (
     COMPARED,
     CONFIG_FILE,
@@ -28,7 +29,6 @@ from ..peft_side import (
     WEIGHTS_FILE,
     compare,
     difference,
-    edit_tensors,
     make,
     our_base,
     results,
@@ -36,7 +36,7 @@ from ..peft_side import (
     theirs,
 )
 
-AREA, REFERENCE = "adapter weights", "PEFT"
+ADAPTERS = Adapters("adapter weights", make)
 PREFIX = "base_model.model."
 Q0 = f"{PREFIX}model.layers.0.self_attn.q_proj"
 A, B = f"{Q0}.lora_A.weight", f"{Q0}.lora_B.weight"
@@ -139,12 +139,6 @@ TENSORS: dict[str, tuple[Edit, list[str]]] = {
     "a norm": (put(f"{PREFIX}model.norm.weight", np.ones(64, F32)), ["model.norm.weight"]),
     "both names of one weight": (put(f"{Q0}.lora_A.default.weight", np.ones((4, 64), F32)), ["lora_A.default"]),
 }
-
-
-def with_tensors(change: Edit, names: list[str], folder: Path) -> Verdict:
-    make(folder)
-    edit_tensors(folder, change)
-    return compare(folder, names)
 
 
 # ---------------------------------------------------------------------- the folder
@@ -276,10 +270,7 @@ def _tokens() -> Any:
 
 
 VARIATIONS = [
-    *(
-        Variation(AREA, f"tensors: {name}", REFERENCE, partial(with_tensors, *change))
-        for name, change in TENSORS.items()
-    ),
-    *(Variation(AREA, f"folder: {name}", REFERENCE, partial(with_folder, *change)) for name, change in FOLDERS.items()),
-    *(Variation(AREA, f"written by entrenar: {name}", REFERENCE, partial(written, c)) for name, c in WRITTEN.items()),
+    *(ADAPTERS.with_tensors(name, *change) for name, change in TENSORS.items()),
+    *(ADAPTERS.variation(f"folder: {name}", partial(with_folder, *change)) for name, change in FOLDERS.items()),
+    *(ADAPTERS.variation(f"written by entrenar: {name}", partial(written, c)) for name, c in WRITTEN.items()),
 ]
