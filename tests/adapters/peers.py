@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from entrenar.adapters.base import merge
+from entrenar.adapters.peft import load_adapter
 from entrenar.llama import LLaMAConfig, LLaMAModel
 
 from ..models.builders import random_arrays, relative_error, weights_of, write_hf
-from .reference import IGNORED
+from .reference import IGNORED, logits_of
 
 
 def base_arrays(model: LLaMAModel, config: LLaMAConfig) -> dict[str, np.ndarray]:
@@ -78,3 +80,21 @@ def assert_close(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], tol
         assert ours[name].shape == expected.shape, name
         assert np.linalg.norm(expected) > 0, name
         assert relative_error(ours[name], expected) < tolerance, name
+
+
+def assert_logits(model: LLaMAModel, tokens: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(logits_of(model, tokens), expected, rtol=0, atol=1e-4)
+
+
+def assert_loads_merges_and_saves(
+    base: LLaMAModel, adapter: Path, folder: Path, tokens: np.ndarray, expected: np.ndarray
+) -> None:
+    """The adapter loaded onto the base, merged while it is written, merged in memory and saved: the same logits."""
+    load_adapter(base, adapter)
+    assert_logits(base, tokens, expected)
+    base.save_pretrained(folder / "streamed", merge=True)
+    assert_logits(LLaMAModel.from_pretrained(folder / "streamed"), tokens, expected)
+    merge(base)
+    assert_logits(base, tokens, expected)
+    base.save_pretrained(folder / "merged")
+    assert_logits(LLaMAModel.from_pretrained(folder / "merged"), tokens, expected)

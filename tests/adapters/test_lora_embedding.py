@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from entrenar.adapters.base import merge
 from entrenar.adapters.gguf import convert_adapter, save_gguf_adapter
 from entrenar.adapters.lora import LoRAConfig
 from entrenar.adapters.lora_embedding import LoRAEmbedding
@@ -23,7 +22,7 @@ from entrenar.train.config import Training
 
 from ..models.builders import gradients_of, random_arrays
 from . import peers
-from .reference import base_model, batch, gqa_config, logits_of
+from .reference import base_model, batch, gqa_config
 
 UNTIED = gqa_config(2)
 TIED = dataclasses.replace(UNTIED, tie_word_embeddings=True)
@@ -52,24 +51,13 @@ def test_logits_gradients_files_and_merging_are_those_of_peft(config: LLaMAConfi
     save_adapter(model, tmp_path / "adapter")
     theirs = peers.peft_model(peers.hf_base(tmp_path / "base", config, random_arrays(config)), tmp_path / "adapter")
     expected = peers.logits(theirs, TOKENS)
-    np.testing.assert_allclose(logits_of(model, TOKENS), expected, rtol=0, atol=1e-4)
+    peers.assert_logits(model, TOKENS, expected)
     model.loss(TOKENS, TARGETS).backward()
     peers.assert_close(gradients_of(model), peers.gradients(theirs, TOKENS, TARGETS))
 
     theirs.save_pretrained(str(tmp_path / "again"))  # with the base's embedding beside the adapter
     again = base_model(config=config)
-    load_adapter(again, tmp_path / "again")
-    np.testing.assert_allclose(logits_of(again, TOKENS), expected, rtol=0, atol=1e-4)
-    again.save_pretrained(tmp_path / "streamed", merge=True)  # merged while it is written
-    np.testing.assert_allclose(
-        logits_of(LLaMAModel.from_pretrained(tmp_path / "streamed"), TOKENS), expected, rtol=0, atol=1e-4
-    )
-    merge(again)
-    np.testing.assert_allclose(logits_of(again, TOKENS), expected, rtol=0, atol=1e-4)
-    again.save_pretrained(tmp_path / "merged")
-    np.testing.assert_allclose(
-        logits_of(LLaMAModel.from_pretrained(tmp_path / "merged"), TOKENS), expected, rtol=0, atol=1e-4
-    )
+    peers.assert_loads_merges_and_saves(again, tmp_path / "again", tmp_path, TOKENS, expected)
 
 
 @pytest.mark.peers
@@ -80,7 +68,7 @@ def test_what_peft_makes_new_computes_the_same_here(tmp_path: Path) -> None:
     theirs.save_pretrained(str(tmp_path / "adapter"))
     model = LLaMAModel.from_pretrained(tmp_path / "base")
     load_adapter(model, tmp_path / "adapter")
-    np.testing.assert_allclose(logits_of(model, TOKENS), peers.logits(theirs, TOKENS), rtol=0, atol=1e-4)
+    peers.assert_logits(model, TOKENS, peers.logits(theirs, TOKENS))
 
 
 @pytest.mark.unit

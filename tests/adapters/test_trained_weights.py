@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from entrenar.adapters.base import merge
 from entrenar.adapters.lora import LoRAConfig
 from entrenar.adapters.peft import load_adapter, save_adapter
 from entrenar.errors import ConfigError, FormatError
@@ -73,7 +72,7 @@ def test_logits_gradients_and_files_are_those_of_peft(case: str, tmp_path: Path)
     base = peers.hf_base(tmp_path / "base", config, base_of(case))
     theirs = peers.peft_model(base, tmp_path / "adapter")
     expected = peers.logits(theirs, TOKENS)
-    np.testing.assert_allclose(logits_of(model, TOKENS), expected, rtol=0, atol=1e-4)
+    peers.assert_logits(model, TOKENS, expected)
     model.loss(TOKENS, TARGETS).backward()
     assert model.adapter_config is not None
     names = model.adapter_config.file_names(model)
@@ -82,14 +81,7 @@ def test_logits_gradients_and_files_are_those_of_peft(case: str, tmp_path: Path)
 
     theirs.save_pretrained(str(tmp_path / "again"))
     again = base_model(config=config)
-    load_adapter(again, tmp_path / "again")
-    np.testing.assert_allclose(logits_of(again, TOKENS), expected, rtol=0, atol=1e-4)
-    merge(again)
-    np.testing.assert_allclose(logits_of(again, TOKENS), expected, rtol=0, atol=1e-4)
-    again.save_pretrained(tmp_path / "merged")
-    np.testing.assert_allclose(
-        logits_of(LLaMAModel.from_pretrained(tmp_path / "merged"), TOKENS), expected, rtol=0, atol=1e-4
-    )
+    peers.assert_loads_merges_and_saves(again, tmp_path / "again", tmp_path, TOKENS, expected)
 
 
 @pytest.mark.peers
@@ -102,7 +94,7 @@ def test_what_peft_makes_new_computes_the_same_here(case: str, tmp_path: Path) -
     theirs.save_pretrained(str(tmp_path / "adapter"))
     model = LLaMAModel.from_pretrained(tmp_path / "base")
     load_adapter(model, tmp_path / "adapter")
-    np.testing.assert_allclose(logits_of(model, TOKENS), peers.logits(theirs, TOKENS), rtol=0, atol=1e-4)
+    peers.assert_logits(model, TOKENS, peers.logits(theirs, TOKENS))
 
 
 @pytest.mark.unit
@@ -191,4 +183,4 @@ def test_a_model_that_is_merged_while_it_is_written_has_the_trained_weights(case
     model = trained(case)
     expected = logits_of(model, TOKENS)
     model.save_pretrained(tmp_path, merge=True)
-    np.testing.assert_allclose(logits_of(LLaMAModel.from_pretrained(tmp_path), TOKENS), expected, rtol=0, atol=1e-4)
+    peers.assert_logits(LLaMAModel.from_pretrained(tmp_path), TOKENS, expected)
