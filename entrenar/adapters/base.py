@@ -242,7 +242,7 @@ def check_no_adapters(model: Module) -> None:
     """ConfigError where the model has adapters already."""
     if model.adapter_config is not None:
         raise ConfigError(
-            f"The model already has {model.adapter_config.title} adapters; merge them before adding others."
+            f"The model already has {model.adapter_config.title} adapters; load the base again to add others."
         )
 
 

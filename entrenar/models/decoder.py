@@ -1,4 +1,4 @@
-"""The decoder's module tree: embedding, decoder layers (grouped-query attention, SwiGLU), RMSNorm, head.
+"""The decoder's module tree: embedding, decoder layers (grouped-query attention, SwiGLU or GeGLU), RMSNorm, head.
 
 Touvron et al., "Llama 2: Open Foundation and Fine-Tuned Chat Models", 2023 (arXiv 2307.09288); parameter names and
 the half-split rotary embedding are those of Hugging Face transformers.

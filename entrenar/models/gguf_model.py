@@ -165,6 +165,8 @@ def _foreign(name: str, expected: Collection[str], config: LLaMAConfig) -> str:
     part = name.split(".")[-2] if name.count(".") else name
     layers = f"{FAMILIES[config.family].architecture}.{LAYERS} = {config.num_hidden_layers}"
     first = re.sub(r"^blk\.\d+\.", "blk.0.", name)
+    if name == HEAD:
+        return f"is a head of its own, which the models of {FAMILIES[config.family].title} do not have"
     if first in expected:
         return f"belongs to a layer beyond {layers}; the file contradicts itself"
     if first.endswith(".bias") and first.removesuffix("bias") + "weight" in expected:

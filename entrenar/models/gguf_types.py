@@ -45,6 +45,7 @@ FILE_TYPES = {
     "Q5_K_M": FileType(17, "Q5_K", more="Q6_K"),
     "Q6_K": FileType(18, "Q6_K"),
 }
+KEPT_NUMBERS = {"Q2_K": 10, "Q3_K": 11, "IQ4_NL": 25, "IQ4_XS": 30}  # of the types that are only ever kept
 FULL_PRECISION = ("F32", "F16", "BF16")
 HEAD_TYPE = "Q6_K"
 MORE_BITS = ("attn_v", "attn_qkv", "ffn_down")
@@ -89,7 +90,7 @@ def file_type_number(types: Mapping[str, str], type: str) -> int:
         return FILE_TYPES[type].number
     names = [name for name in types.values() if name != "F32"] or ["F32"]
     most = Counter(names).most_common(1)[0][0]
-    return FILE_TYPES[most].number if most in FILE_TYPES else FILE_TYPES["F32"].number
+    return FILE_TYPES[most].number if most in FILE_TYPES else KEPT_NUMBERS[most]
 
 
 def _matrix_type(config: LLaMAConfig, name: str, columns: int, file: FileType, tied: bool) -> str:

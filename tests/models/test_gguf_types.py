@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from entrenar.autograd import QuantizedTensor, no_grad
-from entrenar.autograd.weight_types import gguf_weight_type
+from entrenar.autograd.weight_types import WEIGHT_TYPES, gguf_weight_type
 from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig, merge
 from entrenar.models.checkpoint import Checkpoint
-from entrenar.models.gguf_types import FILE_TYPES, tensor_types
+from entrenar.models.gguf_types import FILE_TYPES, file_type_number, tensor_types
 from entrenar.train.export import as_stored
 from tests.edges.gguf_models import PROMPTS, TOKENIZER, VOCABULARY, peers_log_probabilities
 from tests.edges.llama_cpp import log_softmax
@@ -236,6 +236,16 @@ def test_a_kept_file_keeps_its_number(tmp_path: Path) -> None:
         fields = gguf.GGUFReader(tmp_path / "y.gguf").fields
         assert fields["general.file_type"].contents() == number
         assert fields["general.license"].contents() == "mit" and fields["general.languages"].contents() == ["en", "de"]
+
+
+@pytest.mark.unit
+def test_the_number_of_kept_types_is_that_of_llama_cpp() -> None:
+    """The names of llama.cpp's enum are the types'; a K-quant of its own kind is the small one."""
+    for row in WEIGHT_TYPES.values():
+        if row.gguf_name is not None:
+            names = [f"{start}_{row.gguf_name}{end}" for start in ("ALL", "MOSTLY") for end in ("", "_S")]
+            numbers = [kind.value for kind in gguf.LlamaFileType if kind.name in names]
+            assert file_type_number({"a": row.gguf_name, "b": "F32"}, "keep") == numbers[0], row.gguf_name
 
 
 @pytest.mark.unit

@@ -169,8 +169,10 @@ def test_what_llama_cpp_cannot_be_told_is_refused(changes: dict[str, Any], messa
     assert list(tmp_path.iterdir()) == []
 
 
-def rewritten(source: Path, target: Path, architecture: str, metadata: dict[str, Any], drop: str = "") -> Path:
-    """The file with other metadata (None: without the key) and without the tensor `drop`."""
+def rewritten(
+    source: Path, target: Path, architecture: str, metadata: dict[str, Any], drop: str = "", **more: np.ndarray
+) -> Path:
+    """The file with other metadata (None: without the key), without the tensor `drop` and with `more` of them."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, architecture)
     values = {key: value for key, value in metadata_of(source).items() if key.startswith(f"{architecture}.")}
@@ -182,6 +184,8 @@ def rewritten(source: Path, target: Path, architecture: str, metadata: dict[str,
     for tensor in reader.tensors:
         if tensor.name != drop:
             writer.add_tensor(tensor.name, np.ascontiguousarray(tensor.data))
+    for name, values in more.items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -232,3 +236,14 @@ def test_a_head_is_where_llama_cpp_wants_it(tmp_path: Path) -> None:
     without = rewritten(tmp_path / "x.gguf", tmp_path / "y.gguf", "olmo2", {}, drop="output.weight")
     with pytest.raises(FormatError, match=r"the tensor output\.weight of shape \(67, 64\) is missing"):
         LLaMAModel.from_pretrained(without)
+
+
+@pytest.mark.unit
+def test_a_head_where_llama_cpp_knows_none_is_refused(tmp_path: Path) -> None:
+    model = random_model(small_config(family="gemma2", **GEMMA, **CAPS, tie_word_embeddings=True))
+    model.save_gguf(tmp_path / "x.gguf")
+    head = {"output.weight": model.head_weight.numpy()}
+    with pytest.raises(
+        FormatError, match=r"the tensor output\.weight is a head of its own, which the models of Gemma 2 do"
+    ):
+        LLaMAModel.from_pretrained(rewritten(tmp_path / "x.gguf", tmp_path / "y.gguf", "gemma2", {}, **head))
