@@ -351,7 +351,8 @@ class _Writer:
             made = self.character_level(spaces)
         else:
             found = {"normalizer": self.parts.normalizers, "pre_tokenizer": self.parts.splitters}
-            raise self.inexpressible(f"its text goes through {shown(found)}", "bytes, or characters with ▁ for spaces")
+            what = f"its text goes through {shown(found)}"
+            raise self.inexpressible(what, "bytes, or characters with ▁ for spaces")
         self.note_added()
         return {f"tokenizer.ggml.{key}": value for key, value in (made | self.special()).items()} | self.templates()
 

@@ -89,7 +89,9 @@ def test_what_an_export_costs_is_shown_where_examples_are_given(
     words = ("export", "--model", file, "--adapter", adapter, "--data", data, "--sequence-length", "64")
     ended = run_entrenar(*words, "--type", "q4_1", "--output", tmp_path / "a.gguf")
     assert (ended.returncode, ended.stderr) == (0, "")
-    before, after = re.search(r"loss +│ +([\d.]+) │ +([\d.]+) │", ended.stdout).groups()  # type: ignore[union-attr]
+    found = re.search(r"loss +│ +([\d.]+) │ +([\d.]+) │", ended.stdout)
+    assert found is not None
+    before, after = found.groups()
     exact = run_entrenar(*words, "--type", "F32", "--output", tmp_path / "b.gguf")
     found = re.search(r"loss +│ +([\d.]+) │ +([\d.]+) │ +([+-][\d.]+) %", exact.stdout)
     assert found is not None and found[1] == before and found[3] in ("+0.0", "-0.0")

@@ -28,8 +28,10 @@ COMPARED = "ids of 500 texts, special ids, what is put around, decoding"
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<pad>")
 PIECES = [
     *"abcdefghijklmnoprstuwyzABTX 0123456789.,:;!?'\"-_()[]{}<>/\\|@#&*+=~^%$\n\t\r",
-    *"éüßñÇøα中文あ한яصहॐ", "e\u0301", "o\u0308", "\u200b", "\u00a0", "\u3000", "\ufeff", "\u2028", "ﬁ", "Ⅻ", "½", "İ",
-    "🎉", "👩‍👩‍👧", "🇫🇷", "\x00", "\x07", "\x1b", "\x7f", "\x85", "\U0010ffff", "  ", "    ", "\n\n", "\r\n", " the",
+    *"éüßñÇøα中文あ한яصहॐ",
+    "e\u0301", "o\u0308", "\u200b", "\u00a0", "\u3000", "\ufeff", "\u2028", "ﬁ", "Ⅻ", "½", "İ",
+    "🎉", "👩‍👩‍👧", "🇫🇷",
+    "\x00", "\x07", "\x1b", "\x7f", "\x85", "\U0010ffff", "  ", "    ", "\n\n", "\r\n", " the",
     "ing", "'s", "'LL", " ,", " .", " n't", "the quick", "<mask>", "<tool>", "▁", "Ġ", "##", *SPECIAL, *SPECIAL,
 ]  # fmt: skip
 Files = dict[str, Any]

@@ -174,7 +174,8 @@ def test_tekken(tmp_path: Path) -> None:
     assert "llama.cpp comes close" in remarks[0]
     read = Tokenizer.from_gguf(metadata)  # as llama.cpp splits
     compare_with_llama_cpp(read, metadata, tmp_path, 300)
-    for text in ("Hello World's 12345 camelCase/\n\n  x", "日本語 Привет ¿qué?", "HTTPServer {a}\t[INST]1.5"):
+    texts = ("Hello World's 12345 camelCase/\n\n  x", "日本語 Привет ¿qué?", "HTTPServer {a}\t[INST]1.5")
+    for text in texts:
         assert read.encode(text) == ours.encode(text)
 
 

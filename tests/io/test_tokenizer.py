@@ -32,7 +32,8 @@ TEXTS = [
     "I'm, you're, he'll, they've, we'd, it's, don't; I'M YOU'RE HE'LL",
     "1 22 333 4444 55555 3.14159e-10 0xDEADBEEF 1,000,000 ١٢٣ Ⅻ ½",
     "a1b22c333   42  7\n  8",
-    "Größe naïve façade São Tomé Ελλάδα Москва עברית العربية हिन्दी ไทย 日本語 한국어 中文字",
+    "Größe naïve façade São Tomé Ελλάδα Москва",
+    "עברית العربية हिन्दी ไทย 日本語 한국어 中文字",
     "🎉 👩‍👩‍👧‍👦 🇫🇷 👍🏽 ❤️ ☃ 🐍🐍🐍",
     "e\u0301 vs \u00e9, zero\u200bwidth, nbsp\u00a0here, \u3000ideographic, \ufeffBOM, \u2028line",
     "…\u2014\u2018quotes\u2019 “double” «guillemets» ±\u00d7÷≠∞√∫",
@@ -118,7 +119,8 @@ def test_smollm2_ids_are_those_of_transformers(text: str, theirs: Any) -> None:
 @pytest.mark.model
 def test_smollm2_ids_of_random_text_are_those_of_transformers(theirs: Any) -> None:
     rng = np.random.default_rng(0)
-    alphabet = [*"abcXYZ  \n\t\r019'.,-_()<>|äßñ中あ한я☃", "🎉", "\u0301", "\u00a0", "'s", "'ll", "<|im_end|>"]
+    alphabet = [*"abcXYZ  \n\t\r019'.,-_()<>|äßñ中あ한я☃", "🎉", "\u0301", "\u00a0"]
+    alphabet += ["'s", "'ll", "<|im_end|>"]
     ours = smollm2.tokenizer()
     for _ in range(300):
         text = "".join(rng.choice(alphabet, rng.integers(1, 60)))
