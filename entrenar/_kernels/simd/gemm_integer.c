@@ -126,13 +126,17 @@ enum { MR = 12 };
 #else
 enum { MR = 6 };
 #endif
+enum { CACHE_LINE = 16 };  // floats
 enum { PACKMR = (MR + VLEN - 1) / VLEN * VLEN };
 
 // per_word is a constant at every call
 INLINE void multiply(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t kc, int m, int n,
                      int accumulate, int per_word) {
     float total[MR * NR] __attribute__((aligned(64)));
+#pragma GCC unroll 24  // all: gcc would make a memset of the loop, whose start costs more than its stores
     for (int i = 0; i < MR * NR; i += VLEN) vstore(total + i, vset(0.0f));
+    for (int i = 0; i < m; i++)  // C is in no near cache by the time it is written
+        for (int j = 0; j < NR; j += CACHE_LINE) __builtin_prefetch(c + i * ldc + j, 1);
     for (ptrdiff_t p = 0; p < kc; p += BLOCK) {
         const float *a_scale = a, *b_scale = b;
         vi sum[MR][NV];
