@@ -233,9 +233,9 @@ def test_there_must_be_adapters_to_save_or_merge_and_none_to_attach(tmp_path: Pa
         merge(plain)
     model = small_lora()
     names = [name for name, _ in model.named_parameters()]
-    with pytest.raises(ConfigError, match=r"The model already has LoRA adapters; merge them"):
+    with pytest.raises(ConfigError, match=r"The model already has LoRA adapters; load the base again"):
         model.to_lora(LoRAConfig())
-    with pytest.raises(ConfigError, match=r"The model already has LoRA adapters; merge them"):
+    with pytest.raises(ConfigError, match=r"The model already has LoRA adapters; load the base again"):
         model.to_qlora(QLoRAConfig())
     assert [name for name, _ in model.named_parameters()] == names
     assert {weight.dtype for _, weight in model.named_parameters()} == {"float32"}

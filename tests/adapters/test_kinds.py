@@ -185,7 +185,7 @@ def test_an_adapter_needs_no_model_of_ours(section: str) -> None:
 @every_kind
 def test_the_model_says_which_kind_it_has(section: str, tmp_path: Path) -> None:
     model, title = adapted(section), registry.KINDS[section].title
-    with pytest.raises(ConfigError, match=f"The model already has {title} adapters; merge them"):
+    with pytest.raises(ConfigError, match=f"The model already has {title} adapters; load the base again"):
         config_of("lora").apply(model)
     with pytest.raises(ConfigError, match=rf"still has {title} adapters \(model\.layers\.0\."):
         model.save_pretrained(tmp_path / "model")
