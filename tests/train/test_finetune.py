@@ -84,6 +84,7 @@ def test_the_qlora_example_writes_its_adapter_and_says_so(
         "checkpoint/step-4/state.json",
         "checkpoint/step-4/state.safetensors",
         "metrics.csv",
+        "metrics.jsonl",
         "summary.json",
     ]
     assert json.loads((output / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
