@@ -24,14 +24,14 @@ class LayerCache:
     def __init__(self, batch: int, capacity: int, kv_heads: int, head_dim: int) -> None:
         self.keys = Tensor.empty(batch, capacity, kv_heads, head_dim)
         self.values = Tensor.empty(batch, capacity, kv_heads, head_dim)
-        self._arrays = self.keys.numpy(), self.values.numpy()
+        self._keys, self._values = self.keys.numpy(), self.values.numpy()
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Add the keys and values of new tokens; returns what cached_attention takes."""
-        end = self.length + k.shape[1]
-        for array, new in zip(self._arrays, (k, v), strict=True):
-            array[:, self.length : end] = new.numpy()
+        start, end = self.length, self.length + k.shape[1]
+        self._keys[:, start:end] = k.numpy()
+        self._values[:, start:end] = v.numpy()
         self.length = end
         return self.keys, self.values, end
 
@@ -41,7 +41,7 @@ def sample(logits: np.ndarray, rng: np.random.Generator, temperature: float, top
 
     Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020, for the nucleus.
     """
-    if np.isnan(logits).any() or not np.isfinite(logits.max()):  # -inf alone: a token that is not to come
+    if not np.isfinite(logits.max()):  # that of NaN and anything is NaN; -inf alone: a token that is not to come
         raise NumericsError(NOT_FINITE)
     if temperature == 0.0:
         return int(np.argmax(logits))

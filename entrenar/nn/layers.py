@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,6 +18,10 @@ class Linear(Module):
     """
 
     watched = False
+    alters = False  # whether the kind changes what goes into the product or what comes out of it
+
+    def __init_subclass__(cls) -> None:
+        cls.alters = cls.prepare is not Linear.prepare or cls.finish is not Linear.finish
 
     def __init__(self, weight: Weight, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
@@ -49,16 +54,30 @@ class Linear(Module):
 
 def grouped(x: Tensor, *layers: Linear) -> list[Tensor]:
     """The output of each layer for the same x, which is packed once for all that multiply x itself."""
+    for layer in layers:
+        if layer.alters:
+            return _altered(x, layers)
+    return _products(x, layers)
+
+
+def _products(x: Tensor, layers: Sequence[Linear]) -> list[Tensor]:
+    """The product of each layer with x; loops, as a decoded token spends microseconds here."""
+    weights, biases, updates = [], [], []
+    for layer in layers:
+        weight, bias, update = layer.terms()
+        weights.append(weight)
+        biases.append(bias)
+        updates.append(update)
+    return grouped_linear(x, weights, biases, updates)
+
+
+def _altered(x: Tensor, layers: Sequence[Linear]) -> list[Tensor]:
+    """`grouped` where a layer changes its input, so that it has a product of its own, or its output."""
     inputs = [layer.prepare(x) for layer in layers]
     if all(item is x for item in inputs):
-        weights, biases, updates = zip(*(layer.terms() for layer in layers), strict=True)
-        products = grouped_linear(x, weights, biases, updates)
+        products = _products(x, layers)
     else:
-        terms = [layer.terms() for layer in layers]
-        products = [
-            grouped_linear(item, [weight], [bias], [update])[0]
-            for item, (weight, bias, update) in zip(inputs, terms, strict=True)
-        ]
+        products = [_products(item, [layer])[0] for item, layer in zip(inputs, layers, strict=True)]
     return [layer.finish(y, x, item) for layer, y, item in zip(layers, products, inputs, strict=True)]
 
 
