@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# the version's folder below CGROUPS; files of limit and usage; memory.stat's name of the pages that can be taken back
-CGROUP_V2 = (".", "memory.max", "memory.current", "inactive_file")
-CGROUP_V1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+# files of limit and usage; memory.stat's name of the pages that can be taken back
+CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
+CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def available_memory() -> int:
@@ -19,22 +19,30 @@ def available_memory() -> int:
     return int(max(0, min(psutil.virtual_memory().available, *_cgroup_rooms())))
 
 
-def _cgroup_rooms() -> list[float]:
-    """Bytes that the memory cgroups of this process, and those above them, have left; infinity for no limit."""
-    rooms = [math.inf]
+def cgroup_folders(controller: str, cgroups: Path, membership: Path) -> list[tuple[bool, Path]]:
+    """The cgroups of this process that have `controller`, and those above them, each with whether it is of version 2.
+
+    `cgroups` is where they are mounted, `membership` the file that says which are this process's.
+    """
     try:
-        lines = MEMBERSHIP.read_text().splitlines()
+        lines = membership.read_text().splitlines()
     except OSError:
-        return rooms
+        return []
+    found = []
     for line in lines:
         number, controllers, path = line.split(":", 2)
-        if number != "0" and "memory" not in controllers.split(","):
+        if number != "0" and controller not in controllers.split(","):
             continue
-        version, *files = CGROUP_V2 if number == "0" else CGROUP_V1
-        root = CGROUPS / version
+        root = cgroups if number == "0" else cgroups / controller
         leaf = root / path.lstrip("/")
-        rooms += [_room(folder, *files) for folder in (leaf, *leaf.parents) if folder.is_relative_to(root)]
-    return rooms
+        found += [(number == "0", folder) for folder in (leaf, *leaf.parents) if folder.is_relative_to(root)]
+    return found
+
+
+def _cgroup_rooms() -> list[float]:
+    """Bytes that the memory cgroups of this process, and those above them, have left; infinity for no limit."""
+    folders = cgroup_folders("memory", CGROUPS, MEMBERSHIP)
+    return [math.inf, *(_room(folder, *(CGROUP_V2 if second else CGROUP_V1)) for second, folder in folders)]
 
 
 def _room(folder: Path, limit: str, usage: str, reclaimable: str) -> float:

@@ -151,8 +151,8 @@ def test_a_model_fits_exactly_up_to_the_available_memory(monkeypatch: pytest.Mon
         ("0::/user/job", "user/job", "memory.max", "memory.current", "inactive_file"),
         ("0::/user/job/part", "user", "memory.max", "memory.current", "inactive_file"),
         ("0::/", ".", "memory.max", "memory.current", "inactive_file"),
-        ("4:cpu:/other\n5:memory:/job", "memory/job", *hardware.CGROUP_V1[1:]),
-        ("5:memory:/of/the/host", "memory", *hardware.CGROUP_V1[1:]),
+        ("4:cpu:/other\n5:memory:/job", "memory/job", *hardware.CGROUP_V1),
+        ("5:memory:/of/the/host", "memory", *hardware.CGROUP_V1),
     ],
 )
 def test_the_available_memory_is_capped_by_the_cgroups(
