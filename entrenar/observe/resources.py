@@ -19,6 +19,8 @@ from entrenar.observe.hardware import cgroup_folders
 TICKS, PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 SECTOR = 512  # bytes; of /proc/diskstats and a block device's stat, whatever the device has
 CPUS_READ = 8  # whose frequencies and throttle counts are read: a sample stays short on machines of many
+# What a source raises that is missing, or holds what no kernel writes: it is left out.
+ODD = (OSError, ValueError, LookupError, ArithmeticError)
 READ = 16384  # bytes of a file; /proc/vmstat needs the most
 OWN = re.compile(r"(loop|ram|zram|fd|sr)\d+$|.*\dp\d+$|(sd|vd|xvd|hd)[a-z]+\d+$")  # no disks, or parts of others
 
@@ -64,7 +66,7 @@ class Resources:
             *(self._process, self._scheduling, self._machine, self._pressure, self._throttling, self._memory),
             *(self._storage, self._processor),
         ):
-            with suppress(OSError, ValueError, LookupError):  # a source is optional, and may hold anything
+            with suppress(*ODD):
                 source(found)
         return found
 
@@ -92,7 +94,7 @@ class Resources:
 
     def _pressure(self, found: dict[str, float]) -> None:
         for kind in ("cpu", "memory", "io"):
-            with suppress(OSError, ValueError, LookupError):
+            with suppress(*ODD):
                 for line in _read(f"{self.proc}/pressure/{kind}").splitlines():
                     degree, *_, total = line.split()
                     microseconds = int(total.removeprefix("total="))
@@ -101,13 +103,13 @@ class Resources:
     def _throttling(self, found: dict[str, float]) -> None:
         """Of this process's cgroup and those above it: whichever has the lowest quota stops it."""
         for second, folder in self._cpu_groups:
-            with suppress(OSError, ValueError, LookupError):
+            with suppress(*ODD):
                 statistics = _read(f"{folder}/cpu.stat")
                 throttled = _value_of(statistics, "throttled_usec") / 1e6 if second else None
                 seconds = _value_of(statistics, "throttled_time") / 1e9 if throttled is None else throttled
                 _add(found, "cgroup_throttled_seconds_total", seconds)
                 _add(found, "cgroup_throttled_total", _value_of(statistics, "nr_throttled"))
-            with suppress(OSError, ValueError, LookupError):
+            with suppress(*ODD):
                 if second:
                     quota, period = _read(f"{folder}/cpu.max").split()
                 else:
@@ -118,7 +120,7 @@ class Resources:
 
     def _memory(self, found: dict[str, float]) -> None:
         for second, folder in self._memory_groups:
-            with suppress(OSError, ValueError, LookupError):
+            with suppress(*ODD):
                 hits = (
                     _value_of(_read(f"{folder}/memory.events"), "max") if second else _number(folder / "memory.failcnt")
                 )
@@ -156,7 +158,7 @@ class Resources:
         ):
             values = []
             for path in paths:
-                with suppress(OSError, ValueError):
+                with suppress(*ODD):
                     values.append(int(_read(path)))
             if values:
                 found[name] = join(values) * unit
