@@ -3,6 +3,8 @@ PYTHON ?= python
 SCRIPTS = $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
 # The script, not `python -m pytest`: that would put this folder, with its uncompiled sources, before what is installed.
 PYTEST = "$(SCRIPTS)/pytest"
+# The whole suite, in as many processes (WORKERS=4); the tests of a file share what they set up, so they stay together.
+SUITE = $(PYTEST) -n $(or $(WORKERS),2) --dist loadfile
 C_FILES = $$(find entrenar benchmarks tests -name '*.[ch]')
 # The tests on the tree that `make build` compiled in place, without installing anything.
 ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
@@ -21,13 +23,13 @@ build:  ## compile the extensions in place (for work on the sources)
 install:  ## install the package with what its tests need
 	$(PYTHON) -m pip install -q '.[test]'
 
-test: install  ## install and run the tests
-	$(PYTEST)
+test: install  ## install and run the tests, in two processes (WORKERS=4)
+	$(SUITE)
 
 test-peers:  ## also install PyTorch, transformers, PEFT and bitsandbytes, and run the tests with them
 	$(PYTHON) -m pip install -q torch==2.13.0
 	$(PYTHON) -m pip install -q '.[test,peers]'
-	$(PYTEST)
+	$(SUITE)
 
 edges:  ## compare every variation of what is read with transformers, llama.cpp and PEFT; writes docs/edges.md
 	$(PYTHON) -m pip install -q torch==2.13.0
@@ -93,7 +95,7 @@ llama-examples: build  ## run each example, small
 
 llama-ci: install  ## install, run the tests, and report what this run measured
 	mkdir -p build
-	$(PYTEST) --report build/report.json
+	$(SUITE) --report build/report.json
 	$(PYTHON) scripts/metrics_report.py build/report.json
 
 coverage:  ## which lines of Python, Cython and C the unit and gradient tests run (TESTS="tests/autograd" for others)

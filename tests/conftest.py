@@ -10,11 +10,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 # Threads that spin while they wait slow other programs' tests down where the cores are shared; read at import.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Each of pytest-xdist's workers gets its share of the cores, and so do the processes that its tests start.
+if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    SHARE = str(max(1, (os.cpu_count() or 1) // WORKERS))
+    os.environ.setdefault("OMP_NUM_THREADS", SHARE)
+    os.environ.setdefault("RAYON_NUM_THREADS", SHARE)
 
 from entrenar._kernels import cpu
 
@@ -58,8 +64,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if path := config.getoption("report"):
+    path = config.getoption("report")
+    if path and not hasattr(config, "workerinput"):  # a worker's tests are counted by the process that started it
         config.pluginmanager.register(Report(path.absolute(), config))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker hands what it measured to the process that prints it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["measured"] = session.config.stash.get(MEASURED, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Of pytest-xdist: a worker has ended, or was killed and has no output."""
+    node.config.stash.setdefault(MEASURED, []).extend(getattr(node, "workeroutput", {}).get("measured", []))
 
 
 def pytest_collection_finish() -> None:
