@@ -154,17 +154,24 @@ class Display(Callback):
 
 
 class Metrics(Callback):
-    """Emits what a step reports as events."""
+    """Emits what a step reports, as events of the table of metrics (observe/metrics.py)."""
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         """Emit the figures of a step."""
+        metric("entrenar_step", report.step, step=report.step)
+        metric("entrenar_loss", report.loss, step=report.step)
+        metric("entrenar_gradient_norm", report.grad_norm, step=report.step)
+        metric("entrenar_learning_rate", report.learning_rate, step=report.step)
+        metric("entrenar_tokens_total", report.tokens, step=report.step)
+        metric("entrenar_trained_tokens_total", report.trained_tokens, step=report.step)
         metric("entrenar_step_duration_seconds", report.seconds, step=report.step)
-        metric("entrenar_step_loss", report.loss, step=report.step)
-        metric("entrenar_step_gradient_norm", report.grad_norm, step=report.step)
-        metric("entrenar_step_learning_rate", report.learning_rate, step=report.step)
-        metric("entrenar_step_tokens", report.tokens, step=report.step)
-        metric("entrenar_step_trained_tokens", report.trained_tokens, step=report.step)
+        for phase, seconds in report.phases.items():
+            metric("entrenar_phase_duration_seconds", seconds, phase=phase, step=report.step)
 
     def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
         """Emit the held-out loss."""
         metric("entrenar_held_out_loss", evaluation.loss, step=trainer.step)
+
+    def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
+        """Count the checkpoint."""
+        metric("entrenar_checkpoints_total", 1, step=trainer.step)

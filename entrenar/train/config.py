@@ -150,6 +150,16 @@ class Observe(Section):
     """[observe]: what is seen of a run while it goes on; nothing of it changes a bit of the result."""
 
     trace_chrome: str | None = option(None, help="write the spans as a Chrome trace, which Perfetto opens")
+    metrics: bool = option(False, help="export metrics over OTLP, where and how often OTEL_* variables say")
+    metrics_port: int | None = option(
+        None,
+        help="answer Prometheus at this port of 127.0.0.1 (/metrics); 0 takes a free one",
+        minimum=0,
+        maximum=65535,
+    )
+    metrics_file: str | None = option(
+        None, help="write metrics into this file (.prom) for node_exporter's textfile collector"
+    )
 
 
 @dataclass
@@ -192,9 +202,18 @@ class TrainConfig:
                 f"training.evaluate_every is {t.evaluate_every}, and data.held_out_fraction is 0: there is nothing to "
                 "evaluate on; set one of both."
             )
+        self._check_observe()
         if s.min_lr > t.learning_rate:
             raise ConfigError(
                 f"lr_schedule.min_lr is {s.min_lr}, expected at most training.learning_rate = {t.learning_rate}."
+            )
+
+    def _check_observe(self) -> None:
+        """Values of [observe] that could not do what they say."""
+        file = self.observe.metrics_file
+        if file is not None and not file.endswith(".prom"):
+            raise ConfigError(
+                f"observe.metrics_file is {file}, expected a name that ends in .prom: node_exporter reads no others."
             )
 
     def _check_use(self, section: str, chosen: str, users: dict[str, tuple[str, ...]]) -> None:

@@ -12,6 +12,8 @@ from entrenar.observe.chrome import ChromeTrace
 from entrenar.observe.events import subscribe, unsubscribe
 from entrenar.train.callbacks import Callback
 from entrenar.train.config import TrainConfig
+from entrenar.train.observe_metrics import RunMetrics
+from entrenar.train.report import remarks
 from entrenar.train.trainer import Trainer
 
 
@@ -24,6 +26,8 @@ def observers(config: TrainConfig, directory: Path, console: Console) -> list[Ca
     found: list[Callback] = []
     if wanted.trace_chrome is not None:
         found.append(Traced(Path(wanted.trace_chrome)))
+    if wanted.metrics or wanted.metrics_port is not None or wanted.metrics_file is not None:
+        found.append(RunMetrics(wanted, directory, lambda sentence: remarks(console, [sentence])))
     return found
 
 

@@ -19,6 +19,7 @@ from entrenar._kernels import cpu
 from entrenar.distributed import LocalCommunicator
 from entrenar.errors import ConfigError, EntrenarError, FormatError
 from entrenar.observe import Metric, Span, Subscriber, subscribe, unsubscribe
+from entrenar.observe.metrics import BY_NAME
 from entrenar.train import Callback, TrainConfig, Trainer, evaluate
 from entrenar.train.callbacks import Display, Record
 from entrenar.train.report import COLUMNS
@@ -357,12 +358,19 @@ def test_a_run_emits_its_spans_and_metrics(tmp_path: Path) -> None:
     ]
     assert all(span.parent is run for span in steps)
     assert all(span.parent in steps for span in events.spans if span not in (run, *steps))
-    values = {(metric.name, metric.attributes["step"]): metric.value for metric in events.metrics}
-    assert len(values) == len(events.metrics) == 2 * 6 + 1
+    values = {
+        (metric.name, metric.attributes["step"]): metric.value
+        for metric in events.metrics
+        if "phase" not in metric.attributes
+    }
+    assert len(values) == 2 * 7 + 2
+    phases = {(m.attributes["phase"], m.attributes["step"]): m.value for m in events.metrics if "phase" in m.attributes}
+    assert {metric.name for metric in events.metrics} <= set(BY_NAME)
     for report in trainer.reports:
         assert values["entrenar_step_duration_seconds", report.step] == report.seconds
-        assert values["entrenar_step_loss", report.step] == report.loss
-        assert values["entrenar_step_tokens", report.step] == report.tokens
+        assert values["entrenar_loss", report.step] == report.loss
+        assert values["entrenar_tokens_total", report.step] == report.tokens
+        assert all(phases[phase, report.step] == seconds for phase, seconds in report.phases.items())
     assert trainer.reports[1].held_out is not None
     assert values["entrenar_held_out_loss", 2] == trainer.reports[1].held_out.loss
 
