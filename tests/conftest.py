@@ -16,13 +16,14 @@ import pytest
 
 # Threads that spin while they wait slow other programs' tests down where the cores are shared; read at import.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Each of pytest-xdist's workers gets its share of the cores, and so do the processes that its tests start.
-if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
-    SHARE = str(max(1, (os.cpu_count() or 1) // WORKERS))
-    os.environ.setdefault("OMP_NUM_THREADS", SHARE)
-    os.environ.setdefault("RAYON_NUM_THREADS", SHARE)
 
 from entrenar._kernels import cpu
+
+# Each of pytest-xdist's workers gets its share of the cores, and so do the processes that its tests start.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+if WORKERS and not {"ENTRENAR_NUM_THREADS", "OMP_NUM_THREADS"} & os.environ.keys():
+    cpu.set_num_threads(max(1, cpu.default_num_threads() // WORKERS))
+    os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(cpu.get_num_threads())
 
 MEASURED = pytest.StashKey[list[tuple[str, list[str]]]]()  # tables, with their titles, to print after the run
 

@@ -15,7 +15,6 @@ pytest.importorskip("xdist")
 
 CONFTEST = Path(__file__).with_name("conftest.py")
 FILE = """
-import os
 import pytest
 from conftest import MEASURED, cpu
 
@@ -23,7 +22,7 @@ def test_measured(request):
     request.config.stash.setdefault(MEASURED, []).append(("table of {name}", ["row of {name}"]))
 
 def test_threads():
-    assert cpu.get_num_threads() == max(1, os.cpu_count() // 2)
+    assert cpu.get_num_threads() == max(1, cpu.default_num_threads() // 2)
 """
 PYTEST = "import sys, pytest; sys.path.remove(''); sys.exit(pytest.main(sys.argv[1:]))"
 
