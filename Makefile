@@ -12,7 +12,7 @@ ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
 
 .PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
 	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
-	imports release coverage family-table
+	imports observability release coverage family-table
 
 help:  ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -46,6 +46,7 @@ lint:  ## ruff, mypy, clang-format, cython-lint, and no performance hints from C
 	"$(SCRIPTS)/clang-format" --dry-run -Werror $(C_FILES)
 	PATH="$(SCRIPTS):$$PATH" cython-lint entrenar
 	$(PYTHON) scripts/simd_pxd.py --check
+	PYTHONPATH="$(CURDIR)" $(PYTHON) scripts/observability.py --check
 	$(PYTHON) scripts/check_cython.py
 
 format:  ## let ruff format and sort imports, clang-format format C, and write simd/*.pxd
@@ -61,6 +62,9 @@ family-table:  ## print what every family of models agrees with (transformers, P
 	$(PYTHON) -m pip install -q torch==2.13.0
 	$(PYTHON) -m pip install -q '.[test,peers]'
 	$(PYTHON) scripts/family_table.py
+
+observability:  ## write observability/ (Prometheus, alert rules, Grafana's dashboard) from the table of metrics
+	PYTHONPATH="$(CURDIR)" $(PYTHON) scripts/observability.py
 
 imports:  ## print the circles and the upward imports of the package
 	$(PYTHON) scripts/imports.py

@@ -51,70 +51,99 @@ class Row:
         return self.otel or "entrenar." + self.base.removeprefix("entrenar_").removesuffix(suffix)
 
 
-TABLE = (
-    Row(
-        "entrenar_info",
-        GAUGE,
-        "1",
-        "What runs: 1, with its facts as labels",
-        ("version", "tier", "threads", "precision", "model", "data", "run"),
+GROUPS = {
+    "Run": (
+        Row(
+            "entrenar_info",
+            GAUGE,
+            "1",
+            "What runs: 1, with its facts as labels",
+            ("version", "tier", "threads", "precision", "model", "data", "run"),
+        ),
     ),
-    # training
-    Row("entrenar_step", GAUGE, "1", "The last step that is done"),
-    Row("entrenar_planned_steps", GAUGE, "1", "The steps that the run was asked for"),
-    Row("entrenar_loss", GAUGE, "1", "Mean loss of the step's trained tokens, in nats"),
-    Row("entrenar_held_out_loss", GAUGE, "1", "Mean loss of the held-out tokens, in nats"),
-    Row("entrenar_gradient_norm", GAUGE, "1", "Joint norm of the gradients before clipping"),
-    Row("entrenar_learning_rate", GAUGE, "1", "Learning rate of the step"),
-    Row("entrenar_tokens_total", COUNTER, "{token}", "Tokens that ran"),
-    Row("entrenar_trained_tokens_total", COUNTER, "{token}", "Tokens that ran and count in the loss"),
-    Row("entrenar_step_duration_seconds", HISTOGRAM, "s", "Wall time of a step"),
-    Row("entrenar_phase_duration_seconds", HISTOGRAM, "s", "Wall time of a part of a step", ("phase",)),
-    Row("entrenar_checkpoints_total", COUNTER, "{checkpoint}", "Checkpoints written"),
-    Row("entrenar_anomalies_total", COUNTER, "{anomaly}", "Anomalies that began", ("kind", "severity")),
-    # kernels
-    Row("entrenar_kernel_calls_total", COUNTER, "{call}", "Calls of a kernel", ("kernel",)),
-    Row(
-        "entrenar_kernel_seconds_total", COUNTER, "s", "Time in a kernel, summed over threads that call it", ("kernel",)
+    "Training": (
+        Row("entrenar_step", GAUGE, "1", "The last step that is done"),
+        Row("entrenar_planned_steps", GAUGE, "1", "The steps that the run was asked for"),
+        Row("entrenar_loss", GAUGE, "1", "Mean loss of the step's trained tokens, in nats"),
+        Row("entrenar_held_out_loss", GAUGE, "1", "Mean loss of the held-out tokens, in nats"),
+        Row("entrenar_gradient_norm", GAUGE, "1", "Joint norm of the gradients before clipping"),
+        Row("entrenar_learning_rate", GAUGE, "1", "Learning rate of the step"),
+        Row("entrenar_tokens_total", COUNTER, "{token}", "Tokens that ran"),
+        Row("entrenar_trained_tokens_total", COUNTER, "{token}", "Tokens that ran and count in the loss"),
+        Row("entrenar_step_duration_seconds", HISTOGRAM, "s", "Wall time of a step"),
+        Row("entrenar_phase_duration_seconds", HISTOGRAM, "s", "Wall time of a part of a step", ("phase",)),
+        Row("entrenar_checkpoints_total", COUNTER, "{checkpoint}", "Checkpoints written"),
+        Row("entrenar_anomalies_total", COUNTER, "{anomaly}", "Anomalies that began", ("kind", "severity")),
     ),
-    Row("entrenar_kernel_flops_total", COUNTER, "{operation}", "Floating-point operations of a kernel", ("kernel",)),
-    Row("entrenar_kernel_operand_bytes_total", COUNTER, "By", "Bytes of a kernel's operands, once each", ("kernel",)),
-    # process
-    Row("entrenar_resident_memory_bytes", GAUGE, "By", "Resident memory of the process", otel="process.memory.usage"),
-    Row("entrenar_allocator_bytes", GAUGE, "By", "Memory of the tensor allocator", ("state",)),
-    Row(
-        "entrenar_page_faults_total",
-        COUNTER,
-        "{fault}",
-        "Page faults of the process; a major one waits for the disk",
-        ("type",),
-        "process.paging.faults",
+    "Kernels": (
+        Row("entrenar_kernel_calls_total", COUNTER, "{call}", "Calls of a kernel", ("kernel",)),
+        Row(
+            "entrenar_kernel_seconds_total",
+            COUNTER,
+            "s",
+            "Time in a kernel, summed over threads that call it",
+            ("kernel",),
+        ),
+        Row(
+            "entrenar_kernel_flops_total", COUNTER, "{operation}", "Floating-point operations of a kernel", ("kernel",)
+        ),
+        Row(
+            "entrenar_kernel_operand_bytes_total", COUNTER, "By", "Bytes of a kernel's operands, once each", ("kernel",)
+        ),
     ),
-    Row(
-        "entrenar_context_switches_total",
-        COUNTER,
-        "{context_switch}",
-        "Context switches of the process; an involuntary one had its core taken away",
-        ("type",),
-        "process.context_switches",
+    "Process": (
+        Row(
+            "entrenar_resident_memory_bytes", GAUGE, "By", "Resident memory of the process", otel="process.memory.usage"
+        ),
+        Row("entrenar_allocator_bytes", GAUGE, "By", "Memory of the tensor allocator", ("state",)),
+        Row(
+            "entrenar_page_faults_total",
+            COUNTER,
+            "{fault}",
+            "Page faults of the process; a major one waits for the disk",
+            ("type",),
+            "process.paging.faults",
+        ),
+        Row(
+            "entrenar_context_switches_total",
+            COUNTER,
+            "{context_switch}",
+            "Context switches of the process; an involuntary one had its core taken away",
+            ("type",),
+            "process.context_switches",
+        ),
     ),
-    # machine
-    Row("entrenar_cpu_frequency_hertz", GAUGE, "Hz", "Mean frequency of the cores", otel="system.cpu.frequency"),
-    Row("entrenar_cpu_throttled_seconds_total", COUNTER, "s", "Time for which the cgroup's CPU quota held the run up"),
-    Row("entrenar_cpu_throttled_periods_total", COUNTER, "{period}", "Periods in which the quota was used up"),
-    Row("entrenar_cpu_steal_seconds_total", COUNTER, "s", "Time that the hypervisor gave to other machines, all cores"),
-    Row(
-        "entrenar_pressure_seconds_total",
-        COUNTER,
-        "s",
-        "Time in which some tasks, or all of them (full), waited for a resource (pressure stall information)",
-        ("resource", "degree"),
+    "Machine": (
+        Row("entrenar_cpu_frequency_hertz", GAUGE, "Hz", "Mean frequency of the cores", otel="system.cpu.frequency"),
+        Row(
+            "entrenar_cpu_throttled_seconds_total",
+            COUNTER,
+            "s",
+            "Time for which the cgroup's CPU quota held the run up",
+        ),
+        Row("entrenar_cpu_throttled_periods_total", COUNTER, "{period}", "Periods in which the quota was used up"),
+        Row(
+            "entrenar_cpu_steal_seconds_total",
+            COUNTER,
+            "s",
+            "Time that the hypervisor gave to other machines, all cores",
+        ),
+        Row(
+            "entrenar_pressure_seconds_total",
+            COUNTER,
+            "s",
+            "Time in which some tasks, or all of them (full), waited for a resource (pressure stall information)",
+            ("resource", "degree"),
+        ),
+        Row("entrenar_thermal_throttles_total", COUNTER, "{event}", "Times that the cores were slowed down by heat"),
+        Row("entrenar_temperature_celsius", GAUGE, "Cel", "Temperature of the hottest zone"),
+        Row(
+            "entrenar_memory_errors_total", COUNTER, "{error}", "Errors that the memory controllers counted", ("type",)
+        ),
+        Row("entrenar_disk_free_bytes", GAUGE, "By", "Room where the run writes"),
     ),
-    Row("entrenar_thermal_throttles_total", COUNTER, "{event}", "Times that the cores were slowed down by heat"),
-    Row("entrenar_temperature_celsius", GAUGE, "Cel", "Temperature of the hottest zone"),
-    Row("entrenar_memory_errors_total", COUNTER, "{error}", "Errors that the memory controllers counted", ("type",)),
-    Row("entrenar_disk_free_bytes", GAUGE, "By", "Room where the run writes"),
-)
+}
+TABLE = tuple(row for rows in GROUPS.values() for row in rows)
 BY_NAME = {row.name: row for row in TABLE}
 
 
