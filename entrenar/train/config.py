@@ -15,6 +15,7 @@ from entrenar.autograd import Tensor
 from entrenar.config import SECTIONS, check_dataclass, from_table, load_toml, names_of, nearest, option
 from entrenar.errors import ConfigError
 from entrenar.models.config import LLaMAConfig
+from entrenar.observe.loggers import LOGGERS
 from entrenar.optim import (
     SGD,
     Adam,
@@ -160,6 +161,9 @@ class Observe(Section):
     metrics_file: str | None = option(
         None, help="write metrics into this file (.prom) for node_exporter's textfile collector"
     )
+    loggers: list[str] = option(
+        factory=list, help=f"also log to these ({', '.join(LOGGERS)}), each an extra of that name"
+    )
 
 
 @dataclass
@@ -215,6 +219,11 @@ class TrainConfig:
             raise ConfigError(
                 f"observe.metrics_file is {file}, expected a name that ends in .prom: node_exporter reads no others."
             )
+        for at, name in enumerate(self.observe.loggers):
+            if name not in LOGGERS:
+                raise ConfigError(f"observe.loggers: {name!r} is not known; {nearest(name, LOGGERS)}")
+            if name in self.observe.loggers[:at]:
+                raise ConfigError(f"observe.loggers: {name} stands there twice; leave one out.")
 
     def _check_use(self, section: str, chosen: str, users: dict[str, tuple[str, ...]]) -> None:
         """A key that the chosen optimizer or schedule never looks at must stay as it is by default."""

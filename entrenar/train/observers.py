@@ -12,6 +12,7 @@ from entrenar.observe.chrome import ChromeTrace
 from entrenar.observe.events import subscribe, unsubscribe
 from entrenar.train.callbacks import Callback
 from entrenar.train.config import TrainConfig
+from entrenar.train.observe_loggers import Loggers
 from entrenar.train.observe_metrics import RunMetrics
 from entrenar.train.report import remarks
 from entrenar.train.trainer import Trainer
@@ -28,6 +29,8 @@ def observers(config: TrainConfig, directory: Path, console: Console) -> list[Ca
         found.append(Traced(Path(wanted.trace_chrome)))
     if wanted.metrics or wanted.metrics_port is not None or wanted.metrics_file is not None:
         found.append(RunMetrics(wanted, directory, lambda sentence: remarks(console, [sentence])))
+    if wanted.loggers:
+        found.append(Loggers(wanted.loggers, directory, lambda sentence: remarks(console, [sentence])))
     return found
 
 
