@@ -1,5 +1,5 @@
 """What a program reports while it runs; imports no model."""
 
-from entrenar.observe.events import Metric, Span, Subscriber, metric, span, subscribe, unsubscribe
+from entrenar.observe.events import Event, Metric, Span, Subscriber, event, metric, span, subscribe, unsubscribe
 
-__all__ = ["Metric", "Span", "Subscriber", "metric", "span", "subscribe", "unsubscribe"]
+__all__ = ["Event", "Metric", "Span", "Subscriber", "event", "metric", "span", "subscribe", "unsubscribe"]

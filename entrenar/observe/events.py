@@ -47,6 +47,17 @@ class Metric:
     time: int
 
 
+@dataclass(frozen=True)
+class Event:
+    """A named moment with attributes in the span that is open in its thread, None where there is none; `time` as in
+    Span."""
+
+    name: str
+    attributes: Mapping[str, Any]
+    time: int
+    span: Span | None
+
+
 class Subscriber:
     """Hears events, each in the thread where it happens; a method that is not overridden ignores its kind."""
 
@@ -58,6 +69,9 @@ class Subscriber:
 
     def on_metric(self, metric: Metric) -> None:
         """A value was measured."""
+
+    def on_event(self, event: Event) -> None:
+        """Something happened in a span."""
 
 
 _subscribers: tuple[Subscriber, ...] = ()  # replaced as a whole: emitting takes no lock
@@ -132,7 +146,16 @@ def metric(name: str, value: float, **attributes: Any) -> None:
         _tell(subscriber, "on_metric", measured)
 
 
-def _tell(subscriber: Subscriber, method: str, event: Span | Metric) -> None:
+def event(name: str, **attributes: Any) -> None:
+    """Tell the subscribers that something happened in the open span."""
+    if not _subscribers:
+        return
+    happened = Event(name, attributes, time.time_ns(), _open.get())
+    for subscriber in _subscribers:
+        _tell(subscriber, "on_event", happened)
+
+
+def _tell(subscriber: Subscriber, method: str, event: Span | Metric | Event) -> None:
     """Call a method of a subscriber; drop it, with a warning, where it raises."""
     try:
         getattr(subscriber, method)(event)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from entrenar.errors import NumericsError
 from entrenar.observe.events import metric
 from entrenar.train import checkpoint, interrupt, report
 from entrenar.train.evaluate import Evaluation
@@ -39,6 +40,12 @@ class Callback:
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         """A step is done; `report` is the last of `trainer.reports`."""
+
+    def on_nonfinite(self, trainer: Trainer, error: NumericsError) -> None:
+        """The step's loss or gradient is not finite; `error` ends the run, unless `trainer.roll_back` was asked."""
+
+    def on_rollback(self, trainer: Trainer, path: Path) -> None:
+        """The run has gone back to the checkpoint `path`."""
 
     def on_evaluation(self, trainer: Trainer, evaluation: Evaluation) -> None:
         """The held-out set was evaluated after the step that `trainer.step` says."""

@@ -188,6 +188,26 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> tuple[Path, dict[str, 
         return directory, _read(directory, fingerprint)
 
 
+def before(folder: Path, step: int) -> Path | None:
+    """The newest sound checkpoint in `folder` of a step before `step`; None where there is none."""
+    older = [path for path in steps_in(folder) if int(path.name.removeprefix("step-")) < step]
+    return next((path for path in older if damage(path) is None), None)
+
+
+def go_back(directory: Path, fingerprint: Mapping[str, Any], writes: bool) -> dict[str, Any]:
+    """The state of the checkpoint `directory`; where `writes`, the newer ones beside it are removed.
+
+    Raises as `load`.
+    """
+    with fitting(directory):
+        values = _read(directory, fingerprint)
+    for path in steps_in(directory.parent) if writes else ():
+        if path == directory:
+            break
+        _remove(path)
+    return values
+
+
 def _read(directory: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     values = json.loads((directory / VALUES).read_bytes())
     arrays = {}

@@ -164,6 +164,16 @@ class Observe(Section):
     loggers: list[str] = option(
         factory=list, help=f"also log to these ({', '.join(LOGGERS)}), each an extra of that name"
     )
+    monitor: bool = option(
+        False, help="watch the steps and the machine: anomalies are shown with their cause, and in anomalies.jsonl"
+    )
+    on_spike: str = option(
+        "warn",
+        help="with --monitor, at a loss or gradient norm far above the usual (high): warn says it, stop ends the run, "
+        "rollback goes back to the last checkpoint before it, also where the loss is not finite, and on with the data "
+        "that follows the spike",
+        choices=("warn", "stop", "rollback"),
+    )
 
 
 @dataclass
@@ -207,6 +217,7 @@ class TrainConfig:
                 "evaluate on; set one of both."
             )
         self._check_observe()
+        self._check_monitor()
         if s.min_lr > t.learning_rate:
             raise ConfigError(
                 f"lr_schedule.min_lr is {s.min_lr}, expected at most training.learning_rate = {t.learning_rate}."
@@ -224,6 +235,16 @@ class TrainConfig:
                 raise ConfigError(f"observe.loggers: {name!r} is not known; {nearest(name, LOGGERS)}")
             if name in self.observe.loggers[:at]:
                 raise ConfigError(f"observe.loggers: {name} stands there twice; leave one out.")
+
+    def _check_monitor(self) -> None:
+        o, c = self.observe, self.checkpointing
+        if o.on_spike != "warn" and not o.monitor:
+            raise ConfigError(f"observe.on_spike is {o.on_spike}, which has no effect without observe.monitor.")
+        if o.on_spike == "rollback" and not c.minutes and not 0 < c.every < self.training.steps:
+            raise ConfigError(
+                f"observe.on_spike is rollback, and no checkpoint is written before the end (checkpointing.every is "
+                f"{c.every}, checkpointing.minutes 0); set one of both."
+            )
 
     def _check_use(self, section: str, chosen: str, users: dict[str, tuple[str, ...]]) -> None:
         """A key that the chosen optimizer or schedule never looks at must stay as it is by default."""

@@ -20,8 +20,8 @@ from entrenar.train.config import TrainConfig
 from entrenar.train.summary import SUMMARY
 
 FOLDERS = ("adapter", "model", "checkpoint")
-LOCK, METRICS, JSON_LINES = ".entrenar.lock", "metrics.csv", "metrics.jsonl"
-RECORDS = (METRICS, JSON_LINES, SUMMARY)
+LOCK, METRICS, JSON_LINES, ANOMALIES = ".entrenar.lock", "metrics.csv", "metrics.jsonl", "anomalies.jsonl"
+RECORDS = (METRICS, JSON_LINES, ANOMALIES, SUMMARY)
 RESULTS = (
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("model/config.json", "model/model.safetensors", "model/model.safetensors.index.json"),

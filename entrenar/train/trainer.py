@@ -65,6 +65,7 @@ class Trainer:
         self.schedule = self.config.make_schedule(self.optimizer)
         self.step = 0
         self.saved = 0  # the step of the checkpoint on disk
+        self._back: Path | None = None  # the checkpoint to which the run goes back before its next step
         manual_seed(t.seed)
         self.run_id, self.date = self.communicator.broadcast((uuid.uuid4().hex, today()))
         self.checkpoint_directory = Path(c.directory) / "checkpoint"
@@ -90,16 +91,29 @@ class Trainer:
                 try:
                     self._tell("on_run_start")
                     while self.step < self.config.training.steps and not interrupt.asked():
-                        with span("entrenar.step", step=self.step + 1) as here:
-                            self.reports.append(self._train_step())
-                            here.set(**{key: getattr(self.reports[-1], key) for key in SPAN_ATTRIBUTES})
-                            for callback in self.callbacks:
-                                callback.on_step(self, self.reports[-1])
+                        self._heard_step()
+                        if self._back is not None:
+                            self._go_back(self._back)
                     self._tell("on_run_end")
                 except BaseException as error:
                     self._tell_error(error)
                     raise
         return self.reports
+
+    def _heard_step(self) -> None:
+        """A step with its span, of which every callback hears."""
+        with span("entrenar.step", step=self.step + 1) as here:
+            try:
+                report = self._train_step()
+            except NumericsError as error:
+                self._tell("on_nonfinite", error)
+                if self._back is None:
+                    raise
+                return
+            self.reports.append(report)
+            here.set(**{key: getattr(report, key) for key in SPAN_ATTRIBUTES})
+            for callback in self.callbacks:
+                callback.on_step(self, self.reports[-1])
 
     def evaluate(self) -> Evaluation:
         """Evaluate the held-out set; the last report has the result."""
@@ -230,6 +244,26 @@ class Trainer:
         self.saved = self.step
         self._tell("on_checkpoint", path)
         return path
+
+    def roll_back(self, step: int) -> Path | None:
+        """Go back, when the step under way is over, to the newest checkpoint before step `step`; None without one.
+
+        Weights, optimizer, schedule and random state become those of the checkpoint, to the bits of a resume; the data
+        goes on after the examples that were seen, so that what led there is not met again. Newer checkpoints are
+        removed.
+        """
+        self._back = checkpoint.before(self.checkpoint_directory, step)
+        return self._back
+
+    def _go_back(self, path: Path) -> None:
+        self._back = None
+        values = checkpoint.go_back(path, self.fingerprint, writes=self.communicator.rank == 0)
+        self.communicator.barrier()
+        with checkpoint.fitting(path):
+            self.load_state_dict({**values, "loader": self.loader.state_dict()})
+        self.optimizer.zero_grad()
+        self.saved = self.step
+        self._tell("on_rollback", path)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run continues from: plain values and NumPy arrays, which share memory with the weights."""

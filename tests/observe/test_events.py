@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from entrenar.observe import Metric, Span, Subscriber, metric, span, subscribe, unsubscribe
+from entrenar.observe import Event, Metric, Span, Subscriber, event, metric, span, subscribe, unsubscribe
 
 
 class Log(Subscriber):
@@ -21,6 +21,7 @@ class Log(Subscriber):
         self.heard: list[tuple[str, str]] = []
         self.spans: dict[str, Span] = {}
         self.metrics: list[Metric] = []
+        self.events: list[Event] = []
 
     def on_span_start(self, span: Span) -> None:
         self.heard.append(("start", span.name))
@@ -31,6 +32,9 @@ class Log(Subscriber):
 
     def on_metric(self, metric: Metric) -> None:
         self.metrics.append(metric)
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
 
 
 @contextmanager
@@ -68,6 +72,20 @@ def test_spans_nest_and_have_their_attributes_and_times() -> None:
     (measured,) = log.metrics
     assert (measured.name, measured.value, measured.attributes) == ("duration_seconds", 1.5, {"step": 3})
     assert measured.time >= step.end
+
+
+@pytest.mark.unit
+def test_an_event_is_of_the_span_that_is_open() -> None:
+    log = Log()
+    event("nobody hears")
+    with listening(log):
+        with span("step"), span("forward"):
+            event("anomaly", z=5.0)
+        event("outside")
+    inside, outside = log.events
+    assert (inside.name, inside.attributes, inside.span) == ("anomaly", {"z": 5.0}, log.spans["forward"])
+    assert inside.span is not None and inside.span.start <= inside.time <= inside.span.end
+    assert outside.span is None
 
 
 @pytest.mark.unit
@@ -137,7 +155,7 @@ class Failing(Log):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("method", ["on_span_start", "on_span_end", "on_metric"])
+@pytest.mark.parametrize("method", ["on_span_start", "on_span_end", "on_metric", "on_event"])
 @pytest.mark.parametrize("error", [ValueError("bad"), MemoryError(), OSError(28, "No space left")], ids=repr)
 def test_a_subscriber_that_raises_is_dropped_with_one_warning(method: str, error: Exception) -> None:
     failing, sound = Failing(method, error), Log()
@@ -146,6 +164,7 @@ def test_a_subscriber_that_raises_is_dropped_with_one_warning(method: str, error
         for number in range(3):
             with span(f"step {number}"):
                 metric("x_total", number)
+                event("x")
     (warning,) = warned
     assert str(warning.message).startswith(f"Failing.{method} raised {type(error).__name__}: ")
     assert len(sound.heard) == 6 and len(sound.metrics) == 3

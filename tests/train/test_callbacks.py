@@ -89,8 +89,11 @@ def test_a_callback_hears_a_run_in_order(tmp_path: Path) -> None:
     assert again.heard == ["start at 3", "end"]
 
 
+RARE = ("on_error", "on_nonfinite", "on_rollback")  # of runs that fail: tests/train/test_monitor.py
+
+
 @pytest.mark.unit
-@pytest.mark.parametrize("hook", [name for name in vars(Callback) if name.startswith("on_") and name != "on_error"])
+@pytest.mark.parametrize("hook", [name for name in vars(Callback) if name.startswith("on_") and name not in RARE])
 def test_a_callback_that_raises_stops_the_run_with_its_error_and_the_checkpoint_stays(
     hook: str, tmp_path: Path
 ) -> None:
