@@ -191,3 +191,15 @@ def test_prometheus_scrapes_a_live_run_and_answers(tmp_path: Path, maker: Module
     again = trainer_of(run_config(tmp_path / "plain", steps=len(trainer.reports), evaluate_every=3, every=3))
     again.run()
     assert losses(again) == losses(trainer)
+
+
+def test_the_compose_file_names_files_and_services_that_exist(maker: ModuleType) -> None:
+    text = maker.compose()
+    for mounted in re.findall(r"- \./(\S+?):", text):
+        assert (maker.FOLDER / mounted).is_file(), mounted
+    (extended,) = re.findall(r"file: (\S+)\n      service: jaeger", text)
+    jaeger = (maker.FOLDER / extended).read_text()
+    for file in (text, jaeger):
+        images = re.findall(r"image: (\S+)", file)
+        assert all(re.search(r":v?\d+\.\d+\.\d+$", image) for image in images), images
+    assert re.search(r"^  jaeger:\n    image: jaegertracing/jaeger:2\.", jaeger, re.MULTILINE)
