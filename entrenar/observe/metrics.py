@@ -67,6 +67,7 @@ GROUPS = {
         Row("entrenar_loss", GAUGE, "1", "Mean loss of the step's trained tokens, in nats"),
         Row("entrenar_held_out_loss", GAUGE, "1", "Mean loss of the held-out tokens, in nats"),
         Row("entrenar_gradient_norm", GAUGE, "1", "Joint norm of the gradients before clipping"),
+        Row("entrenar_update_ratio", GAUGE, "1", "Norm of a layer's update over that of its weights", ("layer",)),
         Row("entrenar_learning_rate", GAUGE, "1", "Learning rate of the step"),
         Row("entrenar_tokens_total", COUNTER, "{token}", "Tokens that ran"),
         Row("entrenar_trained_tokens_total", COUNTER, "{token}", "Tokens that ran and count in the loss"),
