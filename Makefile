@@ -12,7 +12,7 @@ ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
 
 .PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
 	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
-	imports observability release coverage family-table
+	imports observability release coverage family-table profile-llama-anomaly
 
 help:  ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -109,6 +109,13 @@ coverage:  ## which lines of Python, Cython and C the unit and gradient tests ru
 release:  ## make the sdist and the wheel in dist/, install the wheel in a fresh environment and use it
 	$(PYTHON) -m pip install -q '.[dev]'
 	$(PYTHON) scripts/release.py
+
+profile-llama-anomaly: build  ## train the example watched, then say which steps were slow or unusual, and why (STEPS=60)
+	@$(PYTHON) -c 'import importlib.util, sys; sys.exit(0 if importlib.util.find_spec("sklearn") else \
+		"profile-llama-anomaly: scikit-learn is missing; pip install \x27entrenar[analyze]\x27.")'
+	PYTHONPATH="$(CURDIR)" $(PYTHON) examples/llama2_finetune_qlora.py --monitor --overwrite \
+		--output outputs/profile-anomaly --steps $(or $(STEPS),60)
+	PYTHONPATH="$(CURDIR)" PYTHON="$(PYTHON)" scripts/analyze_training.sh outputs/profile-anomaly
 
 bench:  ## install with the peers and measure speed and memory against them (BENCH="step --quick" for a part)
 	$(PYTHON) -m pip install -q torch==2.13.0

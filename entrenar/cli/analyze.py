@@ -22,7 +22,7 @@ from entrenar.train.folder import ANOMALIES, JSON_LINES
 DESCRIPTION = """Find the slow and the unusual steps of a run, with their causes where it was watched (--monitor).
 
     entrenar analyze outputs/run
-    entrenar analyze outputs/run --json
+    entrenar analyze --json outputs/run
 
 RUN is the output folder of a run, or its metrics.jsonl. Needs scikit-learn: pip install 'entrenar[analyze]'.
 """
@@ -75,7 +75,16 @@ def read_steps(path: Path) -> list[Step]:
             }
             if not all(map(math.isfinite, [*figures.values(), *parts["phases"].values()])):
                 raise ValueError("a number that is not finite")
-            steps.append(Step(int(row["step"]), 0.0, tokens=int(row["tokens"]), **figures, **parts))
+            steps.append(
+                Step(
+                    int(row["step"]),
+                    0.0,
+                    tokens=int(row["tokens"]),
+                    **figures,
+                    phases=parts["phases"],
+                    resources=parts["resources"],
+                )
+            )
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(
                 f"{path}: line {number} is no step of a run ({type(error).__name__}: {error}); expected metrics.jsonl."

@@ -15,10 +15,10 @@ from entrenar.config import ArgumentParser, named_stdout, nearest, shown
 PROGRAM = "entrenar"
 # What each verb is for. A verb is a file beside this one with `main(arguments, prog=...)`, and a row.
 VERBS = {
-    "analyze": "find the slow and the unusual steps of a run, and why they were",
     "finetune": "train an adapter of a pretrained model, or all its weights, on examples",
     "export": "write a model, with an adapter merged into it, for other programs",
     "train": "train a tokenizer and a model from scratch",
+    "analyze": "find the slow and the unusual steps of a run, and why they were",
 }
 
 
