@@ -110,7 +110,7 @@ release:  ## make the sdist and the wheel in dist/, install the wheel in a fresh
 	$(PYTHON) -m pip install -q '.[dev]'
 	$(PYTHON) scripts/release.py
 
-profile-llama-anomaly: build  ## train the example watched, then say which steps were slow or unusual, and why (STEPS=60)
+profile-llama-anomaly: build  ## train the example watched, then say what was slow or unusual, and why (STEPS=60)
 	@$(PYTHON) -c 'import importlib.util, sys; sys.exit(0 if importlib.util.find_spec("sklearn") else \
 		"profile-llama-anomaly: scikit-learn is missing; pip install \x27entrenar[analyze]\x27.")'
 	PYTHONPATH="$(CURDIR)" $(PYTHON) examples/llama2_finetune_qlora.py --monitor --overwrite \

@@ -380,6 +380,7 @@ def test_nothing_that_fails_in_the_monitor_fails_the_run(tmp_path: Path, monkeyp
     assert any("a machine of its own kind" in str(each.message) for each in warned)
     (tmp_path / "full").mkdir()
     trainer, _ = watched(tmp_path / "full", Poison(1000))
-    monkeypatch.setattr("entrenar.train.observe_monitor.atomic_file", lambda path: Path("/dev/full/x").open())  # noqa: SIM115
+    path = Path("/dev/full/x")
+    monkeypatch.setattr("entrenar.train.observe_monitor.atomic_file", lambda _: path.open())
     with pytest.warns(UserWarning, match=r"anomalies.jsonl cannot be written"):
         assert len(trainer.run()) == 50
