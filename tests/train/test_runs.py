@@ -273,7 +273,8 @@ def test_a_stopped_run_writes_where_it_stands_and_resumes_to_the_same_bits(
         errors,
     )
     assert found and found[2] == str(tmp_path / "run" / "checkpoint"), errors
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint", "metrics.csv", "summary.json"]
+    written = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert written == ["checkpoint", "metrics.csv", "metrics.jsonl", "summary.json"]
     assert len(metrics(tmp_path / "run")) == int(found[1])
     for output, resume in (("run", ("--resume",)), ("whole", ())):
         done = run_example("llama2_finetune_qlora.py", *files, *settings, "--output", tmp_path / output, *resume)
