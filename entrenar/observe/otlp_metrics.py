@@ -55,7 +55,7 @@ class _OneSentence(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not self._said:
             self._said = True
-            self._say(f"observe.metrics: {' '.join(record.getMessage().split())} The run goes on.")
+            self._say(f"observe.metrics: {' '.join(record.getMessage().split()).rstrip('.')}; the run goes on.")
 
 
 def exporter() -> Any:
@@ -99,4 +99,5 @@ def exporting(attributes: Mapping[str, str], say: Callable[[str], None]) -> Iter
         except Exception as error:  # the SDK sums up what failed in one of no particular class
             say(f"observe.metrics: {error}; the run goes on.")
         log.removeHandler(handler)
+        log.addHandler(logging.NullHandler())  # its threads may end later: not on standard error
         log.propagate = propagates

@@ -117,7 +117,7 @@ def test_an_otlp_receiver_gets_the_table(tmp_path: Path, monkeypatch: pytest.Mon
     assert {"process.memory.usage", "process.paging.faults", "entrenar.kernel_flops"} <= set(found)
 
 
-@pytest.mark.parametrize("fault", ["closed", "garbage", "error", "silent"])
+@pytest.mark.parametrize("fault", ["closed", "grpc", "garbage", "error", "silent"])
 def test_a_receiver_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     expected, said = plain(tmp_path), io.StringIO()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
@@ -126,7 +126,9 @@ def test_a_receiver_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyte
         held.bind(("127.0.0.1", 0))
         if fault == "silent":
             held.listen()
-        if fault in ("closed", "silent"):
+        if fault == "grpc":
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+        if fault in ("closed", "grpc", "silent"):
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{held.getsockname()[1]}")
         trainer = observed(tmp_path / "seen", said, metrics=True)
         trainer.run()
