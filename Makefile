@@ -5,7 +5,7 @@ SCRIPTS = $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts")
 PYTEST = "$(SCRIPTS)/pytest"
 # The whole suite, in as many processes (WORKERS=4); the tests of a file share what they set up, so they stay together.
 SUITE = $(PYTEST) -n $(or $(WORKERS),2) --dist loadfile
-C_FILES = $$(find entrenar benchmarks tests -name '*.[ch]')
+C_FILES = $$(find entrenar tests -name '*.[ch]')
 # The tests on the tree that `make build` compiled in place, without installing anything.
 ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
 .DEFAULT_GOAL := help

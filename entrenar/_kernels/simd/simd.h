@@ -8,6 +8,7 @@
 #include "gemv.h"
 #include "norm.h"
 #include "optimizer.h"
+#include "peak.h"
 #include "quantize.h"
 #include "reduce.h"
 #include "rope.h"
@@ -28,6 +29,7 @@ typedef struct simd_table {
     const gemv_ops *gemv;
     const norm_ops *norm;
     const optimizer_ops *optimizer;
+    const peak_ops *peak;
     const quantize_ops *quantize;
     const reduce_ops *reduce;
     const rope_ops *rope;

@@ -7,6 +7,7 @@ from entrenar._kernels.simd.gemm cimport gemm_ops
 from entrenar._kernels.simd.gemv cimport gemv_ops
 from entrenar._kernels.simd.norm cimport norm_ops
 from entrenar._kernels.simd.optimizer cimport optimizer_ops
+from entrenar._kernels.simd.peak cimport peak_ops
 from entrenar._kernels.simd.quantize cimport quantize_ops
 from entrenar._kernels.simd.reduce cimport reduce_ops
 from entrenar._kernels.simd.rope cimport rope_ops
@@ -27,6 +28,7 @@ cdef extern from "simd/simd.h" nogil:
         const gemv_ops* gemv
         const norm_ops* norm
         const optimizer_ops* optimizer
+        const peak_ops* peak
         const quantize_ops* quantize
         const reduce_ops* reduce
         const rope_ops* rope

@@ -13,6 +13,7 @@ extern const gemm_ops TIERED(gemm_table);
 extern const gemv_ops TIERED(gemv_table);
 extern const norm_ops TIERED(norm_table);
 extern const optimizer_ops TIERED(optimizer_table);
+extern const peak_ops TIERED(peak_table);
 extern const quantize_ops TIERED(quantize_table);
 extern const reduce_ops TIERED(reduce_table);
 extern const rope_ops TIERED(rope_table);
@@ -31,6 +32,7 @@ const simd_table TIERED(simd_table) = {
     .gemv = &TIERED(gemv_table),
     .norm = &TIERED(norm_table),
     .optimizer = &TIERED(optimizer_table),
+    .peak = &TIERED(peak_table),
     .quantize = &TIERED(quantize_table),
     .reduce = &TIERED(reduce_table),
     .rope = &TIERED(rope_table),
