@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, piece_size, threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 from entrenar._kernels.simd.activation cimport (
     activation_backward, activation_forward, gated_backward, gated_forward, parameter_backward, parameter_forward,
 )
@@ -31,7 +31,7 @@ cdef void map_forward(activation_forward function, float* y, const float* x, Py_
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         function(y + i * PIECE, x + i * PIECE, piece_size(n, PIECE, i))
-    end_kernel(ACTIVATION_FORWARD, started, n, 8 * n)
+    end_kernel(ACTIVATION_FORWARD, started, shape_of(n), n, 8 * n)
 
 
 cdef void map_backward(activation_backward slope, float* dx, const float* dy, const float* saved, Py_ssize_t n,
@@ -40,7 +40,7 @@ cdef void map_backward(activation_backward slope, float* dx, const float* dy, co
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         slope(dx + i * PIECE, dy + i * PIECE, saved + i * PIECE, piece_size(n, PIECE, i), accumulate)
-    end_kernel(ACTIVATION_BACKWARD, started, 2 * n, (12 + 4 * accumulate) * n)
+    end_kernel(ACTIVATION_BACKWARD, started, shape_of(n), 2 * n, (12 + 4 * accumulate) * n)
 
 
 # y [n] = f(x [n], parameter);  dx [n] (+)= dy [n] f'(saved [n], parameter)
@@ -50,7 +50,7 @@ cdef inline void with_parameter(int kernel, parameter_forward function, float* y
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         function(y + i * PIECE, x + i * PIECE, parameter, piece_size(n, PIECE, i))
-    end_kernel(kernel, started, n, 8 * n)
+    end_kernel(kernel, started, shape_of(n), n, 8 * n)
 
 
 cdef inline void with_parameter_backward(int kernel, parameter_backward slope, float* dx, const float* dy,
@@ -60,7 +60,7 @@ cdef inline void with_parameter_backward(int kernel, parameter_backward slope, f
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         slope(dx + i * PIECE, dy + i * PIECE, saved + i * PIECE, parameter, piece_size(n, PIECE, i), accumulate)
-    end_kernel(kernel, started, 3 * n, (12 + 4 * accumulate) * n)
+    end_kernel(kernel, started, shape_of(n), 3 * n, (12 + 4 * accumulate) * n)
 
 
 # y [n] = x [n]^e;  dx [n] (+)= dy e x^(e - 1)
@@ -90,7 +90,7 @@ cdef inline void gated_map(int kernel, gated_forward function, float* y, const f
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         function(y + i * PIECE, gate + i * PIECE, up + i * PIECE, piece_size(n, PIECE, i))
-    end_kernel(kernel, started, 3 * n, 12 * n)
+    end_kernel(kernel, started, shape_of(n), 3 * n, 12 * n)
 
 
 cdef inline void gated_slopes(int kernel, gated_backward slopes, float* dgate, float* dup, const float* dy,
@@ -101,7 +101,7 @@ cdef inline void gated_slopes(int kernel, gated_backward slopes, float* dgate, f
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         slopes(NULL if dgate == NULL else dgate + i * PIECE, NULL if dup == NULL else dup + i * PIECE, dy + i * PIECE,
                gate + i * PIECE, up + i * PIECE, piece_size(n, PIECE, i), accumulate_gate, accumulate_up)
-    end_kernel(kernel, started, 8 * n, 20 * n)
+    end_kernel(kernel, started, shape_of(n), 8 * n, 20 * n)
 
 
 # act = silu

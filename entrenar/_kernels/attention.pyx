@@ -15,7 +15,7 @@ from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport (
     SCRATCH_ATTENTION, bisect, ceil_div, max, min, round_up, scratch, threads_for,
 )
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, kernel_shape, shape_of
 from entrenar._kernels.simd.attention cimport ATTENTION_KEYS, ATTENTION_ROWS, attention_rows, attention_tile
 from entrenar._kernels.simd.skinny cimport skinny_args, skinny_ones
 
@@ -552,6 +552,10 @@ cdef int backward(const AttentionGradients* d, const float* dout, const float* o
 
 
 # ---------------------------------------------------------------------- the pair
+cdef inline kernel_shape attended(const Attention* a) noexcept nogil:
+    return shape_of(a.k_tokens, a.heads.q, a.heads.dim)
+
+
 # q, out, dq, dout (tokens, heads.q, dim); k, v, dk, dv (k_tokens, heads.kv, dim), contiguous; row_max, inverse_row_sum
 # (tokens, heads.q). For each query head, j over the keys that query i sees:
 #     out[i] = sum_j p[i, j] v[j]                    p[i, j] = e^(s[i, j] - lse[i]),  s[i, j] = scale q[i] . k[j]
@@ -565,7 +569,7 @@ cdef int attention_forward(float* out, float* row_max, float* inverse_row_sum, c
     cdef int64_t started = begin_kernel()
     cdef int status = forward(out, row_max, inverse_row_sum, a)
     if started:
-        end_kernel(ATTENTION_FORWARD, started, 4 * pairs(a) * a.heads.dim, operand_bytes(a))
+        end_kernel(ATTENTION_FORWARD, started, attended(a), 4 * pairs(a) * a.heads.dim, operand_bytes(a))
     return status
 
 
@@ -574,5 +578,5 @@ cdef int attention_backward(const AttentionGradients* d, const float* dout, cons
     cdef int64_t started = begin_kernel()
     cdef int status = backward(d, dout, out, row_max, inverse_row_sum, a)
     if started:
-        end_kernel(ATTENTION_BACKWARD, started, 10 * pairs(a) * a.heads.dim, 2 * operand_bytes(a))
+        end_kernel(ATTENTION_BACKWARD, started, attended(a), 10 * pairs(a) * a.heads.dim, 2 * operand_bytes(a))
     return status

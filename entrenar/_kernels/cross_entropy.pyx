@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 
 cdef enum:
     GRAIN = 4096  # logits worth a thread
@@ -39,7 +39,7 @@ cdef void cross_entropy_forward(float* loss, float* lse, const float* logits, co
     cdef Py_ssize_t i
     for i in prange(rows, schedule="static", num_threads=threads_for(rows * vocabulary, GRAIN)):
         forward_row(loss + i, lse + i, logits + i * vocabulary, targets[i], vocabulary, ignore_index)
-    end_kernel(CROSS_ENTROPY_FORWARD, started, 3 * rows * vocabulary, 4 * rows * vocabulary)
+    end_kernel(CROSS_ENTROPY_FORWARD, started, shape_of(rows, vocabulary), 3 * rows * vocabulary, 4 * rows * vocabulary)
 
 
 cdef void cross_entropy_backward(float* dlogits, const float* logits, const float* lse, const int64_t* targets,
@@ -50,4 +50,5 @@ cdef void cross_entropy_backward(float* dlogits, const float* logits, const floa
     for i in prange(rows, schedule="static", num_threads=threads_for(rows * vocabulary, GRAIN)):
         backward_row(dlogits + i * vocabulary, logits + i * vocabulary, lse[i], targets[i], scale[i * scale_stride],
                      vocabulary, ignore_index, accumulate)
-    end_kernel(CROSS_ENTROPY_BACKWARD, started, 3 * rows * vocabulary, 8 * rows * vocabulary)
+    end_kernel(CROSS_ENTROPY_BACKWARD, started, shape_of(rows, vocabulary), 3 * rows * vocabulary,
+               8 * rows * vocabulary)

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, piece_size, threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 
 cdef enum:
     PIECE = 4096   # elements of a job, a multiple of PHILOX_GROUP
@@ -28,7 +28,7 @@ cdef void dropout_forward(float* y, const float* x, Py_ssize_t n, float p, uint6
                                stream, accumulate)
         elif not accumulate:
             simd.elementwise.fill(y + i * PIECE, 0, piece_size(n, PIECE, i))
-    end_kernel(DROPOUT, started, n, 8 * n)
+    end_kernel(DROPOUT, started, shape_of(n), n, 8 * n)
 
 
 # words [4] = Philox4x32-10 of counter [4] under key [2]

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, max, min, piece_size, threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 
 cdef enum:
     PIECE = 8192   # floats of a job: fixed, so that cuts never depend on the number of threads
@@ -149,7 +149,8 @@ cdef void binary(Binary op, float* y, const float* a, const float* b, const Broa
         for i in prange(ceil_div(units, group), schedule="static",
                         num_threads=threads_for(plan.outer * plan.inner, GRAIN)):
             job(op, y, a, b, plan, i * group, min(group, units - i * group), pieces, accumulate)
-    end_kernel(ELEMENTWISE, started, plan.outer * plan.inner, 12 * plan.outer * plan.inner)
+    end_kernel(ELEMENTWISE, started, shape_of(plan.outer, plan.inner), plan.outer * plan.inner,
+               12 * plan.outer * plan.inner)
 
 
 cdef void scale_piece(float* y, const float* x, float factor, Py_ssize_t n, bint accumulate) noexcept nogil:
@@ -165,7 +166,7 @@ cdef void scale(float* y, const float* x, float factor, Py_ssize_t n, bint accum
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         scale_piece(y + i * PIECE, x + i * PIECE, factor, piece_size(n, PIECE, i), accumulate)
-    end_kernel(SCALE, started, n, 8 * n)
+    end_kernel(SCALE, started, shape_of(n), n, 8 * n)
 
 
 # y [n] += x [n]
@@ -174,7 +175,7 @@ cdef void add_to(float* y, const float* x, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         simd.elementwise.add(y + i * PIECE, y + i * PIECE, x + i * PIECE, piece_size(n, PIECE, i))
-    end_kernel(ADD_TO, started, n, 12 * n)
+    end_kernel(ADD_TO, started, shape_of(n), n, 12 * n)
 
 
 cdef void fill(float* y, float value, Py_ssize_t n) noexcept nogil:
@@ -182,4 +183,4 @@ cdef void fill(float* y, float value, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, PIECE), schedule="static", num_threads=threads_for(n, GRAIN)):
         simd.elementwise.fill(y + i * PIECE, value, piece_size(n, PIECE, i))
-    end_kernel(FILL, started, 0, 4 * n)
+    end_kernel(FILL, started, shape_of(n), 0, 4 * n)

@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, min, piece_size, threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 from entrenar._kernels.simd.matrix_view cimport matrix_view
 
 cdef enum:
@@ -37,7 +37,7 @@ cdef void embedding_forward(float* y, const matrix_view* table, const int64_t* t
     cdef Py_ssize_t i
     for i in prange(n, schedule="static", num_threads=threads_for(n * hidden, GRAIN)):
         simd.weight_types[table.type].kernels.dequantize_row(table, tokens[i], 0, hidden, y + i * hidden)
-    end_kernel(EMBEDDING_FORWARD, started, 0, 8 * n * hidden)
+    end_kernel(EMBEDDING_FORWARD, started, shape_of(n, hidden), 0, 8 * n * hidden)
 
 
 cdef void embedding_backward(float* dtable, const float* dy, const int64_t* tokens, Py_ssize_t n, Py_ssize_t vocabulary,
@@ -50,5 +50,5 @@ cdef void embedding_backward(float* dtable, const float* dy, const int64_t* toke
             memset(dtable + i * ROWS * hidden, 0, piece_size(vocabulary, ROWS, i) * hidden * sizeof(float))
     for i in prange(ceil_div(hidden, STRIPE), schedule="static", num_threads=threads_for(n * hidden, GRAIN)):
         add_stripe(dtable, dy, tokens, n, hidden, padding, i * STRIPE)
-    end_kernel(EMBEDDING_BACKWARD, started, n * hidden,
+    end_kernel(EMBEDDING_BACKWARD, started, shape_of(n, hidden), n * hidden,
                12 * n * hidden + (0 if accumulate else 4 * vocabulary * hidden))

@@ -21,7 +21,7 @@ from entrenar._kernels.gemv cimport grouped_gemv
 from entrenar._kernels.partition cimport (
     SCRATCH_PACKED_A, SCRATCH_PACKED_B, ceil_div, min, round_up, scratch, threads_for,
 )
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, weight_bytes
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, kernel_shape, product_shape, register, weight_bytes
 from entrenar._kernels.simd.gemm cimport (
     GEMM_BLOCK, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_operand_b,
 )
@@ -78,16 +78,25 @@ cdef inline Py_ssize_t panel_words(const gemm_format* f, Py_ssize_t kc) noexcept
     return ceil_div(kc, f.block) * f.block_words
 
 
-cdef const gemm_format* choose_format(const matrix_view* b, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+cdef int format_number(const matrix_view* b, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     """The format of the precision, if the tier has it; fp32 where packing would cost more than the product."""
     cdef int format = matmul_format
     if k < GEMM_BLOCK or n < GEMM_BLOCK:
-        return simd.gemm.format[GEMM_FP32]
+        return GEMM_FP32
     if format == GEMM_INT8 and simd.weight_types[b.type].bits > 8:
         format = GEMM_INT16
     while simd.gemm.format[format].mr == 0:
         format -= 1
-    return simd.gemm.format[format]
+    return format
+
+
+cdef inline const gemm_format* choose_format(const matrix_view* b, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    return simd.gemm.format[format_number(b, n, k)]
+
+
+cdef inline kernel_shape linear_shape(const matrix_view* w, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """What a product of m rows with a weight (n, k) counts as; the contraction is over n or k."""
+    return product_shape(m, n, k, w.type, format_number(w, n, k))
 
 
 cdef int plan_blocks(gemm_plan* p) noexcept nogil:
@@ -226,7 +235,8 @@ cdef int gemm(gemm_layout layout, float* c, const matrix_view* a, const matrix_v
     one.b = b
     one.n = n
     status = grouped_gemm(layout, choose_format(b, n, k), a, &one, 1, m, k, accumulate)
-    end_kernel(MATMUL, started, 2 * m * n * k, 4 * (m * n + m * k + n * k))
+    if started:
+        end_kernel(MATMUL, started, linear_shape(b, m, n, k), 2 * m * n * k, 4 * (m * n + m * k + n * k))
     return status
 
 
@@ -276,8 +286,8 @@ cdef int grouped_linear_forward(const gemm_operand_b* b, int count, const float*
         status |= grouped_gemm(NT, f, &a, b + first, last - first, m, k, False)
         first = last
     if started:
-        end_kernel(LINEAR_FORWARD, started, 2 * m * columns_of(b, count) * k,
-                   4 * m * (k + columns_of(b, count)) + weights_of(b, count))
+        end_kernel(LINEAR_FORWARD, started, linear_shape(b.b, m, columns_of(b, count), k),
+                   2 * m * columns_of(b, count) * k, 4 * m * (k + columns_of(b, count)) + weights_of(b, count))
     return status
 
 
@@ -287,7 +297,8 @@ cdef int linear_backward_input(float* dx, const float* dy, const matrix_view* w,
     cdef matrix_view a = f32_view(dy, n, n)
     cdef int status = gemm(NN, dx, &a, w, m, k, n, accumulate)
     if started:
-        end_kernel(LINEAR_BACKWARD_INPUT, started, 2 * m * n * k, 4 * m * (n + k) + weight_bytes(w, n))
+        end_kernel(LINEAR_BACKWARD_INPUT, started, linear_shape(w, m, n, k), 2 * m * n * k,
+                   4 * m * (n + k) + weight_bytes(w, n))
     return status
 
 
@@ -296,5 +307,7 @@ cdef int linear_backward_weight(float* dw, const float* dy, const float* x, Py_s
     cdef int64_t started = begin_kernel()
     cdef matrix_view a = f32_view(dy, n, n), b = f32_view(x, k, k)
     cdef int status = gemm(TN, dw, &a, &b, n, k, m, accumulate)
-    end_kernel(LINEAR_BACKWARD_WEIGHT, started, 2 * m * n * k, 4 * (m * n + m * k + n * k))
+    if started:
+        end_kernel(LINEAR_BACKWARD_WEIGHT, started, product_shape(m, n, k, b.type, format_number(&b, k, m)),
+                   2 * m * n * k, 4 * (m * n + m * k + n * k))
     return status

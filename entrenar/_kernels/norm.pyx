@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport SCRATCH_PARTIALS, ceil_div, min, scratch, threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 
 cdef enum:
     ROWS = 32     # of a job; the partial sums of the weight's gradient are one vector a job
@@ -36,7 +36,7 @@ cdef void rms_norm_forward(float* y, float* rstd, const float* x, const float* w
     cdef Py_ssize_t i
     for i in prange(rows, schedule="static", num_threads=threads_for(rows * dim, GRAIN)):
         rstd[i] = simd.norm.rms_forward(y + i * dim, x + i * dim, w, dim, eps)
-    end_kernel(RMS_NORM_FORWARD, started, 4 * rows * dim, 8 * rows * dim)
+    end_kernel(RMS_NORM_FORWARD, started, shape_of(rows, dim), 4 * rows * dim, 8 * rows * dim)
 
 
 cdef void rms_block(float* dx, float* dw, const float* dy, const float* x, const float* w, const float* rstd,
@@ -57,14 +57,14 @@ cdef int rms_norm_backward(float* dx, float* dw, const float* dy, const float* x
     if dw != NULL:
         partial = <float*> scratch(SCRATCH_PARTIALS, blocks * dim * sizeof(float))
         if partial == NULL:
-            end_kernel(RMS_NORM_BACKWARD, started, 9 * rows * dim, 12 * rows * dim)
+            end_kernel(RMS_NORM_BACKWARD, started, shape_of(rows, dim), 9 * rows * dim, 12 * rows * dim)
             return -1
     for i in prange(blocks, schedule="static", num_threads=threads_for(rows * dim, GRAIN)):
         rms_block(dx, NULL if dw == NULL else partial + i * dim, dy, x, w, rstd, i * ROWS, min((i + 1) * ROWS, rows),
                   dim, accumulate_x)
     if dw != NULL:
         add_partials(dw, partial, blocks, dim, dim, accumulate_w)
-    end_kernel(RMS_NORM_BACKWARD, started, 9 * rows * dim, 12 * rows * dim)
+    end_kernel(RMS_NORM_BACKWARD, started, shape_of(rows, dim), 9 * rows * dim, 12 * rows * dim)
     return 0
 
 
@@ -77,7 +77,7 @@ cdef void layer_norm_forward(float* y, float* mean, float* rstd, const float* x,
     cdef Py_ssize_t i
     for i in prange(rows, schedule="static", num_threads=threads_for(rows * dim, GRAIN)):
         simd.norm.layer_forward(y + i * dim, mean + i, rstd + i, x + i * dim, w, b, dim, eps)
-    end_kernel(LAYER_NORM_FORWARD, started, 8 * rows * dim, 8 * rows * dim)
+    end_kernel(LAYER_NORM_FORWARD, started, shape_of(rows, dim), 8 * rows * dim, 8 * rows * dim)
 
 
 cdef void layer_block(float* dx, float* dw, float* db, const float* dy, const float* x, const float* w,
@@ -100,7 +100,7 @@ cdef int layer_norm_backward(float* dx, float* dw, float* db, const float* dy, c
     cdef Py_ssize_t blocks = ceil_div(rows, ROWS), i
     cdef float* partial = <float*> scratch(SCRATCH_PARTIALS, 2 * blocks * dim * sizeof(float))
     if partial == NULL:
-        end_kernel(LAYER_NORM_BACKWARD, started, 12 * rows * dim, 12 * rows * dim)
+        end_kernel(LAYER_NORM_BACKWARD, started, shape_of(rows, dim), 12 * rows * dim, 12 * rows * dim)
         return -1
     for i in prange(blocks, schedule="static", num_threads=threads_for(rows * dim, GRAIN)):
         layer_block(dx, NULL if dw == NULL else partial + 2 * i * dim,
@@ -110,5 +110,5 @@ cdef int layer_norm_backward(float* dx, float* dw, float* db, const float* dy, c
         add_partials(dw, partial, blocks, 2 * dim, dim, accumulate_w)
     if db != NULL:
         add_partials(db, partial + dim, blocks, 2 * dim, dim, accumulate_b)
-    end_kernel(LAYER_NORM_BACKWARD, started, 12 * rows * dim, 12 * rows * dim)
+    end_kernel(LAYER_NORM_BACKWARD, started, shape_of(rows, dim), 12 * rows * dim, 12 * rows * dim)
     return 0

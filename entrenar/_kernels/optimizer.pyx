@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport SCRATCH_PARTIALS, bisect, ceil_div, min, piece_size, scratch, threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 from entrenar._kernels.simd.optimizer cimport adam_options, sgd_options
 
 cdef enum:
@@ -59,7 +59,7 @@ cdef void sgd_step(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs,
     for job in prange(jobs, schedule="static", num_threads=threads_for(n, GRAIN)):
         i = run_of(runs, count, job)
         sgd_job(runs + i, (job - runs[i].first_job) * BLOCK, options + i)
-    end_kernel(SGD_STEP, started, 6 * n, 20 * n)
+    end_kernel(SGD_STEP, started, shape_of(n), 6 * n, 20 * n)
 
 
 # options[count]. g' = scale g + l2 p;  state = beta1 state + (1 - beta1) g';  state2 = beta2 state2 + (1 - beta2) g'^2;
@@ -71,7 +71,7 @@ cdef void adam_step(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs
     for job in prange(jobs, schedule="static", num_threads=threads_for(n, GRAIN)):
         i = run_of(runs, count, job)
         adam_job(runs + i, (job - runs[i].first_job) * BLOCK, options + i)
-    end_kernel(ADAM_STEP, started, 14 * n, 28 * n)
+    end_kernel(ADAM_STEP, started, shape_of(n), 14 * n, 28 * n)
 
 
 cdef double squares_job(const optimizer_run* r, Py_ssize_t at) noexcept nogil:
@@ -84,7 +84,7 @@ cdef int sum_squares(double* totals, const optimizer_run* runs, Py_ssize_t count
     cdef Py_ssize_t job, i, n = floats(runs, count)
     cdef double* parts = <double*> scratch(SCRATCH_PARTIALS, jobs * sizeof(double))
     if parts == NULL:
-        end_kernel(SUM_SQUARES, started, 2 * n, 4 * n)
+        end_kernel(SUM_SQUARES, started, shape_of(n), 2 * n, 4 * n)
         return -1
     for job in prange(jobs, schedule="static", num_threads=threads_for(n, GRAIN)):
         i = run_of(runs, count, job)
@@ -93,7 +93,7 @@ cdef int sum_squares(double* totals, const optimizer_run* runs, Py_ssize_t count
         totals[i] = 0
     for job in range(jobs):
         totals[run_of(runs, count, job)] += parts[job]
-    end_kernel(SUM_SQUARES, started, 2 * n, 4 * n)
+    end_kernel(SUM_SQUARES, started, shape_of(n), 2 * n, 4 * n)
     return 0
 
 
@@ -103,4 +103,4 @@ cdef void clamp(float* x, float limit, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in prange(ceil_div(n, BLOCK), schedule="static", num_threads=threads_for(n, GRAIN)):
         simd.optimizer.clamp(x + i * BLOCK, limit, piece_size(n, BLOCK, i))
-    end_kernel(CLAMP, started, 0, 8 * n)
+    end_kernel(CLAMP, started, shape_of(n), 0, 8 * n)

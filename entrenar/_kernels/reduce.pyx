@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport SCRATCH_PARTIALS, ceil_div, max, min, scratch, threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 
 cdef enum:
     CHUNK = 65536  # floats of a contiguous run that one job reduces
@@ -114,5 +114,5 @@ cdef int reduce_axis(Reduction kind, float* y, const float* x, Py_ssize_t outer,
         status = reduce_runs(kind, y, x, outer, n, divisor, accumulate)
     elif outer and inner:
         status = reduce_rows(kind, y, x, outer, n, inner, divisor, accumulate)
-    end_kernel(REDUCE, started, outer * n * inner, 4 * outer * (n + 1) * inner)
+    end_kernel(REDUCE, started, shape_of(outer, n, inner), outer * n * inner, 4 * outer * (n + 1) * inner)
     return status

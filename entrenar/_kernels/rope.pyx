@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 
 cdef enum:
     GRAIN = 1 << 14  # floats
@@ -31,4 +31,4 @@ cdef void rope_rotate(float* y, const float* x, const float* cos, const float* s
     cdef Py_ssize_t token, values = tokens * heads * (2 * half + rest)
     for token in prange(tokens, schedule="static", num_threads=threads_for(values, GRAIN)):
         rotate_token(y, x, cos, sin, positions, token, seq, heads, half, rest, sign, accumulate)
-    end_kernel(ROPE, started, 6 * tokens * heads * half, 8 * values)
+    end_kernel(ROPE, started, shape_of(tokens, heads, 2 * half + rest), 6 * tokens * heads * half, 8 * values)

@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport ceil_div, max, min, threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 
 cdef enum:
     AXES = 8
@@ -156,4 +156,4 @@ cdef void strided_copy(float* y, const Py_ssize_t* strides_y, const float* x, co
         copy_tiles(y, x, &walk, size, axis, accumulate)
     else:
         copy_runs(y, x, &walk, size, accumulate)
-    end_kernel(COPY, started, size * accumulate, (8 + 4 * accumulate) * size)
+    end_kernel(COPY, started, shape_of(size), size * accumulate, (8 + 4 * accumulate) * size)

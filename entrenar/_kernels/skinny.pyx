@@ -11,7 +11,7 @@ from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.gemm cimport linear_backward_weight
 from entrenar._kernels.gemv cimport gemv
 from entrenar._kernels.partition cimport SCRATCH_PACKED_A, ceil_div, max, min, round_up, scratch, threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 from entrenar._kernels.simd.gemm cimport GEMM_FP32
 from entrenar._kernels.simd.gemv cimport GEMV_ROWS
 from entrenar._kernels.simd.matrix_view cimport matrix_view
@@ -168,7 +168,7 @@ cdef int backward_input(float* dx, const float* g, const skinny_factors* f, bint
 cdef int skinny_forward(float* y, float* h, const float* x, const skinny_factors* f) noexcept nogil:
     cdef int64_t started = begin_kernel()
     cdef int status = forward(y, h, x, f)
-    end_kernel(SKINNY_FORWARD, started, 2 * f.m * f.r * (f.k + f.n),
+    end_kernel(SKINNY_FORWARD, started, shape_of(f.m, f.n, f.k, f.r), 2 * f.m * f.r * (f.k + f.n),
                4 * (f.m * (f.k + 2 * f.n + f.r) + f.r * (f.k + f.n)))
     return status
 
@@ -177,7 +177,7 @@ cdef int skinny_backward(float* g, float* db, const float* dy, const float* h, c
                          bint accumulate) noexcept nogil:
     cdef int64_t started = begin_kernel()
     cdef int status = backward(g, db, dy, h, f, accumulate)
-    end_kernel(SKINNY_BACKWARD, started, 2 * f.m * f.r * f.n * (1 if db == NULL else 2),
+    end_kernel(SKINNY_BACKWARD, started, shape_of(f.m, f.n, f.k, f.r), 2 * f.m * f.r * f.n * (1 if db == NULL else 2),
                4 * (f.m * (f.n + 2 * f.r) + 2 * f.r * f.n))
     return status
 
@@ -186,7 +186,7 @@ cdef int skinny_backward_a(float* da, const float* g, const float* x, const skin
                            bint accumulate) noexcept nogil:
     cdef int64_t started = begin_kernel()
     cdef int status = backward_a(da, g, x, f, accumulate)
-    end_kernel(SKINNY_BACKWARD_A, started, 2 * f.m * f.r * f.k,
+    end_kernel(SKINNY_BACKWARD_A, started, shape_of(f.m, f.n, f.k, f.r), 2 * f.m * f.r * f.k,
                4 * (f.m * (f.k + f.r) + f.r * f.k))
     return status
 
@@ -194,6 +194,6 @@ cdef int skinny_backward_a(float* da, const float* g, const float* x, const skin
 cdef int skinny_backward_input(float* dx, const float* g, const skinny_factors* f, bint accumulate) noexcept nogil:
     cdef int64_t started = begin_kernel()
     cdef int status = backward_input(dx, g, f, accumulate)
-    end_kernel(SKINNY_BACKWARD_INPUT, started, 2 * f.m * f.r * f.k,
+    end_kernel(SKINNY_BACKWARD_INPUT, started, shape_of(f.m, f.n, f.k, f.r), 2 * f.m * f.r * f.k,
                4 * (f.m * (2 * f.k + f.r) + f.r * f.k))
     return status

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport threads_for
-from entrenar._kernels.profile cimport begin_kernel, end_kernel, register
+from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
 
 cdef enum:
     GRAIN = 4096  # elements worth a thread
@@ -21,7 +21,7 @@ cdef void softmax_forward(float* y, const float* x, Py_ssize_t rows, Py_ssize_t 
     cdef Py_ssize_t i
     for i in prange(rows, schedule="static", num_threads=threads_for(rows * n, GRAIN)):
         simd.softmax.softmax(y + i * n, x + i * n, n)
-    end_kernel(SOFTMAX_FORWARD, started, 4 * rows * n, 8 * rows * n)
+    end_kernel(SOFTMAX_FORWARD, started, shape_of(rows, n), 4 * rows * n, 8 * rows * n)
 
 
 cdef void softmax_backward(float* dx, const float* dy, const float* y, Py_ssize_t rows, Py_ssize_t n,
@@ -30,7 +30,7 @@ cdef void softmax_backward(float* dx, const float* dy, const float* y, Py_ssize_
     cdef Py_ssize_t i
     for i in prange(rows, schedule="static", num_threads=threads_for(rows * n, GRAIN)):
         simd.softmax.softmax_backward(dx + i * n, dy + i * n, y + i * n, n, accumulate)
-    end_kernel(SOFTMAX_BACKWARD, started, 4 * rows * n, 12 * rows * n)
+    end_kernel(SOFTMAX_BACKWARD, started, shape_of(rows, n), 4 * rows * n, 12 * rows * n)
 
 
 # y [rows][n] = x - ln sum e^x;  dx (+)= dy - e^y sum dy
@@ -39,7 +39,7 @@ cdef void log_softmax_forward(float* y, const float* x, Py_ssize_t rows, Py_ssiz
     cdef Py_ssize_t i
     for i in prange(rows, schedule="static", num_threads=threads_for(rows * n, GRAIN)):
         simd.softmax.log_softmax(y + i * n, x + i * n, n)
-    end_kernel(LOG_SOFTMAX_FORWARD, started, 4 * rows * n, 8 * rows * n)
+    end_kernel(LOG_SOFTMAX_FORWARD, started, shape_of(rows, n), 4 * rows * n, 8 * rows * n)
 
 
 cdef void log_softmax_backward(float* dx, const float* dy, const float* y, Py_ssize_t rows, Py_ssize_t n,
@@ -48,4 +48,4 @@ cdef void log_softmax_backward(float* dx, const float* dy, const float* y, Py_ss
     cdef Py_ssize_t i
     for i in prange(rows, schedule="static", num_threads=threads_for(rows * n, GRAIN)):
         simd.softmax.log_softmax_backward(dx + i * n, dy + i * n, y + i * n, n, accumulate)
-    end_kernel(LOG_SOFTMAX_BACKWARD, started, 4 * rows * n, 12 * rows * n)
+    end_kernel(LOG_SOFTMAX_BACKWARD, started, shape_of(rows, n), 4 * rows * n, 12 * rows * n)

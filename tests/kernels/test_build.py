@@ -157,7 +157,7 @@ def test_kernels_know_no_floor_above_them() -> None:
 
 
 def test_every_kernel_function_is_declared_where_others_find_it() -> None:
-    for source in KERNELS.glob("*.pyx"):
+    for source in set(KERNELS.glob("*.pyx")) - {KERNELS / "peak.pyx"}:  # a measurement, for Python only
         assert source.with_suffix(".pxd").is_file(), source.name
     families = set(re.findall(r"const (\w+)_ops \*", (SIMD / "simd.h").read_text()))
     stems = {path.stem if path.stem in families else path.stem.split("_")[0] for path in SIMD.glob("*.c")}
