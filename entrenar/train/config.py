@@ -164,6 +164,17 @@ class Observe(Section):
     loggers: list[str] = option(
         factory=list, help=f"also log to these ({', '.join(LOGGERS)}), each an extra of that name"
     )
+    profile: bool = option(
+        False, help="count kernels, by shape against this machine's measured peak; show where the time went at the end"
+    )
+    profile_out: str | None = option(
+        None, help="write where the time went to this file: .pb.gz for pprof, .txt as collapsed stacks (speedscope)"
+    )
+    profile_every: int = option(
+        0,
+        help="steps between profiles in the directory (profile/steps-*.pb.gz, of those steps); 0 writes none",
+        minimum=0,
+    )
     monitor: bool = option(
         False, help="watch the steps and the machine: anomalies are shown with their cause, and in anomalies.jsonl"
     )
@@ -229,6 +240,16 @@ class TrainConfig:
         if file is not None and not file.endswith(".prom"):
             raise ConfigError(
                 f"observe.metrics_file is {file}, expected a name that ends in .prom: node_exporter reads no others."
+            )
+        out = self.observe.profile_out
+        if out is not None and not out.endswith((".pb.gz", ".txt")):
+            raise ConfigError(
+                f"observe.profile_out is {out}, expected a name that ends in .pb.gz (pprof) or .txt (collapsed stacks)."
+            )
+        if self.observe.profile_every > self.training.steps:
+            raise ConfigError(
+                f"observe.profile_every is {self.observe.profile_every}, expected at most training.steps = "
+                f"{self.training.steps}."
             )
         for at, name in enumerate(self.observe.loggers):
             if name not in LOGGERS:

@@ -19,9 +19,10 @@ from entrenar.train import checkpoint
 from entrenar.train.config import TrainConfig
 from entrenar.train.summary import SUMMARY
 
-FOLDERS = ("adapter", "model", "checkpoint")
+FOLDERS = ("adapter", "model", "checkpoint", "profile")
 LOCK, METRICS, JSON_LINES, ANOMALIES = ".entrenar.lock", "metrics.csv", "metrics.jsonl", "anomalies.jsonl"
-RECORDS = (METRICS, JSON_LINES, ANOMALIES, SUMMARY)
+PROFILE, PROFILES = "profile.json", "profile"  # of the whole run, and a folder with one of every few steps
+RECORDS = (METRICS, JSON_LINES, ANOMALIES, PROFILE, SUMMARY)
 RESULTS = (
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("model/config.json", "model/model.safetensors", "model/model.safetensors.index.json"),
@@ -76,8 +77,8 @@ def earlier(directory: Path) -> Path | None:
 def clear(directory: Path) -> None:
     """Remove the checkpoints and the records of an earlier run; its result stays until the new one takes its place."""
     checkpoint.clear(directory / "checkpoint")
-    for name in RECORDS:
-        (directory / name).unlink(missing_ok=True)
+    for path in [*(directory / name for name in RECORDS), *(directory / PROFILES).glob("steps-*.pb.gz")]:
+        path.unlink(missing_ok=True)
 
 
 def tidy(directory: Path) -> None:
@@ -88,6 +89,7 @@ def tidy(directory: Path) -> None:
         atomic.tidy(directory, "|".join(map(re.escape, names)))
         for folder in ("adapter", "model"):
             atomic.tidy(directory / folder, atomic.SHARED)
+        atomic.tidy(directory / PROFILES, r"steps-.*\.pb\.gz")
         for path in (directory / name for name in RESULTS):
             if path.is_symlink():
                 real = path.resolve()

@@ -15,6 +15,7 @@ from entrenar.train.config import TrainConfig
 from entrenar.train.observe_loggers import Loggers
 from entrenar.train.observe_metrics import RunMetrics
 from entrenar.train.observe_monitor import Monitor
+from entrenar.train.observe_profile import Profiler
 from entrenar.train.report import remarks
 from entrenar.train.trainer import Trainer
 
@@ -32,6 +33,8 @@ def observers(config: TrainConfig, directory: Path, console: Console) -> list[Ca
         found.append(RunMetrics(wanted, directory, lambda sentence: remarks(console, [sentence])))
     if wanted.loggers:
         found.append(Loggers(wanted.loggers, directory, lambda sentence: remarks(console, [sentence])))
+    if wanted.profile or wanted.profile_out is not None or wanted.profile_every:
+        found.append(Profiler(wanted, directory, console))
     if wanted.monitor:
         found.append(Monitor(directory, console, wanted.on_spike))
     return found
