@@ -282,9 +282,10 @@ def shapes():
 
 
 def outside():
-    """{phase: (seconds, CPU seconds)} of the watched thread outside of kernels."""
+    """{phase: (seconds, CPU seconds)} of the watched thread outside of kernels, up to now where it is the caller."""
     cdef outside_time o
     cdef int i
+    set_phase_number(<int> phases.index(current))
     found = {}
     for i, name in enumerate(phases):
         o = read_outside(i)

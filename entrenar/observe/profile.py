@@ -77,7 +77,8 @@ class Counts:
     @staticmethod
     def now() -> Counts:
         """The counters as they stand; the time is a monotonic clock's, in seconds."""
-        return Counts(time.perf_counter(), dict(counters.shapes()), counters.outside(), counters.elsewhere())
+        outside = counters.outside()
+        return Counts(time.perf_counter(), dict(counters.shapes()), outside, counters.elsewhere())
 
 
 @dataclass(frozen=True)
