@@ -46,6 +46,22 @@ class NumericsError(EntrenarError, ArithmeticError):
     """A loss, gradient or weight became NaN or infinite."""
 
 
+class CorruptionError(EntrenarError, ArithmeticError):
+    """The same step gave other bits when it was computed again: a CPU or its memory computed wrongly.
+
+    `step` of the run; the first result that differs: `layer`, `operation`, `direction` (forward, backward,
+    recomputed, update), `shape`; `element` and the bits that each computation had there as `words`, where one element
+    alone differs; `wrong`, the number (from 1) of the computation that two others contradict, None where all differ.
+    """
+
+    step = 0
+    layer = operation = direction = ""
+    shape: tuple[int, ...] = ()
+    element: tuple[int, ...] | None = None
+    words: tuple[int, ...] = ()
+    wrong: int | None = None
+
+
 class GraphError(EntrenarError, RuntimeError):
     """The autograd tape was used in a way that has no gradient (a freed graph, a tensor that records nothing)."""
 

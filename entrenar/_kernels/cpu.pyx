@@ -7,6 +7,7 @@ for each other as OMP_WAIT_POLICY says (passive, active), else by what the machi
 import math
 import os
 import warnings
+from array import array
 from pathlib import Path
 
 from cpython.pycapsule cimport PyCapsule_New
@@ -30,6 +31,7 @@ cdef extern from "team.h" nogil:
         TEAM_ACTIVE
     void team_set_waiting(int policy)
     int team_waiting()
+    int team_place(int threads, const int* cpus, int count, int each)
 
 cdef extern from *:
     """
@@ -189,6 +191,22 @@ def set_waiting(name):
     if name not in WAITING:
         raise ConfigError(f"The waiting policy {name!r} is unknown; choose one of {', '.join(WAITING)}.")
     team_set_waiting(WAITING[name])
+
+
+def place_threads(cpus, bint each):
+    """Let the calling thread's team run on these CPUs: where `each`, thread i on cpus[i % len(cpus)] alone.
+
+    Without `each` every thread that the team has may run on all of them, as before. OSError where the system refuses.
+    """
+    cdef bytes numbers = array("i", cpus).tobytes()
+    cdef const int* first = <const int*> <const char*> numbers
+    cdef int count = <int> len(cpus), failed
+    if not count:
+        raise ConfigError("place_threads: there is no CPU among those given.")
+    with nogil:
+        failed = team_place(n_threads if each else 0, first, count, each)
+    if failed:
+        raise OSError(failed, f"threads cannot be placed on the CPUs {list(cpus)}: {os.strerror(failed)}")
 
 
 def _waiting_from_environment():

@@ -11,10 +11,11 @@ static int waiting = TEAM_ADAPTIVE;
 void team_set_waiting(int policy) { __atomic_store_n(&waiting, policy, __ATOMIC_RELAXED); }
 int team_waiting(void) { return __atomic_load_n(&waiting, __ATOMIC_RELAXED); }
 
+#include <errno.h>
 #ifndef _OPENMP  // built for one thread
 const team_calls team;
+int team_place(int threads, const int *cpus, int count, int each) { return ENOSYS; }
 #else
-#include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
@@ -318,6 +319,26 @@ static int loop_start(long start, long end, long increment, long chunk, long *fi
 }
 static int thread_number(void) { return me.team ? me.index : 0; }
 static int thread_count(void) { return me.size; }
+
+enum { MOST_CPUS = 8192 };
+typedef struct {
+    const int *cpus;
+    int count, each, failed;
+} placement;
+static void place(void *pointer) {
+    placement *p = pointer;
+    unsigned long set[MOST_CPUS / (8 * sizeof(long))] = {0};
+    int first = p->each ? thread_number() % p->count : 0, last = p->each ? first + 1 : p->count;
+    for (int i = first; i < last; i++) CPU_SET_S(p->cpus[i], sizeof set, (cpu_set_t *)set);
+    if (sched_setaffinity(0, sizeof set, (cpu_set_t *)set)) __atomic_store_n(&p->failed, errno, __ATOMIC_RELAXED);
+}
+int team_place(int threads, const int *cpus, int count, int each) {
+    placement p = {cpus, count, each, 0};
+    for (int i = 0; i < count; i++)
+        if (cpus[i] < 0 || cpus[i] >= MOST_CPUS) return EINVAL;
+    parallel(place, &p, threads ? threads : mine ? mine->workers + 1 : 1);
+    return p.failed;
+}
 
 const team_calls team = {parallel, barrier, loop_start, loop_next, thread_number, thread_count};
 #endif

@@ -18,5 +18,8 @@ extern const team_calls team;  // cpu's; other extensions get its address throug
 enum { TEAM_ADAPTIVE, TEAM_PASSIVE, TEAM_ACTIVE };
 void team_set_waiting(int policy);
 int team_waiting(void);
+// Let thread i of the calling thread's team, of `threads` that run it or of all that exist where 0, run on CPU
+// cpus[i % count] alone, or where !each on all of them; 0, or the errno of a thread that could not be moved.
+int team_place(int threads, const int *cpus, int count, int each);
 
 #endif

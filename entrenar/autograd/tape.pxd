@@ -1,5 +1,7 @@
 from entrenar.autograd.tensor cimport Node, Tensor
 
+cdef bint ops_watched
+
 cdef bint is_recording() noexcept
 cdef bint wants_grad(Tensor t) noexcept
 cdef object save_for_backward(Tensor x)
@@ -11,3 +13,11 @@ cdef Tensor grad_buffer(Node node, bint* accumulate)
 cdef float* grad_pointer(Node node, bint* accumulate) except? NULL
 cdef int add_grad(Node node, Tensor gradient) except -1
 cdef int give_grad(Node node, Tensor gradient) except -1
+cdef int tell_computed(Tensor out, str op, object weight) except -1
+
+
+cdef inline Tensor computed(Tensor out, str op, object weight):
+    """What an operation returns, shown to `watching_ops`; `weight` is what a layer is known by, or None."""
+    if ops_watched:
+        tell_computed(out, op, weight)
+    return out

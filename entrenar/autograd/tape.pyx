@@ -4,6 +4,7 @@ A tensor used twice receives the sum of its gradients, once per path. What a nod
 Recording is switched per thread.
 """
 import functools
+from threading import get_ident
 
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
@@ -33,6 +34,30 @@ cdef unsigned long long last_sequence = 0
 cdef unsigned long long last_walk = 0
 
 
+cdef bint ops_watched = False
+cdef object ops_watcher = None
+cdef object watching_thread = None
+
+
+cdef int tell_computed(Tensor out, str op, object weight) except -1:
+    if get_ident() == watching_thread:
+        ops_watcher.on_output(op, weight, out, 0 if out.node is None else out.node.sequence)
+    return 0
+
+
+cdef int _tell_gradients(Node node, Tensor gradient) except -1:
+    """The gradients that `node` has added to, but for one that it passes on as it is."""
+    cdef Node parent
+    cdef Py_ssize_t i
+    if get_ident() != watching_thread:
+        return 0
+    for i in range(len(node.inputs)):
+        parent = <Node> node.inputs[i]
+        if takes_grad(parent) and parent.gradient is not None and parent.gradient.data != gradient.data:
+            ops_watcher.on_gradient(type(node).__name__, node.sequence, i, parent.gradient)
+    return 0
+
+
 cdef bint is_recording() noexcept:
     return recording_off == 0
 
@@ -56,6 +81,8 @@ cdef Tensor saved_tensor(object saved):
     node = <Node> saved
     if node.output is None:
         node.output = node.recompute()
+        if ops_watched and get_ident() == watching_thread:
+            ops_watcher.on_recomputed(type(node).__name__, node.sequence, node.output)
     return node.output
 
 
@@ -223,6 +250,8 @@ cdef int _walk(list nodes) except -1:
             node.gradient = None
             if gradient is not None:
                 node.backward(gradient)
+                if ops_watched:
+                    _tell_gradients(node, gradient)
             node.release()
     except BaseException:  # a later backward must not add to incomplete gradients
         for item in nodes:
@@ -355,6 +384,31 @@ def checkpoint(function, *args):
     node.skipped_linear = unused
     node.recompute_fn, node.arguments, node.random_state = function, args, random_state
     return record(out, node, tuple([item if isinstance(item, Tensor) else None for item in args]))
+
+
+class watching_ops:
+    """Context manager: `watcher` is shown what this thread's operations compute; outside of it each costs one branch.
+
+    on_output(op, weight, output, node) in forward, on_gradient(node kind, node, input, gradient) after a node's
+    backward, with the gradient as it then stands, and on_recomputed(node kind, node, output) where a value was left out
+    and is computed again. `node` is a number that the three share, 0 where nothing was recorded. What raises in there
+    is raised by the operation. GraphError where another is inside of its block.
+    """
+
+    def __init__(self, watcher):
+        self.watcher = watcher
+
+    def __enter__(self):
+        global ops_watched, ops_watcher, watching_thread
+        if ops_watched:
+            raise GraphError("watching_ops: the operations are watched already; one watcher at a time.")
+        ops_watcher, watching_thread = self.watcher, get_ident()
+        ops_watched = True
+        return self
+
+    def __exit__(self, *exception):
+        global ops_watched, ops_watcher
+        ops_watched, ops_watcher = False, None
 
 
 class no_grad:

@@ -87,14 +87,15 @@ class Module:
                 vars(module)["training"] = True
 
     @contextmanager
-    def watching(self, watch: Callable[[str, Any], None]) -> Iterator[None]:
+    def watching(self, watch: Callable[[str, Any], None], enter: Callable[[str], None] | None = None) -> Iterator[None]:
         """Inside the block `watch(name, output)` gets what every module below this one returns, innermost first.
 
-        Linears are left out: those that read the same input are computed together.
+        `enter(name)` is called before the module. Linears are left out: those that read the same input are computed
+        together.
         """
         parts = [(name, part) for name, part in self.named_modules() if name and part.watched and callable(part)]
         for name, part in reversed(parts):  # a part is replaced before the module that holds it
-            self.replace(name, _Watched(name, part, watch))
+            self.replace(name, _Watched(name, part, watch, enter))
         try:
             yield
         finally:
@@ -116,10 +117,14 @@ class Module:
 class _Watched(Module):
     """In a module's place while `watching`: calls it, and shows what it returns."""
 
-    def __init__(self, name: str, part: Any, watch: Callable[[str, Any], None]) -> None:
-        self._name, self._part, self._watch = name, part, watch
+    def __init__(
+        self, name: str, part: Any, watch: Callable[[str, Any], None], enter: Callable[[str], None] | None
+    ) -> None:
+        self._name, self._part, self._watch, self._enter = name, part, watch, enter
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        if self._enter is not None:
+            self._enter(self._name)
         output = self._part(*args, **options)
         self._watch(self._name, output)
         return output

@@ -142,15 +142,18 @@ class Optimizer:
         Gradients count `gradient_scale` times (what clipping found, say) and stay as they are.
         """
         gradient_scale = check_float(self.name, "gradient_scale", gradient_scale)
-        entries: dict[int, list[Entry]] = {}
-        for position, _, tensor, group in self._parameters():
+        for group, entries in self.entries():
+            self.update([entry for _, entry in entries], group, gradient_scale)
+
+    def entries(self) -> list[tuple[dict[str, Any], list[tuple[str, Entry]]]]:
+        """(group, its (name, entry) pairs) of what a step updates."""
+        found: dict[int, list[tuple[str, Entry]]] = {}
+        for position, name, tensor, group in self._parameters():
             gradient = tensor.grad
             if gradient is not None and tensor.requires_grad:
                 entry = (tensor, gradient, self.state.setdefault(position, {}))
-                entries.setdefault(id(group), []).append(entry)
-        for group in self.param_groups:
-            if id(group) in entries:
-                self.update(entries[id(group)], group, gradient_scale)
+                found.setdefault(id(group), []).append((name, entry))
+        return [(group, found[id(group)]) for group in self.param_groups if id(group) in found]
 
     def zero_grad(self) -> None:
         """Forget every gradient (they become None, and their memory is free)."""

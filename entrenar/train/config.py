@@ -185,6 +185,12 @@ class Observe(Section):
         "that follows the spike",
         choices=("warn", "stop", "rollback"),
     )
+    verify_every: int = option(
+        0,
+        help="steps between those that are computed again, by other threads on other cores, to the same bits or the "
+        "run ends: finds CPUs and memory that compute wrongly; 0 is never",
+        minimum=0,
+    )
 
 
 @dataclass
@@ -229,6 +235,11 @@ class TrainConfig:
             )
         self._check_observe()
         self._check_monitor()
+        if self.observe.verify_every > t.steps:
+            raise ConfigError(
+                f"observe.verify_every is {self.observe.verify_every}, expected at most training.steps = {t.steps}: no "
+                "step would be verified."
+            )
         if s.min_lr > t.learning_rate:
             raise ConfigError(
                 f"lr_schedule.min_lr is {s.min_lr}, expected at most training.learning_rate = {t.learning_rate}."

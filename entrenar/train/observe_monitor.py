@@ -300,7 +300,8 @@ PAST = 128  # steps before a resume that are learned from
 
 def _seen(report: StepReport, now: float) -> Step:
     r = report
-    return Step(r.step, now, r.seconds, r.loss, r.grad_norm, r.tokens, r.phases, r.resources)
+    seconds = r.seconds - r.phases.get("verify", 0.0)  # a verified step is no slow one
+    return Step(r.step, now, seconds, r.loss, r.grad_norm, r.tokens, r.phases, r.resources)
 
 
 def _emit(found: Anomaly) -> None:

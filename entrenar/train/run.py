@@ -98,6 +98,7 @@ def summary_rows(trainer: Trainer, trainable: str, needed: MemoryEstimate) -> di
         f"{sum(len(batch.tokens) for batch in held_out)} rows"
         if held_out
         else "nothing",
+        **({} if trainer.verifier is None else {"verified": trainer.verifier.cost()}),
         "steps": f"{t.steps} of {t.batch_size * t.gradient_accumulation} x {t.sequence_length} tokens",
     }
 

@@ -7,7 +7,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from entrenar.adapters.base import set_training
 from entrenar.autograd import Tensor, manual_seed, random
 from entrenar.data import Batch, DataLoader
 from entrenar.distributed import Communicator, LocalCommunicator
-from entrenar.errors import ConfigError, NumericsError
+from entrenar.errors import ConfigError, CorruptionError, NumericsError
 from entrenar.io.rendering import today
 from entrenar.models.api import LLaMAModel
 from entrenar.observe.events import span
@@ -31,7 +31,9 @@ from entrenar.train.diagnose import first_nonfinite, first_nonfinite_weight
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.fingerprint import fingerprint
 from entrenar.train.step import StepReport
+from entrenar.train.verify import Verifier
 
+UNWATCHED: AbstractContextManager[object] = nullcontext()
 SPAN_ATTRIBUTES = ("loss", "learning_rate", "grad_norm", "tokens", "trained_tokens")  # of a step's span: its report's
 
 
@@ -65,6 +67,11 @@ class Trainer:
         self.schedule = self.config.make_schedule(self.optimizer)
         self.step = 0
         self.saved = 0  # the step of the checkpoint on disk
+        every = self.config.observe.verify_every
+        self.verifier = Verifier(self.model, every) if every else None
+        self._watch = UNWATCHED  # around forward and backward
+        self._verifying = False  # the step under way is verified
+        self._again = False  # what is computed has been computed before in this step
         self._back: Path | None = None  # the checkpoint to which the run goes back before its next step
         manual_seed(t.seed)
         self.run_id, self.date = self.communicator.broadcast((uuid.uuid4().hex, today()))
@@ -145,13 +152,8 @@ class Trainer:
         random.set_step(self.step)
         with self._phase("data"):
             batches, tokens, trained = self._next_batches()
-        loss = 0.0
-        for batch in batches:
-            if batch.trained_tokens:
-                share = self._forward(batch, trained)
-                loss += share.item()
-                self._backward(share)
-        loss = self._reduce(loss)
+        self._verifying = self.verifier is not None and self.verifier.is_due(self.step + 1)
+        loss = self._reduce(self._gradients(batches, trained))
         norm, scale = self._clip()
         rate = self.optimizer.lr
         self._update(scale)
@@ -170,16 +172,77 @@ class Trainer:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         """A part of a step: told to the callbacks, a span, and its seconds summed over the micro-batches."""
+        if self._again:
+            yield
+            return
         self._tell("on_phase", name)
-        started = time.perf_counter()
+        started, verified = time.perf_counter(), self._seconds.get("verify", 0.0)
         with span(name):
             yield
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+        inside = self._seconds.get("verify", 0.0) - verified  # counted already
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started - inside
+
+    def _gradients(self, batches: list[Batch], trained: int) -> float:
+        """Add the gradients of this rank's micro-batches, verified where that is due; the sum of their losses."""
+        if self.verifier is None or not self._verifying:
+            return self._passes(batches, trained)
+
+        def watched(recording: AbstractContextManager[object]) -> float:
+            self._watch = recording
+            try:
+                return self._passes(batches, trained)
+            finally:
+                self._watch = UNWATCHED
+
+        with self._agreed():
+            return self.verifier.gradients(self.step + 1, self.parameters, watched, self._repeat)
+
+    @contextmanager
+    def _repeat(self) -> Iterator[None]:
+        """Around what is computed once more: one phase, whatever the parts."""
+        with self._phase("verify"):
+            self._again = True
+            try:
+                yield
+            finally:
+                self._again = False
+
+    @contextmanager
+    def _agreed(self) -> Iterator[None]:
+        """Around what each rank verifies: a CorruptionError of one is raised in all, with what is kept."""
+        error: CorruptionError | None = None
+        try:
+            yield
+        except CorruptionError as raised:
+            error = raised
+        ranks = np.array([error is not None], np.int64)
+        self.communicator.all_reduce(ranks)
+        if not ranks[0]:
+            return
+        assert self.verifier is not None
+        if error is None:
+            error = CorruptionError(f"Silent data corruption in step {self.step + 1}, on another rank.")
+        kept = f"{self.checkpoint_directory}/step-{self.saved} is kept" if self.saved else "there is no checkpoint"
+        error.args = (
+            f"{error} Nothing is written of this step or after it; {kept}, and the last step verified was "
+            f"{self.verifier.clean or 'none'}. Test the CPU and the memory of this machine before it trains on.",
+        )
+        raise error
+
+    def _passes(self, batches: list[Batch], trained: int) -> float:
+        loss = 0.0
+        for batch in batches:
+            if batch.trained_tokens:
+                share = self._forward(batch, trained)
+                loss += share.item()
+                self._backward(share)
+        return loss
 
     def _forward(self, batch: Batch, trained: int) -> Tensor:
         """The loss of a micro-batch, as its share of the step's loss over `trained` tokens."""
         with self._phase("forward"):
-            loss = self.model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, divisor=trained)
+            with self._watch:
+                loss = self.model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, divisor=trained)
             if not math.isfinite(loss.item()):
                 raise NumericsError(
                     f"The loss of step {self.step + 1} is {loss.item()}: {first_nonfinite(self.model, batch)} is not "
@@ -189,7 +252,7 @@ class Trainer:
 
     def _backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's loss."""
-        with self._phase("backward"):
+        with self._phase("backward"), self._watch:
             loss.backward()
 
     def _reduce(self, loss: float) -> float:
@@ -212,14 +275,25 @@ class Trainer:
         """The joint norm of the gradients, and the factor by which the update scales them down."""
         with self._phase("clip"):
             try:
-                norm = grad_norm(self.parameters)
+                norm = self._norm()
             except NumericsError as error:
                 raise NumericsError(f"Step {self.step + 1}: {error}") from error
             return norm, clip_factor(norm, self.config.training.max_grad_norm)
 
+    def _norm(self) -> float:
+        if self.verifier is None or not self._verifying:
+            return grad_norm(self.parameters)
+        with self._agreed():
+            return self.verifier.norm(self.step + 1, lambda: grad_norm(self.parameters), self._repeat)
+
     def _update(self, scale: float) -> None:
         with self._phase("optimizer"):
-            self.optimizer.step(scale)
+            if self.verifier is None or not self._verifying:
+                self.optimizer.step(scale)
+            else:
+                with self._agreed():
+                    self.verifier.update(self.step + 1, self.optimizer, scale, self._repeat)
+                self.verifier.clean = self.step + 1
             self.optimizer.zero_grad()
             self.schedule.step()
             self.step += 1

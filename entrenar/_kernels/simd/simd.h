@@ -2,6 +2,7 @@
 #pragma once
 #include "activation.h"
 #include "attention.h"
+#include "digest.h"
 #include "dropout.h"
 #include "elementwise.h"
 #include "gemm.h"
@@ -23,6 +24,7 @@ typedef struct simd_table {
     int vector_floats;  // floats in one vector register as this tier uses it
     const activation_ops *activation;
     const attention_ops *attention;
+    const digest_ops *digest;
     const dropout_ops *dropout;
     const elementwise_ops *elementwise;
     const gemm_ops *gemm;

@@ -1,6 +1,7 @@
 # Made from the header by scripts/simd_pxd.py.
 from entrenar._kernels.simd.activation cimport activation_ops
 from entrenar._kernels.simd.attention cimport attention_ops
+from entrenar._kernels.simd.digest cimport digest_ops
 from entrenar._kernels.simd.dropout cimport dropout_ops
 from entrenar._kernels.simd.elementwise cimport elementwise_ops
 from entrenar._kernels.simd.gemm cimport gemm_ops
@@ -22,6 +23,7 @@ cdef extern from "simd/simd.h" nogil:
         int vector_floats
         const activation_ops* activation
         const attention_ops* attention
+        const digest_ops* digest
         const dropout_ops* dropout
         const elementwise_ops* elementwise
         const gemm_ops* gemm

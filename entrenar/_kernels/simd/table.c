@@ -7,6 +7,7 @@
 
 extern const activation_ops TIERED(activation_table);
 extern const attention_ops TIERED(attention_table);
+extern const digest_ops TIERED(digest_table);
 extern const dropout_ops TIERED(dropout_table);
 extern const elementwise_ops TIERED(elementwise_table);
 extern const gemm_ops TIERED(gemm_table);
@@ -26,6 +27,7 @@ const simd_table TIERED(simd_table) = {
     .vector_floats = VLEN,
     .activation = &TIERED(activation_table),
     .attention = &TIERED(attention_table),
+    .digest = &TIERED(digest_table),
     .dropout = &TIERED(dropout_table),
     .elementwise = &TIERED(elementwise_table),
     .gemm = &TIERED(gemm_table),

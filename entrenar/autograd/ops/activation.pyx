@@ -13,7 +13,7 @@ from entrenar._kernels.activation cimport (
 )
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.simd.activation cimport activation_backward, activation_forward
-from entrenar.autograd.tape cimport grad_buffer, grad_pointer, record, takes_grad, wants_grad
+from entrenar.autograd.tape cimport computed, grad_buffer, grad_pointer, record, takes_grad, wants_grad
 from entrenar.autograd.arguments cimport checked_cap, checked_number
 from entrenar.autograd.tensor cimport Node, Tensor, alias, as_tensor, check_float32, new_like, same_shape
 
@@ -56,7 +56,7 @@ cdef Tensor mapped(object x, str op, activation_forward function, activation_bac
         node.slope = slope
         node.x_or_y = alias(out) if saves_output else a
         record(out, node, (a,))
-    return out
+    return computed(out, op, None)
 
 
 def relu(x):
@@ -134,7 +134,7 @@ cdef Tensor with_parameter(object x, float parameter, str op, parameter_map func
         node.slope, node.parameter = slope, parameter
         node.x_or_y = alias(out) if saves_output else a
         record(out, node, (a,))
-    return out
+    return computed(out, op, None)
 
 
 def pow(x, exponent):
@@ -190,7 +190,7 @@ cdef Tensor gated(object gate, object up, str op, gated_kernel function, gated_s
         node.function, node.slopes = function, slopes
         node.gate, node.up = g, u
         record(out, node, (g, u))
-    return out
+    return computed(out, op, None)
 
 
 def swiglu(gate, up):

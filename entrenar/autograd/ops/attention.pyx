@@ -8,7 +8,7 @@ from libc.stdlib cimport free, malloc
 from entrenar._kernels.attention cimport (
     Attention, AttentionGradients, Heads, Segment, attention_backward, attention_forward,
 )
-from entrenar.autograd.tape cimport add_grad, grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tape cimport add_grad, computed, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.arguments cimport checked_array, checked_cap, checked_flag, checked_integer, checked_number
 from entrenar.autograd.tensor cimport (
     Node, Tensor, alias, as_tensor, check_float32, new_like, new_vector, same_shape, shape_str,
@@ -227,7 +227,7 @@ def attention(q, k, v, cu_seqlens=None, scale=None, causal=True, cu_seqlens_k=No
         node.q, node.k, node.v, node.out = a, b, c, alias(out)
         node.row_max, node.inverse_row_sum = row_max, inverse_row_sum
         record(out, node, (a, b, c))
-    return out
+    return computed(out, "attention", None)
 
 
 def cached_attention(q, key_cache, value_cache, length, scale=None, window=None, softcap=None):
@@ -260,4 +260,4 @@ def cached_attention(q, key_cache, value_cache, length, scale=None, window=None,
         status = attention_forward(out.data, row_max.data, inverse_row_sum.data, &problem)
     if status < 0:
         out_of_memory("cached_attention", a)
-    return out
+    return computed(out, "cached_attention", None)

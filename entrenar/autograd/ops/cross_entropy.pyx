@@ -13,7 +13,7 @@ from entrenar._kernels.simd.matrix_view cimport matrix_view
 from entrenar.autograd.ops.embedding cimport checked_indices
 from entrenar.autograd.ops.matmul cimport check_scratch, checked_input, matrix_view_of
 from entrenar.autograd.quantized cimport QuantizedTensor
-from entrenar.autograd.tape cimport give_grad, grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tape cimport computed, give_grad, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.arguments cimport checked_cap, checked_integer, checked_number
 from entrenar.autograd.tensor cimport (
     MAX_DIMS, Node, Tensor, as_tensor, check_float32, new_like, new_matrix, new_scalar, new_tensor, new_vector,
@@ -123,7 +123,7 @@ def cross_entropy(logits, targets, ignore_index=-100, reduction="mean"):
         node.per_row = reduction == "none"
         node.logits, node.lse, node.targets = x, lse, flat
         record(out, node, (x,))
-    return out
+    return computed(out, "cross_entropy", None)
 
 
 # ---------------------------------------------------------------- the head and its loss as one
@@ -246,4 +246,4 @@ def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean"
         node = LinearCrossEntropyNode.__new__(LinearCrossEntropyNode)
         node.dx, node.dw, node.rows = dx, dw, counted
         record(out, node, (t, w))
-    return out
+    return computed(out, "linear_cross_entropy", weight)

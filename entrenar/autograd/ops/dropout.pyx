@@ -3,7 +3,7 @@ from libc.stdint cimport uint64_t
 
 from entrenar._kernels.dropout cimport dropout_forward
 from entrenar.autograd.random cimport next_stream, random_key
-from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tape cimport computed, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.arguments cimport checked_flag, checked_number
 from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like
 
@@ -50,4 +50,4 @@ def dropout(x, p=0.5, training=True):
         node.key = key
         node.stream = stream
         record(out, node, (a,))
-    return out
+    return computed(out, "dropout", None)

@@ -3,7 +3,7 @@ from libc.string cimport memcmp
 
 from entrenar._kernels.elementwise cimport ADD, DIV, MUL, SUB, Binary, Broadcast, binary, plan_broadcast, scale
 from entrenar.autograd.ops.reduce cimport sum_to
-from entrenar.autograd.tape cimport add_grad, grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tape cimport add_grad, computed, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, check_dtype, check_float32, new_like, \
     new_tensor, same_shape, shape_str
 
@@ -141,7 +141,7 @@ cdef Tensor _binary(Binary op, object x, object y, str name):
             node.a = a if b.needs_grad else None
             node.b = b if a.needs_grad or op == DIV else None
             record(out, node, (a, b))
-    return out
+    return computed(out, name, None)
 
 
 def add(a, b):
@@ -177,4 +177,4 @@ def neg(x):
     if wants_grad(a):
         node = NegNode.__new__(NegNode)
         record(out, node, (a,))
-    return out
+    return computed(out, "neg", None)

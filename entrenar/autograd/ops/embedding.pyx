@@ -7,7 +7,7 @@ from entrenar._kernels.embedding cimport embedding_backward, embedding_forward
 from entrenar._kernels.simd.matrix_view cimport matrix_view
 from entrenar.autograd.ops.matmul cimport matrix_view_of
 from entrenar.autograd.quantized cimport QuantizedTensor
-from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tape cimport computed, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.arguments cimport checked_array, checked_integer
 from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, as_tensor, new_tensor
 
@@ -85,4 +85,4 @@ def embedding(tokens, weight, padding=None):
         node.padding = -1 if padding is None else padding
         node.tokens = flat
         record(out, node, (w,))
-    return out
+    return computed(out, "embedding", weight)

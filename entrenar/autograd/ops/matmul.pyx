@@ -28,7 +28,7 @@ from entrenar.autograd.random cimport next_stream, random_key
 from entrenar.autograd.ops.elementwise cimport add_rows
 from entrenar.autograd.ops.reduce cimport sum_to
 from entrenar.autograd.tape cimport (
-    grad_buffer, grad_pointer, needs_output, record, save_for_backward, saved_tensor, takes_grad,
+    computed, grad_buffer, grad_pointer, needs_output, record, save_for_backward, saved_tensor, takes_grad,
     wants_grad,
 )
 from entrenar.autograd.arguments cimport checked_number
@@ -184,6 +184,7 @@ cdef list linears(object x, list weights, list biases, list updates, str op):
             record_linear(<Tensor> outputs[i], t, weights[i], <Tensor> biases[i])
         else:
             add_low_rank(<Tensor> outputs[i], t, weights[i], <Tensor> biases[i], <LowRankUpdate> updates[i])
+        computed(<Tensor> outputs[i], "linear" if updates[i] is None else "lora_linear", weights[i])
     return outputs
 
 
@@ -490,7 +491,7 @@ cdef Tensor product(Tensor a, Tensor b):
         node.batch = batch
         node.a, node.b = a, b
         record(out, node, (a, b))
-    return out
+    return computed(out, "matmul", None)
 
 
 def matmul(a, b):

@@ -6,7 +6,7 @@ from entrenar._kernels.norm cimport (
     rms_norm_forward,
 )
 from entrenar.autograd.ops.matmul cimport check_scratch
-from entrenar.autograd.tape cimport grad_pointer, record, wants_grad
+from entrenar.autograd.tape cimport computed, grad_pointer, record, wants_grad
 from entrenar.autograd.arguments cimport checked_number
 from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, new_vector
 
@@ -74,7 +74,7 @@ def rms_norm(x, weight, eps=1e-5):
         node.recomputes = True
         node.x, node.weight, node.rstd = a, w, rstd
         record(out, node, (a, w))
-    return out
+    return computed(out, "rms_norm", w)
 
 
 cdef class LayerNormNode(Node):
@@ -123,4 +123,4 @@ def layer_norm(x, weight=None, bias=None, eps=1e-5):
         node = LayerNormNode.__new__(LayerNormNode)
         node.x, node.weight, node.mean, node.rstd = a, w, mean, rstd
         record(out, node, (a, w, b))
-    return out
+    return computed(out, "layer_norm", w)

@@ -1,7 +1,7 @@
 """sum, mean and max along axes. Sums accumulate in float64; the same bits for any number of threads."""
 from entrenar._kernels.elementwise cimport DIV, EQUAL, MUL, Binary, Broadcast, binary, plan_broadcast
 from entrenar._kernels.reduce cimport MAX, SUM, Reduction, reduce_axis
-from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tape cimport computed, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.arguments cimport checked_flag
 from entrenar.autograd.tensor cimport (
     MAX_DIMS, Node, Tensor, alias, as_tensor, check_float32, new_like, new_tensor, new_vector, shape_str,
@@ -176,7 +176,7 @@ cdef Tensor _sum(object x, object axis, object keepdims, str op, bint mean):
         node.mask = mask
         node.divisor = as_tensor(divisor)
         record(out, node, (a,))
-    return out
+    return computed(out, op, None)
 
 
 def sum(x, axis=None, keepdims=False):
@@ -211,4 +211,4 @@ def max(x, axis=None, keepdims=False):
         node.mask = mask
         node.x, node.y = a, alias(out)
         record(out, node, (a,))
-    return out
+    return computed(out, "max", None)

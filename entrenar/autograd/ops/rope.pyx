@@ -7,7 +7,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t
 
 from entrenar._kernels.rope cimport rope_rotate
-from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tape cimport computed, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.arguments cimport checked_array, checked_integer
 from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, new_like, same_shape, shape_str
 
@@ -130,4 +130,4 @@ def rope(x, cos, sin, positions=None, partial=False):
         node.positions = index
         node.cos, node.sin = c, s
         record(out, node, (a,))
-    return out
+    return computed(out, "rope", None)

@@ -1,7 +1,7 @@
 """reshape, transpose, slice and concatenate. reshape shares memory; the others copy."""
 from entrenar._kernels.elementwise cimport fill
 from entrenar._kernels.shape cimport strided_copy
-from entrenar.autograd.tape cimport add_grad, grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tape cimport add_grad, computed, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.tensor cimport MAX_DIMS, Node, Tensor, alias_as, as_tensor, check_float32, new_tensor, shape_str
 
 import builtins
@@ -130,7 +130,7 @@ def transpose(x, axes=None):
         strided_copy(out.data, out_strides, a.data, permuted, a.ndim, dims, False)
     if wants_grad(a):
         record(out, node, (a,))
-    return out
+    return computed(out, "transpose", None)
 
 
 # ---------------------------------------------------------------------- slice
@@ -212,7 +212,7 @@ def slice(x, index):
         strided_copy(out.data, out_strides, a.data + node.offset, node.strides, ndim, dims, False)
     if wants_grad(a):
         record(out, node, (a,))
-    return out
+    return computed(out, "slice", None)
 
 
 # ---------------------------------------------------------------------- concatenate
@@ -281,4 +281,4 @@ def concatenate(tensors, axis=0):
         node.axis = i
         node.lengths = [item.shape[i] for item in parts]
         record(out, node, tuple(parts))
-    return out
+    return computed(out, "concatenate", None)

@@ -6,7 +6,7 @@ from entrenar._kernels.softmax cimport (
     softmax_forward,
 )
 from entrenar.autograd.ops.shape import transpose
-from entrenar.autograd.tape cimport grad_buffer, record, takes_grad, wants_grad
+from entrenar.autograd.tape cimport computed, grad_buffer, record, takes_grad, wants_grad
 from entrenar.autograd.arguments cimport checked_integer
 from entrenar.autograd.tensor cimport Node, Tensor, alias, as_tensor, check_float32, new_like
 
@@ -46,7 +46,7 @@ cdef Tensor last_axis(Tensor x, bint is_log):
         node.is_log = is_log
         node.y = alias(out)
         record(out, node, (x,))
-    return out
+    return computed(out, "log_softmax" if is_log else "softmax", None)
 
 
 cdef object any_axis(object x, object wanted, str op, bint is_log):
