@@ -12,7 +12,7 @@ ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
 
 .PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
 	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
-	imports observability release coverage family-table profile-llama-anomaly
+	imports observability release coverage family-table profile-llama profile-llama-anomaly
 
 help:  ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -109,6 +109,9 @@ coverage:  ## which lines of Python, Cython and C the unit and gradient tests ru
 release:  ## make the sdist and the wheel in dist/, install the wheel in a fresh environment and use it
 	$(PYTHON) -m pip install -q '.[dev]'
 	$(PYTHON) scripts/release.py
+
+profile-llama: build  ## which system calls a training run makes, how long they take and why (SECONDS=6; needs strace)
+	PYTHONPATH="$(CURDIR)" $(PYTHON) scripts/profile_llama.py --seconds $(or $(SECONDS),6)
 
 profile-llama-anomaly: build  ## train the example watched, then say what was slow or unusual, and why (STEPS=60)
 	@$(PYTHON) -c 'import importlib.util, sys; sys.exit(0 if importlib.util.find_spec("sklearn") else \

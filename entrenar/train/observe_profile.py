@@ -22,7 +22,7 @@ from entrenar.observe.profile import PHASES, Counts, Profile
 from entrenar.train.callbacks import Callback
 from entrenar.train.config import Observe
 from entrenar.train.folder import PROFILE, PROFILES
-from entrenar.train.report import remarks
+from entrenar.train.report import remarks, wide
 from entrenar.train.step import StepReport
 from entrenar.train.trainer import Trainer
 
@@ -154,7 +154,7 @@ def show(console: Console, profile: Profile) -> None:
         rest = rows[ROWS:]
         calls, seconds = sum(row.calls for row in rest), sum(row.seconds for row in rest)
         table.add_row(f"{len(rest)} more", f"in {PROFILE}", str(calls), f"{seconds:.3f}", "", "", "")
-    console.print(table, width=max(console.width, WIDTH), crop=False, soft_wrap=True)
+    wide(console, table, WIDTH)
     remarks(console, lines(profile))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,14 @@ def remarks(console: Console, sentences: Iterable[str]) -> None:
     """Plain lines: what a user must know of the input."""
     for sentence in sentences:
         console.print(escape(printable(sentence)), soft_wrap=True)
+
+
+def wide(console: Console, table: Table, columns: int) -> None:
+    """A table of at least `columns`, whole: a narrower output wraps its lines."""
+    text = io.StringIO()
+    Console(file=text, width=max(columns, console.width)).print(table)
+    lines = (line.rstrip() for line in text.getvalue().splitlines())
+    console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
 
 def printable(text: str) -> str:
