@@ -30,6 +30,7 @@ ENTRIES = (
     "scaling",
     "contention",
     "quality",
+    "observe",
 )
 INSTALL = {"torch": "pip install torch==2.13.0", "xllamacpp": "pip install xllamacpp"}  # the rest is the extra
 DEFAULT_INSTALL = "pip install '.[peers]'"

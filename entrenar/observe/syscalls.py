@@ -248,7 +248,7 @@ def _input_output(lines: Sequence[Line], window: float) -> tuple[float, str]:
         advice = "put it on a faster disk, or use it less often"
     return seconds, (
         f"I/O holds the run up for {_share(seconds, window)}; most is {worst.name} for {worst.cause} "
-        f"({worst.seconds:.3f} s in {worst.calls} calls, in {worst.phase}): {advice}."
+        f"({worst.seconds:.3f} s, {worst.calls} times, in {worst.phase}): {advice}."
     )
 
 

@@ -24,7 +24,7 @@ RECORDED = """\
 10 100.000250 <... futex resumed>) = 0 <0.000250>
 12 100.000300 futex(0x7f2f16be5ae0, FUTEX_WAIT_BITSET_PRIVATE|FUTEX_CLOCK_REALTIME, 0, NULL, FUTEX_BITSET_MATCH_ANY \
 <unfinished ...>
-10 100.100000 openat(AT_FDCWD</home/a b>, "/out/checkpoint/.step-2.x/a.json", O_RDONLY|O_CLOEXEC) = \
+10 100.100000 openat(AT_FDCWD</srv/a b>, "/out/checkpoint/.step-2.x/a.json", O_RDONLY|O_CLOEXEC) = \
 3</out/checkpoint/.step-2.x/a.json> <0.000009>
 10 100.100100 write(3</out/checkpoint/.step-2.x/a.json>, ""..., 38) = 38 <0.000029>
 10 100.100200 fsync(3</out/checkpoint/.step-2.x/a.json>) = 0 <0.200000>

@@ -1,0 +1,151 @@
+"""What observing a run costs: a QLoRA step of the default model with observers on against the same step with none.
+
+Both sides are one trainer in one process, turn and turn about, so that memory lies where it lay. What everything off
+costs is counted: the events of a step that nobody hears, and the branches of its kernels, by the time of one of each.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import Bench, Row, Target, milliseconds
+from models import ALL_LINEARS, ALPHA, RANK
+from timing import clock, timed
+
+PEERS: tuple[str, ...] = ()
+LENGTH, WARM_UP = 512, 2
+TURNS = 3  # as many repetitions as other entries have: the effect is smaller than a step's noise
+MANY = 10_000  # silent events in one measurement
+BRANCH = 2e-9  # seconds of a kernel's two branches that are not taken: a generous bound, below what can be timed
+CASES: dict[str, dict[str, Any]] = {  # options of [observe]
+    "--profile": {"profile": True},
+    "--monitor": {"monitor": True},
+    "--metrics-port": {"metrics_port": 0},
+    "--trace-chrome": {"trace_chrome": "trace.json"},
+}
+EVERYTHING = {name: value for options in CASES.values() for name, value in options.items()}
+
+
+class Run:
+    """A trainer of the default model on random tokens, a step at a time."""
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        from entrenar.data import DataLoader, Sample
+        from entrenar.io.hub import fetch_default_model
+        from entrenar.llama import LLaMAModel
+        from entrenar.lora import LoRAConfig
+        from entrenar.train import TrainConfig, Trainer
+        from entrenar.train.config import Checkpointing, Training
+
+        self.folder = tempfile.TemporaryDirectory()
+        model = LLaMAModel.from_pretrained(fetch_default_model(progress=False))
+        adapter = LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=ALL_LINEARS)
+        adapter.apply(model, 0)
+        rng = np.random.default_rng(0)
+        rows = [rng.integers(0, model.config.vocab_size, LENGTH).astype(np.int32) for _ in range(64)]
+        loader = DataLoader([Sample(row, np.ones(LENGTH, bool)) for row in rows], 1, LENGTH, seed=0)
+        config = TrainConfig(
+            training=Training(steps=10**6, sequence_length=LENGTH, learning_rate=1e-4),
+            checkpointing=Checkpointing(self.folder.name, minutes=0),
+            adapter=adapter,
+        )
+        self.trainer = Trainer(model, config, loader)
+        self.plain = list(self.trainer.callbacks)
+        for _ in range(WARM_UP):
+            self.step({})
+
+    def step(self, options: dict[str, Any]) -> float:
+        """Seconds of one step under observers of these options, which begin before it and end after it, untimed."""
+        from rich.console import Console
+
+        from entrenar.autograd.precision import auto_precision, matmul_precision
+        from entrenar.observe.events import span
+        from entrenar.train.config import Observe
+        from entrenar.train.observers import observers
+
+        trainer, folder = self.trainer, Path(self.folder.name)
+        placed = {name: str(folder / value) if isinstance(value, str) else value for name, value in options.items()}
+        trainer.config.observe = Observe(**placed)
+        found = observers(trainer.config, folder, Console(file=io.StringIO()))
+        trainer.callbacks = [*self.plain, *found]
+        with matmul_precision(auto_precision()), ExitStack() as around:
+            for callback in found:
+                around.enter_context(callback.around_run(trainer))
+            with span("entrenar.run"):
+                for callback in found:
+                    callback.on_run_start(trainer)
+                started = clock()
+                trainer._heard_step()
+                seconds = clock() - started
+                for callback in found:
+                    callback.on_run_end(trainer)
+        return seconds
+
+    def off(self) -> dict[str, float]:
+        """Seconds that a step spends on events which nobody hears, and on its kernels' branches."""
+        from entrenar._kernels import profile
+        from entrenar.observe.events import Metric, Span, Subscriber, metric, span, subscribe, unsubscribe
+
+        class Count(Subscriber):
+            spans = metrics = 0
+
+            def on_span_end(self, span: Span) -> None:
+                self.spans += 1
+
+            def on_metric(self, metric: Metric) -> None:
+                self.metrics += 1
+
+        def spans() -> None:
+            for _ in range(MANY):
+                with span("forward"):
+                    pass
+
+        def metrics() -> None:
+            for _ in range(MANY):
+                metric("entrenar_loss", 1.0, step=1)
+
+        count = Count()
+        profile.reset()
+        profile.enable()
+        subscribe(count)
+        try:
+            self.step({})
+        finally:
+            unsubscribe(count)
+            profile.disable()
+        kernels = sum(calls for calls, *_ in profile.counters().values())
+        events = (count.spans * timed(spans) + count.metrics * timed(metrics)) / MANY
+        return {
+            "spans": count.spans,
+            "metrics": count.metrics,
+            "kernels": kernels,
+            "seconds": events + kernels * BRANCH,
+        }
+
+
+def run(bench: Bench) -> None:
+    """Everything off by count; each kind of observer, and all together, by interleaved steps."""
+    with bench.worker("observe", "Run") as worker:
+        sides = {"off": {}, "everything": EVERYTHING} | ({} if bench.quick else CASES)
+        turns = {name: partial(worker.call, "step", options=options) for name, options in sides.items()}
+        times = bench.interleave(turns, repetitions=TURNS * bench.repetitions)
+        found = worker.call("off")
+        share = [100 * found["seconds"] / seconds for seconds in times.seconds["off"]]
+        row = Row("observe", "everything off, share of a step", share, "%", Target(0.5, at_most=True, tiers=None))
+        row.detail = f"{found['spans']:.0f} spans, {found['metrics']:.0f} metrics, {found['kernels']:.0f} kernels"
+        bench.add(row)
+        for name in sides:
+            if name != "off":
+                cost = [100 * (ratio - 1) for ratio in times.ratios("off", name)]
+                target = Target(2, at_most=True, tiers=None) if name == "everything" else None
+                label = f"{' '.join(CASES)}, cost" if name == "everything" else f"{name}, cost"
+                row = Row("observe", label, cost, "%", target)
+                row.detail = milliseconds(times, ["off", name])
+                bench.add(row)
