@@ -98,9 +98,14 @@ def summary_rows(trainer: Trainer, trainable: str, needed: MemoryEstimate) -> di
         f"{sum(len(batch.tokens) for batch in held_out)} rows"
         if held_out
         else "nothing",
-        **({} if trainer.verifier is None else {"verified": trainer.verifier.cost()}),
+        **({} if trainer.verifier is None else {"verified": trainer.verifier.cost(_step_tokens(trainer))}),
         "steps": f"{t.steps} of {t.batch_size * t.gradient_accumulation} x {t.sequence_length} tokens",
     }
+
+
+def _step_tokens(trainer: Trainer) -> int:
+    t = trainer.config.training
+    return t.batch_size * t.gradient_accumulation * t.sequence_length
 
 
 def execute(

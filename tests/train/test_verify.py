@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +26,15 @@ from entrenar.train import Trainer, verify
 from entrenar.train.config import Observe, TrainConfig, Training
 from entrenar.train.placement import orders
 from entrenar.train.run import summary_rows
-from tests.train.builders import DROPOUT, losses, run_config, trainer_of, weights_hash
+from tests.train.builders import (
+    DROPOUT,
+    losses,
+    run_config,
+    trainer_of,
+    weights_hash,
+    write_examples,
+    write_model,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -275,6 +286,41 @@ def test_the_last_checkpoint_is_kept_and_continues_to_the_bits_of_a_clean_run(tm
     assert weights_hash(rest) == weights_hash(clean)
 
 
+PLANTED = """
+import sys
+from entrenar.autograd import bits
+from entrenar.train import verify
+
+add = verify.Recording.add
+def faulty(self, place, tensor):
+    global left
+    if place.layer == "model.layers.1.mlp.up_proj" and place.direction == "forward" and self.turn == 1:
+        left -= 1
+        if left == 0:
+            bits.flip(tensor, 100, 12)
+    add(self, place, tensor)
+left, verify.Recording.add = 2, faulty
+sys.argv[0] = "entrenar"
+from entrenar.cli.main import main
+main()
+"""
+
+
+def test_the_program_says_one_sentence_and_exits_with_one(tmp_path: Path) -> None:
+    data, model = write_examples(tmp_path / "data.jsonl"), write_model(tmp_path / "model")
+    words = ["finetune", "--model", model, "--data", data, "--steps", "6", "--output", tmp_path / "out"]
+    words += ["--checkpoint-every", "3", "--verify-every", "2", "--sequence-length", "64", "--rank", "4"]
+    done = subprocess.run(
+        [sys.executable, "-c", PLANTED, *map(str, words)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 1
+    said = "error: Silent data corruption in step 4: model.layers.1.mlp.up_proj, lora_linear, forward, of shape "
+    assert done.stderr.splitlines()[-1].startswith(said), done.stderr
+    assert "the first was wrong" in done.stderr
+    assert [path.name for path in (tmp_path / "out" / "checkpoint").glob("step-*")] == ["step-3"]
+    assert not list((tmp_path / "out").glob("adapter*"))
+
+
 # ---------------------------------------------------------------------- options and places
 def test_a_corrupt_rank_ends_every_rank(tmp_path: Path) -> None:
     trainer = verified(tmp_path, 1)
@@ -294,7 +340,9 @@ def test_the_cost_is_said_before_the_first_step(tmp_path: Path) -> None:
 
     trainer = verified(tmp_path, 4)
     rows = summary_rows(trainer, "all", MemoryEstimate({}))
-    assert rows["verified"].startswith("every 4 steps once more, about 25 % more time; hashes at ")
+    assert re.fullmatch(
+        r"every 4 steps once more: about 25 % more time, and [\d.e-]+ s of hashes each", rows["verified"]
+    )
     assert "verified" not in summary_rows(verified(tmp_path, 0), "all", MemoryEstimate({}))
 
 
@@ -315,7 +363,7 @@ def test_where_threads_cannot_be_placed_the_step_is_computed_again_all_the_same(
     trainer = verified(tmp_path, 1)
     trainer.run()
     assert trainer.verifier is not None
-    assert trainer.verifier.cost().endswith("(Operation not permitted)")
+    assert trainer.verifier.cost(48).endswith("(Operation not permitted)")
 
 
 def topology(folder: Path, cores: list[int]) -> Path:
