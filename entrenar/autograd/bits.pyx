@@ -27,8 +27,9 @@ def digest(tensor):
 
 
 def single_difference(first, second):
-    """(element, difference of its words) where two digests are of tensors that differ in one element, else None.
+    """(element, difference of its words) that two digests would have in common if one element differed, else None.
 
+    Several elements may look like one that lies between them: `is_single` tells, once a word there is known.
     The checksums of Huang and Abraham, "Algorithm-Based Fault Tolerance for Matrix Operations", 1984, modulo 2**64.
     """
     change = _signed(first[0] - second[0])
@@ -37,6 +38,19 @@ def single_difference(first, second):
         return None
     element = weighted // change - 1
     return (element, change) if 0 <= element < 1 << 31 else None
+
+
+def is_single(first, second, element, change, word):
+    """Whether what `single_difference` found is all that differs, `word` being what the second has at the element."""
+    change = _square(word + change, element) - _square(word, element)
+    return 0 <= element and (first[2] - second[2] - change) % MODULUS == 0
+
+
+cdef object _square(object word, object at):
+    """What a word adds to the third sum (simd/digest.c)."""
+    x = (word ^ (at * 0x9E3779B1)) & 0xFFFFFFFF
+    x = ((x ^ x >> 15) * 0x2C1B3C6D) & 0xFFFFFFFF
+    return (x ^ x >> 12) ** 2
 
 
 def word(tensor, element):

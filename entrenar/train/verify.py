@@ -342,7 +342,9 @@ def _words(
     words = []
     for digest in digests:
         change = None if digest is None else bits.single_difference(digest, last)
-        if digest != last and (change is None or change[0] != third.wanted[1]):
+        if digest is None or (digest != last and (change is None or change[0] != third.wanted[1])):
+            return (), None
+        if change is not None and not bits.is_single(digest, last, *change, third.word):
             return (), None
         words.append(third.word + (change[1] if change else 0))
     index = np.unravel_index(third.wanted[1], result.shape) if result.shape else ()

@@ -60,19 +60,25 @@ def test_one_different_element_is_found_with_its_difference(size: int) -> None:
         after = bits.digest(tensor)
         assert bits.word(tensor, element) == word ^ 1 << bit
         assert bits.single_difference(after, before) == (element, (word ^ 1 << bit) - word)
+        assert bits.is_single(after, before, element, (word ^ 1 << bit) - word, word)
 
 
 def test_two_different_elements_are_never_taken_for_one_alone() -> None:
     rng = np.random.default_rng(0)
-    for _ in range(300):
-        tensor = random(1000)
+    candidates = 0
+    for trial in range(300):
+        tensor = Tensor(np.ones(1000))
+        first, second = (int(i) for i in rng.choice(1000, 2, replace=False))
         before = bits.digest(tensor)
-        first, second = rng.choice(1000, 2, replace=False)
-        for element in (first, second):
-            bits.flip(tensor, int(element), int(rng.integers(32)))
-        found = bits.single_difference(bits.digest(tensor), before)
-        assert bits.digest(tensor) != before
-        assert found is None or found[0] not in (first, second) or found[1] != 0
+        for element in (first, second):  # by the same amount in half of the trials: the sums are those of one between
+            bits.flip(tensor, element, 5 if trial % 2 else int(rng.integers(32)))
+        after = bits.digest(tensor)
+        assert after != before
+        found = bits.single_difference(after, before)
+        if found is not None and found[0] < 1000:
+            candidates += 1
+            assert not bits.is_single(after, before, *found, bits.word(Tensor(np.ones(1)), 0))
+    assert candidates > 50
 
 
 def test_equal_tensors_have_no_difference_and_zeros_of_both_signs_are_not_equal() -> None:

@@ -240,6 +240,22 @@ def test_a_bit_that_changes_in_memory_between_operations_is_found_where_it_is_re
     assert caught.value.element is None  # a whole row of the product
 
 
+def test_two_elements_that_differ_alike_are_not_said_to_be_one_between_them(tmp_path: Path) -> None:
+    def flip(recording: verify.Recording, place: verify.Place, tensor: Tensor) -> None:
+        if place == verify.Place("model.layers.0.mlp.up_proj", "linear", "forward") and recording.turn == 2:
+            for element in (10, 20):
+                value = tensor.numpy().reshape(-1)
+                value[element] = 1.0
+                bits.flip(tensor, element, 3)
+        elif place == verify.Place("model.layers.0.mlp.up_proj", "linear", "forward"):
+            tensor.numpy().reshape(-1)[[10, 20]] = 1.0
+
+    with planted(flip), pytest.raises(CorruptionError) as caught:
+        verified(tmp_path, 1).run()
+    assert (caught.value.layer, caught.value.operation) == ("model.layers.0.mlp.up_proj", "linear")
+    assert (caught.value.element, caught.value.words, caught.value.wrong) == (None, (), 2)
+
+
 def test_where_all_computations_differ_none_is_blamed(tmp_path: Path) -> None:
     def flip(recording: verify.Recording, place: verify.Place, tensor: Tensor) -> None:
         if place.operation == "swiglu" and recording.turn in (1, 2):
