@@ -25,6 +25,8 @@ cdef enum:
     FORWARD_UNITS = 32           # independent blocks of forward to aim at: where there are fewer, they are smaller
     BACKWARD_UNITS = 32          # independent units of backward to aim at; never depends on the number of threads
     SPLIT_ROWS = 4 * ATTENTION_ROWS  # fewest query rows of a unit of backward, when a head is split
+    FEW_ROWS = 12                # query rows that meet a kv tile but once: a copy of it does not pay
+    ALIASED = 1024               # floats at whose multiples rows of keys evict one another from L1
 
 cdef int ATTENTION_FORWARD = register("attention_forward")
 cdef int ATTENTION_BACKWARD = register("attention_backward")
@@ -32,8 +34,12 @@ cdef int ATTENTION_BACKWARD = register("attention_backward")
 # The tiles lie in the thread's part of the scratch; rows of (., ld) are padded to whole vectors.
 ctypedef struct KVTile:
     Py_ssize_t ld
-    float* key                   # (KEYS, ld)
-    float* value                 # (KEYS, ld)
+    float* key_copy              # (KEYS, ld)
+    float* value_copy            # (KEYS, ld)
+    const float* key             # (KEYS, key_ld): the copy, or where they lie
+    const float* value           # (KEYS, value_ld)
+    Py_ssize_t key_ld
+    Py_ssize_t value_ld
     float* scores                # (KEYS, ROWS)  becomes p
 
 ctypedef struct KVGradients:     # of a kv tile, from all q tiles of a block
@@ -79,8 +85,10 @@ cdef inline float* take(float** cursor, Py_ssize_t floats) noexcept nogil:
 
 cdef void place_kv(KVTile* kv, float** cursor, Py_ssize_t dim) noexcept nogil:
     kv.ld = round_up(dim, 16)
-    kv.key = take(cursor, ATTENTION_KEYS * kv.ld)
-    kv.value = take(cursor, ATTENTION_KEYS * kv.ld)
+    kv.key_copy = take(cursor, ATTENTION_KEYS * kv.ld)
+    kv.value_copy = take(cursor, ATTENTION_KEYS * kv.ld)
+    kv.key, kv.value = kv.key_copy, kv.value_copy
+    kv.key_ld = kv.value_ld = kv.ld
     kv.scores = take(cursor, ATTENTION_KEYS * ATTENTION_ROWS)
 
 
@@ -192,8 +200,20 @@ cdef inline attention_rows key_rows(const Attention* a, Py_ssize_t first, Py_ssi
 cdef void copy_kv(KVTile* kv, const Attention* a, Py_ssize_t start, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
     """The keys and values [first, first + keys) of one head, whose first ones are at `start` of k and v."""
     cdef attention_rows view = key_rows(a, first, keys)
-    simd.attention.gather(kv.key, kv.ld, a.k + start, &view)
-    simd.attention.gather(kv.value, kv.ld, a.v + start, &view)
+    simd.attention.gather(kv.key_copy, kv.ld, a.k + start, &view)
+    simd.attention.gather(kv.value_copy, kv.ld, a.v + start, &view)
+
+
+cdef void point_kv(KVTile* kv, const Attention* a, Py_ssize_t start, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
+    """The same without a copy, for few query rows and whole vectors."""
+    cdef attention_rows view = key_rows(a, first, keys)
+    kv.value, kv.value_ld = a.v + start + first * view.stride, view.stride
+    if view.stride % ALIASED == 0:
+        simd.attention.gather(kv.key_copy, kv.ld, a.k + start, &view)
+    else:
+        kv.key, kv.key_ld = a.k + start + first * view.stride, view.stride
+        simd.attention.prefetch(kv.key, &view)
+    simd.attention.prefetch(kv.value, &view)
 
 
 cdef inline attention_tile score_tile(KVTile* kv, QTile* q, Py_ssize_t first, Py_ssize_t keys,
@@ -219,10 +239,11 @@ cdef inline void scores_of(float* scores, const float* key, const float* query_t
     simd.skinny.multiply(&s)
 
 
-cdef inline void rows_from_keys(float* out, const float* p, const float* value, Py_ssize_t ld, Py_ssize_t rows,
-                                Py_ssize_t columns, Py_ssize_t keys, const float* beta) noexcept nogil:
-    """out (ROWS, ld) = diag(beta) out + p^T value, p (keys, ROWS), value (keys, ld)"""
-    cdef skinny_args s = skinny_args(c=out, ldc=ld, a=p, rs_a=1, cs_a=ATTENTION_ROWS, b=value, ldb=ld,
+cdef inline void rows_from_keys(float* out, const float* p, const float* value, Py_ssize_t ld, Py_ssize_t value_ld,
+                                Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t keys,
+                                const float* beta) noexcept nogil:
+    """out (ROWS, ld) = diag(beta) out + p^T value, p (keys, ROWS), value (keys, value_ld)"""
+    cdef skinny_args s = skinny_args(c=out, ldc=ld, a=p, rs_a=1, cs_a=ATTENTION_ROWS, b=value, ldb=value_ld,
                                      m=rows, n=columns, k=keys, beta=beta)
     simd.skinny.multiply(&s)
 
@@ -249,10 +270,10 @@ cdef void forward_tile(ForwardTile* t, KVTile* kv, const Attention* a, Py_ssize_
     """A q tile against the kv tile of the keys [first, first + keys)."""
     cdef Py_ssize_t dim = a.heads.dim
     cdef attention_tile s = score_tile(kv, &t.q, first, keys, a.softcap)
-    scores_of(kv.scores, kv.key, t.q.query_t, kv.ld, keys, t.q.padded_rows, dim)
+    scores_of(kv.scores, kv.key, t.q.query_t, kv.key_ld, keys, t.q.padded_rows, dim)
     simd.attention.softmax_step(&s, t.q.row_max, t.row_sum, t.correction)
-    rows_from_keys(t.out, kv.scores, kv.value, kv.ld, t.q.rows.rows, round_up(dim, simd.vector_floats), keys,
-                   t.correction if first > t.q.first_key else NULL)
+    rows_from_keys(t.out, kv.scores, kv.value, kv.ld, kv.value_ld, t.q.rows.rows, round_up(dim, simd.vector_floats),
+                   keys, t.correction if first > t.q.first_key else NULL)
 
 
 cdef void forward_end(ForwardTile* t, Py_ssize_t ld, float* out, float* row_max, float* inverse_row_sum,
@@ -278,6 +299,7 @@ cdef void forward_block(float* memory, int q_tiles, Py_ssize_t block, Py_ssize_t
     cdef Py_ssize_t start = (s.k_start * a.heads.kv + head) * a.heads.dim, rows = s.q_len * group_of(a)
     cdef Py_ssize_t row = (block - s.first_block) * q_tiles * ATTENTION_ROWS, first, keys, most_keys
     cdef int count = 0, i
+    cdef bint few = rows <= FEW_ROWS and a.heads.dim % simd.vector_floats == 0
     place_forward(&kv, tiles, q_tiles, memory, a.heads.dim)
     while count < q_tiles and row < rows:
         cover(&tiles[count].q, a, s, head, row)
@@ -287,7 +309,10 @@ cdef void forward_block(float* memory, int q_tiles, Py_ssize_t block, Py_ssize_t
     first, most_keys = tiles[0].q.first_key, tiles[count - 1].q.keys
     while first < most_keys:
         keys = min(ATTENTION_KEYS, most_keys - first)
-        copy_kv(&kv, a, start, first, keys)
+        if few:
+            point_kv(&kv, a, start, first, keys)
+        else:
+            copy_kv(&kv, a, start, first, keys)
         for i in range(count):
             if sees(&tiles[i].q, first, keys):
                 forward_tile(&tiles[i], &kv, a, first, min(keys, tiles[i].q.keys - first))
@@ -366,7 +391,7 @@ cdef void backward_dkv(KVGradients* d, const AttentionGradients* wanted, Backwar
 cdef void backward_dq(BackwardTile* t, KVTile* kv, KVGradients* d, Py_ssize_t dim, Py_ssize_t keys,
                       bint accumulate) noexcept nogil:
     """dq (+)= ds^T k"""
-    rows_from_keys(t.dq, d.dp, kv.key, kv.ld, t.q.rows.rows, round_up(dim, simd.vector_floats), keys,
+    rows_from_keys(t.dq, d.dp, kv.key, kv.ld, kv.ld, t.q.rows.rows, round_up(dim, simd.vector_floats), keys,
                    skinny_ones if accumulate else NULL)
 
 

@@ -26,6 +26,11 @@ static void gather(float *tile, ptrdiff_t ld, const float *x, const attention_ro
     }
 }
 
+static void prefetch(const float *x, const attention_rows *view) {
+    for (ptrdiff_t i = 0; i < view->rows; i++, x += view->stride)
+        for (ptrdiff_t j = 0; j < view->dim; j += 16) __builtin_prefetch(x + j, 0, 2);  // L1 is too small for all
+}
+
 static void gather_transposed(float *tile, ptrdiff_t ld, const float *x, const attention_rows *view, float scale) {
     for (ptrdiff_t i = 0; i < view->rows; i += VLEN) {
         const float *row[VLEN];
@@ -129,6 +134,7 @@ static void row_dots(float *dot, const float *a, const float *b, ptrdiff_t ld, p
 
 const attention_ops TIERED(attention_table) = {
     .gather = gather,
+    .prefetch = prefetch,
     .gather_transposed = gather_transposed,
     .scatter = scatter,
     .softmax_step = softmax_step,

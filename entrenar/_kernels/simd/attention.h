@@ -26,6 +26,8 @@ typedef struct attention_tile {
 typedef struct attention_ops {
     // tile (rows, ld) = x, columns padded with zeros to whole vectors
     void (*gather)(float *tile, ptrdiff_t ld, const float *x, const attention_rows *view);
+    // Ask for `rows` rows of `dim` floats, `stride` floats apart
+    void (*prefetch)(const float *x, const attention_rows *view);
     // tile (dim, ld) = scale * x transposed, columns padded with zeros to whole vectors
     void (*gather_transposed)(float *tile, ptrdiff_t ld, const float *x, const attention_rows *view, float scale);
     // x = tile (rows, ld) with row i times factor[i] (NULL: 1), or x += that where accumulate is set

@@ -22,6 +22,7 @@ cdef extern from "simd/attention.h" nogil:
         float softcap
     ctypedef struct attention_ops:
         void (*gather)(float* tile, Py_ssize_t ld, const float* x, const attention_rows* view) noexcept nogil
+        void (*prefetch)(const float* x, const attention_rows* view) noexcept nogil
         void (*gather_transposed)(float* tile, Py_ssize_t ld, const float* x, const attention_rows* view,
                                   float scale) noexcept nogil
         void (*scatter)(float* x, const float* tile, Py_ssize_t ld, const float* factor, const attention_rows* view,
