@@ -270,7 +270,9 @@ cdef void forward_tile(ForwardTile* t, KVTile* kv, const Attention* a, Py_ssize_
     """A q tile against the kv tile of the keys [first, first + keys)."""
     cdef Py_ssize_t dim = a.heads.dim
     cdef attention_tile s = score_tile(kv, &t.q, first, keys, a.softcap)
-    scores_of(kv.scores, kv.key, t.q.query_t, kv.key_ld, keys, t.q.padded_rows, dim)
+    # of up to four rows the lanes behind them hold anything: nothing is read of them
+    scores_of(kv.scores, kv.key, t.q.query_t, kv.key_ld, keys, t.q.rows.rows if t.q.rows.rows <= 4 else t.q.padded_rows,
+              dim)
     simd.attention.softmax_step(&s, t.q.row_max, t.row_sum, t.correction)
     rows_from_keys(t.out, kv.scores, kv.value, kv.ld, kv.value_ld, t.q.rows.rows, round_up(dim, simd.vector_floats),
                    keys, t.correction if first > t.q.first_key else NULL)

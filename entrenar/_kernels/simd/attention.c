@@ -32,18 +32,21 @@ static void prefetch(const float *x, const attention_rows *view) {
 }
 
 static void gather_transposed(float *tile, ptrdiff_t ld, const float *x, const attention_rows *view, float scale) {
-    for (ptrdiff_t i = 0; i < view->rows; i += VLEN) {
+    ptrdiff_t whole = view->rows / VLEN * VLEN;
+    for (ptrdiff_t i = 0; i < whole; i += VLEN) {
         const float *row[VLEN];
-        int lanes = view->rows - i < VLEN ? (int)(view->rows - i) : VLEN;
-        for (int lane = 0; lane < VLEN; lane++) row[lane] = row_of(x, view, i + (lane < lanes ? lane : 0));
-        vf live;
-        for (int lane = 0; lane < VLEN; lane++) live[lane] = lane < lanes ? scale : 0;
+        for (int lane = 0; lane < VLEN; lane++) row[lane] = row_of(x, view, i + lane);
         for (ptrdiff_t j = 0; j < view->dim; j++) {
             vf v;
             for (int lane = 0; lane < VLEN; lane++) v[lane] = row[lane][j];
-            // padded lanes repeat row 0 so that they stay finite, and count for nothing
-            vstore(tile + j * ld + i, lanes == VLEN ? v * scale : vselect(live != 0, v * scale, vset(0)));
+            vstore(tile + j * ld + i, v * scale);
         }
+    }
+    if (whole == view->rows) return;
+    for (ptrdiff_t j = 0; j < view->dim; j++) vstore(tile + j * ld + whole, vset(0));
+    for (ptrdiff_t i = whole; i < view->rows; i++) {
+        const float *row = row_of(x, view, i);
+        for (ptrdiff_t j = 0; j < view->dim; j++) tile[j * ld + i] = row[j] * scale;
     }
 }
 

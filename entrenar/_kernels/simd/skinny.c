@@ -52,8 +52,52 @@ INLINE ptrdiff_t blocks(skinny_args s, ptrdiff_t i, ptrdiff_t j, int rows) {
     return i;
 }
 
+#if VLEN > 4
+// Products of at most NARROW columns: short vectors, of which a core adds more in a cycle; lane by lane the same sums
+enum { NARROW = 4 };
+typedef float narrow __attribute__((vector_size(4 * NARROW)));
+
+INLINE narrow narrow_load(const float *p, ptrdiff_t lanes) {
+    narrow v = {0};
+    memcpy(&v, p, lanes * sizeof(float));
+    return v;
+}
+
+INLINE void narrow_block(skinny_args s, ptrdiff_t i0, int rows) {
+    const ptrdiff_t rs_a = s.rs_a;
+    const float *a = s.a + i0 * rs_a, *b = s.b;
+    narrow sum[MR];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) sum[i] = (narrow){0};
+    for (ptrdiff_t p = 0; p < s.k; p++, a += s.cs_a, b += s.ldb) {
+        narrow row = narrow_load(b, NARROW);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) sum[i] += (a[i * rs_a] - (narrow){0}) * row;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+        float *to = s.c + (i0 + i) * s.ldc;
+        if (s.beta) sum[i] = narrow_load(to, s.n) * s.beta[i0 + i] + sum[i];
+        memcpy(to, &sum[i], s.n * sizeof(float));
+    }
+}
+
+static void multiply_narrow(skinny_args s) {
+    ptrdiff_t i = 0;
+    for (; i + MR <= s.m; i += MR) narrow_block(s, i, MR);
+    for (; i + 4 <= s.m; i += 4) narrow_block(s, i, 4);
+    for (; i < s.m; i++) narrow_block(s, i, 1);
+}
+#endif
+
 static void multiply(const skinny_args *args) {
     const skinny_args s = *args;
+#if VLEN > 4
+    if (s.n <= NARROW) {
+        multiply_narrow(s);
+        return;
+    }
+#endif
     for (ptrdiff_t j = 0; j < s.n; j += NV * VLEN) {
         ptrdiff_t i = blocks(s, 0, j, MR);
         i = blocks(s, i, j, 4);
