@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from entrenar.autograd import Tensor, no_grad
+from entrenar.autograd.ops.attention import write_cache
 from entrenar.errors import ConfigError, NumericsError, ShapeError
 from entrenar.models.generation import Generation
 
@@ -24,16 +25,14 @@ class LayerCache:
     def __init__(self, batch: int, capacity: int, kv_heads: int, head_dim: int) -> None:
         self.keys = Tensor.empty(batch, capacity, kv_heads, head_dim)
         self.values = Tensor.empty(batch, capacity, kv_heads, head_dim)
-        self._keys, self._values = self.keys.numpy(), self.values.numpy()
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Add the keys and values of new tokens; returns what cached_attention takes."""
-        start, end = self.length, self.length + k.shape[1]
-        self._keys[:, start:end] = k.numpy()
-        self._values[:, start:end] = v.numpy()
-        self.length = end
-        return self.keys, self.values, end
+        write_cache(self.keys, self.length, k)
+        write_cache(self.values, self.length, v)
+        self.length += k.shape[1]
+        return self.keys, self.values, self.length
 
 
 def sample(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k: int, top_p: float) -> int:

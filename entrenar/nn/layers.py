@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from entrenar.autograd import LowRankUpdate, Tensor, embedding, grouped_linear, rms_norm
+from entrenar.autograd import LowRankUpdate, Tensor, embedding, grouped_linear, linear, rms_norm
 from entrenar.nn.module import Module, Weight
 
 
@@ -49,7 +49,10 @@ class Linear(Module):
         return y
 
     def __call__(self, x: Tensor) -> Tensor:
-        return grouped(x, self)[0]
+        if self.alters:
+            return _altered(x, (self,))[0]
+        weight, bias, update = self.terms()
+        return linear(x, weight, bias) if update is None else grouped_linear(x, [weight], [bias], [update])[0]
 
 
 def grouped(x: Tensor, *layers: Linear) -> list[Tensor]:

@@ -13,6 +13,7 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor: ...
+def write_cache(cache: Tensor, start: int, x: Tensor | ArrayLike) -> None: ...
 def cached_attention(
     q: Tensor | ArrayLike,
     key_cache: Tensor | ArrayLike,

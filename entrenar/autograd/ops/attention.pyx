@@ -4,6 +4,7 @@ import math
 import numpy as np
 
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 from entrenar._kernels.attention cimport (
     Attention, AttentionGradients, Heads, Segment, attention_backward, attention_forward,
@@ -228,6 +229,26 @@ def attention(q, k, v, cu_seqlens=None, scale=None, causal=True, cu_seqlens_k=No
         node.row_max, node.inverse_row_sum = row_max, inverse_row_sum
         record(out, node, (a, b, c))
     return computed(out, "attention", None)
+
+
+def write_cache(cache, start, x):
+    """Copy x (batch, T, heads, head size) to the positions from `start` on of a cache (batch, capacity, ...).
+
+    Not differentiable. Raises ShapeError where x does not fit there, GraphError where a gradient would be lost.
+    """
+    cdef Tensor c = check_float32(as_tensor(cache), "write_cache", "cache")
+    cdef Tensor a = check_float32(as_tensor(x), "write_cache", "x")
+    cdef Py_ssize_t first = checked_integer(start, "write_cache", "start"), i, width
+    if (a.ndim != 4 or c.ndim != 4 or a.dims[0] != c.dims[0] or a.dims[2] != c.dims[2] or a.dims[3] != c.dims[3]
+            or not 0 <= first <= c.dims[1] - a.dims[1]):
+        raise ShapeError(f"write_cache: x of shape {shape_str(a)} does not fit a cache of shape {shape_str(c)} from "
+                         f"position {first} on.")
+    if wants_grad(a) or wants_grad(c):
+        raise GraphError("write_cache has no backward; call it inside no_grad().")
+    width = a.dims[2] * a.dims[3]
+    for i in range(a.dims[0]):
+        memcpy(c.data + (i * c.dims[1] + first) * width, a.data + i * a.dims[1] * width,
+               <size_t> (a.dims[1] * width) * sizeof(float))
 
 
 def cached_attention(q, key_cache, value_cache, length, scale=None, window=None, softcap=None):

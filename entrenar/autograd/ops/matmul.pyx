@@ -11,7 +11,6 @@ from entrenar._kernels.gemm cimport (
     grouped_linear_forward,
     linear_backward_input,
     linear_backward_weight,
-    linear_forward,
 )
 from entrenar._kernels.simd.gemm cimport gemm_operand_b
 from entrenar._kernels.simd.matrix_view cimport matrix_view
@@ -47,9 +46,12 @@ cdef int check_scratch(int status, str op) except -1:
 
 cdef int matrix_view_of(object weight, str op, matrix_view* s, Py_ssize_t* n, Py_ssize_t* k) except -1:
     cdef Tensor t
+    cdef QuantizedTensor q
     if isinstance(weight, QuantizedTensor):
-        s[0] = (<QuantizedTensor> weight).view
-        n[0], k[0] = weight.shape
+        q = <QuantizedTensor> weight
+        s[0] = q.view
+        n[0] = q.rows
+        k[0] = q.columns
         return 0
     t = as_tensor(weight)
     note_read(t)
@@ -133,28 +135,21 @@ cdef Tensor checked_bias(object bias, Py_ssize_t n, str op):
     return b
 
 
-cdef int products_of(Tensor x, list weights, list biases, list outputs, str op) except -1:
+cdef int products_of(Tensor x, gemm_operand_b* operands, int count, Py_ssize_t k, list biases, list outputs,
+                     str op) except -1:
     """Append x weight^T + bias for each weight to `outputs`, without the graph; x is packed once for all."""
-    cdef matrix_view[MAX_GROUP] views
-    cdef gemm_operand_b[MAX_GROUP] operands
-    cdef Py_ssize_t n = 0, k = 0, m = rows_of(x)
-    cdef int count = len(weights), i, status = 0
+    cdef Py_ssize_t m = rows_of(x)
+    cdef int i, status
     cdef Tensor out, bias
     for i in range(count):
-        matrix_view_of(weights[i], op, &views[i], &n, &k)
-        out = output_of(x, n)
+        out = output_of(x, operands[i].n)
         outputs.append(out)
         operands[i].c = out.data
-        operands[i].b = &views[i]
-        operands[i].n = n
     if count == 1 and not needs_output(out):
         memset(out.data, 0, <size_t> out.nbytes)
         return 0
     with nogil:
-        if count == 1:
-            status = linear_forward(out.data, x.data, &views[0], m, n, k)
-        else:
-            status = grouped_linear_forward(operands, count, x.data, m, k)
+        status = grouped_linear_forward(operands, count, x.data, m, k)
     check_scratch(status, op)
     for i in range(count):
         bias = biases[i]
@@ -165,20 +160,23 @@ cdef int products_of(Tensor x, list weights, list biases, list outputs, str op) 
 
 cdef list linears(object x, list weights, list biases, list updates, str op):
     """The outputs of `grouped_linear`, recorded: a node each, so that backward takes them newest first."""
-    cdef Py_ssize_t n, k
+    cdef matrix_view[MAX_GROUP] views
+    cdef gemm_operand_b[MAX_GROUP] operands
+    cdef Py_ssize_t n = 0, k = 0
     cdef int count = len(weights), i
-    cdef matrix_view view
     cdef Tensor t = None
     cdef list outputs = []
     for i in range(count):
         if not isinstance(weights[i], QuantizedTensor):
             weights[i] = as_tensor(weights[i])
-        matrix_view_of(weights[i], op, &view, &n, &k)
+        matrix_view_of(weights[i], op, &views[i], &n, &k)
+        operands[i].b = &views[i]
+        operands[i].n = n
         t = checked_input(x if t is None else t, op, n, k)
         biases[i] = checked_bias(biases[i], n, op)
         if updates[i] is not None:
             (<LowRankUpdate?> updates[i]).check_fits(n, k)
-    products_of(t, weights, biases, outputs, op)
+    products_of(t, operands, count, k, biases, outputs, op)
     for i in range(count):
         if updates[i] is None:
             record_linear(<Tensor> outputs[i], t, weights[i], <Tensor> biases[i])

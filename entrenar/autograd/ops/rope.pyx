@@ -3,7 +3,7 @@ import functools
 
 import numpy as np
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t
 
 from entrenar._kernels.rope cimport rope_rotate
@@ -14,6 +14,8 @@ from entrenar.autograd.tensor cimport Node, Tensor, as_tensor, check_float32, ne
 from entrenar.autograd.tensor import Tensor as PyTensor
 from entrenar.errors import ShapeError
 
+
+cdef object INT64 = np.dtype(np.int64)  # the one object that NumPy has of it
 
 cdef enum:
     MAX_POSITIONS = 1 << 28  # beyond which float32 angles are no longer apart
@@ -61,6 +63,9 @@ cdef object check_positions(positions, Tensor x, Py_ssize_t limit, bint copies):
             raise ShapeError(f"rope: position {x.dims[1] - 1} of x {shape_str(x)} lies outside the table of {limit} "
                              "positions; build a longer rope_table.")
         return None
+    if not copies and are_int64(positions, x):
+        check_range(positions, positions, x, limit)
+        return positions
     # a copy where backward needs it: the caller may write into the array before that
     array = np.asarray(positions) if isinstance(positions, np.ndarray) and not copies else checked_array(
         positions, "rope", "positions")
@@ -68,14 +73,33 @@ cdef object check_positions(positions, Tensor x, Py_ssize_t limit, bint copies):
         raise ShapeError(f"rope: positions must be integers of shape {(x.dims[0], x.dims[1])}, found {array.dtype} of "
                          f"shape {array.shape}.")
     index = np.ascontiguousarray(array, dtype=np.int64)  # an unsigned position beyond int64 turns negative
+    check_range(index, array, x, limit)
+    return index
+
+
+cdef bint are_int64(object positions, Tensor x) except -1:
+    """Whether they are a contiguous int64 array (batch, seq) already; asking NumPy costs more than a token's rotation."""
+    cdef Py_buffer view
+    if type(positions) is not np.ndarray or positions.dtype is not INT64:
+        return False
+    PyObject_GetBuffer(positions, &view, PyBUF_STRIDES)
+    cdef bint same = (view.ndim == 2 and view.shape[0] == x.dims[0] and view.shape[1] == x.dims[1]
+                      and view.strides[1] == sizeof(int64_t)
+                      and view.strides[0] == x.dims[1] * <Py_ssize_t> sizeof(int64_t))
+    PyBuffer_Release(&view)
+    return same
+
+
+cdef int check_range(object index, object array, Tensor x, Py_ssize_t limit) except -1:
+    """ShapeError where one of the contiguous int64 positions, given as `array`, lies outside the table."""
     cdef const int64_t* first = elements(index)
-    cdef Py_ssize_t i, count = index.size
-    for i in range(count):  # NumPy's min and max cost more than the rotation of one token
+    cdef Py_ssize_t i
+    for i in range(x.dims[0] * x.dims[1]):  # NumPy's min and max cost more than the rotation of one token
         if not 0 <= first[i] < limit:
             row, column = divmod(i, x.dims[1])
             raise ShapeError(f"rope: position {array[row, column]} of token ({row}, {column}) lies outside the table "
                              f"of {limit} positions; build a longer rope_table.")
-    return index
+    return 0
 
 
 cdef int rotate(Tensor y, Tensor x, Tensor cos, Tensor sin, object positions, float sign, bint accumulate) except -1:
