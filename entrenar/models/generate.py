@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -40,12 +41,13 @@ def sample(logits: np.ndarray, rng: np.random.Generator, temperature: float, top
 
     Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020, for the nucleus.
     """
-    if not np.isfinite(logits.max()):  # that of NaN and anything is NaN; -inf alone: a token that is not to come
+    likeliest = int(np.argmax(logits))  # the first NaN where there is one
+    if not math.isfinite(logits[likeliest]):  # -inf elsewhere: a token that is not to come
         raise NumericsError(NOT_FINITE)
     if temperature == 0.0:
-        return int(np.argmax(logits))
+        return likeliest
     with np.errstate(over="ignore"):  # a tiny temperature sends every logit but the largest to minus infinity
-        scaled = (logits.astype(np.float64) - logits.max()) / temperature
+        scaled = (logits.astype(np.float64) - logits[likeliest]) / temperature
     order = np.argsort(-scaled, kind="stable")[: top_k or None]
     probabilities = np.exp(scaled[order])
     probabilities /= probabilities.sum()
@@ -100,20 +102,20 @@ def generate(
     _check(model, prompt, temperature, top_k, top_p, max_new_tokens)
     caches = _caches(model, prompt.size + max_new_tokens)
     rng = np.random.Generator(np.random.Philox(seed))
-    produced: list[int] = []
-    written = prompt.astype(np.int64)
+    written: list[int] = prompt.tolist()
+    ids = np.empty(prompt.size + max_new_tokens, np.int64)  # the same, for the model
+    ids[: prompt.size] = prompt
     with model.evaluating():
-        while len(produced) < max_new_tokens:
-            logits = _next_logits(model, written, caches)
-            logits = generation.process(logits, [*prompt.tolist(), *produced], prompt.size)
+        while len(written) < ids.size:
+            logits = generation.process(_next_logits(model, ids[: len(written)], caches), written, prompt.size)
             token = sample(logits, rng, temperature, top_k, top_p)
             if token in ends:
                 break
-            produced.append(token)
+            ids[len(written)] = token
+            written.append(token)
             if on_token is not None:
                 on_token(token)
-            written = np.append(written, token)
-    return produced
+    return written[prompt.size :]
 
 
 def _caches(model: LLaMAModel, capacity: int) -> list[LayerCache]:
@@ -140,10 +142,11 @@ def _next_logits(model: LLaMAModel, tokens: np.ndarray, caches: list[LayerCache]
             cache.length = prefix  # whose keys are not rotated
     hidden = None
     for start in range(caches[0].length, total, PREFILL_CHUNK):
-        positions = np.arange(start, min(start + PREFILL_CHUNK, total), dtype=np.int64)[None, :]
-        hidden = model.hidden_states(tokens[positions - prefix], positions, caches=caches, length=total, last_only=True)
+        end = min(start + PREFILL_CHUNK, total)
+        positions, chunk = np.arange(start, end, dtype=np.int64)[None, :], tokens[None, start - prefix : end - prefix]
+        hidden = model.hidden_states(chunk, positions, caches=caches, length=total, last_only=True)
     assert hidden is not None
     logits = model.logits(hidden).numpy()[0, 0]
-    if not np.isfinite(logits).all():
+    if not math.isfinite(logits.min()) or not math.isfinite(logits.max()):  # both are NaN where a logit is
         raise NumericsError(NOT_FINITE)
     return logits

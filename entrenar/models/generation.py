@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,16 @@ class Generation:
         """A sentence for each setting that the samples of a run go without."""
         return [
             f"{where}: samples during training are greedy and go without {name} = {shown(value)}."
-            for name, value in (self.unsupported | self._applied()).items()
+            for name, value in (self.unsupported | self._applied).items()
         ]
 
+    @cached_property
     def _applied(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in APPLIED if getattr(self, name) not in (*APPLIED[name], ())}
 
     def process(self, logits: np.ndarray, tokens: Sequence[int], prompt_length: int) -> np.ndarray:
         """The logits (vocab,) that follow `tokens` (prompt and what was produced), changed as the settings say."""
-        if not self._applied():
+        if not self._applied:
             return logits
         logits = logits.copy()
         if self.repetition_penalty != 1.0:
