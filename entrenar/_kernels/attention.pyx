@@ -33,13 +33,11 @@ cdef int ATTENTION_BACKWARD = register("attention_backward")
 
 # The tiles lie in the thread's part of the scratch; rows of (., ld) are padded to whole vectors.
 ctypedef struct KVTile:
-    Py_ssize_t ld
+    Py_ssize_t ld, key_ld, value_ld
     float* key_copy              # (KEYS, ld)
     float* value_copy            # (KEYS, ld)
     const float* key             # (KEYS, key_ld): the copy, or where they lie
     const float* value           # (KEYS, value_ld)
-    Py_ssize_t key_ld
-    Py_ssize_t value_ld
     float* scores                # (KEYS, ROWS)  becomes p
 
 ctypedef struct KVGradients:     # of a kv tile, from all q tiles of a block
@@ -87,8 +85,7 @@ cdef void place_kv(KVTile* kv, float** cursor, Py_ssize_t dim) noexcept nogil:
     kv.ld = round_up(dim, 16)
     kv.key_copy = take(cursor, ATTENTION_KEYS * kv.ld)
     kv.value_copy = take(cursor, ATTENTION_KEYS * kv.ld)
-    kv.key, kv.value = kv.key_copy, kv.value_copy
-    kv.key_ld = kv.value_ld = kv.ld
+    kv.key, kv.key_ld, kv.value, kv.value_ld = kv.key_copy, kv.ld, kv.value_copy, kv.ld
     kv.scores = take(cursor, ATTENTION_KEYS * ATTENTION_ROWS)
 
 
@@ -197,23 +194,20 @@ cdef inline attention_rows key_rows(const Attention* a, Py_ssize_t first, Py_ssi
     return view
 
 
-cdef void copy_kv(KVTile* kv, const Attention* a, Py_ssize_t start, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
+cdef void bring_kv(KVTile* kv, const Attention* a, Py_ssize_t start, Py_ssize_t first, Py_ssize_t keys,
+                   bint copied) noexcept nogil:
     """The keys and values [first, first + keys) of one head, whose first ones are at `start` of k and v."""
     cdef attention_rows view = key_rows(a, first, keys)
-    simd.attention.gather(kv.key_copy, kv.ld, a.k + start, &view)
-    simd.attention.gather(kv.value_copy, kv.ld, a.v + start, &view)
-
-
-cdef void point_kv(KVTile* kv, const Attention* a, Py_ssize_t start, Py_ssize_t first, Py_ssize_t keys) noexcept nogil:
-    """The same without a copy, for few query rows and whole vectors."""
-    cdef attention_rows view = key_rows(a, first, keys)
-    kv.value, kv.value_ld = a.v + start + first * view.stride, view.stride
-    if view.stride % ALIASED == 0:
+    if copied or view.stride % ALIASED == 0:
         simd.attention.gather(kv.key_copy, kv.ld, a.k + start, &view)
     else:
         kv.key, kv.key_ld = a.k + start + first * view.stride, view.stride
         simd.attention.prefetch(kv.key, &view)
-    simd.attention.prefetch(kv.value, &view)
+    if copied:
+        simd.attention.gather(kv.value_copy, kv.ld, a.v + start, &view)
+    else:
+        kv.value, kv.value_ld = a.v + start + first * view.stride, view.stride
+        simd.attention.prefetch(kv.value, &view)
 
 
 cdef inline attention_tile score_tile(KVTile* kv, QTile* q, Py_ssize_t first, Py_ssize_t keys,
@@ -270,9 +264,9 @@ cdef void forward_tile(ForwardTile* t, KVTile* kv, const Attention* a, Py_ssize_
     """A q tile against the kv tile of the keys [first, first + keys)."""
     cdef Py_ssize_t dim = a.heads.dim
     cdef attention_tile s = score_tile(kv, &t.q, first, keys, a.softcap)
-    # of up to four rows the lanes behind them hold anything: nothing is read of them
-    scores_of(kv.scores, kv.key, t.q.query_t, kv.key_ld, keys, t.q.rows.rows if t.q.rows.rows <= 4 else t.q.padded_rows,
-              dim)
+    # lanes behind so few rows that the product leaves them out hold anything: no row depends on them
+    cdef Py_ssize_t rows = t.q.rows.rows if t.q.rows.rows <= 4 else t.q.padded_rows
+    scores_of(kv.scores, kv.key, t.q.query_t, kv.key_ld, keys, rows, dim)
     simd.attention.softmax_step(&s, t.q.row_max, t.row_sum, t.correction)
     rows_from_keys(t.out, kv.scores, kv.value, kv.ld, kv.value_ld, t.q.rows.rows, round_up(dim, simd.vector_floats),
                    keys, t.correction if first > t.q.first_key else NULL)
@@ -301,7 +295,7 @@ cdef void forward_block(float* memory, int q_tiles, Py_ssize_t block, Py_ssize_t
     cdef Py_ssize_t start = (s.k_start * a.heads.kv + head) * a.heads.dim, rows = s.q_len * group_of(a)
     cdef Py_ssize_t row = (block - s.first_block) * q_tiles * ATTENTION_ROWS, first, keys, most_keys
     cdef int count = 0, i
-    cdef bint few = rows <= FEW_ROWS and a.heads.dim % simd.vector_floats == 0
+    cdef bint copied = rows > FEW_ROWS or a.heads.dim % simd.vector_floats != 0
     place_forward(&kv, tiles, q_tiles, memory, a.heads.dim)
     while count < q_tiles and row < rows:
         cover(&tiles[count].q, a, s, head, row)
@@ -311,10 +305,7 @@ cdef void forward_block(float* memory, int q_tiles, Py_ssize_t block, Py_ssize_t
     first, most_keys = tiles[0].q.first_key, tiles[count - 1].q.keys
     while first < most_keys:
         keys = min(ATTENTION_KEYS, most_keys - first)
-        if few:
-            point_kv(&kv, a, start, first, keys)
-        else:
-            copy_kv(&kv, a, start, first, keys)
+        bring_kv(&kv, a, start, first, keys, copied)
         for i in range(count):
             if sees(&tiles[i].q, first, keys):
                 forward_tile(&tiles[i], &kv, a, first, min(keys, tiles[i].q.keys - first))
@@ -406,7 +397,7 @@ cdef void backward_block(BackwardTile* tiles, int count, KVTile* kv, KVGradients
     cdef int i
     while first < most_keys:
         keys = min(ATTENTION_KEYS, most_keys - first)
-        copy_kv(kv, a, start, first, keys)
+        bring_kv(kv, a, start, first, keys, True)
         accumulate = False
         for i in range(count - 1, -1, -1):  # the last q tile that sees any of the kv tile's keys reaches to their end
             if sees(&tiles[i].q, first, keys):

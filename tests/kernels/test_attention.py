@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from entrenar._kernels import cpu
 from entrenar.autograd import Tensor, no_grad
-from entrenar.autograd.ops.attention import attention, cached_attention
+from entrenar.autograd.ops.attention import attention, cached_attention, write_cache
 from entrenar.errors import ConfigError, GraphError, ShapeError
 
 from .cases.attention import qkv, reference_attention
@@ -316,6 +316,35 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         attention(*arguments, **options)
+
+
+@pytest.mark.unit
+def test_new_tokens_are_written_into_a_cache_where_it_says_and_nowhere_else() -> None:
+    expected = np.full((2, 5, 3, 4), -1, np.float32)
+    cache, x = Tensor(expected), np.random.default_rng(0).standard_normal((2, 2, 3, 4), np.float32)
+    for start in (3, 0):
+        write_cache(cache, start, x)
+        expected[:, start : start + 2] = x
+        np.testing.assert_array_equal(cache.numpy(), expected)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("start", [-1, 4, 2**62])
+def test_tokens_that_do_not_fit_a_cache_are_refused(start: int) -> None:
+    with pytest.raises(ShapeError, match=f"does not fit a cache .* from position {start} on"):
+        write_cache(Tensor(np.zeros((2, 5, 3, 4))), start, Tensor(np.zeros((2, 2, 3, 4))))
+    for shape in ((1, 2, 3, 4), (2, 2, 1, 4), (2, 2, 3, 8), (2, 2, 12)):
+        with pytest.raises(ShapeError, match="write_cache"):
+            write_cache(Tensor(np.zeros((2, 5, 3, 4))), 0, Tensor(np.zeros(shape)))
+
+
+@pytest.mark.unit
+def test_a_cache_takes_nothing_whose_gradient_would_be_lost() -> None:
+    x = Tensor(np.zeros((1, 1, 1, 2), np.float32), requires_grad=True)
+    with pytest.raises(GraphError, match="no_grad"):
+        write_cache(Tensor(np.zeros((1, 2, 1, 2))), 0, x)
+    with no_grad():
+        write_cache(Tensor(np.zeros((1, 2, 1, 2))), 0, x)
 
 
 @pytest.mark.unit

@@ -14,6 +14,7 @@ from entrenar.errors import ConfigError, EntrenarError, NumericsError, ShapeErro
 from entrenar.llama import LLaMAModel
 from entrenar.llama import generate as generate_function
 from entrenar.models.generate import LayerCache, sample
+from entrenar.models.generation import Generation
 from entrenar.qlora import QLoRAConfig
 
 from .builders import random_model, random_tokens, small_config
@@ -258,3 +259,17 @@ def test_damaged_weights_end_in_an_error_not_in_a_token(value: float, temperatur
     weight.numpy()[3] = value
     with pytest.raises(NumericsError, match="logits are not finite"):
         model.generate([1], max_new_tokens=2, temperature=temperature)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("suppressed", [(), (3,)], ids=["plain", "suppressed"])
+def test_one_logit_that_is_not_finite_is_an_error(
+    value: float, suppressed: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model()
+    logits = np.zeros((1, 1, model.config.vocab_size), np.float32)
+    logits[0, 0, 3] = value
+    monkeypatch.setattr(model, "logits", lambda hidden: Tensor(logits))
+    with pytest.raises(NumericsError, match="logits are not finite"):
+        model.generate([1], max_new_tokens=2, generation=Generation(suppress_tokens=suppressed))

@@ -78,7 +78,7 @@ cdef object check_positions(positions, Tensor x, Py_ssize_t limit, bint copies):
 
 
 cdef bint are_int64(object positions, Tensor x) except -1:
-    """Whether they are a contiguous int64 array (batch, seq) already; asking NumPy costs more than a token's rotation."""
+    """Whether they are a contiguous int64 array (batch, seq); asking NumPy costs more than a token's rotation."""
     cdef Py_buffer view
     if type(positions) is not np.ndarray or positions.dtype is not INT64:
         return False
