@@ -56,19 +56,20 @@ cdef int grouped_gemv(const gemm_operand_b* b, int count, const float* x, Py_ssi
                       bint accumulate) noexcept nogil:
     cdef Py_ssize_t jobs = 0, columns = 0, i
     cdef float* quantized = NULL
-    cdef bint integers = False
+    cdef int forms = 0
     cdef int threads
     cdef gemv_plan p
     for i in range(count):
         jobs += ceil_div(b[i].n, NC)
         columns += b[i].n
-        integers = integers or has_integers(b[i].b)
-    if integers and matmul_format != GEMM_FP32:
+        if has_integers(b[i].b):
+            forms |= 1 << simd.weight_types[b[i].b.type].kernels.x_form
+    if forms and matmul_format != GEMM_FP32:
         quantized = <float*> scratch(SCRATCH_PACKED_A, <size_t> (m * gemv_words(k)) * sizeof(float))
         if quantized == NULL:
             return -1
         for i in range(m):
-            simd.gemv.quantize(quantized + i * gemv_words(k), x + i * k, k)
+            simd.gemv.quantize(quantized + i * gemv_words(k), x + i * k, k, forms)
     p.b = b
     p.x = x
     p.quantized_x = quantized

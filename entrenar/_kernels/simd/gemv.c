@@ -23,57 +23,100 @@ static void by_halves(void (*kernel)(const gemv_args *g), const gemv_args *g) {
 static void multiply(const gemv_args *g) { by_halves(TIERED(weight_types)[g->w->type].kernels->gemv, g); }
 
 #if HAS_GEMV_INTEGER
+// The scale of x[0 .. n) in integers up to `limit`, and its inverse. NaN and infinity are the largest of bits.
+INLINE float scale_to(const float *x, ptrdiff_t n, float limit, float *inverse) {
+    const float largest = float_from_bits((uint32_t)largest_bits(x, n));
+    const int zero = largest < 1e-30f;  // below the rounding error of any sum
+    *inverse = zero ? 0.0f : limit / largest;
+    return zero ? 0.0f : largest * (1.0f / limit);
+}
+
 #if HAS_PLANES
-static void quantize_planes(float *words, const float *x, ptrdiff_t k) {
-    const plane_row to = plane_row_of(words, k);
-    for (ptrdiff_t p = 0; p + K_BLOCK <= k; p += K_BLOCK) {
-        const float largest = float_from_bits((uint32_t)largest_bits(x + p, K_BLOCK));
-        const int zero = largest < 1e-30f;  // as below
-        const float inverse = zero ? 0.0f : PLANES_LIMIT / largest,
-                    scale = zero ? 0.0f : largest * (1.0f / PLANES_LIMIT);
-        float last = 0.0f;
-        for (ptrdiff_t j = p; j < p + K_BLOCK; j += VLEN) {
-            const __m512i value = (__m512i)round_to_int(vload(x + j) * inverse);
-            const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(value, _mm512_set1_epi32(128)), 8);
-            const __m512i low = _mm512_sub_epi32(value, _mm512_slli_epi32(high, 8));
-            _mm_storeu_si128((void *)(to.high + j), _mm512_cvtepi32_epi8(high));
-            _mm_storeu_si128((void *)(to.low + j), _mm512_cvtepi32_epi8(low));
-            const float sum = (float)_mm512_reduce_add_epi32(value);
-            to.half_sums[j / 16] = sum * scale;
-            to.sums[j / STEP] = (last + sum) * scale;  // of whole numbers below 2^24: exact; the second half's stays
-            last = sum;
+static void store_sixteen(plane_row to, ptrdiff_t p, int i, __m128i low, __m128i high) {
+    const ptrdiff_t at = p + 64 * (i % 4) + 16 * (i / 4);
+    _mm_store_si128((void *)(to.low + at), low);
+    _mm_store_si128((void *)(to.high + at), high);
+}
+static void store_eights(plane_row to, ptrdiff_t p, int i, __m128i low, __m128i high) {
+    const ptrdiff_t at = p + 128 * (i / 4 % 2) + 16 * (i % 4) + 8 * (i / 8);
+    _mm_storel_epi64((void *)(to.low + at), low);
+    _mm_storel_epi64((void *)(to.low + at + 64), _mm_unpackhi_epi64(low, low));
+    _mm_storel_epi64((void *)(to.high + at), high);
+    _mm_storel_epi64((void *)(to.high + at + 64), _mm_unpackhi_epi64(high, high));
+}
+// Of the block at column p
+static void store_biases(plane_row to, ptrdiff_t p) {
+    const __m512i zero = _mm512_setzero_si512(), factor = _mm512_set1_epi8(EIGHTS_ZERO);
+    for (ptrdiff_t half = p; half < p + K_BLOCK; half += K_BLOCK / 2)
+        for (int plane = 0; plane < 2; plane++) {
+            const int8_t *bytes = (plane ? to.high : to.low) + half;
+            const __m512i sum = _mm512_dpbusd_epi32(zero, factor, vhload(bytes));
+            _mm512_store_si512(to.biases + half / 4 + 16 * plane,
+                               _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(sum, factor, vhload(bytes + 64))));
         }
-        to.scales[p / K_BLOCK] = scale;
+}
+
+static void quantize_planes(float *words, const float *x, ptrdiff_t k, int forms) {
+    const plane_row sixteens = plane_row_of(words, k, GEMV_SIXTEENS), eights = plane_row_of(words, k, GEMV_EIGHTS);
+    for (ptrdiff_t p = 0; p < k; p += K_BLOCK) {
+        float inverse;
+        const float scale = scale_to(x + p, K_BLOCK, PLANES_LIMIT, &inverse);
+        __m512i last = _mm512_setzero_si512();
+        for (int i = 0; i < K_BLOCK / VLEN; i++) {
+            const __m512i value = (__m512i)round_to_int(vload(x + p + i * VLEN) * inverse);
+            const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(value, _mm512_set1_epi32(128)), 8);
+            const __m128i highs = _mm512_cvtepi32_epi8(high), lows = _mm512_cvtepi32_epi8(value);
+            if (forms & 1 << GEMV_SIXTEENS) {
+                store_sixteen(sixteens, p, i, lows, highs);
+                if (i % 2)  // of whole numbers below 2^24: exact
+                    sixteens.sums[p / STEP + i / 2] =
+                        (float)_mm512_reduce_add_epi32(_mm512_add_epi32(last, value)) * scale;
+                last = value;
+            }
+            if (forms & 1 << GEMV_EIGHTS) store_eights(eights, p, i, lows, highs);
+        }
+        if (forms & 1 << GEMV_EIGHTS) store_biases(eights, p);
+        sixteens.scales[p / K_BLOCK] = scale;
     }
 }
 #endif
 
-static void quantize(float *words, const float *x, ptrdiff_t k) {
+typedef int16_t vshort __attribute__((vector_size(2 * VLEN), aligned(2), may_alias));
+INLINE int32_t sum_of(vi v) {
+#if VLEN == 16
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t sum = 0;
+    for (int i = 0; i < VLEN; i++) sum += v[i];
+    return sum;
+#endif
+}
+
+static void quantize_steps(float *words, const float *x, ptrdiff_t k) {
     const quantized_row to = quantized_row_of(words, k);
     for (ptrdiff_t p = 0; p < k; p += STEP) {
-        int32_t values[STEP], most = 0, sums[2] = {0, 0};
-        for (int j = 0; j < STEP; j++) {  // as integers, in which NaN and infinity are the largest
-            int32_t bits;
-            memcpy(&bits, x + p + j, 4);
-            bits &= 0x7fffffff;
-            most = bits > most ? bits : most;
-        }
-        float largest;
-        memcpy(&largest, &most, 4);
-        const int zero = largest < 1e-30f;  // below the rounding error of any sum
-        const float inverse = zero ? 0.0f : GEMV_X_LIMIT / largest,
-                    scale = zero ? 0.0f : largest * (1.0f / GEMV_X_LIMIT);
-        for (int j = 0; j < STEP; j += VLEN) vistore(values + j, round_to_int(vload(x + p + j) * inverse));
-        for (int j = 0; j < STEP; j++) {
-            to.values[p + j] = (int16_t)values[j];
-            sums[j / 16] += to.values[p + j];
+        int32_t sums[2];
+        float inverse;
+        const float scale = scale_to(x + p, STEP, GEMV_X_LIMIT, &inverse);
+        for (int half = 0; half < 2; half++) {
+            vi sum = viset(0);
+            for (ptrdiff_t j = p + 16 * half; j < p + 16 * half + 16; j += VLEN) {
+                const vi value = round_to_int(vload(x + j) * inverse);
+                *(vshort *)(to.values + j) = __builtin_convertvector(value, vshort);
+                sum += value;
+            }
+            sums[half] = sum_of(sum);
         }
         to.scales[p / STEP] = scale;
         to.sums[p / STEP] = (float)(sums[0] + sums[1]) * scale / VLEN;
         for (int half = 0; half < 2; half++) to.half_sums[p / 16 + half] = (float)sums[half] * scale / VLEN;
     }
+}
+
+static void quantize(float *words, const float *x, ptrdiff_t k, int forms) {
+    if (forms & 1 << GEMV_STEPS) quantize_steps(words, x, k);
 #if HAS_PLANES
-    if (k % K_BLOCK == 0) quantize_planes(words, x, k);
+    if (forms & ~(1 << GEMV_STEPS)) quantize_planes(words, x, k, forms);
 #endif
 }
 

@@ -9,19 +9,30 @@ enum { GEMV_STEP = 32 };  // columns of x that share a scale; every quantized we
 // y[r][first + i] = x[r] . W[first + i], i < count, r < m
 typedef struct gemv_args {
     float *y;
-    const float *x;  // of multiply_integer: m rows of gemv_words(k) words, each what `quantize` makes of a row
+    const float
+        *x;  // of multiply_integer: m rows of gemv_words(k) words, each what `quantize` makes of a row for w's form
     const matrix_view *w;
     ptrdiff_t ldy, ldx, first, count, k;
     int m, accumulate;  // multiply_integer does not accumulate
 } gemv_args;
 
-// 32-bit words of a quantized row of x: k values, two a word; a scale, a sum and two halves of it for each step; then k
-// values again, two a word, with as many sums and a scale for 256 columns; whole cache lines
-static inline ptrdiff_t gemv_words(ptrdiff_t k) { return (k + 7 * (k / GEMV_STEP) + k / 256 + 15) / 16 * 16; }
+// What `quantize` makes of a row of x; a set of them has the bits 1 << form. The last two are of blocks of 256 columns, as
+// two planes of bytes, in the order in which types unpack theirs.
+enum {
+    GEMV_STEPS = 0,     // 16-bit integers in order, a scale for each step
+    GEMV_SIXTEENS = 1,  // vector i of a block has columns 16 i .. 16 i + 15, 64 + 16 i .., 128 + 16 i .., 192 + 16 i ..
+    GEMV_EIGHTS = 2,  // vectors 2 h and 2 h + 1: the first and the second eights of sixteens 4 h, 4 h + 8, 4 h + 1, ...
+};
+// 32-bit words of a quantized row of x, whichever its forms, in whole cache lines: k values, two a word, a scale, a sum and
+// two halves of it for each step; then k values in either order, a bias for each 4 columns, a sum for each step and a
+// scale for 256 columns
+static inline ptrdiff_t gemv_words(ptrdiff_t k) {
+    return (k / 2 + k + k / 4 + 5 * (k / GEMV_STEP) + k / 256 + 15) / 16 * 16;
+}
 
 typedef struct gemv_ops {
     void (*multiply)(const gemv_args *g);
     // x and W in 16-bit integers, for the quantized weight types; both NULL where the tier lacks them
-    void (*quantize)(float *words, const float *x, ptrdiff_t k);
+    void (*quantize)(float *words, const float *x, ptrdiff_t k, int forms);
     void (*multiply_integer)(const gemv_args *g);
 } gemv_ops;

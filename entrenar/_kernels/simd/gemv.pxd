@@ -5,6 +5,9 @@ cdef extern from "simd/gemv.h" nogil:
     enum:
         GEMV_ROWS
         GEMV_STEP
+        GEMV_STEPS
+        GEMV_SIXTEENS
+        GEMV_EIGHTS
     ctypedef struct gemv_args:
         float* y
         const float* x
@@ -19,5 +22,5 @@ cdef extern from "simd/gemv.h" nogil:
     Py_ssize_t gemv_words(Py_ssize_t k) noexcept
     ctypedef struct gemv_ops:
         void (*multiply)(const gemv_args* g) noexcept nogil
-        void (*quantize)(float* words, const float* x, Py_ssize_t k) noexcept nogil
+        void (*quantize)(float* words, const float* x, Py_ssize_t k, int forms) noexcept nogil
         void (*multiply_integer)(const gemv_args* g) noexcept nogil

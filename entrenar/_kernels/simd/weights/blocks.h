@@ -180,10 +180,14 @@ INLINE int32_t largest_bits(const float *x, ptrdiff_t n) {
         vi bits = viload((const int32_t *)(x + i)) & 0x7fffffff, more = bits > largest;
         largest = (bits & more) | (largest & ~more);
     }
+#if VLEN == 16
+    return _mm512_reduce_max_epi32((__m512i)largest);
+#else
     int32_t result = 0;
     for (int i = 0; i < VLEN; i++)
         if (largest[i] > result) result = largest[i];
     return result;
+#endif
 }
 
 // The value of largest magnitude with its sign: of several, the first

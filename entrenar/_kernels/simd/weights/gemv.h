@@ -9,6 +9,11 @@ enum { STEP = GEMV_STEP };  // no block of a type ends within a step of columns
 _Static_assert((int)GGML_BLOCK == STEP, "a block is a number of steps");
 _Static_assert(GEMV_ROWS == 4, "sums and cases are written out for 4 rows");
 enum { AHEAD = 4096 };  // bytes: W is one stream, whose next page the hardware does not fetch by itself
+// The same of a block of 256 columns, into L2: what is multiplied now has the miss buffers of L1 to itself
+enum { BLOCK_AHEAD = 8192 };
+INLINE void prefetch_block(const uint8_t *block, int bytes) {
+    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(block + line + BLOCK_AHEAD, 0, 2);
+}
 
 // ---------------------------------------------------------------- fp32
 enum { STEP_VECTORS = STEP / VLEN };
@@ -149,16 +154,19 @@ INLINE quantized_row quantized_row_of(const float *words, ptrdiff_t k) {
 
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
 #define HAS_PLANES 1
-// The same row, behind, for whole blocks of 256 columns: value = (256 high + low) scale, with a scale for a block and
-// the sums of each step and each half of one
-enum { PLANES_LIMIT = 127 * 256 };
+// value = (256 high + low) scale, with a scale for a block of 256 columns
+enum { PLANES_LIMIT = 127 * 256, EIGHTS_ZERO = 32 };
 typedef struct plane_row {
     int8_t *high, *low;
-    float *scales, *sums, *half_sums;
+    int32_t
+        *biases;  // GEMV_EIGHTS, for each half block: what -EIGHTS_ZERO times the low, then the high bytes sums up to
+    float *sums;  // GEMV_SIXTEENS: of each step
+    float *scales;
 } plane_row;
-INLINE plane_row plane_row_of(const float *words, ptrdiff_t k) {
-    float *at = (float *)words + k / 2 + 4 * (k / STEP), *sums = at + k / 2;
-    return (plane_row){(int8_t *)at, (int8_t *)at + k, sums + 3 * (k / STEP), sums, sums + k / STEP};
+INLINE plane_row plane_row_of(const float *words, ptrdiff_t k, int form) {
+    float *planes = (float *)words + k / 2 + 4 * (k / STEP), *biases = planes + k, *sums = biases + k / 4;
+    int8_t *high = (int8_t *)(form == GEMV_EIGHTS ? planes + k / 2 : planes);
+    return (plane_row){high, high + k, (int32_t *)biases, sums, sums + k / STEP};
 }
 #endif
 
@@ -234,7 +242,8 @@ INLINE v8 v8load(const float *p) { return *(const v8_unaligned *)p; }
 typedef struct byte_blocks {
     // the scales in the low 16 bytes, their signs (0 or -1) in the next; the minima of sub-blocks, 0 beyond the last
     __m512i (*scales)(const uint8_t *block, float *d, vf *minima);
-    __m512i (*read)(const uint8_t *block, int group);  // columns [64 group, 64 group + 64); a constant at every call
+    void (*read)(const uint8_t *block, __m512i q[4]);  // in the order of `form`
+    int form;  // GEMV_SIXTEENS, or GEMV_EIGHTS, where EIGHTS_ZERO is to be subtracted from q
 } byte_blocks;
 #endif
 
@@ -290,7 +299,7 @@ INLINE void gemv_integer_blocks_row(const gemv_args *g, ptrdiff_t row, integer_b
     for (ptrdiff_t p = 0; p < k; p += K_BLOCK, block += f.bytes) {
         v8 scale[SUBS], minimum[SUBS];
         float scales[4][8 * SUBS] __attribute__((aligned(32)));
-        for (int line = 0; line < f.bytes; line += 64) __builtin_prefetch(block + line + AHEAD);
+        prefetch_block(block, f.bytes);
         f.scales(block, scale, minimum);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
@@ -326,13 +335,12 @@ INLINE void gemv_integer_blocks_row(const gemv_args *g, ptrdiff_t row, integer_b
 }
 
 #if HAS_PLANES
-// Which bytes of the scales belong to the sums of a group of 64 columns, packed to 16 bits: those of each 128-bit lane
-// have 16 columns and one scale.
-INLINE __m512i scale_places(int sub_block, int group) {
+// Which bytes of the scales belong to the sums of vectors 2 pair and 2 pair + 1, packed to 16 bits
+INLINE __m512i scale_places(int form, int pair) {
     uint8_t places[64] __attribute__((aligned(64)));
     for (int lane = 0; lane < 4; lane++)
         for (int i = 0; i < 8; i++) {
-            const int sub = (64 * group + 16 * lane) / sub_block;
+            const int sub = form == GEMV_EIGHTS ? 4 * pair + lane + i / 2 % 2 * 8 : 2 * lane + pair;
             places[16 * lane + 2 * i] = (uint8_t)sub;
             places[16 * lane + 2 * i + 1] = (uint8_t)(16 + sub);
         }
@@ -353,41 +361,45 @@ INLINE vf vsums(__m512 v[16]) {
     return (vf)_mm512_permutexvar_ps(order, sums);
 }
 
-// total = what x[r] . w[row] sums, r < rows, a constant at every call. Sums of four products of bytes stay below 2^15,
-// as q <= 63; those of four groups, times scales of 8 bits, below 2^26. The low two lanes of each 128 bits have the
-// sums of low bytes, the high two those of high ones.
+// The scaled sums of a block, where x's column p is at `column`. Two vectors share scales lane by lane: their eight
+// products of bytes sum up to less than 2^15 (or to 2^15, which is packed as one less), and four such sums times scales
+// of 8 bits to less than 2^25. The low two lanes of each 128 bits are of low bytes, the high two of high ones.
+INLINE __m512i planes_block(plane_row x, ptrdiff_t column, const __m512i q[4], __m512i scales, int form) {
+    __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 2
+    for (int pair = 0; pair < 2; pair++, column += 128) {
+        __m512i low = _mm512_setzero_si512(), high = low;
+        if (form == GEMV_EIGHTS) low = vhload(x.biases + column / 4), high = vhload(x.biases + column / 4 + 16);
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            low = _mm512_dpbusd_epi32(low, q[2 * pair + i], vhload(x.low + column + 64 * i));
+            high = _mm512_dpbusd_epi32(high, q[2 * pair + i], vhload(x.high + column + 64 * i));
+        }
+        const __m512i scale = _mm512_permutexvar_epi8(scale_places(form, pair), scales);
+        sum = _mm512_dpwssd_epi32(sum, _mm512_packs_epi32(low, high), scale);
+    }
+    return sum;
+}
+
+// total[r] = what x[r] . w[row] sums, r < rows, a constant at every call
 INLINE void gemv_planes_row(const float *words_of_x, ptrdiff_t k, const uint8_t *block, integer_blocks f, int rows,
                             vf total[4]) {
     const ptrdiff_t words = gemv_words(k);
-    const plane_row x = plane_row_of(words_of_x, k);
     vf minima[4] = {{0}, {0}, {0}, {0}};
     total[0] = total[1] = total[2] = total[3] = (vf){0};
     for (ptrdiff_t p = 0; p < k; p += K_BLOCK, block += f.bytes) {
         vf minimum;
         float d;
-        for (int line = 0; line < f.bytes; line += 64) __builtin_prefetch(block + line + AHEAD);
+        __m512i q[4];
+        prefetch_block(block, f.bytes);
         const __m512i scales = f.planes.scales(block, &d, &minimum);
-        __m512i sum[4];
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) sum[r] = _mm512_setzero_si512();
-#pragma GCC unroll 4
-        for (int group = 0; group < 4; group++) {
-            const __m512i q = f.planes.read(block, group), zero = _mm512_setzero_si512();
-            const __m512i scale = _mm512_permutexvar_epi8(scale_places(f.sub_block, group), scales);
-#pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) {
-                const ptrdiff_t at = r * words * 4 + p + 64 * group;
-                const __m512i low = _mm512_dpbusd_epi32(zero, q, vhload(x.low + at));
-                const __m512i high = _mm512_dpbusd_epi32(zero, q, vhload(x.high + at));
-                sum[r] = _mm512_dpwssd_epi32(sum[r], _mm512_packs_epi32(low, high), scale);
-            }
-        }
+        f.planes.read(block, q);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-            const float *sums = (f.sub_block == STEP ? x.sums + p / STEP : x.half_sums + p / 16) + r * words;
-            const vf of_x = f.sub_block == STEP ? (vf)_mm512_zextps256_ps512(_mm256_loadu_ps(sums)) : vload(sums);
-            total[r] += (vf)_mm512_cvtepi32_ps(sum[r]) * (d * x.scales[p / K_BLOCK + r * words]);
-            minima[r] += minimum * of_x;
+            const plane_row x = plane_row_of(words_of_x + r * words, k, f.planes.form);
+            const __m512i sum = planes_block(x, p, q, scales, f.planes.form);
+            total[r] += (vf)_mm512_cvtepi32_ps(sum) * (d * x.scales[p / K_BLOCK]);
+            if (f.has_minimum) minima[r] += minimum * (vf)_mm512_zextps256_ps512((__m256)v8load(x.sums + p / STEP));
         }
     }
     const vf weights = (vf)_mm512_broadcast_f32x4(_mm_setr_ps(1.0f, 1.0f, 256.0f, 256.0f));
@@ -434,4 +446,11 @@ INLINE void gemv_integer_blocks(const gemv_args *g, integer_blocks f) {
     default: gemv_block_rows(g, f, 4);
     }
 }
+#endif
+
+// weight_kernels.x_form of a type with byte_blocks
+#if HAS_PLANES
+#define PLANES_FORM(form) (form)
+#else
+#define PLANES_FORM(form) GEMV_STEPS
 #endif

@@ -27,7 +27,7 @@ INLINE void read_integers(const uint8_t *block, int step, vh values[INTEGER_VECT
         values[v] = nibbles_of(load_bytes(block + HEADER + step / 2 * 32, v), step % 2);
 }
 #if HAS_PLANES
-INLINE __m512i read_bytes(const uint8_t *block, int group) { return byte_nibbles(block + HEADER + 32 * group); }
+INLINE void read_bytes(const uint8_t *block, __m512i q[4]) { byte_nibbles(block + HEADER, q); }
 #endif
 static const integer_blocks INTEGERS = {
     .scales = block_scales,
@@ -36,10 +36,11 @@ static const integer_blocks INTEGERS = {
     .bytes = BYTES,
     .has_minimum = 1,
 #if HAS_PLANES
-    .planes = {byte_scales, read_bytes},
+    .planes = {byte_scales, read_bytes, GEMV_SIXTEENS},
 #endif
 };
 #endif
 
 #include "simd/weights/kernels.h"
-const weight_kernels TIERED(weight_q4_k) = {dequantize, quantize, check, gemv, GEMV_INTEGER};
+const weight_kernels TIERED(weight_q4_k) = {dequantize, quantize,     check,
+                                            gemv,       GEMV_INTEGER, PLANES_FORM(GEMV_SIXTEENS)};

@@ -37,12 +37,18 @@ INLINE void read_integers(const uint8_t *block, int step, vh values[INTEGER_VECT
     }
 }
 #if HAS_PLANES
-// Bits 2 group and 2 group + 1 become bits 4 of the two halves
-INLINE __m512i read_bytes(const uint8_t *block, int group) {
-    const __m512i fifths = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)(block + FIFTHS)));
-    const __m512i turn = _mm512_inserti64x4(_mm512_set1_epi32(36 - 2 * group), _mm256_set1_epi32(35 - 2 * group), 1);
-    const __m512i nibbles = byte_nibbles(block + NIBBLES + 32 * group);
-    return _mm512_ternarylogic_epi64(nibbles, _mm512_rolv_epi32(fifths, turn), _mm512_set1_epi8(16), 0xf8);
+// Bit s of a byte of FIFTHS becomes bit 4 of a column of sub-block s
+INLINE void read_bytes(const uint8_t *block, __m512i q[4]) {
+    byte_nibbles(block + NIBBLES, q);
+    for (int i = 0; i < 2; i++) {
+        const __m512i fifths = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)(block + FIFTHS + 16 * i)));
+        const __m512i even = _mm512_setr_epi64(0x0000000400000004, 0x0000000400000004, 0x0000000200000002,
+                                               0x0000000200000002, 0, 0, 0x0000001e0000001e, 0x0000001e0000001e);
+        const __m512i odd = _mm512_sub_epi32(even, _mm512_set1_epi32(1));
+        const __m512i bit = _mm512_set1_epi8(16);
+        q[i] = _mm512_ternarylogic_epi64(q[i], _mm512_rolv_epi32(fifths, even), bit, 0xf8);
+        q[2 + i] = _mm512_ternarylogic_epi64(q[2 + i], _mm512_rolv_epi32(fifths, odd), bit, 0xf8);
+    }
 }
 #endif
 static const integer_blocks INTEGERS = {
@@ -52,10 +58,11 @@ static const integer_blocks INTEGERS = {
     .bytes = BYTES,
     .has_minimum = 1,
 #if HAS_PLANES
-    .planes = {byte_scales, read_bytes},
+    .planes = {byte_scales, read_bytes, GEMV_SIXTEENS},
 #endif
 };
 #endif
 
 #include "simd/weights/kernels.h"
-const weight_kernels TIERED(weight_q5_k) = {dequantize, quantize, check, gemv, GEMV_INTEGER};
+const weight_kernels TIERED(weight_q5_k) = {dequantize, quantize,     check,
+                                            gemv,       GEMV_INTEGER, PLANES_FORM(GEMV_SIXTEENS)};

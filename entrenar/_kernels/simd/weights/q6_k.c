@@ -72,20 +72,28 @@ INLINE void read_integers(const uint8_t *block, int step, vh values[INTEGER_VECT
     }
 }
 #if HAS_PLANES
-// q is unsigned here, and -32 d scale the minimum
 INLINE __m512i byte_scales(const uint8_t *block, float *d, vf *minima) {
     const __m128i scales = _mm_loadu_si128((const void *)(block + SCALES));
+    (void)minima;
     *d = half_to_float(block + D);
-    *minima = (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scales)) * (-ZERO * *d);
     return _mm512_zextsi256_si512(_mm256_set_m128i(_mm_cmpgt_epi8(_mm_setzero_si128(), scales), scales));
 }
-INLINE __m512i read_bytes(const uint8_t *block, int group) {
-    const int half = group / 2, high = group % 2;
-    const __m512i bytes = _mm512_loadu_si512(block + 64 * half), mask = _mm512_set1_epi8(15);
-    const __m512i nibbles = _mm512_and_si512(high ? _mm512_srli_epi16(bytes, 4) : bytes, mask);
-    const __m512i pairs = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)(block + PAIRS + 32 * half)));
-    const __m512i turn = _mm512_inserti64x4(_mm512_set1_epi32(high ? 0 : 4), _mm256_set1_epi32(high ? 30 : 2), 1);
-    return _mm512_ternarylogic_epi64(nibbles, _mm512_rolv_epi32(pairs, turn), _mm512_set1_epi8(3 << 4), 0xf8);
+// Even vectors have the first eights of their sub-blocks, those of the second half of the block in turn
+_Static_assert((int)ZERO == (int)EIGHTS_ZERO, "biases of x stand for the subtraction");
+INLINE void read_bytes(const uint8_t *block, __m512i q[4]) {
+    const __m512i a = _mm512_loadu_si512(block), b = _mm512_loadu_si512(block + 64), mask = _mm512_set1_epi8(15);
+    const __m512i pa = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)(block + PAIRS)));
+    const __m512i pb = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)(block + PAIRS + 32)));
+    const __m512i low = _mm512_inserti64x4(_mm512_set1_epi32(4), _mm256_set1_epi32(2), 1);
+    const __m512i high = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(30), 1);
+    for (int i = 0; i < 2; i++) {
+        const __m512i both = i ? _mm512_unpackhi_epi64(a, b) : _mm512_unpacklo_epi64(a, b);
+        const __m512i pairs = i ? _mm512_unpackhi_epi64(pa, pb) : _mm512_unpacklo_epi64(pa, pb);
+        const __m512i bits = _mm512_set1_epi8(3 << 4);
+        const __m512i first = _mm512_and_si512(both, mask), second = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+        q[i] = _mm512_ternarylogic_epi64(first, _mm512_rolv_epi32(pairs, low), bits, 0xf8);
+        q[2 + i] = _mm512_ternarylogic_epi64(second, _mm512_rolv_epi32(pairs, high), bits, 0xf8);
+    }
 }
 #endif
 static const integer_blocks INTEGERS = {
@@ -94,10 +102,10 @@ static const integer_blocks INTEGERS = {
     .sub_block = SUB_BLOCK,
     .bytes = BYTES,
 #if HAS_PLANES
-    .planes = {byte_scales, read_bytes},
+    .planes = {byte_scales, read_bytes, GEMV_EIGHTS},
 #endif
 };
 #endif
 
 #include "simd/weights/kernels.h"
-const weight_kernels TIERED(weight_q6_k) = {dequantize, quantize, check, gemv, GEMV_INTEGER};
+const weight_kernels TIERED(weight_q6_k) = {dequantize, quantize, check, gemv, GEMV_INTEGER, PLANES_FORM(GEMV_EIGHTS)};

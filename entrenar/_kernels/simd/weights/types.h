@@ -20,6 +20,7 @@ typedef struct weight_kernels {
     int (*check_row)(const void *values, ptrdiff_t columns);
     void (*gemv)(const gemv_args *g);
     void (*gemv_integer)(const gemv_args *g);  // NULL where the type or the tier has none
+    int x_form;                                // of the rows of x that it multiplies: GEMV_STEPS ...
 } weight_kernels;
 
 typedef struct weight_type {

@@ -19,6 +19,7 @@ cdef extern from "simd/weights/types.h" nogil:
         int (*check_row)(const void* values, Py_ssize_t columns) noexcept nogil
         void (*gemv)(const gemv_args* g) noexcept nogil
         void (*gemv_integer)(const gemv_args* g) noexcept nogil
+        int x_form
     ctypedef struct weight_type:
         const char* name
         const char* gguf_name
