@@ -17,6 +17,8 @@ from entrenar.observe.peak import Peak
 
 PHASES = ("data", "forward", "backward", "reduce", "clip", "optimizer", "evaluate", "checkpoint")  # of a step: spans
 OTHER_SHAPES = "other shapes"
+Key = tuple[str, str, tuple[int, ...] | None, str, str]  # kernel, phase, extents, weight type, format
+Amounts = tuple[int, float, int, int]  # calls, seconds, FLOPs, bytes
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Counts:
     """The counters at a moment, from when on `since` the counts of another are taken off."""
 
     time: float
-    shapes: Mapping[counters.Key, counters.Amounts]
+    shapes: Mapping[Key, Amounts]
     outside: Mapping[str, tuple[float, float]]
     elsewhere: float
 

@@ -16,16 +16,16 @@ typedef struct gemv_args {
     int m, accumulate;  // multiply_integer does not accumulate
 } gemv_args;
 
-// What `quantize` makes of a row of x; a set of them has the bits 1 << form. The last two are of blocks of 256 columns, as
-// two planes of bytes, in the order in which types unpack theirs.
+// What `quantize` makes of a row of x; a set of them has the bits 1 << form. The last two are of blocks of 256 columns,
+// as two planes of bytes, in the order in which types unpack theirs.
 enum {
     GEMV_STEPS = 0,     // 16-bit integers in order, a scale for each step
     GEMV_SIXTEENS = 1,  // vector i of a block has columns 16 i .. 16 i + 15, 64 + 16 i .., 128 + 16 i .., 192 + 16 i ..
     GEMV_EIGHTS = 2,  // vectors 2 h and 2 h + 1: the first and the second eights of sixteens 4 h, 4 h + 8, 4 h + 1, ...
 };
-// 32-bit words of a quantized row of x, whichever its forms, in whole cache lines: k values, two a word, a scale, a sum and
-// two halves of it for each step; then k values in either order, a bias for each 4 columns, a sum for each step and a
-// scale for 256 columns
+// 32-bit words of a quantized row of x, whichever its forms, in whole cache lines: k values, two a word, a scale, a sum
+// and two halves of it for each step; then k values in either order, a bias for each 4 columns, a sum for each step and
+// a scale for 256 columns
 static inline ptrdiff_t gemv_words(ptrdiff_t k) {
     return (k / 2 + k + k / 4 + 5 * (k / GEMV_STEP) + k / 256 + 15) / 16 * 16;
 }

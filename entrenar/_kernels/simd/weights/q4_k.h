@@ -64,7 +64,8 @@ INLINE __m512i byte_scales(const uint8_t *block, float *d, vf *minima) {
     *minima = -(vf)_mm512_zextps256_ps512((__m256)bytes_to_floats(minimum) * m);
     return _mm512_zextsi128_si512(_mm_cvtsi64_si128((int64_t)scale));
 }
-// 256 columns of nibbles in 128 bytes, as GEMV_SIXTEENS: lane L of q[0] and q[1] has sub-block 2 L, of the others 2 L + 1
+// 256 columns of nibbles in 128 bytes, as GEMV_SIXTEENS: lane L of q[0] and q[1] has sub-block 2 L, of the others
+// 2 L + 1
 INLINE void byte_nibbles(const uint8_t *bytes, __m512i q[4]) {
     const __m512i a = _mm512_loadu_si512(bytes), b = _mm512_loadu_si512(bytes + 64), mask = _mm512_set1_epi8(15);
     for (int i = 0; i < 2; i++) {
