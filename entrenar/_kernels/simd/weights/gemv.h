@@ -448,9 +448,9 @@ INLINE void gemv_integer_blocks(const gemv_args *g, integer_blocks f) {
 }
 #endif
 
-// weight_kernels.x_form of a type with byte_blocks
+// weight_kernels.x_form of types with byte_blocks
 #if HAS_PLANES
-#define PLANES_FORM(form) (form)
+enum { X_SIXTEENS = GEMV_SIXTEENS, X_EIGHTS = GEMV_EIGHTS };
 #else
-#define PLANES_FORM(form) GEMV_STEPS
+enum { X_SIXTEENS = GEMV_STEPS, X_EIGHTS = GEMV_STEPS };
 #endif
