@@ -4,38 +4,51 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from entrenar.observe.events import Span, Subscriber
+from entrenar.observe.events import Event, Span, Subscriber
 
 
 class ChromeTrace(Subscriber):
     """Writes each span, as it ends, into `path`: a complete event (ph X) with microseconds, process and thread.
 
-    A context manager. A reader takes the file of a killed run too: the format lets the closing bracket be missing.
-    OSError where the file cannot be opened.
+    Events are instants of their thread (ph i), and each thread's name goes before what happens in it (ph M). A context
+    manager. A reader takes the file of a killed run too: the format lets the closing bracket be missing. OSError where
+    the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
         self._file.write("[")
         self._separator = "\n"
+        self._named: set[int] = set()
+        self._writing = threading.Lock()
 
     def on_span_end(self, span: Span) -> None:
         """Write the span."""
         arguments = span.attributes if span.error is None else {**span.attributes, "error": repr(span.error)}
-        event = {
-            "name": span.name,
-            "ph": "X",
-            "ts": span.start / 1000,
-            "dur": (span.end - span.start) / 1000,
-            "pid": os.getpid(),
-            "tid": span.thread,
-            "args": arguments,
-        }
-        self._file.write(self._separator + json.dumps(event))
-        self._separator = ",\n"
+        times = {"ts": span.start / 1000, "dur": (span.end - span.start) / 1000}
+        self._write({"name": span.name, "ph": "X", **times, "tid": span.thread, "args": arguments})
+
+    def on_event(self, event: Event) -> None:
+        """Write the event."""
+        happened = {"ph": "i", "s": "t", "ts": event.time / 1000, "tid": threading.get_ident()}
+        self._write({"name": event.name, **happened, "args": dict(event.attributes)})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """Write an entry of the thread that runs, behind the thread's name where it is its first."""
+        with self._writing:
+            lines = [line]
+            if line["tid"] not in self._named:
+                self._named.add(line["tid"])
+                name = {"name": threading.current_thread().name}
+                lines.insert(0, {"name": "thread_name", "ph": "M", "tid": line["tid"], "args": name})
+            for each in lines:
+                self._file.write(self._separator + json.dumps({"pid": os.getpid(), **each}))
+                self._separator = ",\n"
 
     def __enter__(self) -> ChromeTrace:
         return self

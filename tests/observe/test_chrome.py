@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from entrenar.observe.chrome import ChromeTrace
+from entrenar.observe.events import event, span, subscribe, unsubscribe
 from entrenar.train.config import Observe
 from entrenar.train.observers import observers
 from tests.train.builders import run_config, trainer_of
@@ -29,3 +32,25 @@ def test_a_run_is_a_chrome_trace_whose_phases_lie_within_their_steps(tmp_path: P
             phase["ph"] == "X" and step["ts"] <= phase["ts"] <= phase["ts"] + phase["dur"] <= step["ts"] + step["dur"]
         )
     assert events[-1]["name"] == "entrenar.run"
+
+
+@pytest.mark.unit
+def test_events_are_instants_and_every_thread_has_its_name_before_its_first_entry(tmp_path: Path) -> None:
+    def other() -> None:
+        event("anomaly", kind="disk")
+
+    with ChromeTrace(tmp_path / "trace.json") as trace:
+        subscribe(trace)
+        try:
+            with span("outer"):
+                event("anomaly", kind="slow_step")
+            worker = threading.Thread(target=other, name="monitor")
+            worker.start()
+            worker.join()
+        finally:
+            unsubscribe(trace)
+    entries = json.loads((tmp_path / "trace.json").read_text())
+    instants = [entry for entry in entries if entry["ph"] == "i"]
+    assert [entry["args"]["kind"] for entry in instants] == ["slow_step", "disk"]
+    names = {entry["tid"]: entry["args"]["name"] for entry in entries if entry["ph"] == "M"}
+    assert [names[entry["tid"]] for entry in instants] == [threading.current_thread().name, "monitor"]
