@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from pathlib import Path
@@ -47,7 +48,7 @@ class ChromeTrace(Subscriber):
                 name = {"name": threading.current_thread().name}
                 lines.insert(0, {"name": "thread_name", "ph": "M", "tid": line["tid"], "args": name})
             for each in lines:
-                self._file.write(self._separator + json.dumps({"pid": os.getpid(), **each}))
+                self._file.write(self._separator + json.dumps(plain({"pid": os.getpid(), **each}), allow_nan=False))
                 self._separator = ",\n"
 
     def __enter__(self) -> ChromeTrace:
@@ -59,3 +60,14 @@ class ChromeTrace(Subscriber):
         """Close the array and the file."""
         with self._file as file:
             file.write("\n]\n")
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: NaN and infinities, and what is no plain value, as text."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    return value if value is None or isinstance(value, int | str) else str(value)

@@ -54,3 +54,22 @@ def test_events_are_instants_and_every_thread_has_its_name_before_its_first_entr
     assert [entry["args"]["kind"] for entry in instants] == ["slow_step", "disk"]
     names = {entry["tid"]: entry["args"]["name"] for entry in entries if entry["ph"] == "M"}
     assert [names[entry["tid"]] for entry in instants] == [threading.current_thread().name, "monitor"]
+
+
+@pytest.mark.unit
+def test_what_json_cannot_hold_is_written_as_text(tmp_path: Path) -> None:
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    with ChromeTrace(tmp_path / "trace.json") as trace:
+        subscribe(trace)
+        try:
+            with span("step", loss=float("nan"), shape=(2, 3), path=tmp_path):
+                event("nonfinite", value=float("-inf"))
+        finally:
+            unsubscribe(trace)
+    entries = json.loads((tmp_path / "trace.json").read_text(), parse_constant=refuse)
+    assert [entry["args"] for entry in entries if entry["ph"] in "iX"] == [
+        {"value": "-inf"},
+        {"loss": "nan", "shape": [2, 3], "path": str(tmp_path)},
+    ]
