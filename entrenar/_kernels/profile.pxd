@@ -23,6 +23,7 @@ cdef struct kernel_shape:
     int format
 
 cdef int register(str name) except -1
+cdef bint metering(bint on) noexcept nogil
 cdef int64_t count_begin() noexcept nogil
 cdef void count_end(int kernel, int64_t started, kernel_shape shape, int64_t flops, int64_t nbytes) noexcept nogil
 

@@ -39,6 +39,13 @@ cdef extern from *:
     static _Thread_local int depth;    // kernels that the thread is in
     static _Thread_local int watched;
     static _Thread_local int64_t last, last_cpu;  // when the watched thread left a kernel, and its CPU time then
+    typedef struct {
+        int64_t calls, started, ended, nanoseconds, flops, bytes;
+        double least;  // nanoseconds at the machine's peak
+    } meter_reading;
+    static _Thread_local int metered;
+    static _Thread_local meter_reading meter;     // of the thread's kernels since it was last read
+    static double flop_time[3], byte_time;        // nanoseconds at the peak: of an operation by format, of a byte
 
     static int64_t nanoseconds_of(clockid_t clock) {
         struct timespec t;
@@ -97,10 +104,36 @@ cdef extern from *:
         }
         return &others[kernel][key->phase];
     }
+    static void add_to_meter(int64_t started, int64_t now, int format, int64_t flops, int64_t bytes) {
+        const double compute = flops * flop_time[format], memory = bytes * byte_time;
+        if (meter.calls++ == 0) meter.started = started;
+        meter.ended = now;
+        meter.nanoseconds += now - started;
+        meter.flops += flops;
+        meter.bytes += bytes;
+        meter.least += compute > memory ? compute : memory;
+    }
+    static meter_reading read_meter(void) {
+        const meter_reading found = meter;
+        memset(&meter, 0, sizeof meter);
+        return found;
+    }
+    static int set_metered(int on) {
+        const int before = metered;
+        metered = on;
+        return before;
+    }
+    static void set_times(double fp32, double int16, double int8, double byte) {
+        flop_time[0] = fp32;
+        flop_time[1] = int16;
+        flop_time[2] = int8;
+        byte_time = byte;
+    }
     static void leave(int kernel, int64_t started, const int64_t *extent, int type, int format, int64_t flops,
                       int64_t bytes) {
         if (--depth) return;
         const int64_t now = nanoseconds_of(CLOCK_MONOTONIC);
+        if (metered) add_to_meter(started, now, format, flops, bytes);
         counter_key key = {{extent[0], extent[1], extent[2], extent[3]}, type, format, 0, 0};
         key.phase = __atomic_load_n(&phase, __ATOMIC_RELAXED);
         counter *c = counter_of(kernel, &key);
@@ -158,11 +191,17 @@ cdef extern from *:
         int type, format, phase
     ctypedef struct outside_time:
         int64_t nanoseconds, cpu
+    ctypedef struct meter_reading:
+        int64_t calls, started, ended, nanoseconds, flops, bytes
+        double least
     int64_t enter() noexcept nogil
     void leave(int kernel, int64_t started, const int64_t* extent, int type, int format, int64_t flops,
                int64_t nbytes) noexcept nogil
     void set_phase_number(int number) noexcept nogil
     void set_watched(bint on) noexcept nogil
+    meter_reading read_meter() noexcept nogil
+    bint set_metered(bint on) noexcept nogil
+    void set_times(double fp32, double int16, double int8, double byte) noexcept nogil
     counter read_slot(int kernel, int number, counter_key* key) noexcept nogil
     counter read_others(int kernel, int number) noexcept nogil
     counter total(int kernel) noexcept nogil
@@ -222,6 +261,34 @@ def reset():
 def watch(bint on):
     """Whether the calling thread's time outside of kernels is counted from now on."""
     set_watched(on)
+
+
+cdef bint metering(bint on) noexcept nogil:
+    """Whether the calling thread's kernels are metered from now on; returns whether they were."""
+    return set_metered(on)
+
+
+def meter(rates):
+    """Meter the calling thread's kernels from now on against peak rates, or no longer where `rates` is None.
+
+    Rates are (fp32, int16, int8) operations and bytes read, each in 1e9 a second: one peak for all threads. Kernels are
+    metered where they are counted (`enable`).
+    """
+    if rates is not None:
+        fp32, int16, int8, read = rates
+        set_times(1 / fp32, 1 / (int16 or fp32), 1 / (int8 or fp32), 1 / read)
+    read_meter()
+    set_metered(rates is not None)
+
+
+def take():
+    """(calls, start, end, nanoseconds, FLOPs, bytes, nanoseconds at the peak) of the thread's kernels since the last.
+
+    Start and end of the first and the last kernel are nanoseconds of CLOCK_MONOTONIC. At the peak a kernel takes as
+    long as its arithmetic or its memory traffic, whichever is longer.
+    """
+    cdef meter_reading found = read_meter()
+    return found.calls, found.started, found.ended, found.nanoseconds, found.flops, found.bytes, found.least
 
 
 def set_phase(str name):

@@ -35,26 +35,32 @@ cdef unsigned long long last_walk = 0
 
 
 cdef bint ops_watched = False
-cdef object ops_watcher = None
-cdef object watching_thread = None
+cdef tuple op_watchers = ()  # (thread, watcher, its watching_ops), in the order of entering; replaced as a whole
+
+
+cdef int _tell(str method, tuple said) except -1:
+    """Call a method of this thread's watchers, of those that have it."""
+    thread = get_ident()
+    for owner, watcher, _ in op_watchers:
+        if owner == thread:
+            heard = getattr(watcher, method, None)
+            if heard is not None:
+                heard(*said)
+    return 0
 
 
 cdef int tell_computed(Tensor out, str op, object weight) except -1:
-    if get_ident() == watching_thread:
-        ops_watcher.on_output(op, weight, out, 0 if out.node is None else out.node.sequence)
-    return 0
+    return _tell("on_output", (op, weight, out, 0 if out.node is None else out.node.sequence))
 
 
 cdef int _tell_gradients(Node node, Tensor gradient) except -1:
     """The gradients that `node` has added to, but for one that it passes on as it is."""
     cdef Node parent
     cdef Py_ssize_t i
-    if get_ident() != watching_thread:
-        return 0
     for i in range(len(node.inputs)):
         parent = <Node> node.inputs[i]
         if takes_grad(parent) and parent.gradient is not None and parent.gradient.data != gradient.data:
-            ops_watcher.on_gradient(type(node).__name__, node.sequence, i, parent.gradient)
+            _tell("on_gradient", (type(node).__name__, node.sequence, i, parent.gradient))
     return 0
 
 
@@ -81,8 +87,8 @@ cdef Tensor saved_tensor(object saved):
     node = <Node> saved
     if node.output is None:
         node.output = node.recompute()
-        if ops_watched and get_ident() == watching_thread:
-            ops_watcher.on_recomputed(type(node).__name__, node.sequence, node.output)
+        if ops_watched:
+            _tell("on_recomputed", (type(node).__name__, node.sequence, node.output))
     return node.output
 
 
@@ -235,7 +241,14 @@ def backward(tensor, gradient=None):
         nodes = _reachable(root.node, 0)
         add_grad(root.node, seed)
         seed = None
-        _walk(nodes)
+        try:
+            _walk(nodes)
+        except BaseException as error:
+            if ops_watched:
+                _tell("on_backward_end", (error,))
+            raise
+        if ops_watched:
+            _tell("on_backward_end", (None,))
 
 
 cdef int _walk(list nodes) except -1:
@@ -249,8 +262,11 @@ cdef int _walk(list nodes) except -1:
             gradient = node.gradient
             node.gradient = None
             if gradient is not None:
+                if ops_watched:
+                    _tell("on_node", (type(node).__name__, node.sequence))
                 node.backward(gradient)
                 if ops_watched:
+                    _tell("on_node_end", (type(node).__name__, node.sequence))
                     _tell_gradients(node, gradient)
             node.release()
     except BaseException:  # a later backward must not add to incomplete gradients
@@ -383,32 +399,36 @@ def checkpoint(function, *args):
     node = CheckpointNode.__new__(CheckpointNode)
     node.skipped_linear = unused
     node.recompute_fn, node.arguments, node.random_state = function, args, random_state
-    return record(out, node, tuple([item if isinstance(item, Tensor) else None for item in args]))
+    record(out, node, tuple([item if isinstance(item, Tensor) else None for item in args]))
+    if ops_watched:
+        _tell("on_checkpoint", (node.sequence,))
+    return out
 
 
 class watching_ops:
     """Context manager: `watcher` is shown what this thread's operations compute; outside of it each costs one branch.
 
-    on_output(op, weight, output, node) in forward, on_gradient(node kind, node, input, gradient) after a node's
-    backward, with the gradient as it then stands, and on_recomputed(node kind, node, output) where a value was left out
-    and is computed again. `node` is a number that the three share, 0 where nothing was recorded. What raises in there
-    is raised by the operation. GraphError where another is inside of its block.
+    on_output(op, weight, output, node) in forward, and on_checkpoint(node) where `checkpoint` recorded a function; in
+    backward on_node(node kind, node) before a node's, on_node_end(node kind, node) after it, then on_gradient(node
+    kind, node, input, gradient) with the gradient as it stands, and on_backward_end(error or None) at last;
+    on_recomputed(node kind, node, output) where a value was left out and is computed again. `node` is a number that
+    they share, 0 where nothing was recorded. Methods that a watcher does not have are left out; where there are several
+    watchers, the outermost hears first. What raises in there is raised by the operation.
     """
 
     def __init__(self, watcher):
         self.watcher = watcher
 
     def __enter__(self):
-        global ops_watched, ops_watcher, watching_thread
-        if ops_watched:
-            raise GraphError("watching_ops: the operations are watched already; one watcher at a time.")
-        ops_watcher, watching_thread = self.watcher, get_ident()
+        global ops_watched, op_watchers
+        op_watchers = (*op_watchers, (get_ident(), self.watcher, self))
         ops_watched = True
         return self
 
     def __exit__(self, *exception):
-        global ops_watched, ops_watcher
-        ops_watched, ops_watcher = False, None
+        global ops_watched, op_watchers
+        op_watchers = tuple([entry for entry in op_watchers if entry[2] is not self])
+        ops_watched = len(op_watchers) > 0
 
 
 class no_grad:

@@ -313,6 +313,7 @@ class Decoder(CausalLM):
         super().__init__(config, weights)
         self.config = config
         self.gradient_checkpointing: bool | int = False  # True, or how many layers, nearest the input first
+        self.in_place: Callable[[int, DecoderLayer], Callable[..., Tensor]] | None = None  # what runs for a layer
         self._rotary = RotaryTables(config.rotation, config)
         self._local_rotary = self._rotary  # of layers with a window
         if config.rope_local_base_freq is not None:
@@ -407,12 +408,13 @@ class Decoder(CausalLM):
         recomputed = recomputed_layers(self.config, self.gradient_checkpointing)
         for index, layer in enumerate(self.model.layers):
             rotary = local if layer.is_sliding else everywhere
+            run = layer if self.in_place is None else self.in_place(index, layer)
             if caches is not None:
-                x = layer(x, rotary, None, caches[index], last_only and index == len(caches) - 1)
+                x = run(x, rotary, None, caches[index], last_only and index == len(caches) - 1)
             elif index < recomputed:  # the first: by the time backward comes to them the others' activations are free
-                x = checkpoint(layer, x, rotary, cu_seqlens)
+                x = checkpoint(run, x, rotary, cu_seqlens)
             else:
-                x = layer(x, rotary, cu_seqlens)
+                x = run(x, rotary, cu_seqlens)
         return self.model.norm(x)
 
     def _rotary_embeddings(

@@ -137,6 +137,18 @@ def span(name: str, **attributes: Any) -> AbstractContextManager[Span | Silent]:
     return _Heard(name, attributes)
 
 
+def completed(name: str, start: int, end: int, **attributes: Any) -> None:
+    """Tell the subscribers a span that is over, in the one that is open; it does not begin before that."""
+    if not _subscribers:
+        return
+    parent = _open.get()
+    start = start if parent is None else max(start, parent.start)
+    over = Span(name, attributes, parent, start=start, end=max(start, end))
+    for subscriber in _subscribers:
+        _tell(subscriber, "on_span_start", over)
+        _tell(subscriber, "on_span_end", over)
+
+
 def metric(name: str, value: float, **attributes: Any) -> None:
     """Tell the subscribers a value."""
     if not _subscribers:

@@ -150,6 +150,10 @@ class Checkpointing(Section):
 class Observe(Section):
     """[observe]: what is seen of a run while it goes on; nothing of it changes a bit of the result."""
 
+    trace_layers: bool = option(False, help="trace every decoder layer too, forward, backward and recomputed")
+    trace_ops: bool = option(
+        False, help="trace every operation too, with shape, FLOPs, bytes and share of this machine's measured peak"
+    )
     trace_chrome: str | None = option(None, help="write the spans as a Chrome trace, which Perfetto opens")
     metrics: bool = option(False, help="export metrics over OTLP, where and how often OTEL_* variables say")
     metrics_port: int | None = option(
@@ -234,6 +238,7 @@ class TrainConfig:
                 "evaluate on; set one of both."
             )
         self._check_observe()
+        self._check_traces()
         self._check_monitor()
         if self.observe.verify_every > t.steps:
             raise ConfigError(
@@ -267,6 +272,17 @@ class TrainConfig:
                 raise ConfigError(f"observe.loggers: {name!r} is not known; {nearest(name, LOGGERS)}")
             if name in self.observe.loggers[:at]:
                 raise ConfigError(f"observe.loggers: {name} stands there twice; leave one out.")
+
+    def _check_traces(self) -> None:
+        """Spans that nobody would read."""
+        o = self.observe
+        readers = [name for name in ("trace", "trace_file", "trace_chrome") if hasattr(o, name)]
+        for name in ("trace_layers", "trace_ops"):
+            if getattr(o, name) and not any(getattr(o, reader) for reader in readers):
+                raise ConfigError(
+                    f"observe.{name} is true, which has no effect without a trace; set "
+                    f"{' or '.join(f'observe.{reader}' for reader in readers)}."
+                )
 
     def _check_monitor(self) -> None:
         o, c = self.observe, self.checkpointing

@@ -12,6 +12,7 @@ from entrenar.observe.chrome import ChromeTrace
 from entrenar.observe.events import subscribe, unsubscribe
 from entrenar.train.callbacks import Callback
 from entrenar.train.config import TrainConfig
+from entrenar.train.observe_layers import LayerSpans
 from entrenar.train.observe_loggers import Loggers
 from entrenar.train.observe_metrics import RunMetrics
 from entrenar.train.observe_monitor import Monitor
@@ -29,6 +30,8 @@ def observers(config: TrainConfig, directory: Path, console: Console) -> list[Ca
     found: list[Callback] = []
     if wanted.trace_chrome is not None:
         found.append(Traced(Path(wanted.trace_chrome)))
+    if wanted.trace_layers or wanted.trace_ops:
+        found.append(LayerSpans(wanted.trace_layers, wanted.trace_ops))
     if wanted.metrics or wanted.metrics_port is not None or wanted.metrics_file is not None:
         found.append(RunMetrics(wanted, directory, lambda sentence: remarks(console, [sentence])))
     if wanted.loggers:

@@ -182,6 +182,7 @@ cdef list linears(object x, list weights, list biases, list updates, str op):
             record_linear(<Tensor> outputs[i], t, weights[i], <Tensor> biases[i])
         else:
             add_low_rank(<Tensor> outputs[i], t, weights[i], <Tensor> biases[i], <LowRankUpdate> updates[i])
+    for i in range(count):
         computed(<Tensor> outputs[i], "linear" if updates[i] is None else "lora_linear", weights[i])
     return outputs
 
