@@ -27,10 +27,10 @@ class Evaluation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-def evaluate(model: LLaMAModel, batches: Iterable[Batch]) -> Evaluation:
+def evaluate(model: LLaMAModel, batches: Iterable[Batch], step: int | None = None) -> Evaluation:
     """The mean loss over all targets of `batches`, without dropout and at "high" precision or better.
 
-    NumericsError where it is not finite, or nothing is trained.
+    NumericsError where it is not finite, of which an event tells `step`, or nothing is trained.
     """
     total, tokens = 0.0, 0
     precision = get_matmul_precision()
@@ -38,9 +38,11 @@ def evaluate(model: LLaMAModel, batches: Iterable[Batch]) -> Evaluation:
         for batch in batches:
             loss = model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, reduction="sum")
             if not math.isfinite(loss.item()):
+                found = first_nonfinite(model, batch)
+                found.tell("forward", step)
                 raise NumericsError(
-                    f"The held-out loss is {loss.item()}: {first_nonfinite(model, batch)} is not finite; "
-                    "the file is damaged, or training diverged."
+                    f"The held-out loss is {loss.item()}: {found} is not finite; the file is damaged, or training "
+                    "diverged."
                 )
             total += loss.item()
             tokens += batch.trained_tokens

@@ -27,7 +27,13 @@ from entrenar.optim import clip_factor, grad_norm
 from entrenar.train import checkpoint, interrupt, state
 from entrenar.train.callbacks import Callback, Evaluate, Metrics, SaveCheckpoints
 from entrenar.train.config import TrainConfig
-from entrenar.train.diagnose import first_nonfinite, first_nonfinite_weight
+from entrenar.train.diagnose import (
+    Nonfinite,
+    first_nonfinite,
+    first_nonfinite_gradient,
+    first_nonfinite_weight,
+    is_finite,
+)
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.fingerprint import fingerprint
 from entrenar.train.step import StepReport
@@ -125,7 +131,7 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Evaluate the held-out set; the last report has the result."""
         with span("evaluate", step=self.step) as here:
-            found = evaluate(self.model, self.held_out)
+            found = evaluate(self.model, self.held_out, self.step)
             here.set(loss=found.loss, tokens=found.tokens)
         self.reports[-1] = replace(self.reports[-1], held_out=found)
         self._tell("on_evaluation", found)
@@ -152,6 +158,7 @@ class Trainer:
         random.set_step(self.step)
         with self._phase("data"):
             batches, tokens, trained = self._next_batches()
+        self._micro_batches = batches, trained
         self._verifying = self.verifier is not None and self.verifier.is_due(self.step + 1)
         loss = self._reduce(self._gradients(batches, trained))
         norm, scale = self._clip()
@@ -244,9 +251,11 @@ class Trainer:
             with self._watch:
                 loss = self.model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, divisor=trained)
             if not math.isfinite(loss.item()):
+                found = first_nonfinite(self.model, batch)
+                found.tell("forward", self.step + 1)
                 raise NumericsError(
-                    f"The loss of step {self.step + 1} is {loss.item()}: {first_nonfinite(self.model, batch)} is not "
-                    "finite; lower the learning rate or look for a bad example."
+                    f"The loss of step {self.step + 1} is {loss.item()}: {found} is not finite; lower the learning "
+                    "rate or look for a bad example."
                 )
         return loss
 
@@ -277,8 +286,18 @@ class Trainer:
             try:
                 norm = self._norm()
             except NumericsError as error:
-                raise NumericsError(f"Step {self.step + 1}: {error}") from error
+                where = self._nonfinite_gradient()
+                where.tell("backward", self.step + 1)
+                raise NumericsError(f"Step {self.step + 1}: {error} It came with {where}.") from error
             return norm, clip_factor(norm, self.config.training.max_grad_norm)
+
+    def _nonfinite_gradient(self) -> Nonfinite:
+        """Where the step's first gradient that is not finite came from: this rank computes its own part again."""
+        name = next(name for name, tensor in self.parameters if tensor.grad is not None and not is_finite(tensor.grad))
+        random.set_step(self.step)
+        layer = name.rpartition(".")[0]
+        found = first_nonfinite_gradient(self.model, *self._micro_batches)
+        return found or Nonfinite(layer, "gradient", f"the gradient of {name}, and not when it was computed again")
 
     def _norm(self) -> float:
         if self.verifier is None or not self._verifying:
@@ -304,11 +323,12 @@ class Trainer:
 
         Raises NumericsError, and writes nothing, where a weight is not finite.
         """
-        name = first_nonfinite_weight(self.parameters)
-        if name is not None:
+        found = first_nonfinite_weight(self.parameters)
+        if found is not None:
+            found.tell("update", self.step)
             raise NumericsError(
-                f"The weight {name} is not finite after step {self.step}; lower the learning rate. "
-                "The last checkpoint is kept."
+                f"Nothing is saved: {found} is not finite after step {self.step}; lower the learning rate. The last "
+                "checkpoint is kept."
             )
         with span("checkpoint", step=self.step):
             path = self.checkpoint_directory / f"step-{self.step}"

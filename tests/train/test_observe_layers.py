@@ -24,7 +24,7 @@ from entrenar.train import TrainConfig, Trainer
 from entrenar.train.config import Observe
 from entrenar.train.observers import observers
 
-from .builders import DROPOUT, losses, run_config, trainer_of, weights_hash
+from .builders import DROPOUT, listen, losses, run_config, trainer_of, weights_hash
 
 pytestmark = pytest.mark.unit
 
@@ -215,3 +215,79 @@ def test_spans_that_nobody_reads_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"observe\.{name} is true, which has no effect without a trace; set "):
         TrainConfig(observe=Observe(**{name: True}))
     TrainConfig(observe=Observe(trace_chrome="trace.json", **{name: True}))
+
+
+# ---------------------------------------------------------------------- what is not finite
+def failing(made: Trainer) -> list[dict[str, Any]]:
+    """The events "nonfinite" of a run that ends for it, with the name of their span."""
+    ear = Heard()
+    subscribe(ear)
+    try:
+        with pytest.raises(NumericsError):
+            made.run()
+    finally:
+        unsubscribe(ear)
+    found = [event for event in ear.events if event.name == "nonfinite"]
+    return [{**event.attributes, "span": event.span and event.span.name} for event in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "op"),
+    [
+        ("model.layers.1.self_attn.v_proj.weight", "model.layers.1.self_attn.v_proj", "linear"),
+        ("model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.down_proj", "linear"),
+        ("lm_head.weight", "lm_head", "linear_cross_entropy"),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_an_event_with_step_layer_and_operation(
+    name: str, layer: str, op: str, tmp_path: Path
+) -> None:
+    made = trainer(tmp_path, trace_layers=True)
+
+    def overflow(report: object) -> None:
+        dict(made.parameters)[name].numpy()[...] = np.float32(3e38)
+
+    listen(made, on_step=overflow)
+    assert failing(made) == [{"step": 2, "layer": layer, "op": op, "direction": "forward", "span": "forward"}]
+
+
+def test_a_weight_that_is_not_finite_is_an_event(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    dict(made.parameters)["model.layers.1.mlp.up_proj.weight"].numpy()[3, 5] = np.nan
+    weight = {"layer": "model.layers.1.mlp.up_proj", "op": "weight"}
+    assert failing(made) == [{"step": 1, **weight, "direction": "forward", "span": "forward"}]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_gradient_that_is_not_finite_is_an_event_with_the_operation_that_gave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    made = trainer(tmp_path, adapter=DROPOUT, checkpointing=checkpointing)
+    mlp = made.model.model.layers[1].mlp
+
+    def steep(self: Any, x: Tensor) -> Tensor:  # 0 in forward, a gradient beyond float32 in backward
+        y = genuine(self, x)
+        return y if self is not mlp else ((y * 0.0) * 3e38) * 3e38
+
+    genuine = type(mlp).__call__
+    monkeypatch.setattr(type(mlp), "__call__", steep)
+    [event] = failing(made)
+    assert (event["step"], event["direction"], event["span"]) == (1, "backward", "clip")
+    assert (event["layer"], event["op"]) == ("model.layers.1.mlp", "mul")
+
+
+def test_a_gradient_that_is_finite_when_computed_again_is_an_event_with_its_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(tmp_path, accumulation=2)
+    weight = dict(made.parameters)["model.layers.0.mlp.down_proj.weight"]
+    backward = Trainer._backward
+
+    def poisoned(self: Trainer, loss: Tensor) -> None:
+        backward(self, loss)
+        assert weight.grad is not None
+        weight.grad.numpy()[0, 0] = np.nan
+
+    monkeypatch.setattr(Trainer, "_backward", poisoned)
+    [event] = failing(made)
+    assert (event["step"], event["layer"], event["op"]) == (1, "model.layers.0.mlp.down_proj", "gradient")
