@@ -130,7 +130,7 @@ def effective_precision(name):
     return PRECISIONS[format]
 
 
-def _cgroup_quota():
+def cgroup_quota():
     """CPUs that the cgroup's quota allows (version 2, then 1), or infinity where none is set or readable."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -146,8 +146,24 @@ def _cgroup_quota():
 
 def default_num_threads():
     """Threads to use when nothing says otherwise: affinity mask, capped by the cgroup quota (rounded up)."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, math.ceil(min(_cgroup_quota(), 1 << 16))))
+    return _default_threads()[0]
+
+
+def _default_threads():
+    """(threads to use when nothing says otherwise, why so many)."""
+    masked = hasattr(os, "sched_getaffinity")
+    cpus, quota = len(os.sched_getaffinity(0)) if masked else os.cpu_count() or 1, cgroup_quota()
+    allowed = max(1, math.ceil(min(quota, 1 << 16)))
+    if allowed < cpus:
+        return allowed, f"the cgroup's quota of {quota:g} CPUs, rounded up"
+    return cpus, f"{cpus} CPUs of {'the affinity mask' if masked else 'the machine'}"
+
+
+def threads_at_import():
+    """(threads that this process began with, why so many); ConfigError where a variable is no count."""
+    if not ENTRENAR_OPENMP:
+        return 1, "compiled without threads"
+    return _threads_from_environment()
 
 
 def get_num_threads():
@@ -164,14 +180,15 @@ def set_num_threads(count):
 
 
 def _threads_from_environment():
+    """(threads, why so many), by the variables or the machine."""
     for variable in ("ENTRENAR_NUM_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(variable, "").split(",")[0].strip()
         if not text:
             continue
         if not text.isdecimal() or not 1 <= int(text) <= MAX_THREADS:
             raise ConfigError(f"{variable}={text!r} must be an integer from 1 to {MAX_THREADS}.")
-        return int(text)
-    return default_num_threads()
+        return int(text), f"{variable}={text}"
+    return _default_threads()
 
 
 WAITING = {"adaptive": TEAM_ADAPTIVE, "passive": TEAM_PASSIVE, "active": TEAM_ACTIVE}
@@ -220,4 +237,4 @@ def _waiting_from_environment():
 _team = PyCapsule_New(<void*> &team, TEAM_CAPSULE, NULL)  # where the other extensions find it (team_calls.c)
 set_waiting(_waiting_from_environment())
 set_tier(os.environ.get("ENTRENAR_ISA") or supported_tiers()[-1])
-set_num_threads(_threads_from_environment())
+set_num_threads(_threads_from_environment()[0])

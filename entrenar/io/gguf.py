@@ -40,6 +40,10 @@ class GGUFTensor(LazyTensor):
         self._rows = entry.shape[0] if len(entry.shape) > 1 else 1
         self.weights = dequantizable(entry.type)
 
+    @property
+    def nbytes(self) -> int:
+        return self._entry.size
+
     def raw(self) -> np.ndarray:
         return self._file.map(self._entry.offset, self._entry.size).reshape(self._rows, -1)
 

@@ -88,6 +88,11 @@ class LazyTensor(ABC):
     def raw(self) -> np.ndarray:
         """The stored bytes, mapped: uint8, one row of bytes for each row of the tensor."""
 
+    @property
+    def nbytes(self) -> int:
+        """The stored bytes."""
+        return int(self.raw().nbytes)
+
     @abstractmethod
     def read(self) -> np.ndarray:
         """`raw()` in memory of its own."""

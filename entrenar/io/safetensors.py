@@ -48,6 +48,11 @@ class SafetensorsTensor(LazyTensor):
         super().__init__(name, tuple(view.get_shape()), view.get_dtype())
         self._file, self._offset = file, offset
         self._row_bytes = size // max(self.shape[0], 1) if self.shape else size
+        self._size = size
+
+    @property
+    def nbytes(self) -> int:
+        return self._size
 
     def raw(self) -> np.ndarray:
         rows = self.shape[0] if self.shape else 1
@@ -77,10 +82,12 @@ class SafetensorsTensor(LazyTensor):
         return raw.view(NUMPY_TYPES[self.type]).astype(np.float32).reshape(shape)
 
 
-def open_safetensors(path: str | Path, missing: str = "expected safetensors weights") -> dict[str, LazyTensor]:
+def open_safetensors(
+    path: str | Path, missing: str = "expected safetensors weights", metadata: dict[str, Any] | None = None
+) -> dict[str, LazyTensor]:
     """The tensors of one file by name. FormatError where it is missing, truncated or not safetensors.
 
-    `missing` is what to say where there is no file.
+    `missing` is what to say where there is no file; `metadata` is given what the file says of itself.
     """
     path = Path(path)
     from safetensors import SafetensorError, safe_open
@@ -103,6 +110,8 @@ def open_safetensors(path: str | Path, missing: str = "expected safetensors weig
         raise FormatError(
             f"{path}: is truncated, damaged or no safetensors file ({shown(str(error))}); fetch it again."
         ) from error
+    if metadata is not None:
+        metadata |= handle.metadata() or {}
     file = FileBytes(path)
     offsets, start = _offsets(file)
     return {

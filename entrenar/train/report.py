@@ -80,6 +80,14 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
+def size(count: int) -> str:
+    """Bytes in the unit that they are read best in."""
+    for unit, bytes_ in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= bytes_:
+            return f"{count / bytes_:.2f} {unit}"
+    return f"{count} bytes"
+
+
 def duration(seconds: float) -> str:
     """Seconds as they are read best: seconds up to an hour, hours up to four days, then days, up to a century."""
     if seconds < 3600:
