@@ -12,7 +12,7 @@ ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
 
 .PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
 	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
-	imports observability release coverage family-table profile-llama profile-llama-anomaly
+	imports observability release coverage family-table profile-llama profile-llama-anomaly planted-faults
 
 help:  ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -119,6 +119,9 @@ profile-llama-anomaly: build  ## train the example watched, then say what was sl
 	PYTHONPATH="$(CURDIR)" $(PYTHON) examples/llama2_finetune_qlora.py --monitor --overwrite \
 		--output outputs/profile-anomaly --steps $(or $(STEPS),60)
 	PYTHONPATH="$(CURDIR)" PYTHON="$(PYTHON)" scripts/analyze_training.sh outputs/profile-anomaly
+
+planted-faults: build  ## plant faults in watched runs, and count the false alarms of runs without any (CLEAN=10)
+	PYTHONPATH="$(CURDIR)" $(PYTHON) scripts/planted_faults.py --clean $(or $(CLEAN),10)
 
 bench:  ## install with the peers and measure speed and memory against them (BENCH="step --quick" for a part)
 	$(PYTHON) -m pip install -q torch==2.13.0

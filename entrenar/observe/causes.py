@@ -64,6 +64,10 @@ class Moment:
         """What was counted beyond what is usual in as many seconds."""
         return max(0.0, self.get(name) - self.usual.of(name) * self.seconds)
 
+    def waited(self, name: str) -> float:
+        """Seconds of this process's own waiting, beyond those that are usual in a usual step."""
+        return self.get(name) - self.usual.of(name) * max(self.seconds - self.lost, 0.0)
+
     def explains(self, name: str) -> bool:
         """Whether the excess seconds of `name` are a good part of the lost ones, and not what is usual."""
         value, usual = self.get(name), self.usual.of(name) * self.seconds
@@ -147,12 +151,12 @@ def _neighbour(moment: Moment) -> str | None:
     usual = moment.usual.of("cpu_busy_seconds") - moment.usual.of("process_cpu_seconds")
     if not moment.seconds or others < SHARE * moment.lost:
         return None
-    queued = moment.excess("run_delay_seconds") >= 0.5 * moment.lost and not moment.explains("cgroup_throttled_seconds")
+    queued = moment.waited("run_delay_seconds") >= 0.5 * moment.lost and not moment.explains("cgroup_throttled_seconds")
     if not queued and others / moment.seconds < usual + 0.2:  # CPUs that were as busy before
         return None
     waited = moment.explains("run_delay_seconds") or moment.explains("pressure_cpu_some_seconds")
     pushed = moment.get("involuntary_switches") / moment.seconds > 3 * moment.usual.of("involuntary_switches") + 20
-    if not waited and not pushed:
+    if not (queued or waited or pushed):
         return None
     return (
         f"a busy neighbour: other processes used {others / moment.seconds:.1f} CPUs ({max(usual, 0):.1f} before); the "

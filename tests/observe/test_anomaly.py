@@ -173,6 +173,18 @@ def test_what_is_usual_is_no_cause() -> None:
 
 
 @pytest.mark.unit
+def test_waiting_is_measured_against_a_usual_step_not_against_the_slow_one() -> None:
+    """Where others use the cores all the time, a step that waits longer for one is slow for that."""
+
+    def shared(number: int) -> dict[str, float]:
+        seconds = 3.0 if number == 60 else 1.0
+        return {"cpu_busy_seconds": 2 * seconds, "process_cpu_seconds": 0.5, "run_delay_seconds": seconds - 0.5}
+
+    (found,) = series(planted=lambda number: {**shared(number), **at(60, slower=3)(number)})
+    assert found.causes[0].startswith("a busy neighbour: other processes used "), found.causes
+
+
+@pytest.mark.unit
 def test_an_episode_is_one_anomaly_with_its_end() -> None:
     detector, begun, ended = StepDetector(), [], []
     for number in range(1, 101):
