@@ -6,24 +6,26 @@ import json
 import math
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from entrenar.observe.events import Event, Span, Subscriber
+from entrenar.observe.stream import Stream
 
 
 class ChromeTrace(Subscriber):
     """Writes each span, as it ends, into `path`: a complete event (ph X) with microseconds, process and thread.
 
     Events are instants of their thread (ph i), and each thread's name goes before what happens in it (ph M). A context
-    manager. A reader takes the file of a killed run too: the format lets the closing bracket be missing. OSError where
-    the file cannot be opened.
+    manager. A reader takes the file of a killed run too: the format lets the closing bracket be missing. `say` gets one
+    sentence where the file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
-        self._file.write("[")
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self._stream = Stream(path, "observe.trace_chrome", say)
+        self._stream.write("[")
         self._separator = "\n"
         self._named: set[int] = set()
         self._writing = threading.Lock()
@@ -42,13 +44,15 @@ class ChromeTrace(Subscriber):
     def _write(self, line: dict[str, Any]) -> None:
         """Write an entry of the thread that runs, behind the thread's name where it is its first."""
         with self._writing:
+            if not self._stream.ready:
+                return
             lines = [line]
             if line["tid"] not in self._named:
                 self._named.add(line["tid"])
                 name = {"name": threading.current_thread().name}
                 lines.insert(0, {"name": "thread_name", "ph": "M", "tid": line["tid"], "args": name})
             for each in lines:
-                self._file.write(self._separator + json.dumps(plain({"pid": os.getpid(), **each}), allow_nan=False))
+                self._stream.write(self._separator + json.dumps(plain({"pid": os.getpid(), **each}), allow_nan=False))
                 self._separator = ",\n"
 
     def __enter__(self) -> ChromeTrace:
@@ -58,8 +62,9 @@ class ChromeTrace(Subscriber):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the array and the file."""
-        with self._file as file:
-            file.write("\n]\n")
+        with self._writing:
+            self._stream.write("\n]\n")
+            self._stream.close()
 
 
 def plain(value: Any) -> Any:

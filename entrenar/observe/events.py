@@ -149,6 +149,13 @@ def completed(name: str, start: int, end: int, **attributes: Any) -> None:
         _tell(subscriber, "on_span_end", over)
 
 
+def annotate(**attributes: Any) -> None:
+    """Add attributes to the span that is open in this thread, where there is one."""
+    here = _open.get()
+    if here is not None:
+        here.set(**attributes)
+
+
 def metric(name: str, value: float, **attributes: Any) -> None:
     """Tell the subscribers a value."""
     if not _subscribers:

@@ -7,19 +7,14 @@ OTEL_SDK_DISABLED (OpenTelemetry specification, environment variables and protoc
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from entrenar.errors import ConfigError
+from entrenar.observe import otlp_sdk as otlp
 from entrenar.observe.events import Metric, Subscriber, subscribe, unsubscribe
 from entrenar.observe.extras import needed
 from entrenar.observe.metrics import BY_NAME, COUNTER, HISTOGRAM, SECONDS, TABLE, labels_of
-
-PROTOCOLS = {"grpc": "grpc", "http/protobuf": "http"}
-LAST_MILLISECONDS = 3000  # for the values of the end: a receiver that does not answer holds nobody up for longer
 
 
 class Instruments(Subscriber):
@@ -45,30 +40,27 @@ class Instruments(Subscriber):
             self._record[row.name](metric.value, dict(labels))
 
 
-class _OneSentence(logging.Handler):
-    """Says the SDK's first complaint; the rest, one an export, is left out."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._say, self._said = say, False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if not self._said:
-            self._said = True
-            self._say(f"observe.metrics: {' '.join(record.getMessage().split()).rstrip('.')}; the run goes on.")
-
-
 def exporter() -> Any:
-    """The OTLP exporter of metrics that the environment asks for; ConfigError for a protocol that there is not."""
-    for variable in ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        asked = os.environ.get(variable, "").strip()
-        if asked and asked not in PROTOCOLS:
-            raise ConfigError(f"{variable} is {asked!r}, expected one of {', '.join(PROTOCOLS)}.")
-        if asked:
-            break
-    name = PROTOCOLS[asked or "grpc"]
-    module = needed(f"opentelemetry.exporter.otlp.proto.{name}.metric_exporter", "observe.metrics")
-    return module.OTLPMetricExporter()
+    """The OTLP exporter of metrics that the environment asks for; ConfigError where what it says cannot be done."""
+    return otlp.exporter("metrics", "observe.metrics")
+
+
+class Exports:
+    """Counts exports that are not known to have succeeded."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def counted(self, export: Callable[..., Any]) -> Callable[..., Any]:
+        """`export`, counted."""
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            self.failed += 1
+            result = export(*arguments, **options)
+            self.failed -= result.name == "SUCCESS"
+            return result
+
+        return counting
 
 
 @contextmanager
@@ -79,25 +71,20 @@ def exporting(attributes: Mapping[str, str], say: Callable[[str], None]) -> Iter
     """
     sdk = needed("opentelemetry.sdk.metrics", "observe.metrics")
     export = needed("opentelemetry.sdk.metrics.export", "observe.metrics")
-    resources = needed("opentelemetry.sdk.resources", "observe.metrics")
-    resource = resources.Resource.create({"service.name": "entrenar", **attributes})
-    if named := os.environ.get("OTEL_SERVICE_NAME"):
-        resource = resource.merge(resources.Resource({"service.name": named}))
-    log, handler = logging.getLogger("opentelemetry"), _OneSentence(say)
-    reader = export.PeriodicExportingMetricReader(exporter())
-    provider = sdk.MeterProvider([reader], resource, shutdown_on_exit=False)
+    exports, sender = Exports(), exporter()
+    sender.export = exports.counted(sender.export)
+    reader = export.PeriodicExportingMetricReader(sender)
+    provider = sdk.MeterProvider([reader], otlp.resource(attributes), shutdown_on_exit=False)
     instruments = Instruments(provider.get_meter("entrenar"))
-    propagates, log.propagate = log.propagate, False
-    log.addHandler(handler)
-    subscribe(instruments)
-    try:
-        yield
-    finally:
-        unsubscribe(instruments)
+    with otlp.one_sentence("metrics", "observe.metrics", say) as complaints:
+        subscribe(instruments)
         try:
-            provider.shutdown(LAST_MILLISECONDS)
-        except Exception as error:  # the SDK sums up what failed in one of no particular class
-            say(f"observe.metrics: {error}; the run goes on.")
-        log.removeHandler(handler)
-        log.addHandler(logging.NullHandler())  # its threads may end later: not on standard error
-        log.propagate = propagates
+            yield
+        finally:
+            unsubscribe(instruments)
+            try:
+                provider.shutdown(otlp.LAST_MILLISECONDS)
+            except Exception as error:  # the SDK sums up what failed in one of no particular class
+                complaints.complain(str(error))
+            if exports.failed:  # the SDK holds back a sentence that it has said of another signal
+                complaints.complain(f"{exports.failed} exports failed")

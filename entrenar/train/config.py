@@ -150,9 +150,13 @@ class Checkpointing(Section):
 class Observe(Section):
     """[observe]: what is seen of a run while it goes on; nothing of it changes a bit of the result."""
 
+    trace: bool = option(False, help="export the spans of the run over OTLP, where to and how OTEL_* variables say")
     trace_layers: bool = option(False, help="trace every decoder layer too, forward, backward and recomputed")
     trace_ops: bool = option(
         False, help="trace every operation too, with shape, FLOPs, bytes and share of this machine's measured peak"
+    )
+    trace_file: str | None = option(
+        None, help="write the spans into this file as OTLP JSON lines, which collectors read; needs no receiver"
     )
     trace_chrome: str | None = option(None, help="write the spans as a Chrome trace, which Perfetto opens")
     metrics: bool = option(False, help="export metrics over OTLP, where and how often OTEL_* variables say")
@@ -274,14 +278,15 @@ class TrainConfig:
                 raise ConfigError(f"observe.loggers: {name} stands there twice; leave one out.")
 
     def _check_traces(self) -> None:
-        """Spans that nobody would read."""
+        """Spans that nobody would read, and files that would be written twice."""
         o = self.observe
-        readers = [name for name in ("trace", "trace_file", "trace_chrome") if hasattr(o, name)]
+        if o.trace_file is not None and o.trace_file == o.trace_chrome:
+            raise ConfigError(f"observe.trace_file and observe.trace_chrome are both {o.trace_file}; name two files.")
         for name in ("trace_layers", "trace_ops"):
-            if getattr(o, name) and not any(getattr(o, reader) for reader in readers):
+            if getattr(o, name) and not (o.trace or o.trace_file or o.trace_chrome):
                 raise ConfigError(
-                    f"observe.{name} is true, which has no effect without a trace; set "
-                    f"{' or '.join(f'observe.{reader}' for reader in readers)}."
+                    f"observe.{name} is true, which has no effect without a trace; set observe.trace, "
+                    "observe.trace_file or observe.trace_chrome."
                 )
 
     def _check_monitor(self) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
-from entrenar.observe.chrome import ChromeTrace
-from entrenar.observe.events import subscribe, unsubscribe
 from entrenar.train.callbacks import Callback
 from entrenar.train.config import TrainConfig
 from entrenar.train.observe_layers import LayerSpans
@@ -17,8 +13,8 @@ from entrenar.train.observe_loggers import Loggers
 from entrenar.train.observe_metrics import RunMetrics
 from entrenar.train.observe_monitor import Monitor
 from entrenar.train.observe_profile import Profiler
+from entrenar.train.observe_traces import Traces
 from entrenar.train.report import remarks
-from entrenar.train.trainer import Trainer
 
 
 def observers(config: TrainConfig, directory: Path, console: Console) -> list[Callback]:
@@ -28,8 +24,8 @@ def observers(config: TrainConfig, directory: Path, console: Console) -> list[Ca
     """
     wanted = config.observe
     found: list[Callback] = []
-    if wanted.trace_chrome is not None:
-        found.append(Traced(Path(wanted.trace_chrome)))
+    if wanted.trace or wanted.trace_file is not None or wanted.trace_chrome is not None:
+        found.append(Traces(wanted, lambda sentence: remarks(console, [sentence])))
     if wanted.trace_layers or wanted.trace_ops:
         found.append(LayerSpans(wanted.trace_layers, wanted.trace_ops))
     if wanted.metrics or wanted.metrics_port is not None or wanted.metrics_file is not None:
@@ -41,23 +37,3 @@ def observers(config: TrainConfig, directory: Path, console: Console) -> list[Ca
     if wanted.monitor:
         found.append(Monitor(directory, console, wanted.on_spike))
     return found
-
-
-class Traced(Callback):
-    """Writes the run's spans into a file as a Chrome trace."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def around_run(self, trainer: Trainer) -> AbstractContextManager[object]:
-        """The file is open for as long as the run lasts."""
-        return self._open()
-
-    @contextmanager
-    def _open(self) -> Iterator[None]:
-        with ChromeTrace(self.path) as trace:
-            subscribe(trace)
-            try:
-                yield
-            finally:
-                unsubscribe(trace)

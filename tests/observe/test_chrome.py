@@ -39,7 +39,7 @@ def test_events_are_instants_and_every_thread_has_its_name_before_its_first_entr
     def other() -> None:
         event("anomaly", kind="disk")
 
-    with ChromeTrace(tmp_path / "trace.json") as trace:
+    with ChromeTrace(tmp_path / "trace.json", print) as trace:
         subscribe(trace)
         try:
             with span("outer"):
@@ -61,7 +61,7 @@ def test_what_json_cannot_hold_is_written_as_text(tmp_path: Path) -> None:
     def refuse(name: str) -> None:
         raise ValueError(name)
 
-    with ChromeTrace(tmp_path / "trace.json") as trace:
+    with ChromeTrace(tmp_path / "trace.json", print) as trace:
         subscribe(trace)
         try:
             with span("step", loss=float("nan"), shape=(2, 3), path=tmp_path):
