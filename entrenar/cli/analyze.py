@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from entrenar.errors import FormatError
 from entrenar.observe.anomaly import Anomaly, Step, StepDetector
 from entrenar.observe.clusters import Clusters, cluster
 from entrenar.train.folder import ANOMALIES, JSON_LINES
+from entrenar.train.recorded import read_steps
 
 DESCRIPTION = """Find the slow and the unusual steps of a run, with their causes where it was watched (--monitor).
 
@@ -54,44 +54,6 @@ def main(
     else:
         show(Console(), table)
     return table
-
-
-def read_steps(path: Path) -> list[Step]:
-    """The steps of a metrics.jsonl; FormatError, with the line, where it is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); expected the folder of a run."
-        ) from error
-    steps = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            figures = {name: float(row[name]) for name in ("seconds", "loss", "grad_norm")}
-            parts = {
-                name: {str(key): float(value) for key, value in dict(row.get(name, {})).items()}
-                for name in ("phases", "resources")
-            }
-            if not all(map(math.isfinite, [*figures.values(), *parts["phases"].values()])):
-                raise ValueError("a number that is not finite")
-            steps.append(
-                Step(
-                    int(row["step"]),
-                    0.0,
-                    tokens=int(row["tokens"]),
-                    **figures,
-                    phases=parts["phases"],
-                    resources=parts["resources"],
-                )
-            )
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise FormatError(
-                f"{path}: line {number} is no step of a run ({type(error).__name__}: {error}); expected metrics.jsonl."
-            ) from error
-    if not steps:
-        raise FormatError(f"{path}: holds no step; train at least one.")
-    return steps
 
 
 def anomalies(steps: Sequence[Step], path: Path) -> tuple[list[Anomaly], bool]:

@@ -20,6 +20,7 @@ VERBS = {
     "train": "train a tokenizer and a model from scratch",
     "inspect": "show what a model, adapter or checkpoint holds: tensors, types, sizes, metadata",
     "analyze": "find the slow and the unusual steps of a run, and why they were",
+    "compare": "say how two runs differ, or what became slower in a history of benchmarks",
 }
 
 

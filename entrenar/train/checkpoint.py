@@ -57,7 +57,8 @@ def _remove(path: Path) -> None:
         path.rmdir()
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     found = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(READ):
@@ -66,7 +67,7 @@ def _digest(path: Path) -> str:
 
 
 def _sums(directory: Path) -> bytes:
-    return "".join(f"{_digest(directory / name)}  {name}\n" for name in (VALUES, ARRAYS)).encode()
+    return "".join(f"{digest(directory / name)}  {name}\n" for name in (VALUES, ARRAYS)).encode()
 
 
 def damage(directory: Path) -> str | None:
@@ -106,6 +107,19 @@ def date_of(folder: Path) -> datetime:
     directory = newest(folder)
     with fitting(directory):
         return datetime.fromisoformat(dict(json.loads((directory / VALUES).read_bytes())["dict"])["date"]["value"])
+
+
+def fingerprint_of(directory: Path) -> dict[str, Any]:
+    """The settings, and the hashes of model and examples, that a checkpoint was written with."""
+    try:
+        found = _join(dict(json.loads((directory / VALUES).read_bytes())["dict"])["fingerprint"], {})
+        if not isinstance(found, dict):
+            raise ValueError("no table")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(
+            f"{directory / VALUES}: is damaged ({type(error).__name__}: {error}); expected the state of a run."
+        ) from error
+    return found
 
 
 # ---------------------------------------------------------------------- values and arrays
