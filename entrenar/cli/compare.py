@@ -45,8 +45,9 @@ def main(
     parsed = parser.parse_args(arguments)
     if len(parsed.runs) != 2:
         parser.error(f"{len(parsed.runs)} runs are given; expected two output folders.")
+    tolerance = from_arguments(Tolerance, parsed)
     first, second = (read_run(Path(name)) for name in parsed.runs)
-    table = compare(first, second, from_arguments(Tolerance, parsed))
+    table = compare(first, second, tolerance)
     if parsed.json:
         print(json.dumps(table, indent=2, ensure_ascii=False))
     else:
@@ -99,9 +100,9 @@ def _print(
 def _bit_rows(table: dict[str, Any]) -> list[list[str]]:
     bits, count = table["bits"], table["common_steps"]
     if bits["same"]:
-        rows = [[f"losses and gradient norms of {count} steps", "yes", "", ""]]
+        rows = [[f"losses, gradient norms: {count} steps", "yes", "", ""]]
     elif count:
-        name = f"step {bits['step']}, the first that differs: {bits['quantity'].replace('_', ' ')}"
+        name = f"from step {bits['step']} on: {bits['quantity'].replace('_', ' ')}"
         rows = [[name, "no", repr(bits["first"]), repr(bits["second"])]]
     else:
         rows = [["no step in common", "", "", ""]]
@@ -122,9 +123,9 @@ def _figure_rows(table: dict[str, Any]) -> list[list[str]]:
     if speed:
         sides = [speed["first"], speed["second"]]
         times = _between(speed["interval"])
-        how = "of equal steps" if speed["paired"] else "per token"
+        how = "paired" if speed["paired"] else "per token"
         seconds = [f"{side['seconds']:.4g}{_between(side['interval'])}" for side in sides]
-        rows.append([f"median seconds of a step (ratio {how})", *seconds, f"{speed['ratio']:.3f} x{times}"])
+        rows.append([f"median step, s ({how})", *seconds, f"{speed['ratio']:.3f} x{times}"])
         rates = [side["tokens_per_second"] for side in sides]
         rows.append(["tokens per second", *(f"{rate:.4g}" for rate in rates), f"{rates[1] / rates[0]:.3f} x"])
     return rows

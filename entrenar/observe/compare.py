@@ -1,7 +1,7 @@
 """How two runs differ: configuration, bits, loss, speed, phases and kernels, as one table of values.
 
-Speed is compared by medians, with intervals by a circular block bootstrap (Politis and Romano, 1992): neighbouring steps
-of a run are alike, so that whole blocks of them are drawn.
+Speed is compared by medians, with intervals by a circular block bootstrap (Politis and Romano, 1992): neighbouring
+steps of a run are alike, so that whole blocks of them are drawn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from entrenar.config import option
+from entrenar.config import check_dataclass, option
 from entrenar.observe.anomaly import Step
 
 FEW = 6  # common steps, below which speed is not judged
@@ -23,7 +23,7 @@ CONFIDENCE = 0.95
 ABSENT = "absent"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tolerance:
     """How much the second run may differ from the first."""
 
@@ -31,6 +31,9 @@ class Tolerance:
         0.01, help="relative difference of the losses, training and held-out, in either direction", minimum=0.0
     )
     speed_tolerance: float = option(0.05, help="how much slower a step may be, relative", minimum=0.0)
+
+    def __post_init__(self) -> None:
+        check_dataclass(self, "compare")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from entrenar.cli.compare import main
+from entrenar.errors import FormatError
 from entrenar.train.config import Training
 from tests.train.builders import SMALL, config_for, quiet, run_entrenar
 
@@ -66,7 +68,12 @@ def test_a_run_again_has_the_same_bits(
 
 
 def test_another_learning_rate_is_named_with_the_first_step_that_differs(
-    run: Path, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = trained(model, data, tmp_path / "b", replace(SMALL, steps=6, learning_rate=3e-2), profile=True)
     status, table = compared(run, other, capsys, "--loss-tolerance", "1e-9", "--speed-tolerance", "1e9")
@@ -75,9 +82,11 @@ def test_another_learning_rate_is_named_with_the_first_step_that_differs(
     assert table["bits"]["step"] > 1 and not table["bits"]["same"]
     assert not table["files"][0]["same"]
     assert {row["kernel"] for row in table["kernels"]} and all(row["ratio"] > 0 for row in table["kernels"])
+    monkeypatch.setenv("COLUMNS", "200")
     main([str(run), str(other), "--loss-tolerance", "1e9", "--speed-tolerance", "1e9"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "the first that differs" in printed and "Within the tolerance" in printed and "kernel" in printed
+    assert f"from step {table['bits']['step']} on: " in printed
+    assert "Within the tolerance" in printed and "kernel" in printed
 
 
 def test_settings_come_from_the_checkpoint_and_the_summary(
@@ -165,8 +174,8 @@ def test_what_is_no_run_is_one_sentence(
     (other / name).unlink()
     if content is not None:
         (other / name).write_text(content)
-    done = run_entrenar("compare", run, other)
-    assert (done.returncode, done.stdout) == (1, "") and message in done.stderr and done.stderr.count("\n") == 1
+    with pytest.raises(FormatError, match=re.escape(message)):
+        main([str(run), str(other)])
 
 
 @pytest.mark.parametrize(
@@ -175,8 +184,8 @@ def test_what_is_no_run_is_one_sentence(
         ([], 2, "0 runs are given; expected two output folders."),
         (["x"], 2, "1 runs are given; expected two output folders."),
         (["x", "y", "z"], 2, "3 runs are given; expected two output folders."),
-        (["x", "y", "--speed-tolerance", "-1"], 2, "speed-tolerance"),
-        (["x", "y", "--loss-tolerance", "nan"], 2, "loss-tolerance"),
+        (["x", "y", "--speed-tolerance", "-1"], 1, "speed_tolerance is -1.0"),
+        (["x", "y", "--loss-tolerance", "nan"], 1, "loss_tolerance is nan"),
         (["x", "y", "--tolerance", "1"], 2, "unknown argument --tolerance"),
         (["nowhere", "y"], 1, "nowhere: no such folder; expected the output folder of a run."),
     ],
