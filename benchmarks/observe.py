@@ -27,6 +27,8 @@ CASES: dict[str, dict[str, Any]] = {  # options of [observe]
     "--monitor": {"monitor": True},
     "--metrics-port": {"metrics_port": 0},
     "--trace-chrome": {"trace_chrome": "trace.json"},
+    "--trace-layers": {"trace_chrome": "trace.json", "trace_layers": True},
+    "--trace-ops": {"trace_chrome": "trace.json", "trace_ops": True},
 }
 EVERYTHING = {name: value for options in CASES.values() for name, value in options.items()}
 

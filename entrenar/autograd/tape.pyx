@@ -35,18 +35,28 @@ cdef unsigned long long last_walk = 0
 
 
 cdef bint ops_watched = False
-cdef tuple op_watchers = ()  # (thread, watcher, its watching_ops), in the order of entering; replaced as a whole
+cdef tuple op_watchers = ()  # (thread, methods, watching_ops), in the order of entering; replaced as a whole
+cdef tuple WATCHED = ("on_output", "on_checkpoint", "on_node", "on_node_end", "on_gradient", "on_backward_end",
+                      "on_recomputed")
 
 
 cdef int _tell(str method, tuple said) except -1:
     """Call a method of this thread's watchers, of those that have it."""
     thread = get_ident()
-    for owner, watcher, _ in op_watchers:
+    for owner, methods, _ in op_watchers:
         if owner == thread:
-            heard = getattr(watcher, method, None)
+            heard = (<dict> methods).get(method)
             if heard is not None:
                 heard(*said)
     return 0
+
+
+cdef bint _asks(str method) except -1:
+    """Whether any watcher has this method."""
+    for _, methods, _ in op_watchers:
+        if method in methods:
+            return True
+    return False
 
 
 cdef int tell_computed(Tensor out, str op, object weight) except -1:
@@ -267,7 +277,8 @@ cdef int _walk(list nodes) except -1:
                 node.backward(gradient)
                 if ops_watched:
                     _tell("on_node_end", (type(node).__name__, node.sequence))
-                    _tell_gradients(node, gradient)
+                    if _asks("on_gradient"):
+                        _tell_gradients(node, gradient)
             node.release()
     except BaseException:  # a later backward must not add to incomplete gradients
         for item in nodes:
@@ -421,7 +432,8 @@ class watching_ops:
 
     def __enter__(self):
         global ops_watched, op_watchers
-        op_watchers = (*op_watchers, (get_ident(), self.watcher, self))
+        methods = {name: getattr(self.watcher, name) for name in WATCHED if hasattr(self.watcher, name)}
+        op_watchers = (*op_watchers, (get_ident(), methods, self))
         ops_watched = True
         return self
 

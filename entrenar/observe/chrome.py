@@ -14,6 +14,8 @@ from typing import Any
 from entrenar.observe.events import Event, Span, Subscriber
 from entrenar.observe.stream import Stream
 
+ENCODER = json.JSONEncoder(allow_nan=False)
+
 
 class ChromeTrace(Subscriber):
     """Writes each span, as it ends, into `path`: a complete event (ph X) with microseconds, process and thread.
@@ -26,7 +28,7 @@ class ChromeTrace(Subscriber):
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         self._stream = Stream(path, "observe.trace_chrome", say)
         self._stream.write("[")
-        self._separator = "\n"
+        self._separator, self._process = "\n", os.getpid()
         self._named: set[int] = set()
         self._writing = threading.Lock()
 
@@ -52,7 +54,7 @@ class ChromeTrace(Subscriber):
                 name = {"name": threading.current_thread().name}
                 lines.insert(0, {"name": "thread_name", "ph": "M", "tid": line["tid"], "args": name})
             for each in lines:
-                self._stream.write(self._separator + json.dumps(plain({"pid": os.getpid(), **each}), allow_nan=False))
+                self._stream.write(self._separator + encoded({"pid": self._process, **each}))
                 self._separator = ",\n"
 
     def __enter__(self) -> ChromeTrace:
@@ -65,6 +67,14 @@ class ChromeTrace(Subscriber):
         with self._writing:
             self._stream.write("\n]\n")
             self._stream.close()
+
+
+def encoded(entry: dict[str, Any]) -> str:
+    """JSON of an entry, on a line; values that JSON does not have are text."""
+    try:
+        return ENCODER.encode(entry)
+    except (TypeError, ValueError):
+        return ENCODER.encode(plain(entry))
 
 
 def plain(value: Any) -> Any:

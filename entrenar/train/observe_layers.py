@@ -153,6 +153,8 @@ class Tracer(Subscriber):
         self._left: int | None = None  # that has returned last
         self._behind: int | None = None  # whose nodes backward walks
         self._open = NOTHING  # its span
+        if ops is not None:
+            self.on_node_end = self._node_end  # each costs a call a node
 
     # ------------------------------------------------------------------ phases
     def on_span_start(self, span: Span) -> None:
@@ -235,11 +237,11 @@ class Tracer(Subscriber):
         if self.ops is not None:
             self.ops.begin_node()
 
-    def on_node_end(self, kind: str, node: int) -> None:
+    def _node_end(self, kind: str, node: int) -> None:
         """A node's backward is over."""
-        if self.ops is not None:
-            _, op, weight, shape = self._nodes.get(node, (None, kind, None, ()))
-            self.ops.backward(op, weight, shape, self._behind)
+        assert self.ops is not None
+        _, op, weight, shape = self._nodes.get(node, (None, kind, None, ()))
+        self.ops.backward(op, weight, shape, self._behind)
 
     def on_backward_end(self, error: BaseException | None) -> None:
         """Backward is over."""
