@@ -24,6 +24,18 @@ INTEGERS = ("I8", "I16", "I32", "I64", "U8", "BOOL")  # quantized values whose s
 PARTS_OF_A_DIRECTORY = (".safetensors", ".bin", ".json")
 
 
+def _hub_hint(path: str) -> str:
+    """What to do where a path that does not exist reads like a model's name on a hub."""
+    name = path.removeprefix("hf:")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[^:]+)?", name):
+        return " (no model is fetched by its name)"
+    repository = name.partition(":")[0]
+    return (
+        f"; if it is a name on a hub, fetch it with `entrenar pull hf:{name}`, which says what to give here, or with "
+        f"`hf download {repository}`"
+    )
+
+
 class Checkpoint:
     """The tensors of a checkpoint by Hugging Face name, with the model's configuration."""
 
@@ -60,8 +72,8 @@ class Checkpoint:
             return Checkpoint(path, config, tensors, remarks=remarks, origin=origin)
         if not path.exists():
             raise FormatError(
-                f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory on this machine "
-                "(no model is fetched by its name)."
+                f"{path}: no such file or directory; expected a GGUF file or a Hugging Face directory on this machine"
+                f"{_hub_hint(str(path))}."
             )
         if path.suffix in PARTS_OF_A_DIRECTORY and (path.parent / "config.json").exists():
             raise FormatError(

@@ -9,28 +9,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from entrenar.adapters.gguf import load_gguf_adapter
-from entrenar.adapters.peft import load_adapter, read_adapter_config
 from entrenar.config import check_dataclass, option
-from entrenar.data import Batch, evaluation_batches
+from entrenar.data import Batch
 from entrenar.errors import ConfigError
 from entrenar.io.atomic import real_file, real_folder
 from entrenar.models.api import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.export import SAVED_DTYPES
 from entrenar.models.gguf_types import FILE_TYPES, KEEP, checked_type
-from entrenar.models.storage import Storage, StoragePolicy
-from entrenar.models.weights import storage_of
-from entrenar.train import dataset, report, served
-from entrenar.train.config import Data, TrainConfig, Training
+from entrenar.train import report, served
 from entrenar.train.evaluate import Evaluation, evaluate
-from entrenar.train.vocabulary import padding
+from entrenar.train.loading import ROW, Rows, as_stored, check_adapter, evaluation_rows, put_adapter
 
 HF, GGUF, GGUF_ADAPTER, MODELFILE = "hf", "gguf", "gguf-adapter", "modelfile"
 FLOAT32 = "float32"
 LARGEST_SHARD = 5.0  # GB
-ROW = 512  # tokens
-BATCH = 4  # rows that are evaluated at once
 
 
 @dataclass
@@ -123,14 +116,12 @@ def export(settings: Export, console: Console | None = None) -> list[str]:
 
 def _export_model(settings: Export, checkpoint: Checkpoint, modelfile: served.Modelfile, console: Console) -> list[str]:
     """The model's weights, with the adapter merged into them, and what that costs."""
-    in_gguf = settings.adapter is not None and Path(settings.adapter).is_file()
-    if settings.adapter is not None and not in_gguf:
-        read_adapter_config(settings.adapter)  # what is wrong with it is said before a model is read
-    batches = [] if settings.data is None else _held_out(settings, checkpoint)
+    rows = Rows(settings.data or "", settings.held_out_fraction, settings.sequence_length) if settings.data else None
+    batches = [] if rows is None else evaluation_rows(rows, checkpoint)
     with console.status("reading the model"):
         model = _loaded(checkpoint)
         if settings.adapter is not None:
-            (load_gguf_adapter if in_gguf else load_adapter)(model, settings.adapter)
+            put_adapter(model, settings.adapter)
     before = _evaluated(model, batches, console)
     with console.status(f"writing {settings.output}"):
         remarks = [*checkpoint.remarks, *WRITERS[settings.to](model, settings), *modelfile.remarks]
@@ -186,9 +177,8 @@ def _check_adapter(settings: Export) -> None:
     """ConfigError where nothing is in the adapter's place, or what this export does not read."""
     if settings.adapter is None:
         return
+    check_adapter(settings.adapter)
     place = Path(settings.adapter)
-    if not place.exists():
-        raise ConfigError(f"{place}: no such file or directory; expected a PEFT adapter directory or a GGUF adapter.")
     if settings.to == GGUF_ADAPTER and not place.is_dir():
         raise ConfigError(
             f"{place}: is a file, expected the PEFT adapter directory to make a GGUF adapter of; a GGUF adapter needs "
@@ -201,27 +191,8 @@ def _check_adapter(settings: Export) -> None:
         )
 
 
-def as_stored(checkpoint: Checkpoint) -> Storage:
-    """Every weight in the type that its file has; those of types that kernels do not read in float32."""
-    kept = storage_of(checkpoint, StoragePolicy("auto", "auto")).weights
-    plain = storage_of(checkpoint, StoragePolicy("auto"))
-    weights = {name: kept[name] if kept[name].as_stored else weight for name, weight in plain.weights.items()}
-    return Storage(plain.policy, weights)
-
-
 def _loaded(checkpoint: Checkpoint) -> LLaMAModel:
     return LLaMAModel.from_checkpoint(checkpoint, as_stored(checkpoint))
-
-
-def _held_out(settings: Export, checkpoint: Checkpoint) -> list[Batch]:
-    """The examples to evaluate, as rows."""
-    length = min(settings.sequence_length, checkpoint.config.context)
-    fraction = settings.held_out_fraction
-    data = Data(path=settings.data, held_out_fraction=fraction if fraction < 1 else 0)
-    config = TrainConfig(training=Training(sequence_length=length), data=data)
-    tokenizer, rows = checkpoint.tokenizer(), checkpoint.config.vocab_size
-    samples = dataset.held_out(config, tokenizer, rows, whole=fraction == 1)
-    return list(evaluation_batches(samples, BATCH, length, config.data.packing, padding(tokenizer, rows)))
 
 
 def _evaluated(model: LLaMAModel, batches: Sequence[Batch], console: Console) -> Evaluation | None:

@@ -18,7 +18,7 @@ from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig, merge
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.gguf_types import FILE_TYPES, file_type_number, tensor_types
-from entrenar.train.export import as_stored
+from entrenar.train.loading import as_stored
 from tests.edges.gguf_models import PROMPTS, TOKENIZER, VOCABULARY, peers_log_probabilities
 from tests.edges.llama_cpp import log_softmax
 

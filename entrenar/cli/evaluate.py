@@ -1,0 +1,100 @@
+"""The verb `evaluate`: loss and perplexity of a model, or of several adapters over one base, on examples."""
+
+from __future__ import annotations
+
+import json
+import math
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from entrenar.cli.flags import Parser
+from entrenar.config import add_arguments, from_arguments, text_argument
+from entrenar.errors import ConfigError, printable
+from entrenar.train import report
+from entrenar.train.evaluate import Evaluation, evaluate
+from entrenar.train.loading import Base, Rows, Source, check_fits, evaluation_rows
+
+DESCRIPTION = """Measure the loss and perplexity of a model on examples, with an adapter or without.
+
+    entrenar evaluate --model DIRECTORY_OR_GGUF --data examples.jsonl
+    entrenar evaluate --model base.gguf --adapter outputs/qlora/adapter --data examples.jsonl --json
+    entrenar evaluate --model base.gguf --adapter outputs/a/adapter outputs/b/adapter --compare --data examples.jsonl
+
+The loss is the mean cross-entropy of a trained token, in nats: of answers, or of everything in plain texts. --json
+prints {"loss", "perplexity", "tokens"}; of several, a list "results" of such, each with its "adapter".
+"""
+
+
+def main(
+    arguments: Sequence[str] | None = None, *, description: str = DESCRIPTION, prog: str | None = None
+) -> dict[str, Any]:
+    """Evaluate and print; what --json prints. EntrenarError for a wrong input, SystemExit for a wrong flag."""
+    parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_arguments(parser, Source)
+    parser.add_argument(
+        "--adapter",
+        nargs="+",
+        default=[],
+        type=text_argument,
+        metavar="PATH",
+        help="PEFT adapter directories or GGUF adapters, each put on the base alone (default: unset)",
+    )
+    parser.add_argument(
+        "--compare", action="store_true", help="evaluate the base without an adapter too (default: false)"
+    )
+    add_arguments(parser, Rows)
+    parser.add_argument("--json", action="store_true", help="print JSON (default: false)")
+    parsed = parser.parse_args(arguments)
+    if parsed.compare and not parsed.adapter:
+        raise ConfigError("--compare has nothing to compare the base with; give one --adapter or several.")
+    places: list[str | None] = [*([None] if parsed.compare or not parsed.adapter else []), *parsed.adapter]
+    # progress goes to the error stream where standard output is JSON
+    console = Console(stderr=True, quiet=not report.Output(stderr=True).is_terminal) if parsed.json else report.Output()
+    found = _evaluated(from_arguments(Source, parsed), from_arguments(Rows, parsed), places, console)
+    rows = [{"adapter": place} | _table(result) for place, result in zip(places, found, strict=True)]
+    table = _table(found[0]) if len(rows) == 1 else {"results": rows}
+    if parsed.json:
+        print(json.dumps(table, indent=2))
+    else:
+        show(console, rows)
+    return table
+
+
+def _evaluated(source: Source, rows: Rows, places: Sequence[str | None], console: Console) -> list[Evaluation]:
+    """The evaluation of the base with each adapter; the base is read once, after everything else was checked."""
+    checkpoint = source.open()
+    for place in places:
+        if place is not None:
+            check_fits(checkpoint, place)
+    batches = evaluation_rows(rows, checkpoint)
+    with source.computing():
+        with console.status("reading the model"):
+            base = Base(checkpoint, source.storage(checkpoint))
+        report.remarks(console, checkpoint.remarks)
+        return [evaluate(base.model(place), report.track(console, batches, place or "base")) for place in places]
+
+
+def _table(result: Evaluation) -> dict[str, Any]:
+    finite = math.isfinite(result.perplexity)
+    return {"loss": result.loss, "perplexity": result.perplexity if finite else None, "tokens": result.tokens}
+
+
+def show(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """A row for each, with its change against the first where there are several."""
+    table = Table(title=f"{rows[0]['tokens']:,} tokens", title_justify="left")
+    table.add_column("adapter", overflow="fold")
+    for heading in ("loss", "perplexity", *(["change"] if len(rows) > 1 else [])):
+        table.add_column(heading, justify="right")
+    for number, row in enumerate(rows):
+        perplexity = "over 1e304" if row["perplexity"] is None else f"{row['perplexity']:.3f}"
+        change = [""] if not number else [f"{100 * (row['loss'] / rows[0]['loss'] - 1):+.1f} %"]
+        name = "none" if row["adapter"] is None else escape(printable(row["adapter"]))
+        table.add_row(name, f"{row['loss']:.4f}", perplexity, *(change if len(rows) > 1 else []))
+    console.print(table)
+    few = report.uncertainty(rows[0]["tokens"])
+    report.remarks(console, [few] if few else [])

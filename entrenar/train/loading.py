@@ -1,0 +1,158 @@
+"""A model to use: the base of a file, as it is stored, with adapters put on it; examples as rows to evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from entrenar._kernels import cpu
+from entrenar.adapters.gguf import check_gguf_adapter, load_gguf_adapter
+from entrenar.adapters.peft import expected_shapes, load_adapter, read_adapter_config
+from entrenar.autograd.precision import auto_precision, matmul_precision
+from entrenar.config import check_dataclass, option
+from entrenar.data import Batch, evaluation_batches
+from entrenar.errors import ConfigError
+from entrenar.io.hub import fetch_default_model
+from entrenar.models.api import LLaMAModel
+from entrenar.models.checkpoint import Checkpoint
+from entrenar.models.storage import QUANTIZE, Storage, StoragePolicy
+from entrenar.models.weights import storage_of
+from entrenar.train import dataset
+from entrenar.train.config import Data, TrainConfig, Training
+from entrenar.train.vocabulary import padding
+
+ROW, BATCH = 512, 4  # tokens of a row, and rows that are evaluated at once
+PRECISIONS = ("auto", *cpu.PRECISIONS)
+
+
+@dataclass
+class Source:
+    """Which model, and how it computes."""
+
+    model: str | None = option(
+        None, help="GGUF file or Hugging Face directory; unset is SmolLM2-135M-Instruct, fetched once"
+    )
+    quantize: str | None = option(
+        None,
+        help="4-bit format of the decoder's linears (auto, nf4, int4); unset keeps the types that the file has",
+        choices=QUANTIZE[1:],
+    )
+    precision: str = option(
+        "auto", help="of matrix products, as in training; auto is high where the machine has it", choices=PRECISIONS
+    )
+    threads: int = option(0, help="threads; 0 takes what the machine and environment say", minimum=0)
+
+    def __post_init__(self) -> None:
+        check_dataclass(self, "source")
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Threads and precision as they are asked for inside the block."""
+        before = cpu.get_num_threads()
+        if self.threads:
+            cpu.set_num_threads(self.threads)
+        try:
+            with matmul_precision(auto_precision() if self.precision == "auto" else self.precision):
+                yield
+        finally:
+            cpu.set_num_threads(before)
+
+    def open(self) -> Checkpoint:
+        """The checkpoint, checked; its weights are not read."""
+        checkpoint = Checkpoint.open(fetch_default_model() if self.model is None else self.model)
+        checkpoint.check()
+        return checkpoint
+
+    def storage(self, checkpoint: Checkpoint) -> Storage:
+        """The weight types of the model."""
+        if self.quantize is None:
+            return as_stored(checkpoint)
+        return storage_of(checkpoint, StoragePolicy("auto", self.quantize))
+
+
+@dataclass
+class Rows:
+    """Which examples are evaluated, and as what rows."""
+
+    data: str = option(help="examples, .jsonl or .json")
+    held_out_fraction: float = option(
+        1.0, help="share of them that is held out from training, chosen as finetune does; 1 is all", above=0, maximum=1
+    )
+    sequence_length: int = option(ROW, help="length of a row", unit="tokens", minimum=2)
+    batch_size: int = option(BATCH, help="rows that run through the model at once", minimum=1)
+    max_examples: int = option(0, help="use at most this many examples; 0 is all", minimum=0)
+    train_on_prompt: bool = option(False, help="evaluate the prompts too, not only the answers")
+
+    def __post_init__(self) -> None:
+        check_dataclass(self, "evaluate")
+
+
+class Base:
+    """A base that is read once; models with other adapters share its weights."""
+
+    def __init__(self, checkpoint: Checkpoint, storage: Storage) -> None:
+        self._first = LLaMAModel.from_checkpoint(checkpoint, storage)
+        self._weights = dict(self._first.named_parameters())
+        self._given = False
+
+    def model(self, adapter: str | None = None) -> LLaMAModel:
+        """The base with `adapter` on it. Adapters replace modules and copy what they train: no weight changes."""
+        model = self._first
+        if self._given:
+            model = LLaMAModel(self._first.config, weights=lambda name, shape: self._weights[name])
+            model.unquantized, model.origin = self._first.unquantized, self._first.origin
+        self._given = True
+        if adapter is not None:
+            put_adapter(model, adapter)
+        return model
+
+
+def as_stored(checkpoint: Checkpoint) -> Storage:
+    """Every weight in the type that its file has; those of types that kernels do not read in float32."""
+    kept = storage_of(checkpoint, StoragePolicy("auto", "auto")).weights
+    plain = storage_of(checkpoint, StoragePolicy("auto"))
+    weights = {name: kept[name] if kept[name].as_stored else weight for name, weight in plain.weights.items()}
+    return Storage(plain.policy, weights)
+
+
+def check_adapter(place: str | Path) -> None:
+    """ConfigError or FormatError, before a model is read, where there is no adapter that is understood."""
+    path = Path(place)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file or directory; expected a PEFT adapter directory or a GGUF adapter.")
+    if path.is_dir():
+        read_adapter_config(path)
+
+
+def check_fits(checkpoint: Checkpoint, place: str | Path) -> None:
+    """As `check_adapter`, also where it is an adapter of another shape of model."""
+    from entrenar.models.gguf_layout import GGUFLayout
+
+    check_adapter(place)
+    if Path(place).is_dir():
+        expected_shapes(read_adapter_config(place), place, checkpoint.config)
+    else:
+        check_gguf_adapter(place, GGUFLayout(checkpoint.config, tied=checkpoint.config.tie_word_embeddings))
+
+
+def put_adapter(model: LLaMAModel, place: str | Path) -> None:
+    """Put a PEFT directory's adapter, or a GGUF file's, on the model."""
+    (load_gguf_adapter if Path(place).is_file() else load_adapter)(model, place)
+
+
+def evaluation_rows(rows: Rows, checkpoint: Checkpoint) -> list[Batch]:
+    """The examples to evaluate, as batches of rows; raises as `dataset.held_out`."""
+    length, fraction = min(rows.sequence_length, checkpoint.config.context), rows.held_out_fraction
+    data = Data(
+        path=rows.data,
+        held_out_fraction=fraction if fraction < 1 else 0,
+        max_examples=rows.max_examples,
+        train_on_prompt=rows.train_on_prompt,
+    )
+    config = TrainConfig(training=Training(sequence_length=length), data=data)
+    tokenizer, vocabulary = checkpoint.tokenizer(), checkpoint.config.vocab_size
+    samples = dataset.held_out(config, tokenizer, vocabulary, whole=fraction == 1)
+    pad = padding(tokenizer, vocabulary) or 0
+    return list(evaluation_batches(samples, rows.batch_size, length, config.data.packing, pad))
