@@ -66,6 +66,7 @@ while True:
 """
 BURST, THRASHED, ROOM = 400, 512, 16  # MB written, MB of a file that is read again and again, MB of memory left for it
 OTHERS, OTHERS_WRITE = 0.3, 10 * MEGABYTE  # CPUs, and bytes a second, of other programs: an alarm then is no false one
+BY_OTHERS = {"slow_step", "busy_neighbour", "pressure", "disk", "steal", "throttled", "frequency", "thermal"}
 ONE_IN = 1000  # steps a false alarm
 
 
@@ -394,10 +395,12 @@ class Run:
     shown: str
     others: list[tuple[float, float, float]] = field(default_factory=list)  # Unix time, CPUs, bytes written a second
 
-    def busy(self, when: float) -> bool:
-        """Whether other programs used the machine within some seconds of a moment."""
-        near = [other for other in self.others if abs(other[0] - when) < 3]
-        return any(cpus > OTHERS or written > OTHERS_WRITE for _, cpus, written in near)
+    def false(self, anomaly: dict[str, Any]) -> bool:
+        """Whether it is one that other programs, which used the machine within some seconds of it, cannot explain."""
+        near = [other for other in self.others if abs(other[0] - anomaly["time"]) < 3]
+        return anomaly["kind"] not in BY_OTHERS or not any(
+            cpus > OTHERS or written > OTHERS_WRITE for _, cpus, written in near
+        )
 
 
 class Others:
@@ -505,7 +508,7 @@ def clean_runs(count: int, steps: int, folder: Path, console: Console) -> bool:
     for number in range(count):
         options = {"adapter": number % 2 == 1, "interruptions": number % 4 < 2}
         run = child(folder / f"clean-{number}", steps, seed=number, **options)
-        wrong = [each for each in run.anomalies if not run.busy(each["time"])]
+        wrong = [each for each in run.anomalies if run.false(each)]
         for each in run.anomalies:
             why = "false" if each in wrong else "others were busy"
             lines.append(f"run {number + 1}: {why}: [{each['severity']}] {each['sentence']}")

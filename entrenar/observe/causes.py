@@ -159,8 +159,8 @@ def _neighbour(moment: Moment) -> str | None:
     if not (queued or waited or pushed):
         return None
     return (
-        f"a busy neighbour: other processes used {others / moment.seconds:.1f} CPUs ({max(usual, 0):.1f} before); the "
-        f"main thread waited {moment.get('run_delay_seconds'):.1f} s for a CPU and was preempted "
+        f"a busy neighbour: other processes used {others / moment.seconds:.1f} CPUs ({max(usual, 0):.1f} before); "
+        f"threads of this one waited {moment.get('run_delay_seconds'):.1f} s for a CPU and were preempted "
         f"{moment.get('involuntary_switches'):,.0f} times"
     )
 

@@ -18,6 +18,7 @@ from entrenar.observe.hardware import cgroup_folders
 
 TICKS, PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 SECTOR = 512  # bytes; of /proc/diskstats and a block device's stat, whatever the device has
+THREADS_READ = 16  # whose waits for a CPU are read
 CPUS_READ = 8  # whose frequencies and throttle counts are read: a sample stays short on machines of many
 # What a source raises that is missing, or holds what no kernel writes: it is left out.
 ODD = (OSError, ValueError, LookupError, ArithmeticError)
@@ -81,8 +82,10 @@ class Resources:
         found["process_written_bytes_total"] = written
 
     def _scheduling(self, found: dict[str, float]) -> None:
-        # of the main thread, which is one of those that compute
-        found["run_delay_seconds_total"] = int(_read(f"{self.proc}/self/schedstat").split()[1]) / 1e9
+        # of its first threads together: a step waits for whichever of them has no CPU
+        threads = sorted(Path(self.proc, "self/task").iterdir(), key=lambda path: int(path.name))[:THREADS_READ]
+        nanoseconds = sum(int(_read(thread / "schedstat").split()[1]) for thread in threads)
+        found["run_delay_seconds_total"] = nanoseconds / 1e9
 
     # ------------------------------------------------------------------ the machine
     def _machine(self, found: dict[str, float]) -> None:

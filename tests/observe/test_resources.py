@@ -14,7 +14,8 @@ pytestmark = pytest.mark.unit
 PROC = {
     "self/statm": "1000 500 100 1 0 200 0\n",
     "self/io": "rchar: 1\nwchar: 2\nwrite_bytes: 4096\ncancelled_write_bytes: 7\n",
-    "self/schedstat": "5000000000 2500000000 9\n",
+    "self/task/7/schedstat": "5000000000 2000000000 9\n",
+    "self/task/12/schedstat": "5000000000 500000000 9\n",
     "stat": "cpu  100 20 30 400 50 1 2 300 0 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n",
     "pressure/cpu": "some avg10=0.00 avg60=0.00 avg300=0.00 total=1500000\nfull avg10=0.00 avg60=0.00 total=0\n",
     "pressure/memory": "some avg10=1.00 avg60=0.00 avg300=0.00 total=2000000\nfull avg10=0.0 total=1000000\n",

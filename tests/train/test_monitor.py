@@ -182,7 +182,9 @@ def test_memory_pressure_is_the_cause(tmp_path: Path) -> None:
     pressure = tmp_path / "machine" / "proc" / "pressure" / "memory"
 
     def stall() -> None:
-        pressure.write_text(pressure.read_text().replace("total=2000000", "total=2180000"))
+        fresh = pressure.with_suffix(".new")
+        fresh.write_text(pressure.read_text().replace("total=2000000", "total=2180000"))
+        fresh.replace(pressure)
         time.sleep(0.2)
 
     trainer, _ = watched(tmp_path / "run", Paced(0.01), Fault(stall), resources=resources)
@@ -227,7 +229,14 @@ def test_the_thread_sees_what_the_steps_do_not_feel(tmp_path: Path) -> None:
                 self.metrics.append(metric)
 
     heard = Heard()
-    slow = Fault(lambda: (count.write_text("3\n"), time.sleep(0.2)))  # type: ignore[func-returns-value]
+
+    def error() -> None:
+        fresh = count.with_suffix(".new")
+        fresh.write_text("3\n")
+        fresh.replace(count)  # at no moment is there an empty file, as in a machine's
+        time.sleep(0.2)
+
+    slow = Fault(error)
     trainer, shown = watched(tmp_path / "run", Paced(0.01), slow, steps=60, resources=resources, interval=0.02)
     subscribe(heard)
     try:
@@ -337,6 +346,39 @@ def test_a_dead_adapter_is_named(tmp_path: Path) -> None:
     trainer.run()
     (found,) = recorded(tmp_path, "dead_adapter")
     assert found["step"] == 20 and found["severity"] == "medium" and "1 of 14 adapters are dead" in found["sentence"]
+
+
+@pytest.mark.unit
+def test_an_update_that_is_large_beside_its_weights_is_named_by_its_layer_once(tmp_path: Path) -> None:
+    class Wild(Callback):
+        """In the place of the optimizer: half of a layer's weights more, in two steps that are looked at."""
+
+        def on_step(self, trainer: Trainer, report: object) -> None:
+            if trainer.step in (80, 90):
+                for name, tensor in trainer.parameters:
+                    if ".layers.1." in name:
+                        tensor.numpy()[...] *= np.float32(1.5)
+
+    heard: list[tuple[str, float]] = []
+
+    class Ratios(Subscriber):
+        def on_metric(self, metric: Metric) -> None:
+            if metric.name == "entrenar_update_ratio" and metric.attributes["step"] == 80:
+                heard.append((str(metric.attributes["layer"]), metric.value))
+
+    trainer, shown = watched(tmp_path, Wild(), steps=130, learning_rate=1e-4)
+    listener = Ratios()
+    subscribe(listener)
+    try:
+        trainer.run()
+    finally:
+        unsubscribe(listener)
+    (found,) = recorded(tmp_path, "update_ratio")
+    assert (found["step"], found["severity"], found["operation"]) == (80, "high", "model.layers.1")
+    assert found["value"] == pytest.approx(0.5, rel=0.1) and found["expected"] < 0.05
+    assert "lower the learning rate" in found["causes"][0] and found["sentence"] in shown.getvalue()
+    assert found["ended"] is not None and f"over: update ratio since step {80}" in shown.getvalue()
+    assert dict(heard)["model.layers.1"] == found["value"] and dict(heard)["model.layers.0"] < 0.05
 
 
 @pytest.mark.unit
