@@ -120,3 +120,9 @@ class RMSNorm(Module):
     def saved_floats(self) -> int:
         """Floats a token that forward saves for backward: x and 1 / rms(x)."""
         return self.weight.shape[0] + 1
+
+
+def names_by_weight(tree: Module) -> dict[int, str]:
+    """The name of each linear below `tree` by the `id` of its weights: what an operation shows is the weight."""
+    linears = [(name, part) for name, part in tree.named_modules() if isinstance(part, Linear)]
+    return {id(weight): name for name, part in linears for _, weight in part.own_weights()}

@@ -11,7 +11,7 @@ from entrenar.autograd import Tensor, no_grad
 from entrenar.autograd.tape import watching_ops
 from entrenar.data import Batch
 from entrenar.models.api import LLaMAModel
-from entrenar.nn.layers import Linear
+from entrenar.nn.layers import names_by_weight
 from entrenar.observe.events import event, span
 
 HEAD = "lm_head"
@@ -91,8 +91,7 @@ class _Search:
         self.gradient: tuple[str, str] | None = None
         self._entered: list[str] = []
         self._nodes: dict[int, tuple[str, str]] = {}
-        linears = [(name, part) for name, part in model.named_modules() if isinstance(part, Linear)]
-        self._names = {id(weight): name for name, part in linears for _, weight in part.own_weights()}
+        self._names = names_by_weight(model)
 
     def enter(self, name: str) -> None:
         """A module is called."""

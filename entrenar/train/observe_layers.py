@@ -17,7 +17,7 @@ from entrenar.autograd import Tensor
 from entrenar.autograd.tape import watching_ops
 from entrenar.models.api import LLaMAModel
 from entrenar.models.decoder import DecoderLayer
-from entrenar.nn.layers import Linear
+from entrenar.nn.layers import names_by_weight
 from entrenar.observe.events import Span, Subscriber, completed, span, subscribe, unsubscribe
 from entrenar.observe.peak import machine_peak
 from entrenar.train.callbacks import Callback
@@ -55,12 +55,7 @@ class Operations:
     """Spans of operations: from their first kernel to their last, by this thread's meter of kernels."""
 
     def __init__(self, model: LLaMAModel) -> None:
-        self._names = {
-            id(weight): name
-            for name, module in model.named_modules()
-            if isinstance(module, Linear)
-            for _, weight in module.own_weights()
-        }
+        self._names = names_by_weight(model)
         self._since = 0  # nanoseconds from the clock of kernels to that of spans
         self._held: tuple[str, Reading, dict[str, Any]] | None = None  # linears: more may belong to them
 

@@ -22,7 +22,7 @@ from entrenar.autograd.tape import watching_ops
 from entrenar.errors import CorruptionError, NumericsError
 from entrenar.models.api import LLaMAModel
 from entrenar.models.decoder import activations
-from entrenar.nn.layers import Linear
+from entrenar.nn.layers import names_by_weight
 from entrenar.observe.events import event
 from entrenar.optim import Optimizer
 from entrenar.train.placement import orders
@@ -68,12 +68,7 @@ class Recording(AbstractContextManager["Recording"]):
         self._layers: list[str] = []
         self._nodes: dict[int, tuple[str, str]] = {}
         self._open = ExitStack()
-        self._names = {
-            id(weight): name
-            for name, module in model.named_modules()
-            if isinstance(module, Linear)
-            for _, weight in module.own_weights()
-        }
+        self._names = names_by_weight(model)
 
     def __enter__(self) -> Recording:
         leave = self.model.watching(lambda name, output: self._leave(), self._layers.append)

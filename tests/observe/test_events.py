@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from entrenar.observe import Event, Metric, Span, Subscriber, event, metric, span, subscribe, unsubscribe
+from entrenar.observe.events import completed
 
 
 class Log(Subscriber):
@@ -216,3 +217,28 @@ def test_events_load_nothing_of_the_engine() -> None:
     program += "[n for n in ('numpy', 'rich') if n in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert shown == "['entrenar', 'entrenar.observe', 'entrenar.observe.events'] []\n"
+
+
+@pytest.mark.unit
+def test_a_span_that_is_over_is_heard_at_once_in_the_open_one_and_within_it() -> None:
+    log = Log()
+    completed("unheard", 1, 2)
+    subscribe(log)
+    try:
+        with span("outer") as outer:
+            completed("inner", 1, 2, layer=3)
+        completed("alone", 5, 4)
+    finally:
+        unsubscribe(log)
+    assert log.heard == [
+        ("start", "outer"),
+        ("start", "inner"),
+        ("end", "inner"),
+        ("end", "outer"),
+        ("start", "alone"),
+        ("end", "alone"),
+    ]
+    inner, alone = log.spans["inner"], log.spans["alone"]
+    assert isinstance(outer, Span) and inner.parent is outer and inner.attributes == {"layer": 3}
+    assert inner.start == inner.end == outer.start
+    assert alone.parent is None and (alone.start, alone.end) == (5, 5)
