@@ -4,9 +4,11 @@ from entrenar.optim.adam import Adam, AdamW
 from entrenar.optim.clip import clip_factor, clip_grad_norm, clip_grad_value, grad_norm
 from entrenar.optim.optimizer import Optimizer
 from entrenar.optim.schedule import (
+    WSDLR,
     ConstantLR,
     CosineAnnealingLR,
     ExponentialLR,
+    LinearLR,
     Schedule,
     StepLR,
     WarmupCosineLR,
@@ -15,11 +17,13 @@ from entrenar.optim.sgd import SGD
 
 __all__ = [
     "SGD",
+    "WSDLR",
     "Adam",
     "AdamW",
     "ConstantLR",
     "CosineAnnealingLR",
     "ExponentialLR",
+    "LinearLR",
     "Optimizer",
     "Schedule",
     "StepLR",

@@ -1,9 +1,13 @@
-"""Learning-rate schedules, with torch.optim.lr_scheduler's names and values."""
+"""Learning-rate schedules, with the names and values of torch.optim.lr_scheduler and transformers.
+
+A warmup of n steps trains at 1/n, 2/n, ..., 1 of the rate, where transformers' begins with a step at 0.
+"""
 
 from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 from entrenar.errors import ConfigError
@@ -38,6 +42,10 @@ class Schedule:
     def rate(self, base: float) -> float:
         """The learning rate at `last_step` of a group that began with `base`."""
         raise NotImplementedError
+
+    def warming(self, base: float, warmup_steps: int, low: float = 0.0) -> float:
+        """The rate at `last_step` of a linear warmup from `low` to `base`, whose first step is above `low`."""
+        return low + (base - low) * (self.last_step + 1) / warmup_steps
 
     def _set(self) -> None:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -81,7 +89,7 @@ class ConstantLR(Schedule):
         super().__init__(optimizer)
 
     def rate(self, base: float) -> float:
-        return base * self.last_step / self.warmup_steps if self.last_step < self.warmup_steps else base
+        return self.warming(base, self.warmup_steps) if self.last_step < self.warmup_steps else base
 
 
 class StepLR(Schedule):
@@ -122,21 +130,85 @@ class CosineAnnealingLR(Schedule):
         return self.eta_min + (base - self.eta_min) * (1 + math.cos(math.pi * self.last_step / self.T_max)) / 2
 
 
-class WarmupCosineLR(Schedule):
-    """Linear from 0 over `warmup_steps`, then half a cosine down to `min_lr` at `total_steps`, and constant after.
+def _half_cosine(progress: float) -> float:
+    return (1 + math.cos(math.pi * progress)) / 2
 
-    With min_lr 0 the values are those of transformers' get_cosine_schedule_with_warmup.
-    """
+
+# The share of the rate that is left where so much of the way down is done.
+FALLS: dict[str, Callable[[float], float]] = {
+    "cosine": _half_cosine,
+    "linear": lambda progress: 1 - progress,
+    "1-sqrt": lambda progress: 1 - math.sqrt(progress),
+}
+
+
+class _WarmupThenFall(Schedule):
+    """Linear warmup over `warmup_steps`, then down to `min_lr` at `total_steps`, and constant after."""
+
+    fall = "linear"
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, min_lr: float = 0.0) -> None:
-        _steps("WarmupCosineLR: total_steps", total_steps, 1)
-        _steps("WarmupCosineLR: warmup_steps", warmup_steps, 0, total_steps)
-        check_range("WarmupCosineLR", "min_lr", min_lr, 0)
+        owner = type(self).__name__
+        _steps(f"{owner}: total_steps", total_steps, 1)
+        _steps(f"{owner}: warmup_steps", warmup_steps, 0, total_steps)
+        check_range(owner, "min_lr", min_lr, 0)
         self.warmup_steps, self.total_steps, self.min_lr = warmup_steps, total_steps, min_lr
         super().__init__(optimizer)
 
     def rate(self, base: float) -> float:
         if self.last_step < self.warmup_steps:
-            return base * self.last_step / self.warmup_steps
+            return self.warming(base, self.warmup_steps)
         progress = min(1.0, (self.last_step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
-        return self.min_lr + (base - self.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+        return self.min_lr + (base - self.min_lr) * FALLS[self.fall](progress)
+
+
+class WarmupCosineLR(_WarmupThenFall):
+    """Linear warmup, then half a cosine down to `min_lr` at `total_steps`, and constant after.
+
+    With min_lr 0 the values after the warmup are those of transformers' get_cosine_schedule_with_warmup.
+    """
+
+    fall = "cosine"
+
+
+class LinearLR(_WarmupThenFall):
+    """Linear warmup, then a line down to `min_lr` at `total_steps`, and constant after.
+
+    With min_lr 0 the values after the warmup are those of transformers' get_linear_schedule_with_warmup.
+    """
+
+
+class WSDLR(Schedule):
+    """Linear warmup from `min_lr`, stable at the initial rate, and in the last `decay_steps` down to `min_lr` (WSD).
+
+    Hu et al., "MiniCPM", 2024; the values after the warmup are those of transformers' get_wsd_schedule, whose
+    decay_type is `decay` (cosine, linear or 1-sqrt).
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_steps: int,
+        total_steps: int,
+        decay_steps: int,
+        decay: str = "cosine",
+        min_lr: float = 0.0,
+    ) -> None:
+        _steps("WSDLR: total_steps", total_steps, 1)
+        _steps("WSDLR: warmup_steps", warmup_steps, 0, total_steps)
+        _steps("WSDLR: decay_steps", decay_steps, 0, total_steps - warmup_steps)
+        check_range("WSDLR", "min_lr", min_lr, 0)
+        if decay not in FALLS:
+            raise ConfigError(f"WSDLR: decay is {decay!r:.80}, expected one of {', '.join(FALLS)}.")
+        self.warmup_steps, self.total_steps, self.decay_steps = warmup_steps, total_steps, decay_steps
+        self.decay, self.min_lr = decay, min_lr
+        super().__init__(optimizer)
+
+    def rate(self, base: float) -> float:
+        if self.last_step < self.warmup_steps:
+            return self.warming(base, self.warmup_steps, self.min_lr)
+        done = self.last_step - (self.total_steps - self.decay_steps)
+        if done < 0:
+            return base
+        progress = min(1.0, done / self.decay_steps) if self.decay_steps else 1.0
+        return self.min_lr + (base - self.min_lr) * FALLS[self.decay](progress)

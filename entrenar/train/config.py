@@ -18,24 +18,31 @@ from entrenar.models.config import LLaMAConfig
 from entrenar.observe.loggers import LOGGERS
 from entrenar.optim import (
     SGD,
+    WSDLR,
     Adam,
     AdamW,
     ConstantLR,
     CosineAnnealingLR,
     ExponentialLR,
+    LinearLR,
     Optimizer,
     Schedule,
     StepLR,
     WarmupCosineLR,
 )
+from entrenar.optim.schedule import FALLS
 
 # Keys that only some optimizers and schedules look at.
 ADAM = ("adamw", "adam")
 LORAPLUS_LR_EMBEDDING = 1e-6  # PEFT's default
 OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {"beta1": ADAM, "beta2": ADAM, "eps": ADAM, "momentum": ("sgd",)}
+FALLING = ("warmup_cosine", "linear", "wsd")
 SCHEDULE_KEYS: dict[str, tuple[str, ...]] = {
-    "warmup_steps": ("warmup_cosine", "constant"),
-    "min_lr": ("warmup_cosine", "cosine"),
+    "warmup_steps": (*FALLING, "constant"),
+    "min_lr": (*FALLING, "cosine"),
+    "decay_steps": ("wsd",),
+    "decay_shape": ("wsd",),
+    "schedule_steps": (*FALLING, "cosine", "constant"),
     "step_size": ("step",),
     "gamma": ("step", "exponential"),
 }
@@ -100,17 +107,27 @@ class LRSchedule(Section):
     name: str = option(
         "warmup_cosine",
         help="shape",
-        choices=("constant", "step", "exponential", "cosine", "warmup_cosine"),
+        choices=("constant", "step", "exponential", "cosine", "warmup_cosine", "linear", "wsd"),
     )
     warmup_steps: int | None = option(
         None,
-        help="steps of linear warmup (constant and warmup_cosine); unset is a tenth of the steps, at most 100",
+        help="steps of linear warmup (not step, exponential and cosine); unset is a tenth of the steps, at most 100",
         minimum=0,
     )
-    min_lr: float = option(0.0, help="learning rate at the end (cosine and warmup_cosine)", minimum=0)
+    min_lr: float = option(0.0, help="learning rate at the end (cosine, warmup_cosine, linear and wsd)", minimum=0)
     step_size: int = option(30, help="steps between decays (step)", minimum=1)
     gamma: float | None = option(
         None, help="factor of a decay (step, unset is 0.1; exponential, of every step and to be set)", above=0
+    )
+    decay_steps: int | None = option(
+        None, help="steps at the end in which the rate falls (wsd); unset is a tenth of the steps", minimum=0
+    )
+    decay_shape: str = option("cosine", help="how the rate falls at the end (wsd)", choices=tuple(FALLS))
+    schedule_steps: int | None = option(
+        None,
+        help="steps that the curve is made for, which a resumed run with more steps keeps with the number of before; "
+        "unset is all steps",
+        minimum=1,
     )
 
 
@@ -232,10 +249,7 @@ class TrainConfig:
             )
         if s.name == "exponential" and s.gamma is None:
             raise ConfigError("lr_schedule.gamma is missing; the exponential schedule needs the factor of each step.")
-        if s.warmup_steps is not None and s.warmup_steps > t.steps:
-            raise ConfigError(
-                f"lr_schedule.warmup_steps is {s.warmup_steps}, expected at most training.steps = {t.steps}."
-            )
+        self._check_curve()
         if t.evaluate_every and not self.data.held_out_fraction:
             raise ConfigError(
                 f"training.evaluate_every is {t.evaluate_every}, and data.held_out_fraction is 0: there is nothing to "
@@ -252,6 +266,23 @@ class TrainConfig:
         if s.min_lr > t.learning_rate:
             raise ConfigError(
                 f"lr_schedule.min_lr is {s.min_lr}, expected at most training.learning_rate = {t.learning_rate}."
+            )
+
+    def _check_curve(self) -> None:
+        """Steps of [lr_schedule] that are more than there are, or that would train nothing."""
+        s, t = self.lr_schedule, self.training
+        total, of = self.schedule_steps, "training.steps" if s.schedule_steps is None else "lr_schedule.schedule_steps"
+        if s.warmup_steps is not None and s.warmup_steps > total:
+            raise ConfigError(f"lr_schedule.warmup_steps is {s.warmup_steps}, expected at most {of} = {total}.")
+        if s.decay_steps is not None and s.decay_steps + (s.warmup_steps or 0) > total:
+            raise ConfigError(
+                f"lr_schedule.decay_steps is {s.decay_steps}, expected at most {total - (s.warmup_steps or 0)}: {of} "
+                "without the warmup."
+            )
+        if total < t.steps and s.name in FALLING and not s.min_lr:
+            raise ConfigError(
+                f"lr_schedule.schedule_steps is {total}, and training.steps {t.steps}: the steps after {total} would "
+                "train at a learning rate of 0; leave schedule_steps out, or set lr_schedule.min_lr."
             )
 
     def _check_observe(self) -> None:
@@ -373,9 +404,14 @@ class TrainConfig:
             for (rate, undecayed), pairs in groups.items()
         ]
 
+    @property
+    def schedule_steps(self) -> int:
+        """The steps that the learning rate's curve is made for."""
+        return self.lr_schedule.schedule_steps or self.training.steps
+
     def make_schedule(self, optimizer: Optimizer) -> Schedule:
         """The schedule of [lr_schedule]."""
-        s, steps = self.lr_schedule, self.training.steps
+        s, steps = self.lr_schedule, self.schedule_steps
         warmup = min(100, steps // 10) if s.warmup_steps is None else s.warmup_steps
         if s.name == "constant":
             return ConstantLR(optimizer, warmup)
@@ -386,6 +422,11 @@ class TrainConfig:
             return ExponentialLR(optimizer, s.gamma)
         if s.name == "cosine":
             return CosineAnnealingLR(optimizer, steps, s.min_lr)
+        if s.name == "linear":
+            return LinearLR(optimizer, warmup, steps, s.min_lr)
+        if s.name == "wsd":
+            falling = steps // 10 if s.decay_steps is None else s.decay_steps
+            return WSDLR(optimizer, warmup, steps, falling, s.decay_shape, s.min_lr)
         return WarmupCosineLR(optimizer, warmup, steps, s.min_lr)
 
 

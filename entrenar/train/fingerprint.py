@@ -21,11 +21,11 @@ from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
 from entrenar.train.config import TrainConfig
 
-# What may differ when a run continues: it changes no bit, or (steps) says how far to go. The precision is taken as it
-# is in effect.
+# What may differ when a run continues: it changes no bit, or (steps, schedule_steps) says how far to go. The precision
+# is taken as it is in effect.
 FREE = (
     *("steps", "threads", "precision", "evaluate_every", "gradient_checkpointing"),
-    *("path", "held_out_fraction", "max_examples"),
+    *("path", "held_out_fraction", "max_examples", "schedule_steps"),
 )
 
 

@@ -203,10 +203,12 @@ def _other_rates(trainer: Trainer, console: Console) -> list[str]:
     """What is said where the steps before a resume had other learning rates than a run of this many steps has."""
     if all(trainer.schedule.rate_at(step.step - 1) == step.learning_rate for step in trainer.reports):
         return []
-    schedule, steps = trainer.config.lr_schedule.name, trainer.config.training.steps
+    schedule, steps = trainer.config.lr_schedule.name, trainer.config.schedule_steps
     said = [
         f"The learning rates of {schedule} follow from the number of steps, which was another than {steps} up to step "
-        f"{trainer.step}: the result is not that of {steps} steps from the beginning."
+        f"{trainer.step}: the result is not that of {steps} steps from the beginning, and the rate goes from "
+        f"{trainer.reports[-1].learning_rate:.3g} to {trainer.optimizer.lr:.3g} here. lr_schedule.schedule_steps"
+        f"{f' = {before}' if (before := trainer.earlier_steps) else ''} keeps the curve of before."
     ]
     report.remarks(console, said)
     return said

@@ -73,6 +73,7 @@ class Trainer:
         self.schedule = self.config.make_schedule(self.optimizer)
         self.step = 0
         self.saved = 0  # the step of the checkpoint on disk
+        self.earlier_steps: int | None = None  # what the curve of the learning rate was made for, before a resume
         every = self.config.observe.verify_every
         self.verifier = Verifier(self.model, every) if every else None
         self._watch = UNWATCHED  # around forward and backward
@@ -367,6 +368,7 @@ class Trainer:
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "schedule_steps": self.config.schedule_steps,
             "loader": self.loader.state_dict(),
             "random": random.get_state(),
             "weights": {name: tensor.numpy() for name, tensor in self.parameters},
@@ -391,6 +393,7 @@ class Trainer:
                 tensor.numpy()[...] = values["weights"][name]
         self.step, self.reports, self.baseline = values["step"], reports, baseline
         self.run_id, self.date = run_id, date
+        self.earlier_steps = values.get("schedule_steps")
 
     def _resume(self) -> None:
         """Continue from the newest checkpoint; ConfigError where it is beyond the steps of the configuration."""

@@ -14,10 +14,12 @@ from entrenar.autograd import Tensor
 from entrenar.errors import ConfigError
 from entrenar.optim import (
     SGD,
+    WSDLR,
     AdamW,
     ConstantLR,
     CosineAnnealingLR,
     ExponentialLR,
+    LinearLR,
     Optimizer,
     Schedule,
     StepLR,
@@ -50,7 +52,7 @@ Make = Callable[[Any], Schedule]
 # name -> our schedule, and the rate at a step of a group that began with `base`
 FORMULAS: dict[str, tuple[Make, Callable[[int, float], float]]] = {
     "constant": (ConstantLR, lambda t, base: base),
-    "warmup": (lambda o: ConstantLR(o, warmup_steps=8), lambda t, base: base * min(1, t / 8)),
+    "warmup": (lambda o: ConstantLR(o, warmup_steps=8), lambda t, base: base * min(1, (t + 1) / 8)),
     "step": (lambda o: StepLR(o, step_size=7, gamma=0.3), lambda t, base: base * 0.3 ** (t // 7)),
     "step, default gamma": (lambda o: StepLR(o, 25), lambda t, base: base * 0.1 ** (t // 25)),
     "exponential": (lambda o: ExponentialLR(o, 0.93), lambda t, base: base * 0.93**t),
@@ -62,14 +64,30 @@ FORMULAS: dict[str, tuple[Make, Callable[[int, float], float]]] = {
     ),
     "warmup cosine": (
         lambda o: WarmupCosineLR(o, warmup_steps=10, total_steps=40),
-        lambda t, base: base * t / 10 if t < 10 else base * half_cosine(min(1, (t - 10) / 30)),
+        lambda t, base: base * (t + 1) / 10 if t < 10 else base * half_cosine(min(1, (t - 10) / 30)),
     ),
     "warmup cosine, floor": (
         lambda o: WarmupCosineLR(o, 5, 50, min_lr=0.004),
-        lambda t, base: base * t / 5 if t < 5 else 0.004 + (base - 0.004) * half_cosine(min(1, (t - 5) / 45)),
+        lambda t, base: base * (t + 1) / 5 if t < 5 else 0.004 + (base - 0.004) * half_cosine(min(1, (t - 5) / 45)),
     ),
     "no warmup": (lambda o: WarmupCosineLR(o, 0, 30), lambda t, base: base * half_cosine(min(1, t / 30))),
-    "only warmup": (lambda o: WarmupCosineLR(o, 30, 30), lambda t, base: base * t / 30 if t <= 30 else 0.0),
+    "only warmup": (
+        lambda o: WarmupCosineLR(o, 30, 30),
+        lambda t, base: base * (t + 1) / 30 if t < 30 else base * (t == 30),
+    ),
+    "linear": (
+        lambda o: LinearLR(o, 10, 40),
+        lambda t, base: base * min((t + 1) / 10, max(0, 1 - max(0, t - 10) / 30)),
+    ),
+    "linear, floor": (
+        lambda o: LinearLR(o, 0, 40, min_lr=0.004),
+        lambda t, base: 0.004 + (base - 0.004) * max(0, 1 - t / 40),
+    ),
+    "wsd": (
+        lambda o: WSDLR(o, 10, 50, 20),
+        lambda t, base: base * ((t + 1) / 10 if t < 10 else half_cosine(min(1, max(0, (t - 30) / 20)))),
+    ),
+    "wsd, no decay": (lambda o: WSDLR(o, 0, 50, 0, min_lr=0.001), lambda t, base: base if t < 50 else 0.001),
 }
 every_schedule = pytest.mark.parametrize("name", FORMULAS)
 
@@ -87,8 +105,8 @@ def test_the_published_landmarks() -> None:
     cosine = rates(CosineAnnealingLR(optimizer(), T_max=20, eta_min=0.01))[:, 0]
     assert cosine[[0, 10, 20, 40]] == pytest.approx([0.3, (0.3 + 0.01) / 2, 0.01, 0.3])
     warm = rates(WarmupCosineLR(optimizer(), 10, 40, min_lr=0.003))[:, 0]
-    assert warm[[0, 5, 10, 25, 40, 59]] == pytest.approx([0, 0.15, 0.3, (0.3 + 0.003) / 2, 0.003, 0.003])
-    assert all(np.diff(warm[:11]) > 0)
+    assert warm[[0, 5, 10, 25, 40, 59]] == pytest.approx([0.03, 0.18, 0.3, (0.3 + 0.003) / 2, 0.003, 0.003])
+    assert all(np.diff(warm[:10]) > 0)
     assert all(np.diff(warm[10:41]) < 0)
     step = rates(StepLR(optimizer(), 30))[:, 0]
     assert step[[0, 29, 30, 59]] == pytest.approx([0.3, 0.3, 0.03, 0.03])
@@ -102,7 +120,7 @@ TORCH: dict[str, Callable[[Any, Any], Any]] = {
     "cosine": lambda s, o: s.CosineAnnealingLR(o, T_max=59),
     "cosine, back up": lambda s, o: s.CosineAnnealingLR(o, T_max=20, eta_min=0.01),
     # transformers' get_cosine_schedule_with_warmup is this LambdaLR
-    "warmup cosine": lambda s, o: s.LambdaLR(o, lambda t: t / 10 if t < 10 else half_cosine(min(1.0, (t - 10) / 30))),
+    "no warmup": lambda s, o: s.LambdaLR(o, lambda t: half_cosine(min(1.0, t / 30))),
 }
 
 
@@ -119,6 +137,48 @@ def test_rates_are_those_of_torch(name: str) -> None:
         theirs.step()
         schedule.step()
     np.testing.assert_allclose(rates(FORMULAS[name][0](optimizer())), np.array(expected), rtol=1e-9, atol=1e-15)
+
+
+TRANSFORMERS: dict[str, tuple[Make, Callable[[Any, Any], Any]]] = {
+    "cosine": (lambda o: WarmupCosineLR(o, 8, 40), lambda s, o: s.get_cosine_schedule_with_warmup(o, 8, 40)),
+    "linear": (lambda o: LinearLR(o, 8, 40), lambda s, o: s.get_linear_schedule_with_warmup(o, 8, 40)),
+    "constant": (lambda o: ConstantLR(o, 8), lambda s, o: s.get_constant_schedule_with_warmup(o, 8)),
+    **{
+        f"wsd, {shape}": (
+            lambda o, shape=shape: WSDLR(o, 8, 40, 12, shape),  # type: ignore[misc]
+            lambda s, o, shape=shape: s.get_wsd_schedule(o, 8, 12, num_stable_steps=20, decay_type=shape),  # type: ignore[misc]
+        )
+        for shape in ("cosine", "linear", "1-sqrt")
+    },
+}
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_rates_are_those_of_transformers_but_for_the_first_step_of_a_warmup(name: str) -> None:
+    """A step of ours in the warmup has the rate that theirs has one step later; all others are the same."""
+    torch = pytest.importorskip("torch")
+    schedules = pytest.importorskip("transformers.optimization")
+    ours, theirs_of = TRANSFORMERS[name]
+    theirs = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in LRS])
+    schedule = theirs_of(schedules, theirs)
+    expected = []
+    for _ in range(41):  # their cosine goes up again after the last step
+        expected.append([group["lr"] for group in theirs.param_groups])
+        theirs.step()
+        schedule.step()
+    assert expected[0] == [0, 0]
+    found = rates(ours(optimizer()), 41)
+    np.testing.assert_allclose(found, np.array(expected[1:9] + expected[8:]), rtol=1e-12, atol=1e-17)
+    assert (found[:8] > 0).all()
+
+
+@pytest.mark.unit
+def test_a_decay_that_no_one_knows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="WSDLR: decay is 'log', expected one of cosine, linear, 1-sqrt"):
+        WSDLR(optimizer(), 0, 10, 5, "log")
+    with pytest.raises(ConfigError, match="WSDLR: decay_steps is 9, expected a whole number from 0 to 6"):
+        WSDLR(optimizer(), 4, 10, 9)
 
 
 @pytest.mark.unit

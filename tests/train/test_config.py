@@ -95,12 +95,20 @@ def rates(config: TrainConfig) -> list[float]:
     return found
 
 
-CHANGES: dict[str, Any] = {"warmup_steps": 7, "min_lr": 1e-4, "step_size": 3, "gamma": 0.7}
+CHANGES: dict[str, Any] = {
+    "warmup_steps": 7,
+    "min_lr": 1e-4,
+    "step_size": 3,
+    "gamma": 0.7,
+    "decay_steps": 9,
+    "decay_shape": "1-sqrt",
+}
+CHANGES["schedule_steps"] = 80
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("key", CHANGES)
-@pytest.mark.parametrize("name", ["constant", "step", "exponential", "cosine", "warmup_cosine"])
+@pytest.mark.parametrize("name", ["constant", "step", "exponential", "cosine", "warmup_cosine", "linear", "wsd"])
 def test_a_schedule_key_changes_the_rates_or_is_refused(name: str, key: str) -> None:
     base: dict[str, Any] = {"name": name} | ({"gamma": 0.9} if name == "exponential" else {})
     plain = rates(TrainConfig(lr_schedule=LRSchedule(**base)))
@@ -116,7 +124,7 @@ def test_a_schedule_key_changes_the_rates_or_is_refused(name: str, key: str) -> 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (3, 0), (60, 6), (999, 99), (5000, 100)])
 def test_an_unset_warmup_follows_the_number_of_steps(steps: int, warmup: int) -> None:
     found = rates(TrainConfig(training=Training(steps=steps)))
-    assert found.index(max(found)) == warmup
+    assert found.index(max(found)) == max(0, warmup - 1)
     assert max(found) == 1e-3
     explicit = TrainConfig(training=Training(steps=steps), lr_schedule=LRSchedule(warmup_steps=0))
     assert rates(explicit)[0] == 1e-3
@@ -127,6 +135,9 @@ def test_an_unset_warmup_follows_the_number_of_steps(steps: int, warmup: int) ->
     ("training", "schedule", "message"),
     [
         ({"steps": 3}, {"warmup_steps": 4}, r"lr_schedule\.warmup_steps is 4, expected at most training\.steps = 3"),
+        ({"steps": 9}, {"warmup_steps": 4, "schedule_steps": 3}, r"expected at most lr_schedule\.schedule_steps = 3"),
+        ({"steps": 9}, {"name": "wsd", "warmup_steps": 4, "decay_steps": 6}, r"decay_steps is 6, expected at most 5"),
+        ({"steps": 9}, {"schedule_steps": 5}, r"the steps after 5 would train at a learning rate of 0"),
         (
             {"decay_norms": True},
             {},

@@ -94,6 +94,22 @@ def test_other_learning_rates_before_a_resume_are_said(model: Path, data: Path, 
 
 
 @pytest.mark.unit
+def test_a_resumed_run_keeps_the_old_curve_where_it_is_asked_to(model: Path, data: Path, tmp_path: Path) -> None:
+    for steps, schedule_steps, resume in ((4, None, False), (6, 4, True)):
+        config = config_for(data, tmp_path / "run", replace(SMALL, steps=steps))
+        config.lr_schedule = LRSchedule(name="linear", min_lr=1e-3, schedule_steps=schedule_steps)
+        config.checkpointing = replace(config.checkpointing, resume=resume, minutes=10)
+        result, shown = quiet(model, config)
+        assert "follow from the number of steps" not in shown
+    rates = [report.learning_rate for report in result.reports]
+    assert rates == pytest.approx([1e-2, 7.75e-3, 5.5e-3, 3.25e-3, 1e-3, 1e-3])
+    config.lr_schedule = replace(config.lr_schedule, schedule_steps=None)
+    config.training = replace(config.training, steps=8)
+    shown = quiet(model, config)[1]
+    assert "and the rate goes from 0.001 to 0.00325 here. lr_schedule.schedule_steps = 4 keeps the curve" in shown
+
+
+@pytest.mark.unit
 def test_other_held_out_examples_are_refused(model: Path, data: Path, tmp_path: Path) -> None:
     config = config_for(data, tmp_path / "run")
     config.checkpointing = replace(config.checkpointing, minutes=10)
