@@ -139,17 +139,18 @@ def test_rates_are_those_of_torch(name: str) -> None:
     np.testing.assert_allclose(rates(FORMULAS[name][0](optimizer())), np.array(expected), rtol=1e-9, atol=1e-15)
 
 
+def wsd(shape: str) -> tuple[Make, Callable[[Any, Any], Any]]:
+    return (
+        lambda o: WSDLR(o, 8, 40, 12, shape),
+        lambda s, o: s.get_wsd_schedule(o, 8, 12, num_stable_steps=20, decay_type=shape),
+    )
+
+
 TRANSFORMERS: dict[str, tuple[Make, Callable[[Any, Any], Any]]] = {
     "cosine": (lambda o: WarmupCosineLR(o, 8, 40), lambda s, o: s.get_cosine_schedule_with_warmup(o, 8, 40)),
     "linear": (lambda o: LinearLR(o, 8, 40), lambda s, o: s.get_linear_schedule_with_warmup(o, 8, 40)),
     "constant": (lambda o: ConstantLR(o, 8), lambda s, o: s.get_constant_schedule_with_warmup(o, 8)),
-    **{
-        f"wsd, {shape}": (
-            lambda o, shape=shape: WSDLR(o, 8, 40, 12, shape),  # type: ignore[misc]
-            lambda s, o, shape=shape: s.get_wsd_schedule(o, 8, 12, num_stable_steps=20, decay_type=shape),  # type: ignore[misc]
-        )
-        for shape in ("cosine", "linear", "1-sqrt")
-    },
+    **{f"wsd, {shape}": wsd(shape) for shape in ("cosine", "linear", "1-sqrt")},
 }
 
 
