@@ -18,6 +18,8 @@ VERBS = {
     "finetune": "train an adapter of a pretrained model, or all its weights, on examples",
     "export": "write a model, with an adapter merged into it, for other programs",
     "train": "train a tokenizer and a model from scratch",
+    "generate": "answer prompts, or continue texts, with a model and an adapter",
+    "chat": "talk with a model and an adapter in the terminal",
     "evaluate": "measure the loss and perplexity of a model, or of adapters over one base, on examples",
     "inspect": "show what a model, adapter or checkpoint holds: tensors, types, sizes, metadata",
     "analyze": "find the slow and the unusual steps of a run, and why they were",

@@ -40,6 +40,10 @@ SYNONYMS = {
     "--use-rslora": "peft-use-rslora rslora",
     "--dtype": "torch-dtype bf16 fp16 precision-dtype",
     "--quantize-4bit": "load-in-4bit",
+    "--temperature": "temp",
+    "--max-tokens": "max-new-tokens n-predict num-predict",
+    "--raw": "ignore-chat-template no-cnv no-conversation",
+    "--file": "prompt-file",
     "--double-quantization": "bnb-4bit-use-double-quant double-quant",
 }
 STEPS = (
@@ -47,6 +51,7 @@ STEPS = (
 )
 HELD_OUT = "a share of --data is held out and evaluated before and after: --held-out-fraction, --evaluate-every"
 LACKING = {
+    "prompt p": "the prompt stands without a flag: entrenar generate TEXT, or --file FILE",
     "epochs num-epochs num-train-epochs": STEPS,
     "eval-data val-data valid-data validation-data test-data eval-dataset validation-file val-batches test": HELD_OUT,
     "test-batches eval-strategy evaluation-strategy per-device-eval-batch-size eval-batch-size do-eval": HELD_OUT,

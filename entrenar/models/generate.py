@@ -36,6 +36,45 @@ class LayerCache:
         return self.keys, self.values, self.length
 
 
+class Cache:
+    """Keys and values of a sequence that stay from one call of `generate` to the next.
+
+    What the next prompt begins with as the last sequence did is not computed again: a conversation costs its new turn.
+    It belongs to one model with its adapters; a call that was interrupted leaves it usable.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []  # whose keys and values are held, after the prefix
+        self.layers: list[LayerCache] = []
+        self._span: object = None  # how the held keys are rotated, where that depends on the length
+
+    def prepared(self, model: LLaMAModel, prompt: Sequence[int], capacity: int) -> list[LayerCache]:
+        """Layers with room for `capacity` tokens that hold the common beginning, all but the last token at most."""
+        prefix, held = model.prefix_length, min(len(self.tokens), len(prompt) - 1)
+        common = next((i for i in range(held) if self.tokens[i] != prompt[i]), held)
+        if self._span != model.config.rotary_span(prefix + common):
+            common = 0
+        if not self.layers or self.layers[0].keys.shape[1] < prefix + capacity:
+            room = min(max(capacity, 2 * len(self.tokens)), model.config.context - prefix)
+            grown = _caches(model, max(room, capacity))
+            for old, new in zip(self.layers, grown, strict=bool(self.layers)):
+                kept = slice(0, prefix + common)
+                new.keys.numpy()[:, kept] = old.keys.numpy()[:, kept]
+                new.values.numpy()[:, kept] = old.values.numpy()[:, kept]
+            self.layers = grown
+        self.tokens = self.tokens[:common]
+        for layer in self.layers:
+            layer.length = prefix + common
+        return self.layers
+
+    def keep(self, model: LLaMAModel, written: Sequence[int], longest: int) -> None:
+        """Note what the layers hold after tokens up to `longest` of `written` ran; some may hold more than others."""
+        if self.layers:
+            held = min(layer.length for layer in self.layers)
+            self.tokens = list(written[: held - model.prefix_length])
+            self._span = model.config.rotary_span(model.prefix_length + longest)
+
+
 def sample(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k: int, top_p: float) -> int:
     """One token id from logits (vocab,): temperature, then the top_k most likely, then the top_p nucleus.
 
@@ -86,11 +125,13 @@ def generate(
     stop: Sequence[int] | None = None,
     generation: Generation | None = None,
     on_token: Callable[[int], None] | None = None,
+    cache: Cache | None = None,
 ) -> list[int]:
     """The token ids that continue `tokens`, up to `max_new_tokens` or the first of `stop` (which is not returned).
 
     `stop` is by default what ends a text of the model: the tokens of generation_config.json, else of config.json.
     `generation` is by default the model's, with what its generation_config.json asks to be done to the logits.
+    A `cache` keeps keys and values for the next call.
     Adapters take part without their dropout. Temperature 0 is greedy; top_k 0 and top_p 1 keep every token. Raises
     ShapeError where prompt and new tokens exceed the context, ConfigError for sampling options out of range and for
     settings of generation_config.json that are not supported.
@@ -100,21 +141,27 @@ def generate(
     ends = generation.end_tokens if stop is None else stop
     prompt = np.asarray(tokens)
     _check(model, prompt, temperature, top_k, top_p, max_new_tokens)
-    caches = _caches(model, prompt.size + max_new_tokens)
+    cache = cache or Cache()
     rng = np.random.Generator(np.random.Philox(seed))
     written: list[int] = prompt.tolist()
+    caches = cache.prepared(model, written, prompt.size + max_new_tokens)
     ids = np.empty(prompt.size + max_new_tokens, np.int64)  # the same, for the model
     ids[: prompt.size] = prompt
-    with model.evaluating():
-        while len(written) < ids.size:
-            logits = generation.process(_next_logits(model, ids[: len(written)], caches), written, prompt.size)
-            token = sample(logits, rng, temperature, top_k, top_p)
-            if token in ends:
-                break
-            ids[len(written)] = token
-            written.append(token)
-            if on_token is not None:
-                on_token(token)
+    ran = len(written)
+    try:
+        with model.evaluating():
+            while len(written) < ids.size:
+                ran = len(written)
+                logits = generation.process(_next_logits(model, ids[:ran], caches), written, prompt.size)
+                token = sample(logits, rng, temperature, top_k, top_p)
+                if token in ends:
+                    break
+                ids[len(written)] = token
+                written.append(token)
+                if on_token is not None:
+                    on_token(token)
+    finally:
+        cache.keep(model, written, ran)
     return written[prompt.size :]
 
 

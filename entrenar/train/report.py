@@ -70,9 +70,14 @@ def wide(console: Console, table: Table, columns: int) -> None:
     console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
 
-def printable(text: str) -> str:
+def safe(text: str) -> str:
     """Text from a model or a file, without the control characters by which a terminal is steered."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text).strip()
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def printable(text: str) -> str:
+    """As `safe`, without what is blank around it."""
+    return safe(text).strip()
 
 
 def gib(size: float) -> str:

@@ -18,6 +18,8 @@ def parser() -> Parser:
     made = parser_for(None, TrainConfig(), config=None, adapter=QLoRAConfig())
     made.add_argument("--model", type=text_argument)
     made.add_argument("--dtype")
+    for flag in ("--temperature", "--max-tokens", "--raw", "--file"):  # of the verbs that generate
+        made.add_argument(flag)
     return made
 
 

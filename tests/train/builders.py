@@ -142,7 +142,8 @@ def write_model(directory: Path, family: str = "llama", **changes: Any) -> Path:
     """A Hugging Face directory: a small random model with a tokenizer of its own; `changes` are fields of its shape."""
     texts = [f"What is {a} plus {b}? {a} plus {b} is {a + b}, and that is all." for a, b in ADDITIONS]
     tokenizer = Tokenizer.train(texts, 280)
-    shape = replace(SHAPE, family=family, vocab_size=280, intermediate_size=128, max_position_embeddings=128, **changes)
+    sizes = {"vocab_size": 280, "intermediate_size": 128, "max_position_embeddings": 128}
+    shape = replace(SHAPE, family=family, **(sizes | changes))
     LLaMAModel(replace(shape, eos_token_id=tokenizer.eos_id), seed=1).save_pretrained(directory)
     tokenizer.save(directory)
     return directory
