@@ -8,9 +8,10 @@ SUITE = $(PYTEST) -n $(or $(WORKERS),2) --dist loadfile
 C_FILES = $$(find entrenar tests -name '*.[ch]')
 # The tests on the tree that `make build` compiled in place, without installing anything.
 ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
+HISTORY_FILE = $(or $(HISTORY),benchmarks/history.jsonl)
 .DEFAULT_GOAL := help
 
-.PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
+.PHONY: help build install test test-peers edges mutate-files lint format gradients bench bench-history llama-fuzz fuzz-check clean \
 	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
 	imports observability release coverage family-table profile-llama profile-llama-anomaly planted-faults
 
@@ -127,6 +128,12 @@ bench:  ## install with the peers and measure speed and memory against them (BEN
 	$(PYTHON) -m pip install -q torch==2.13.0
 	$(PYTHON) -m pip install -q '.[peers]' xllamacpp
 	$(PYTHON) benchmarks/run.py $(BENCH)
+
+bench-history:  ## bench, its results kept with the commit (HISTORY=FILE); fails where something became slower
+	$(PYTHON) -m pip install -q torch==2.13.0
+	$(PYTHON) -m pip install -q '.[peers]' xllamacpp
+	@status=0; $(PYTHON) benchmarks/run.py --history $(HISTORY_FILE) $(BENCH) || status=$$?; \
+		"$(SCRIPTS)/entrenar" compare --history $(HISTORY_FILE) && exit $$status
 
 llama-fuzz:  ## fuzz configurations and op graphs (FUZZ_RUNS inputs each; a million, and 100,000 graphs, where unset)
 	$(PYTHON) scripts/run_fuzz.py $(if $(FUZZ_RUNS),--runs $(FUZZ_RUNS))

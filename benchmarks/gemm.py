@@ -139,9 +139,11 @@ def _summaries(bench: Bench, measured: dict[tuple[tuple[int, int, int], str], Ti
     for weight_type in ("nf4", "q4_1", "bf16"):
         costs = [times.ratios("fp32 highest", f"{weight_type} highest") for times in frozen]
         target = Target(1.05, at_most=True) if weight_type == "nf4" else None
-        bench.add(Row("gemm", f"time of {weight_type} / fp32, highest", _geometric(costs), target=target))
+        bench.add(Row("gemm", f"time of {weight_type} / fp32, highest", _geometric(costs), target=target, less=True))
         worst = max(costs, key=statistics.median)
-        bench.add(Row("gemm", f"time of {weight_type} / fp32, highest, slowest product", worst, target=target))
+        bench.add(
+            Row("gemm", f"time of {weight_type} / fp32, highest, slowest product", worst, target=target, less=True)
+        )
     integer = [(layout, times) for (shape, layout), times in measured.items() if shape in INTEGER_SHAPES]
     for precision, limit in (("high", 1.8), ("medium", 3.0)):
         if precision not in bench.precisions(four_bits=True):

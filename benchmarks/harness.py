@@ -104,6 +104,14 @@ class Row:
     detail: str = ""
     verdict: str = ""
     timed: bool = True
+    less: bool | None = None  # whether less is better, where neither target nor unit says so
+
+    @property
+    def lower(self) -> bool:
+        """Whether less is better: as its target says; a ratio without one says how many times faster."""
+        if self.less is not None:
+            return self.less
+        return self.unit != "x" if self.target is None else self.target.at_most
 
     @property
     def value(self) -> float:
@@ -223,6 +231,7 @@ class Bench:
                 "entry": row.entry,
                 "case": row.case,
                 "unit": row.unit,
+                "lower": row.lower,
                 "median": row.value,
                 "quartiles": row.quartiles,
                 "values": row.values,

@@ -62,4 +62,4 @@ def run(bench: Bench) -> None:
             ranges = [f"{side.lower()} {min(v[index] for v in found):.3g} {unit}" for side, found in loads.items()]
             name = "seconds" if unit == "s" else "peak RSS"
             detail = f"least: {', '.join(ranges)}"
-            bench.add(Row("load", f"{model} {mode} {name}, ours / peer", values, detail=detail))
+            bench.add(Row("load", f"{model} {mode} {name}, ours / peer", values, detail=detail, less=True))

@@ -36,7 +36,7 @@ def _compare(bench: Bench, case: Case, checkpointing: bool = False) -> None:
     label = f"{case.label}{', checkpointing' if checkpointing else ''}"
     target = None if case.memory is None else Target(case.memory, at_most=True, tiers=ANYWHERE)
     detail = f"ours {mine:.0f} MiB ({my_load}), peer {theirs:.0f} MiB ({their_load})"
-    bench.add(Row("memory", label, [mine / theirs], target=target, detail=detail, timed=False))
+    bench.add(Row("memory", label, [mine / theirs], target=target, detail=detail, timed=False, less=True))
 
 
 def run(bench: Bench) -> None:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from harness import HERE, Bench, table
+from history import commit, keep
 
 ENTRIES = (
     "gemm",
@@ -52,6 +53,7 @@ def arguments() -> argparse.Namespace:
         "--cpu-time", action="store_true", help="one thread, CPU seconds: for a machine that others use (no verdicts)"
     )
     parser.add_argument("--json", type=Path, help="where the results go (default: benchmarks/results/TIME.json)")
+    parser.add_argument("--history", type=Path, help="also append the results, with the commit, to this file")
     parsed = parser.parse_args()
     unknown = sorted(set(parsed.entries) - set(ENTRIES))
     if unknown:
@@ -71,6 +73,11 @@ def main() -> int:
         for command in dict.fromkeys(INSTALL.get(name, DEFAULT_INSTALL) for name in missing):
             print(f"    {command}", file=sys.stderr)
         return 2
+    try:
+        of = commit() if options.history else ""  # before hours of work
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 2
     bench = Bench(options.quick, options.repetitions, options.cpu_time)
     print(json.dumps(bench.description, indent=2))
     path = options.json or HERE / "results" / time.strftime("%Y%m%d-%H%M%S.json")
@@ -81,6 +88,8 @@ def main() -> int:
         print(f"({entry}: {time.perf_counter() - started:.0f} s)", flush=True)
         path.write_text(json.dumps(bench.to_json(), indent=1) + "\n")  # after each: a later one may fail
     bench.machine.close()
+    if options.history:
+        print(f"\n{keep(options.history, bench.to_json(), of)} results of {of} kept in {options.history}")
     print(f"\n{table([row for row in bench.rows if row.target is not None])}\n\nAll results: {path}")
     for row in bench.missed():
         print(f"MISSED: {row.entry} {row.case}: {row.value:.3g} {row.unit}, target {row.cells()[4]}", file=sys.stderr)

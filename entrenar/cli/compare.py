@@ -1,10 +1,10 @@
-"""The verb `compare`: two runs against a tolerance."""
+"""The verb `compare`: two runs against a tolerance, or a history of benchmarks."""
 
 from __future__ import annotations
 
 import json
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from entrenar.config import ArgumentParser, add_arguments, from_arguments, shown, text_argument
+from entrenar.observe.changes import FEWEST
 from entrenar.observe.compare import Tolerance, compare
+from entrenar.observe.history import find, read_history
 from entrenar.train.recorded import read_run
 
 DESCRIPTION = """Say how run B differs from run A: configuration, bits, losses, speed, phases, kernels.
 
     entrenar compare outputs/a outputs/b
     entrenar compare --loss-tolerance 0 --speed-tolerance 0.1 outputs/a outputs/b
+    entrenar compare --history benchmarks/history.jsonl
 
 A and B are output folders of runs. Exit status: 0 within the tolerance, 3 beyond it, 1 where a folder is no run or a
 file is damaged, 2 for a wrong flag. Speed is beyond where a step is slower by more than the tolerance and the interval
 of the ratio (95 %) lies above 1.
+
+--history looks for changes in the results that make bench-history keeps; 3 where something became slower.
 """
 BEYOND = 3  # the exit status
 LISTED = 12  # kernels and shapes that are shown
@@ -42,17 +47,26 @@ def main(
     parser.add_argument("runs", metavar="RUN", nargs="*", type=text_argument, help="output folders of two runs")
     add_arguments(parser, Tolerance)
     parser.add_argument("--json", action="store_true", help="print JSON (default: false)")
+    parser.add_argument("--history", metavar="FILE", type=text_argument, help="results to look through (default: none)")
     parsed = parser.parse_args(arguments)
+    tolerance = from_arguments(Tolerance, parsed)
+    if parsed.history is not None:
+        if parsed.runs or tolerance != Tolerance():
+            parser.error("--history stands alone: neither runs nor tolerances go with it.")
+        return _end(parsed.json, find(read_history(Path(parsed.history))), show_history, "slower")
     if len(parsed.runs) != 2:
         parser.error(f"{len(parsed.runs)} runs are given; expected two output folders.")
-    tolerance = from_arguments(Tolerance, parsed)
     first, second = (read_run(Path(name)) for name in parsed.runs)
-    table = compare(first, second, tolerance)
-    if parsed.json:
+    return _end(parsed.json, compare(first, second, tolerance), show, "beyond")
+
+
+def _end(as_json: bool, table: dict[str, Any], show: Callable[[Console, dict[str, Any]], None], wrong: str) -> Any:
+    """Print the table and return it; SystemExit with BEYOND where it has something under the key `wrong`."""
+    if as_json:
         print(json.dumps(table, indent=2, ensure_ascii=False))
     else:
         show(Console(), table)
-    if table["beyond"]:
+    if table[wrong]:
         raise SystemExit(BEYOND)
     return table
 
@@ -143,3 +157,32 @@ def _loss_cells(row: dict[str, Any]) -> list[str]:
 def _ratio_cells(row: dict[str, Any]) -> list[str]:
     cells = ["" if row[side] is None else f"{row[side]:.4g}" for side in ("first", "second")]
     return [*cells, "" if row["ratio"] is None else f"{row['ratio']:.3f}"]
+
+
+def show_history(console: Console, table: dict[str, Any]) -> None:
+    """The changes of a history, what became slower first; the verdict last."""
+    rows = []
+    for row in table["changes"]:
+        (low, high), scale, unit = (
+            row["interval"],
+            100 if row["relative"] else 1,
+            "%" if row["relative"] else row["unit"],
+        )
+        size = f"{scale * row['size']:+.3g} {unit} [{scale * low:+.3g}, {scale * high:+.3g}]"
+        places = list(dict.fromkeys(row["places"]))
+        commit = row["commit"] + (f" ({' to '.join(places)})" if len(places) > 1 else "")
+        what = "slower, or more" if row["slower"] else "faster, or less"
+        runs = f"{row['runs'][0]} + {row['runs'][1]}"
+        rows.append([f"{row['entry']}: {row['case']}", what, commit, size, f"{100 * row['confidence']:.2f} %", runs])
+    judged, level = table["judged"], 100 * table["level"]
+    headings = ("entry: case", "change", "commit (may be)", "size [95 %]", "confidence", "runs")
+    title = f"Changes in {judged} of {table['series']} series; one without a change is listed in {level:.2g} % of cases"
+    _print(console, title if rows else f"{title}: none", headings, rows, texts=3)
+    if judged < table["series"]:
+        rest = table["series"] - judged
+        console.print(
+            f"Not judged: {rest} series without {FEWEST} runs of other commits on both sides.", soft_wrap=True
+        )
+    names = ", ".join(f"{row['entry']}: {row['case']} at {row['commit']}" for row in table["slower"])
+    said = f"Became slower, or takes more: {names}." if names else "Nothing became slower."
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
