@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -49,10 +50,16 @@ def scores(runs: Sequence[np.ndarray]) -> np.ndarray:
     values = np.concatenate(runs)
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    lengths = np.array([len(run) for run in runs])
+    sums = np.add.reduceat(quantiles(len(values))[(2 * ranks - 2).astype(int)], np.cumsum(lengths) - lengths)
+    return np.asarray(sums / lengths - (sums / lengths).mean())
+
+
+@cache
+def quantiles(count: int) -> np.ndarray:
+    """Those of the normal distribution at the ranks 1, 1.5, 2 to `count`."""
     normal = NormalDist()
-    each = np.array([normal.inv_cdf(rank / (len(values) + 1)) for rank in ranks])
-    means = np.array([part.mean() for part in np.split(each, np.cumsum([len(run) for run in runs])[:-1])])
-    return np.asarray(means - means.mean())
+    return np.array([normal.inv_cdf(rank / (2 * count + 2)) for rank in range(2, 2 * count + 1)])
 
 
 def differences(found: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -118,10 +125,9 @@ def changes(
     ]
 
 
-def shift(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> float:
-    """The median of the differences between all pairs of runs' medians (Hodges and Lehmann)."""
-    sides = [np.array([np.median(run) for run in side]) for side in (before, after)]
-    return float(np.median(sides[1][:, None] - sides[0][None, :]))
+def shift(before: np.ndarray, after: np.ndarray) -> float:
+    """The median of the differences between all pairs (Hodges and Lehmann)."""
+    return float(np.median(after[:, None] - before[None, :]))
 
 
 def _change(
@@ -135,14 +141,14 @@ def _change(
     """Its size and its place with intervals: runs of each side are drawn again (bootstrap)."""
     cut = first - start
     inside = np.array([place - start for place in places if FEWEST <= place - start <= len(runs) - FEWEST], dtype=int)
-    size = shift(runs[:cut], runs[cut:])
+    medians = np.array([np.median(run) for run in runs])
+    size = shift(medians[:cut], medians[cut:])
     sizes, found = [], []
     for _ in range(RESAMPLES):
         chosen = [*generator.integers(0, cut, cut), *generator.integers(cut, len(runs), len(runs) - cut)]
-        drawn = [runs[place] for place in chosen]
-        sizes.append(shift(drawn[:cut], drawn[cut:]))
+        sizes.append(shift(medians[chosen[:cut]], medians[chosen[cut:]]))
         if len(inside) > 1:
-            part = scores(drawn)
+            part = scores([runs[place] for place in chosen])
             found.append(start + int(inside[np.argmax(np.sign(size) * differences(part, inside))]))
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     low, high = np.quantile(sizes, tails)

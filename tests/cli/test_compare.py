@@ -14,6 +14,7 @@ import pytest
 from entrenar.cli.compare import main
 from entrenar.errors import FormatError
 from entrenar.train.config import Training
+from tests.observe.test_changes import history
 from tests.train.builders import SMALL, config_for, quiet, run_entrenar
 
 pytestmark = pytest.mark.unit
@@ -151,6 +152,23 @@ def test_few_steps_and_other_examples_are_not_judged(
     assert "other examples" in found["undecided"][0] and "3 steps in common" in found["undecided"][1]
 
 
+# ---------------------------------------------------------------------- a history of benchmarks
+def test_what_became_slower_is_named(tmp_path: Path) -> None:
+    path = history(tmp_path / "h", 2, {"1": 0.3})
+    done = run_entrenar("compare", "--history", path, "--json")
+    assert (done.returncode, done.stderr) == (3, "")
+    assert json.loads(done.stdout)["slower"][0]["commit"] == "c01"
+    done = run_entrenar("compare", "--history", path)
+    assert done.returncode == 3 and "Became slower, or takes more: step: 1 at c01" in done.stdout
+
+
+def test_nothing_became_slower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--history", str(history(tmp_path / "h", 2, {}))])
+    assert capsys.readouterr().out.endswith("Nothing became slower.\n")
+    main(["--history", str(history(tmp_path / "h", 2, {}, runs=2))])
+    assert "Not judged: 2 series without 3 runs" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------- wrong use
 @pytest.mark.parametrize(
     ("name", "content", "message"),
@@ -187,6 +205,13 @@ def test_what_is_no_run_is_one_sentence(
         (["x", "y", "--speed-tolerance", "-1"], 1, "speed_tolerance is -1.0"),
         (["x", "y", "--loss-tolerance", "nan"], 1, "loss_tolerance is nan"),
         (["x", "y", "--tolerance", "1"], 2, "unknown argument --tolerance"),
+        (["x", "y", "--history", "h"], 2, "--history stands alone"),
+        (["--history", "h", "--loss-tolerance", "0"], 2, "--history stands alone"),
+        (
+            ["--history", "nowhere"],
+            1,
+            "nowhere: cannot be read (No such file or directory); make bench-history writes one.",
+        ),
         (["nowhere", "y"], 1, "nowhere: no such folder; expected the output folder of a run."),
     ],
 )
