@@ -11,9 +11,10 @@ ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
 HISTORY_FILE = $(or $(HISTORY),benchmarks/history.jsonl)
 .DEFAULT_GOAL := help
 
-.PHONY: help build install test test-peers edges mutate-files lint format gradients bench bench-history llama-fuzz fuzz-check clean \
+.PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
 	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
-	imports observability release coverage family-table profile-llama profile-llama-anomaly planted-faults
+	imports observability release coverage family-table profile-llama profile-llama-anomaly planted-faults \
+	bench-history
 
 help:  ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18

@@ -176,7 +176,7 @@ def show_history(console: Console, table: dict[str, Any]) -> None:
         rows.append([f"{row['entry']}: {row['case']}", what, commit, size, f"{100 * row['confidence']:.2f} %", runs])
     judged, level = table["judged"], 100 * table["level"]
     headings = ("entry: case", "change", "commit (may be)", "size [95 %]", "confidence", "runs")
-    title = f"Changes in {judged} of {table['series']} series; one without a change is listed in {level:.2g} % of cases"
+    title = f"Changes; {judged} of {table['series']} series judged, a false alarm in {level:.2g} % of those without any"
     _print(console, title if rows else f"{title}: none", headings, rows, texts=3)
     if judged < table["series"]:
         rest = table["series"] - judged
