@@ -13,8 +13,8 @@ HISTORY_FILE = $(or $(HISTORY),benchmarks/history.jsonl)
 
 .PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
 	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
-	imports observability release coverage family-table profile-llama profile-llama-anomaly planted-faults \
-	bench-history
+	imports observability release coverage family-table profile-llama profile-llama-otlp profile-llama-anomaly \
+	planted-faults bench-history
 
 help:  ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -114,6 +114,9 @@ release:  ## make the sdist and the wheel in dist/, install the wheel in a fresh
 
 profile-llama: build  ## which system calls a training run makes, how long they take and why (SECONDS=6; needs strace)
 	PYTHONPATH="$(CURDIR)" $(PYTHON) scripts/profile_llama.py --seconds $(or $(SECONDS),6)
+
+profile-llama-otlp: build  ## train the example traced to an OTLP receiver, and say where the trace is (STEPS=10)
+	PYTHONPATH="$(CURDIR)" $(PYTHON) scripts/profile_llama_otlp.py --steps $(or $(STEPS),10)
 
 profile-llama-anomaly: build  ## train the example watched, then say what was slow or unusual, and why (STEPS=60)
 	@$(PYTHON) -c 'import importlib.util, sys; sys.exit(0 if importlib.util.find_spec("sklearn") else \

@@ -31,6 +31,7 @@ class Spans(Subscriber):
         self._tracer, self._outer = tracer, outer
         self._trace = needed("opentelemetry.trace", "observe.trace")
         self._open: dict[Span, Any] = {}
+        self._said: dict[Span, dict[str, Any]] = {}  # the attributes at its beginning: converting them takes time
         self._root: Any = None
         self._counting = threading.Lock()
         self.ended = 0  # spans that are to be exported
@@ -41,6 +42,13 @@ class Spans(Subscriber):
         context = self._root.get_span_context() if self._root is not None else None
         return f"{context.trace_id:032x}" if context is not None and context.trace_flags.sampled else None
 
+    @property
+    def traceparent(self) -> str | None:
+        """The first span as the W3C header of that name; None where nothing was recorded."""
+        if self.trace_id is None:
+            return None
+        return f"00-{self.trace_id}-{self._root.get_span_context().span_id:016x}-01"
+
     def on_span_start(self, span: Span) -> None:
         """Begin the span in that of its parent."""
         parent = self._open.get(span.parent) if span.parent is not None else None
@@ -48,16 +56,19 @@ class Spans(Subscriber):
         context = self._trace.set_span_in_context(above) if above is not None else self._outer
         begun = self._tracer.start_span(span.name, context, attributes=typed(span.attributes), start_time=span.start)
         self._open[span] = begun
+        self._said[span] = dict(span.attributes)
         if self._root is None:
             self._root = begun
 
     def on_span_end(self, span: Span) -> None:
         """End the span with all its attributes, and what ended it."""
-        over = self._open.pop(span, None)
+        over, said = self._open.pop(span, None), self._said.pop(span, {})
         if over is None:
             return
         if over.is_recording():
-            over.set_attributes(typed(span.attributes))
+            absent = object()
+            later = {key: value for key, value in span.attributes.items() if said.get(key, absent) is not value}
+            over.set_attributes(typed(later))
             if span.error is not None:
                 where = {key: value for key, value in _upwards(span).items() if key in WHERE}
                 over.record_exception(span.error, typed(where), timestamp=span.end)
