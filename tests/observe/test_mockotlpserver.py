@@ -1,4 +1,4 @@
-"""A run traced to a receiver that others wrote, Elastic's mockotlpserver: gRPC, HTTP, and the JSON of the file posted."""
+"""A run traced to a receiver that others wrote, Elastic's mockotlpserver: gRPC, HTTP, and the file's JSON posted."""
 
 from __future__ import annotations
 
