@@ -24,6 +24,7 @@ VERBS = {
     "inspect": "show what a model, adapter or checkpoint holds: tensors, types, sizes, metadata",
     "analyze": "find the slow and the unusual steps of a run, and why they were",
     "compare": "say how two runs differ, or what became slower in a history of benchmarks",
+    "report": "write what a run did as one HTML file: curves, timeline, anomalies, kernels",
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 import re
 from pathlib import Path
 
@@ -17,6 +19,23 @@ def available_memory() -> int:
     import psutil
 
     return int(max(0, min(psutil.virtual_memory().available, *_cgroup_rooms())))
+
+
+def machine() -> dict[str, str | int]:
+    """The processor's name, the CPUs that this process may use, bytes of memory, the system and Python's version."""
+    import psutil
+
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return {
+        "cpu": found[1] if found else platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
 
 
 def cgroup_folders(controller: str, cgroups: Path, membership: Path) -> list[tuple[bool, Path]]:

@@ -19,7 +19,7 @@ from entrenar.train import checkpoint, interrupt, report
 from entrenar.train.evaluate import Evaluation
 from entrenar.train.folder import JSON_LINES, METRICS
 from entrenar.train.step import StepReport
-from entrenar.train.summary import SUMMARY, Summary
+from entrenar.train.summary import SUMMARY, Summary, setting_of
 
 if TYPE_CHECKING:
     from entrenar.train.trainer import Trainer
@@ -128,6 +128,7 @@ class Record(Callback):
         if trainer.communicator.rank:
             return
         self.summary.run = trainer.run_id
+        self.summary.setting = setting_of(trainer.config, trainer.fingerprint)
         with checkpoint.writing(self.metrics):
             report.write_metrics(self.metrics, trainer.reports)
             report.write_json_lines(self.directory / JSON_LINES, trainer.reports)

@@ -77,6 +77,7 @@ def _run(
     base: str,
 ) -> run.Result:
     config = trainer.config
+    record.summary.model, record.summary.estimate = base, needed.items
     _show_summary(console, trainer, needed, record.summary)
 
     def save(output: Path) -> None:

@@ -21,8 +21,9 @@ from entrenar.train.summary import SUMMARY
 
 FOLDERS = ("adapter", "model", "checkpoint", "profile")
 LOCK, METRICS, JSON_LINES, ANOMALIES = ".entrenar.lock", "metrics.csv", "metrics.jsonl", "anomalies.jsonl"
+REPORT = "report.html"  # of `entrenar report`
 PROFILE, PROFILES = "profile.json", "profile"  # of the whole run, and a folder with one of every few steps
-RECORDS = (METRICS, JSON_LINES, ANOMALIES, PROFILE, SUMMARY)
+RECORDS = (METRICS, JSON_LINES, ANOMALIES, PROFILE, SUMMARY, REPORT)
 RESULTS = (
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("model/config.json", "model/model.safetensors", "model/model.safetensors.index.json"),

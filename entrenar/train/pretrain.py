@@ -74,6 +74,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> run.Res
     trainer = Trainer(model, config, loader, batches, run.callbacks(config, record, console))
     rows = run.summary_rows(trainer, f"{shape.num_parameters():,} (100 %)", needed)
     report.summary(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
+    summary.estimate = needed.items
     summary.remarks += _unused_rows(tokenizer, shape)
     few = report.uncertainty(sum(batch.trained_tokens for batch in batches)) if batches else None
     summary.remarks += [few] if few else []

@@ -128,6 +128,7 @@ def execute(
     written = False
     try:
         record.before, sample_before = _before(trainer, sample, console)
+        record.summary.samples = {"prompt": prompt, "before": sample_before}
         record.summary.remarks += _other_rates(trainer, console)
         if writes and not trainer.saved and trainer.config.checkpointing.overwrite:
             folder.clear(record.directory)
@@ -140,7 +141,7 @@ def execute(
         if failed is not None:
             raise FormatError(f"{output} is written, and no checkpoint of the last step: {failed}") from failed
         after = _evaluated(trainer, console)
-        sample_after = sample()
+        sample_after = record.summary.samples["after"] = sample()
     except KeyboardInterrupt as stop:
         stands = f"{output} is written; the evaluation after training is missing." if written else _stands(trainer)
         raise interrupt.Interrupted(stands, getattr(stop, "number", signal.SIGINT)) from None

@@ -150,6 +150,9 @@ def test_the_record_has_the_steps_of_the_checkpoint(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["run"], summary["steps"], summary["remarks"]) == (trainer.run_id, 6, ["said"])
     assert summary["held_out"]["before"] is None and summary["held_out"]["after"]["tokens"] > 0
+    assert summary["configuration"]["training"]["steps"] == 6 and summary["fingerprint"] == trainer.fingerprint
+    assert summary["machine"]["threads"] == cpu.get_num_threads() and summary["machine"]["tier"] == cpu.tier()
+    assert summary["memory"]["peak_resident_bytes"] > 1 << 20
 
 
 # ---------------------------------------------------------------------- the state

@@ -314,6 +314,12 @@ def test_pretraining_writes_a_model_that_generates(data: Path, tmp_path: Path) -
     summary = json.loads((tmp_path / "summary.json").read_text())
     sides = [summary["data"][side] for side in ("training", "held_out")]
     assert sum(side["examples"] for side in sides) == 64 and sides[0]["tokens"] == 32 * sides[0]["samples"]
+    assert summary["samples"] == {
+        "prompt": "The value of",
+        "before": result.sample_before,
+        "after": result.sample_after,
+    }
+    assert summary["memory"]["estimate"]["weights"] > 0 and summary["model"] is None
     assert re.search(r"\n\d+ tokens at the end of the text are left out: they fill no row\.\n", out.getvalue())
     assert result.before.loss == pytest.approx(math.log(270), rel=0.1)
     assert result.after.loss < result.before.loss - 0.5
