@@ -19,7 +19,7 @@ from entrenar.train.summary import SUMMARY
 DESCRIPTION = """Write what a run did as one HTML file, which opens in any browser without a network.
 
     entrenar report outputs/run
-    entrenar report outputs/run --out report.html --json
+    entrenar report --out report.html --json outputs/run
 
 RUN is the output folder of a run. The report has its curves, the timeline of its steps, anomalies (--monitor), memory,
 kernels (--profile), samples, configuration and fingerprint.

@@ -15,9 +15,10 @@ import numpy as np
 
 from entrenar.observe.report_run import Column
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 960, 62, 14, 26, 34
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 960, 72, 28, 26, 34
 COLUMNS = WIDTH - LEFT - RIGHT
 MOST_BARS = 240  # steps that have a column of their own in a timeline
+MOST_GAPS = 120  # columns that have a gap between them
 LOG_FROM = 100.0  # the ratio of largest to least from which a scale is logarithmic
 LABEL_WIDTH, LABEL_ROWS = 17, 2  # of the numbers at marks
 SMOOTH_FROM, SMOOTH_PARTS = 12, 16  # steps; a mean is over one part
@@ -143,8 +144,7 @@ def smooth(y: Column) -> Column:
     there = np.isfinite(y)
     sums, counts = (np.cumsum(np.concatenate([[0.0], part])) for part in (np.where(there, y, 0.0), there.astype(float)))
     points = np.arange(y.size)
-    reach = np.minimum(np.minimum(points, y.size - 1 - points), width // 2)
-    first, last = points - reach, points + reach + 1
+    first, last = np.maximum(points - width // 2, 0), np.minimum(points + width // 2 + 1, y.size)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((sums[last] - sums[first]) / (counts[last] - counts[first]))
 
@@ -199,7 +199,7 @@ def timeline(steps: Column, parts: Mapping[str, Column], seconds: Column, marks:
     across = horizontal(steps)
     left = across(steps[edges[:-1]] - 0.5)
     right = np.append(left[1:], WIDTH - RIGHT)
-    gap = np.minimum(1.0, 0.15 * (right - left))
+    gap = np.minimum(1.0, 0.15 * (right - left)) * (count <= MOST_GAPS)
     drawn, below = _axes(across, up, height), np.zeros(count)
     for index, (label, column) in enumerate(means.items()):
         low, high = up(below), up(below + column)

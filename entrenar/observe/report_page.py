@@ -30,8 +30,8 @@ MOST_ANOMALIES, MOST_KERNELS, MOST_REMARKS, MOST_KEYS = 100, 15, 50, 400
 MOST_TEXT, MOST_VALUE = 6000, 300  # characters of a sample, of a value
 OF_TRAINING = ("loss_spike", "grad_norm_spike", "nonfinite", "plateau", "dead_adapter", "update_ratio")
 OF_MEMORY = ("memory_leak",)
-# The page can load nothing, whatever text it shows.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+# The page can load nothing, whatever text it shows; its icon is empty, so that none is asked for.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(run: Run, folder: str) -> str:
@@ -371,6 +371,7 @@ def _fingerprint(run: Run) -> str:
     rest = {name: value for name, value in found.items() if not any(str(name).startswith(each) for each in settings)}
     shape = {name: value for name, value in rest.items() if str(name).startswith("model.")}
     others = {name: value for name, value in rest.items() if name not in shape}
+    shape = {str(name).removeprefix("model."): value for name, value in shape.items() if value is not None}
     tables = [("Hashes and engine", others), ("Model", shape), ("Machine", machine), ("Data", _data(run))]
     shown = [f"<div><h3>{title}</h3>{_keys(keys)}</div>" for title, keys in tables if keys]
     note = "" if found else _missing("The run recorded no fingerprint (older runs have none).")

@@ -18,7 +18,7 @@ border:1px solid var(--rule);border-radius:8px;padding:10px 14px}.tile b{display
 font-weight:600;overflow-wrap:anywhere}.tile span{color:var(--faint);font-size:13px}figure{margin:8px 0 22px}
 figcaption{font-size:13px;display:flex;flex-wrap:wrap;gap:2px 16px;align-items:baseline}figcaption b{
 color:var(--text);font-size:15px}.key{white-space:nowrap}.key i{display:inline-block;width:14px;height:10px;
-border-radius:2px;margin-right:5px}.wide{overflow-x:auto}svg{display:block;width:100%;min-width:560px;height:auto}
+border-radius:2px;margin-right:5px}.wide{overflow-x:auto}svg{display:block;width:100%;min-width:480px;height:auto}
 svg text{fill:var(--faint);font-size:12px;font-family:inherit}svg .row{fill:var(--text);font-size:13px}.grid{
 stroke:var(--rule);stroke-width:1;opacity:.6}.axis,.tick{stroke:var(--faint);fill:none}.line{fill:none;
 stroke-width:2;stroke-linejoin:round}.dot{stroke:var(--page);stroke-width:1.5}.train{stroke:var(--train);
@@ -38,12 +38,13 @@ stroke-width:1.3;stroke-dasharray:3 3}.mark.low path{stroke:var(--low)}.mark.med
 color:var(--medium)}.badge.high{color:var(--high)}table{border-collapse:collapse;width:100%;font-size:14px}th,td{
 padding:4px 10px 4px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}th{color:var(--faint);
 font-weight:500}.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}td.long{
-overflow-wrap:anywhere;min-width:140px}.share{display:block;background:var(--rule);height:8px;width:110px;
-border-radius:4px;overflow:hidden}.share i{display:block;height:8px;background:var(--mean)}
-.sections{columns:300px;column-gap:32px}.sections>div{break-inside:avoid;padding-bottom:8px}.sections .wide{overflow:visible}
-.sections td:first-child{white-space:nowrap;min-width:0;color:var(--faint)}.sections table{font-size:13px}pre{
-background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:10px 14px;margin:4px 0 10px;
-white-space:pre-wrap;overflow-wrap:anywhere;
+overflow-wrap:break-word}td.long:last-child{overflow-wrap:anywhere;min-width:180px}th{white-space:nowrap}.share{
+display:block;background:var(--rule);height:8px;width:110px;border-radius:4px;overflow:hidden}.share i{
+display:block;height:8px;background:var(--mean)}.sections{columns:300px;column-gap:32px}.sections>div{
+break-inside:avoid;padding-bottom:20px}.sections h3{margin-top:0}.sections .wide{overflow:visible}
+.sections td.long:last-child{min-width:0}.sections td:first-child{white-space:nowrap;color:var(--faint)}
+.sections table{font-size:13px}pre{background:var(--card);border:1px solid var(--rule);border-radius:8px;
+padding:10px 14px;margin:4px 0 10px;white-space:pre-wrap;overflow-wrap:anywhere;
 font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace}
 @media print{body{max-width:none;padding:0;font-size:12px}figure,tr,pre,.tile{break-inside:avoid}h2,h3{
 break-after:avoid}.wide{overflow:visible}svg{min-width:0}*{print-color-adjust:exact;
