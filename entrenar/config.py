@@ -373,27 +373,36 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, cls: type[Any], defaults: Any = None, names: Mapping[str, str] | None = None
+    parser: argparse.ArgumentParser,
+    cls: type[Any],
+    defaults: Any = None,
+    names: Mapping[str, str] | None = None,
+    only: Sequence[str] = (),
+    required: Sequence[str] = (),
 ) -> None:
     """A flag for each field of a dataclass: its name (with dashes, or as `names` says), help and default.
 
-    `defaults` is an instance whose values become the flags' defaults; a flag without one is required.
+    `defaults` is an instance whose values become the flags' defaults; a flag without one is required, as are the fields
+    in `required`. `only` leaves out the other fields.
     """
     hints = type_hints(cls)
     for spec in fields(cls):
+        if only and spec.name not in only:
+            continue
         default = getattr(defaults, spec.name) if defaults is not None else default_of(spec)
         name = (names or {}).get(spec.name, spec.name)
         flag = "--" + name.replace("_", "-")
         choices = f"{', '.join(map(str, spec.metadata['choices']))}; " if spec.metadata.get("choices") else ""
-        required = default is MISSING
-        unset = "required" if required else f"default: {toml_value(default)}"
-        help_text = describe(spec).rsplit("; required" if required else "; default", 1)[0] + f" ({choices}{unset})"
+        must = default is MISSING or spec.name in required
+        unset = "required" if must else f"default: {toml_value(default)}"
+        help_text = describe(spec).rsplit("; required" if default is MISSING else "; default", 1)[0]
+        help_text += f" ({choices}{unset})"
         help_text = help_text.replace("%", "%%")
         hint = hints[spec.name]
         if hint is bool:
             parser.add_argument(flag, dest=name, default=default, action=argparse.BooleanOptionalAction, help=help_text)
         else:
-            given = {"required": True} if required else {"default": default}
+            given = {"required": True} if must else {"default": default}
             parser.add_argument(flag, dest=name, type=_argument_type(hint), metavar="VALUE", help=help_text, **given)
 
 

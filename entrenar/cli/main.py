@@ -17,6 +17,9 @@ PROGRAM = "entrenar"
 VERBS = {
     "finetune": "train an adapter of a pretrained model, or all its weights, on examples",
     "export": "write a model, with an adapter merged into it, for other programs",
+    "merge": "merge an adapter into its base",
+    "quantize": "write a model as a GGUF file of another type",
+    "pull": "fetch a model from a hub",
     "train": "train a tokenizer and a model from scratch",
     "generate": "answer prompts, or continue texts, with a model and an adapter",
     "chat": "talk with a model and an adapter in the terminal",
