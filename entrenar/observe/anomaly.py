@@ -127,12 +127,16 @@ class StepDetector:
         episode = self._episodes.get(kind)
         return episode.anomaly if episode else None
 
-    def forget(self) -> None:
-        """Close what is open and begin to learn losses and norms anew: the run has gone back."""
+    def forget(self, step: int) -> list[Anomaly]:
+        """Close what is open and begin to learn losses and norms anew: the run has gone back to `step`."""
+        ended = [episode.anomaly for episode in self._episodes.values() if episode.anomaly is not None]
+        for found in ended:
+            found.ended = max(step, found.step)
         self._episodes.clear()
         self._losses.clear()
         for window in (self._loss, self._norm):
             window.values.clear()
+        return ended
 
     # ------------------------------------------------------------------ time
     def _slow(self, step: Step) -> Anomaly | None:

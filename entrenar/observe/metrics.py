@@ -75,6 +75,7 @@ GROUPS = {
         Row("entrenar_phase_duration_seconds", HISTOGRAM, "s", "Wall time of a part of a step", ("phase",)),
         Row("entrenar_checkpoints_total", COUNTER, "{checkpoint}", "Checkpoints written"),
         Row("entrenar_anomalies_total", COUNTER, "{anomaly}", "Anomalies that began", ("kind", "severity")),
+        Row("entrenar_anomalies_open", GAUGE, "{anomaly}", "Anomalies that last", ("kind",)),
     ),
     "Kernels": (
         Row("entrenar_kernel_calls_total", COUNTER, "{call}", "Calls of a kernel", ("kernel",)),

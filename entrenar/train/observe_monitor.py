@@ -33,6 +33,7 @@ from entrenar.train.step import StepReport
 from entrenar.train.trainer import Trainer
 
 SPIKES = ("loss_spike", "grad_norm_spike")
+MOMENTARY = ("nonfinite", "dead_adapter", "plateau")  # kinds of anomalies that have no end
 INTERVAL = 1.0  # seconds between samples of the machine
 RATIOS_EVERY, RATIO = 10, 0.1  # steps between looks at the updates; a ratio below this is no anomaly
 ROLLBACKS = 3  # to one checkpoint, before the run stops
@@ -99,7 +100,8 @@ class Monitor(Callback, Subscriber):
         self.records = Records(directory / ANOMALIES)
         self.detector, self.watch = StepDetector(), Watch()
         self.step, self._is_writer = 0, True
-        self._waiting: deque[Anomaly] = deque()  # of the thread: their span events belong to the run's
+        self._waiting: deque[tuple[Anomaly, bool]] = deque()  # of the thread: their span events belong to the run's
+        self._open: list[Anomaly] = []  # those that were told and last
         self._before: dict[str, float] = {}
         self._after: dict[str, float] | None = None
         self._ratios: UpdateRatios | None = None
@@ -149,6 +151,14 @@ class Monitor(Callback, Subscriber):
         if span.name == "optimizer":
             self._after = self.resources.sample()
 
+    def on_run_end(self, trainer: Trainer) -> None:
+        """Tell the run's span of what the thread has found since the last step."""
+        self._emit_waiting()
+
+    def on_error(self, trainer: Trainer, error: BaseException) -> None:
+        """Tell the run's span of what the thread has found before the error."""
+        self._emit_waiting()
+
     def on_phase(self, trainer: Trainer, phase: str) -> None:
         """Look at the weights before an update, and tell the span of what the thread has found."""
         self._emit_waiting()
@@ -186,7 +196,8 @@ class Monitor(Callback, Subscriber):
 
     def on_rollback(self, trainer: Trainer, path: Path) -> None:
         """Begin to learn anew what is usual."""
-        self.detector.forget()
+        for found in self.detector.forget(trainer.step):
+            self._over(found)
         self.step = trainer.step
         self._learn(trainer)
         self._show(f"rolled back to {path}: the run continues after step {trainer.step} with the data that follows")
@@ -261,10 +272,11 @@ class Monitor(Callback, Subscriber):
                 begun, ended = self.watch.observe(difference(before, after), self.step + 1, time.time())
                 before = after
                 for found in begun:
-                    self._waiting.append(found)
+                    self._waiting.append((found, False))
                     self._tell(found, emit=False)
                 for found in ended:
-                    self._over(found)
+                    self._waiting.append((found, True))
+                    self._over(found, emit=False)
                 if self._is_writer:
                     self.records.flush()
         except Exception as error:
@@ -275,19 +287,33 @@ class Monitor(Callback, Subscriber):
     def _tell(self, found: Anomaly, emit: bool = True) -> None:
         self.records.add(found)
         metric("entrenar_anomalies_total", 1, kind=found.kind, severity=found.severity)
+        if found.kind not in MOMENTARY:
+            self._open.append(found)
+            self._count(found.kind)
         if emit:
             _emit(found)
         self._show(f"[{found.severity}] {found.sentence}")
 
-    def _over(self, found: Anomaly) -> None:
+    def _over(self, found: Anomaly, emit: bool = True) -> None:
+        """An anomaly ends; one that began before this part of the run was never told."""
+        if not any(each is found for each in self._open):
+            return
+        self._open = [each for each in self._open if each is not found]
         self.records.changed()
+        self._count(found.kind)
+        if emit:
+            _emit_end(found)
         self._show(
             f"[{found.severity}] step {found.ended}: over: {found.kind.replace('_', ' ')} since step {found.step}"
         )
 
+    def _count(self, kind: str) -> None:
+        metric("entrenar_anomalies_open", sum(each.kind == kind for each in self._open), kind=kind)
+
     def _emit_waiting(self) -> None:
         while self._waiting:
-            _emit(self._waiting.popleft())
+            found, over = self._waiting.popleft()
+            (_emit_end if over else _emit)(found)
 
     def _show(self, line: str) -> None:
         if self._is_writer:
@@ -308,3 +334,8 @@ def _emit(found: Anomaly) -> None:
     table = found.table()
     values = {name: table[name] for name in ("step", "kind", "severity", "z", "sentence")}
     event("anomaly", **values, cause="; ".join(found.causes))
+
+
+def _emit_end(found: Anomaly) -> None:
+    fields = {"kind": found.kind, "severity": found.severity, "since": found.step}
+    event("anomaly over", step=found.ended, **fields)

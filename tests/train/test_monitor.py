@@ -225,7 +225,7 @@ def test_the_thread_sees_what_the_steps_do_not_feel(tmp_path: Path) -> None:
             self.events.append(event)
 
         def on_metric(self, metric: Metric) -> None:
-            if metric.name == "entrenar_anomalies_total":
+            if metric.name.startswith("entrenar_anomalies_") and metric.attributes["kind"] == "edac":
                 self.metrics.append(metric)
 
     heard = Heard()
@@ -246,10 +246,14 @@ def test_the_thread_sees_what_the_steps_do_not_feel(tmp_path: Path) -> None:
     (found,) = recorded(tmp_path / "run", "edac")
     assert found["step"] == WHEN and "the memory corrected 1 errors (EDAC)" in found["sentence"]
     assert found["sentence"] in shown.getvalue() and found["ended"] is not None
-    (event,) = [each for each in heard.events if each.attributes["kind"] == "edac"]
-    assert event.span is not None and event.span.name == "entrenar.step"
-    (counted,) = [each for each in heard.metrics if each.attributes["kind"] == "edac"]
-    assert counted.attributes["severity"] == found["severity"]
+    assert f"step {found['ended']}: over: edac since step {WHEN}" in shown.getvalue()
+    event, end = [each for each in heard.events if each.attributes["kind"] == "edac"]
+    assert (event.name, end.name) == ("anomaly", "anomaly over")
+    assert (end.attributes["step"], end.attributes["since"]) == (found["ended"], WHEN)
+    assert all(each.span is not None and each.span.name in ("entrenar.step", "entrenar.run") for each in (event, end))
+    counted = [(each.name.removeprefix("entrenar_anomalies_"), each.value) for each in heard.metrics]
+    assert counted == [("total", 1), ("open", 1), ("open", 0)]
+    assert heard.metrics[0].attributes["severity"] == found["severity"]
 
 
 # ---------------------------------------------------------------------- the training's health
@@ -301,6 +305,7 @@ def test_a_rollback_has_the_bits_of_a_resume_and_goes_on_with_other_data(tmp_pat
     trainer.callbacks = [*trainer.callbacks, Hash()]
     trainer.run()
     assert trainer.step == len(trainer.reports) == 50
+    assert all(line["ended"] == WHEN for line in recorded(tmp_path / "a", "grad_norm_spike"))
     assert "rolled back to" in shown.getvalue() and "after step 30 with the data that follows" in shown.getvalue()
     # the same by hand: a run to step 30, resumed with the loader where it stood after the spike
     first = trainer_of(run_config(tmp_path / "b", steps=30, adapter=ADAPTER, every=15))

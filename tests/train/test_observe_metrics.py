@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import re
 import socket
+import subprocess
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,7 +20,7 @@ from rich.console import Console
 
 from entrenar._kernels import profile
 from entrenar.errors import ConfigError
-from entrenar.observe import extras
+from entrenar.observe import extras, prometheus
 from entrenar.observe.metrics import BY_NAME, TABLE
 from entrenar.train.config import Observe, TrainConfig
 from entrenar.train.observers import observers
@@ -64,12 +66,16 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def receiving(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> Iterator[list[Any]]:
-    """The requests that an OTLP/HTTP receiver gets, which the environment names."""
+def receiving(
+    monkeypatch: pytest.MonkeyPatch, started: list[HTTPServer] | None = None, **answers: Any
+) -> Iterator[list[Any]]:
+    """The requests that an OTLP/HTTP receiver gets, which the environment names; `started` gets the server."""
     requests: list[Any] = []
     server = HTTPServer(("127.0.0.1", 0), type("R", (Receiver,), {"requests": requests, **answers}))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
+    if started is not None:
+        started.append(server)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     try:
@@ -134,6 +140,74 @@ def test_a_receiver_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyte
         trainer.run()
     assert losses(trainer) == expected
     assert said.getvalue().count("observe.metrics:") == (0 if fault == "garbage" else 1), said.getvalue()
+
+
+def waits_for(condition: Callable[[], object]) -> Callable[[object], None]:
+    """A hook that holds the run up until something of another thread has happened; it fails after half a minute."""
+
+    def wait(_: object) -> None:
+        end = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+    return wait
+
+
+@pytest.mark.chaos
+def test_a_receiver_that_is_killed_in_mid_run_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, said, servers = plain(tmp_path), io.StringIO(), list[HTTPServer]()
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "20")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    with receiving(monkeypatch, servers, protocol_version="HTTP/1.0") as requests:
+        trainer = observed(tmp_path / "seen", said, metrics=True)
+
+        def kill(report: StepReport) -> None:
+            if report.step == 3:
+                waits_for(lambda: requests)(report)
+                servers[0].shutdown()
+                servers[0].server_close()
+            elif report.step == 5:
+                waits_for(said.getvalue)(report)
+
+        listen(trainer, on_step=kill)
+        trainer.run()
+    assert losses(trainer) == expected
+    assert points(requests)[0]["entrenar.step"].gauge.data_points[0].as_double <= 3
+    assert said.getvalue().count("observe.metrics:") == 1, said.getvalue()
+    assert not [thread for thread in threading.enumerate() if "OtelPeriodic" in thread.name]
+
+
+@pytest.mark.chaos
+def test_a_metrics_file_on_a_full_disk_is_one_sentence_and_is_written_again_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, expected, said = tmp_path / "disk", plain(tmp_path), io.StringIO()
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        (disk / "filler").write_bytes(bytes(60 << 10))
+        monkeypatch.setattr(prometheus, "FILE_SECONDS", 0.01)
+        trainer = observed(tmp_path / "seen", said, metrics_file=str(disk / "run.prom"))
+        full, room = waits_for(said.getvalue), waits_for((disk / "run.prom").exists)
+
+        def free(report: StepReport) -> None:
+            if report.step == 3:
+                full(report)
+                assert not (disk / "run.prom").exists()
+                (disk / "filler").unlink()
+                room(report)
+
+        listen(trainer, on_step=free)
+        trainer.run()
+        assert losses(trainer) == expected
+        assert f"entrenar_loss {trainer.reports[-1].loss!r}" in (disk / "run.prom").read_text()
+        assert [path.name for path in disk.iterdir()] == ["run.prom"]  # nothing half written is left
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert said.getvalue().count("observe.metrics_file:") == 1
+    assert "cannot be written (No space left on device); the run goes on." in said.getvalue()
 
 
 def test_a_scrape_in_mid_run_has_the_figures(tmp_path: Path) -> None:
