@@ -14,7 +14,6 @@ HISTORY_FILE = $(or $(HISTORY),benchmarks/history.jsonl)
 .PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
 	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
 	imports observability release coverage family-table profile-llama profile-llama-otlp profile-llama-anomaly \
-	imports observability release coverage family-table profile-llama profile-llama-otlp profile-llama-anomaly \
 	planted-faults bench-history
 
 help:  ## list the commands
