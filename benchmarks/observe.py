@@ -7,6 +7,9 @@ costs is counted: the events of a step that nobody hears, and the branches of it
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import tempfile
 from contextlib import ExitStack
 from functools import partial
@@ -26,11 +29,40 @@ CASES: dict[str, dict[str, Any]] = {  # options of [observe]
     "--profile": {"profile": True},
     "--monitor": {"monitor": True},
     "--metrics-port": {"metrics_port": 0},
+    "--trace": {"trace": True},
+    "--trace-file": {"trace_file": "trace.jsonl"},
     "--trace-chrome": {"trace_chrome": "trace.json"},
     "--trace-layers": {"trace_chrome": "trace.json", "trace_layers": True},
     "--trace-ops": {"trace_chrome": "trace.json", "trace_ops": True},
 }
 EVERYTHING = {name: value for options in CASES.values() for name, value in options.items()}
+
+SINK = """
+import os, sys, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    def log_message(self, *words):
+        pass
+server = HTTPServer(("127.0.0.1", 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.server_port, flush=True)
+sys.stdin.read()  # until whoever started this is gone
+os._exit(0)
+"""
+
+
+def receiver() -> subprocess.Popen[str]:
+    """A receiver of OTLP that the environment of this process names, and that ends with it."""
+    found = subprocess.Popen([sys.executable, "-c", SINK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert found.stdout is not None
+    os.environ["OTEL_EXPORTER_OTLP_PROTOCOL"] = "http/protobuf"
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{int(found.stdout.readline())}"
+    return found
 
 
 class Run:
@@ -47,6 +79,7 @@ class Run:
         from entrenar.train.config import Checkpointing, Training
 
         self.folder = tempfile.TemporaryDirectory()
+        self.sink = receiver()
         model = LLaMAModel.from_pretrained(fetch_default_model(progress=False))
         adapter = LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=ALL_LINEARS)
         adapter.apply(model, 0)
