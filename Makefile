@@ -20,6 +20,8 @@ help:  ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 build:  ## compile the extensions in place (for work on the sources)
+	@$(PYTHON) -c 'import importlib.util, sys; sys.exit(0 if importlib.util.find_spec("Cython") else \
+		"build: Cython is missing; pip install \x27.[dev]\x27.")'
 	$(PYTHON) setup.py -q build_ext --inplace
 
 install:  ## install the package with what its tests need

@@ -137,3 +137,24 @@ def test_make_passes_the_status_on(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "strace is missing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "module", "sentence"),
+    [
+        ("build", "Cython", "build: Cython is missing; pip install '.[dev]'."),
+        (
+            "profile-llama-anomaly",
+            "sklearn",
+            "profile-llama-anomaly: scikit-learn is missing; pip install 'entrenar[analyze]'.",
+        ),
+    ],
+)
+def test_make_says_which_library_is_missing(tmp_path: Path, target: str, module: str, sentence: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{module!r}] = None\n")
+    command = ["make", *(["-o", "build"] if target != "build" else []), target, f"PYTHON={sys.executable}"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0] == sentence
+    assert done.stdout == ""
