@@ -14,6 +14,7 @@ from entrenar.adapters import registry
 from entrenar.adapters.base import AdapterConfig, check_no_adapters, set_training
 from entrenar.adapters.peft_weights import PREFIX, WEIGHTS_FILE, read_weights
 from entrenar.adapters.targets import Shaped
+from entrenar.config import names_of
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.atomic import atomic_files
 from entrenar.io.json_file import read_json_object
@@ -71,6 +72,32 @@ def expected_shapes(config: AdapterConfig, directory: str | Path, model: Shaped)
     except ConfigError as error:
         text = config.peft.in_terms_of_peft(str(error), config.section)
         raise ConfigError(f"{Path(directory) / CONFIG_FILE}: {text}") from error
+
+
+def continue_adapter(model: Module, directory: str | Path, config: AdapterConfig, seed: int = 0) -> None:
+    """Put adapters as `config` says on the model, with the weights of a PEFT directory.
+
+    ConfigError where a setting is not that of the directory, dropout excepted, or a weight does not fit.
+    """
+    found = read_adapter_config(directory)
+    check_no_adapters(model)
+    if not isinstance(config, type(found)):
+        raise ConfigError(f"{directory}: is an adapter of [{found.section}], and the run has [{config.section}].")
+    ours, theirs = config.resolved(model), found.resolved(model)
+    for name in names_of(type(theirs)):
+        a, b = (_unordered(getattr(settings, name)) for settings in (ours, theirs))
+        if a != b and name != "dropout":
+            raise ConfigError(
+                f"{config.section}.{name} is {getattr(config, name)!r:.80}, and {directory} has "
+                f"{getattr(found, name)!r:.80}; give the same."
+            )
+    tensors = read_weights(Path(directory) / WEIGHTS_FILE, expected_shapes(found, directory, model), found.peft.prefix)
+    config.apply(model, seed)
+    config.load_arrays(model, {name.removeprefix(PREFIX): values for name, values in tensors.items()})
+
+
+def _unordered(value: Any) -> Any:
+    return sorted(value) if isinstance(value, list) else value
 
 
 def load_adapter(model: Module, directory: str | Path) -> None:

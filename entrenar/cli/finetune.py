@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from entrenar.adapters.base import AdapterConfig
 from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.peft import read_adapter_config
 from entrenar.adapters.presets import PRESETS
 from entrenar.adapters.registry import KINDS
 from entrenar.cli.flags import CONFIG, PRESET, Parser, config_from, early, parser_for
@@ -26,7 +29,7 @@ DESCRIPTION = """Fine-tune a pretrained LLaMA on CPUs: by default SmolLM2-135M o
 
 The adapter that is written loads in PEFT; --adapter none trains all weights and writes a model.
 """
-ADAPTER, DEFAULT, NONE = "--adapter", "qlora", "none"
+ADAPTER, CONTINUE, DEFAULT, NONE = "--adapter", "--continue-adapter", "qlora", "none"
 QUANTIZED = "base_quantize"  # where --quantize stands that is none of the adapter's own
 # The defaults of the program, for a kind that has such a key.
 SETTINGS: dict[str, Any] = {"rank": 16, "alpha": 32.0, "target_modules": ["all-linear"]}
@@ -43,11 +46,14 @@ def main(
 
     EntrenarError for what is wrong with the input; SystemExit, with one sentence, for what is wrong with a flag.
     """
+    arguments = _continuing(sys.argv[1:] if arguments is None else arguments)
     path = early(arguments, CONFIG, prog=prog)
     written = TrainConfig.from_file(path) if path is not None else None
-    chosen = kind or _chosen(arguments, written, prog)
+    begun = early(arguments, CONTINUE, written.training.continue_adapter if written else None, prog=prog)
+    start = None if begun is None else read_adapter_config(begun)
+    chosen = kind or _chosen(arguments, written, start, prog)
     preset = early(arguments, PRESET, choices=PRESETS, prog=prog)
-    adapter = _adapter(chosen, path, written, preset, by_flag=kind is None)
+    adapter = _adapter(chosen, path, written, preset, start, by_flag=kind is None)
     folder = "outputs/full" if chosen == NONE else f"outputs/{chosen}"
     defaults = written or TrainConfig(checkpointing=Checkpointing(directory=folder))
     parser = parser_for(description, defaults, config=path, adapter=adapter, prog=prog)
@@ -63,6 +69,16 @@ def main(
     return finetune(model, config, dtype=parsed.dtype, quantize=quantize, shape=shape)
 
 
+def _continuing(arguments: Sequence[str]) -> list[str]:
+    """The arguments with --adapter FOLDER, which continues that adapter, as the flag of its own."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith(f"{ADAPTER}=") else [word])]
+    for at, word in enumerate(words[:-1]):
+        value = words[at + 1]
+        if word == ADAPTER and value not in (*KINDS, NONE) and Path(value).is_dir():
+            words[at] = CONTINUE
+    return words
+
+
 def _add_choices(parser: Parser, chosen: str, adapter: AdapterConfig | None) -> None:
     """What a program for one kind alone has no flags for: the kind, and 4 bits where its section does not say them."""
     kinds = [*KINDS, NONE]
@@ -70,7 +86,8 @@ def _add_choices(parser: Parser, chosen: str, adapter: AdapterConfig | None) -> 
         ADAPTER,
         choices=kinds,
         metavar="KIND",
-        help=f"what is trained; none is all weights ({', '.join(kinds)}; default: {chosen})",
+        help="what is trained; none is all weights, the folder of an adapter continues it "
+        f"({', '.join(kinds)}; default: {chosen})",
     )
     if adapter is not None and not adapter.storage_options():
         formats = [value for value in QUANTIZE if value is not None]
@@ -107,18 +124,31 @@ def _add_base(parser: Parser) -> None:
     )
 
 
-def _chosen(arguments: Sequence[str] | None, written: TrainConfig | None, prog: str | None) -> str:
-    """The kind of adapter that --adapter names, or the file has, or that is the default."""
-    section = written.adapter.section if written is not None and written.adapter is not None else DEFAULT
+def _chosen(
+    arguments: Sequence[str], written: TrainConfig | None, start: AdapterConfig | None, prog: str | None
+) -> str:
+    """The kind of adapter that --adapter names, or the file has, or that is continued, or that is the default."""
+    section = DEFAULT if start is None else start.section
+    if written is not None and written.adapter is not None:
+        section = written.adapter.section
     chosen = early(arguments, ADAPTER, section, choices=[*KINDS, NONE], prog=prog)
     assert chosen is not None
     return chosen
 
 
 def _adapter(
-    chosen: str, path: str | None, written: TrainConfig | None, preset: str | None, *, by_flag: bool
+    chosen: str,
+    path: str | None,
+    written: TrainConfig | None,
+    preset: str | None,
+    start: AdapterConfig | None,
+    *,
+    by_flag: bool,
 ) -> AdapterConfig | None:
-    """The adapter with the file's values, or the program's defaults; ConfigError where the file has another's."""
+    """The adapter with the file's values, or those of the one that is continued, or the program's defaults.
+
+    ConfigError where the file has another's.
+    """
     found = written.adapter if written is not None else None
     if found is not None:
         if found.section != chosen:
@@ -133,6 +163,8 @@ def _adapter(
     if chosen == NONE:
         return None
     known = names_of(KINDS[chosen])
+    if start is not None and issubclass(KINDS[chosen], type(start)):
+        return KINDS[chosen](**{key: getattr(start, key) for key in names_of(type(start)) if key in known})
     settings = SETTINGS if preset is None or not issubclass(KINDS[chosen], LoRAConfig) else PRESETS[preset].settings
     return KINDS[chosen](**{key: value for key, value in settings.items() if key in known})
 

@@ -9,6 +9,10 @@ SYNONYMS = {
     "--data": "dataset datasets dataset-name train-data train-file training-data data-path train-dataset",
     "--output": "output-dir adapter-path save-dir save-path out out-dir output-directory checkpoint-dir",
     "--steps": "iters iterations max-steps num-steps max-iters train-steps num-iters",
+    "--epochs": "num-epochs num-train-epochs",
+    "--early-stopping-patience": "patience early-stopping",
+    "--keep-best": "load-best-model-at-end save-best",
+    "--continue-adapter": "lora-model-dir adapter-file init-adapter",
     "--batch-size": "batch micro-batch-size per-device-train-batch-size train-batch-size b bs ubatch-size",
     "--gradient-accumulation": "grad-accum grad-accumulation-steps gradient-accumulation-steps accumulation-steps",
     "--sequence-length": "max-seq-length sequence-len max-length seq-len seq-length ctx-size max-seq-len cutoff-len",
@@ -46,13 +50,9 @@ SYNONYMS = {
     "--file": "prompt-file",
     "--double-quantization": "bnb-4bit-use-double-quant double-quant",
 }
-STEPS = (
-    "say how long with --steps: one epoch is the number of examples / (--batch-size x --gradient-accumulation) steps"
-)
 HELD_OUT = "a share of --data is held out and evaluated before and after: --held-out-fraction, --evaluate-every"
 LACKING = {
     "prompt p": "the prompt stands without a flag: entrenar generate TEXT, or --file FILE",
-    "epochs num-epochs num-train-epochs": STEPS,
     "eval-data val-data valid-data validation-data test-data eval-dataset validation-file val-batches test": HELD_OUT,
     "test-batches eval-strategy evaluation-strategy per-device-eval-batch-size eval-batch-size do-eval": HELD_OUT,
     "warmup-ratio": "say the number of steps with --warmup-steps",

@@ -62,6 +62,11 @@ class DataLoader:
         return [rows[i] for i in rng.permutation(len(rows))]
 
     @property
+    def rows(self) -> int:
+        """Rows of this epoch."""
+        return len(self._order)
+
+    @property
     def batches_per_epoch(self) -> int:
         """Batches of this epoch; the last one is filled up from the next epoch."""
         return -(-len(self._order) // self.batch_size)

@@ -16,6 +16,7 @@ from rich.console import Console
 from entrenar.errors import NumericsError
 from entrenar.observe.events import metric
 from entrenar.train import checkpoint, interrupt, report
+from entrenar.train.best import best
 from entrenar.train.evaluate import Evaluation
 from entrenar.train.folder import JSON_LINES, METRICS
 from entrenar.train.step import StepReport
@@ -73,10 +74,13 @@ class Evaluate(Callback):
 
 
 class SaveCheckpoints(Callback):
-    """Saves every `every` steps and every `minutes`, 0 being never, at the end where either is set, and at a signal."""
+    """Saves every `every` steps and every `minutes`, 0 being never, at the end where either is set, and at a signal.
 
-    def __init__(self, every: int, minutes: float) -> None:
-        self.every, self.minutes = every, minutes
+    With `best`, also where the held-out loss is the lowest so far.
+    """
+
+    def __init__(self, every: int, minutes: float, best: bool = False) -> None:
+        self.every, self.minutes, self.best = every, minutes, best
         self._last = 0.0
 
     def on_run_start(self, trainer: Trainer) -> None:
@@ -85,7 +89,8 @@ class SaveCheckpoints(Callback):
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         """Save where it is due."""
-        if self._is_due(report.step, trainer.config.training.steps) or interrupt.asked():
+        found = best(trainer.reports) if self.best else None
+        if (found and found.step == report.step) or self._is_due(report.step, trainer.finished) or interrupt.asked():
             trainer.save()
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
@@ -97,9 +102,9 @@ class SaveCheckpoints(Callback):
         if interrupt.asked() and trainer.step > trainer.saved:
             trainer.save()
 
-    def _is_due(self, step: int, last: int) -> bool:
-        if step == last:
-            return bool(self.every or self.minutes)
+    def _is_due(self, step: int, finished: bool) -> bool:
+        if finished:
+            return bool(self.every or self.minutes or self.best)
         by_time = self.minutes and time.monotonic() - self._last >= 60 * self.minutes
         return bool(by_time or (self.every and step % self.every == 0))
 

@@ -158,8 +158,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------- saving and loading
-def save(state: Mapping[str, Any], fingerprint: Mapping[str, Any], directory: Path, keep: int) -> None:
-    """Write a state into `directory`, step-N of its folder, then remove all but the newest `keep` of that folder."""
+def save(
+    state: Mapping[str, Any], fingerprint: Mapping[str, Any], directory: Path, keep: int, spared: int | None = None
+) -> None:
+    """Write a state into `directory`, step-N of its folder, then remove all but the newest `keep` of that folder.
+
+    That of the step `spared` stays beside them.
+    """
     arrays: dict[str, np.ndarray] = {}
     values = _split({"format": FORMAT, "fingerprint": fingerprint, **state}, "state", arrays)
     with writing(directory), atomic_files(directory, key=SUMS) as part:
@@ -168,7 +173,8 @@ def save(state: Mapping[str, Any], fingerprint: Mapping[str, Any], directory: Pa
         (part / SUMS).write_bytes(_sums(part))
     with writing(directory.parent):
         for path in steps_in(directory.parent)[keep:]:
-            _remove(path)
+            if path.name != f"step-{spared}":
+                _remove(path)
 
 
 def tidy(folder: Path) -> None:
@@ -200,6 +206,15 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> tuple[Path, dict[str, 
     directory = newest(folder)
     with fitting(directory):
         return directory, _read(directory, fingerprint)
+
+
+def read(directory: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of the checkpoint `directory`, held against its checksums; raises as `load`."""
+    wrong = damage(directory)
+    if wrong is not None:
+        raise FormatError(f"{directory}: is damaged ({wrong}); remove it, and resume without it.")
+    with fitting(directory):
+        return _read(directory, fingerprint)
 
 
 def before(folder: Path, step: int) -> Path | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import math
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ class Training(Section):
     """[training]: how long, how much at once, with which optimizer."""
 
     steps: int = option(60, help="optimizer steps", minimum=1)
+    epochs: float | None = option(
+        None, help="passes over the data, in the place of steps, rounded up to whole steps; unset is steps", above=0
+    )
     batch_size: int = option(1, help="rows that run through the model at once", minimum=1)
     gradient_accumulation: int = option(1, help="micro-batches whose gradients make one step", minimum=1)
     sequence_length: int = option(512, help="length of a row", unit="tokens", minimum=2)
@@ -91,6 +95,18 @@ class Training(Section):
         choices=("auto", *PRECISIONS),
     )
     evaluate_every: int = option(0, help="steps between held-out evaluations; 0 is before and after only", minimum=0)
+    sample_every: int = option(
+        0, help="steps between answers to a held-out prompt; 0 is before and after only", minimum=0
+    )
+    early_stopping_patience: int = option(
+        0, help="evaluations in a row without a lower held-out loss after which training stops; 0 is never", minimum=0
+    )
+    early_stopping_threshold: float = option(
+        0.0, help="what a held-out loss must be lower by than the lowest before to count (early stopping)", minimum=0
+    )
+    continue_adapter: str | None = option(
+        None, help="folder of a PEFT adapter whose weights training begins with; its settings must be those of the run"
+    )
     gradient_checkpointing: int | str = option(
         "auto",
         help="recompute layers in backward to save memory: on is all, a number that many, auto as few as let the "
@@ -161,6 +177,11 @@ class Checkpointing(Section):
     )
     keep: int = option(2, help="checkpoints that are kept, the newest", minimum=1)
     overwrite: bool = option(False, help="replace what an earlier run left in the directory")
+    keep_best: bool = option(
+        False,
+        help="keep the checkpoint of the lowest held-out loss, of the steps that are evaluated, and write its weights "
+        "as the result",
+    )
 
 
 @dataclass
@@ -249,6 +270,7 @@ class TrainConfig:
             )
         if s.name == "exponential" and s.gamma is None:
             raise ConfigError("lr_schedule.gamma is missing; the exponential schedule needs the factor of each step.")
+        self._check_lengths()
         self._check_curve()
         if t.evaluate_every and not self.data.held_out_fraction:
             raise ConfigError(
@@ -258,7 +280,7 @@ class TrainConfig:
         self._check_observe()
         self._check_traces()
         self._check_monitor()
-        if self.observe.verify_every > t.steps:
+        if self.observe.verify_every > self.most_steps:
             raise ConfigError(
                 f"observe.verify_every is {self.observe.verify_every}, expected at most training.steps = {t.steps}: no "
                 "step would be verified."
@@ -268,9 +290,48 @@ class TrainConfig:
                 f"lr_schedule.min_lr is {s.min_lr}, expected at most training.learning_rate = {t.learning_rate}."
             )
 
+    @property
+    def most_steps(self) -> float:
+        """The steps of the run; infinity where epochs say them, which only the data can count."""
+        return math.inf if self.training.epochs is not None else self.training.steps
+
+    def counted(self, rows: int) -> TrainConfig:
+        """The configuration with steps in the place of epochs, of which each has so many `rows`."""
+        t = self.training
+        if t.epochs is None:
+            return self
+        steps = math.ceil(t.epochs * rows / (t.batch_size * t.gradient_accumulation) - 1e-9)
+        return replace(self, training=replace(t, steps=max(1, steps), epochs=None))
+
+    def _check_lengths(self) -> None:
+        """Keys about how long the run goes, and with what it begins, that could not do what they say."""
+        t = self.training
+        if t.epochs is not None and t.steps != Training().steps:
+            raise ConfigError(f"training.epochs is {t.epochs}, and training.steps {t.steps}; give one of both.")
+        for key, on in (
+            ("training.early_stopping_patience", t.early_stopping_patience),
+            ("checkpointing.keep_best", self.checkpointing.keep_best),
+        ):
+            if on and not t.evaluate_every:
+                raise ConfigError(
+                    f"{key} is {str(on).lower()}, which has no effect without training.evaluate_every; set both."
+                )
+        if t.early_stopping_threshold and not t.early_stopping_patience:
+            raise ConfigError(
+                f"training.early_stopping_threshold is {t.early_stopping_threshold}, which has no effect without "
+                "training.early_stopping_patience."
+            )
+        if t.continue_adapter is not None and self.adapter is None:
+            raise ConfigError(
+                f"training.continue_adapter is {t.continue_adapter}, and the run trains all weights; add the "
+                "adapter's section, or leave it out."
+            )
+
     def _check_curve(self) -> None:
         """Steps of [lr_schedule] that are more than there are, or that would train nothing."""
         s, t = self.lr_schedule, self.training
+        if t.epochs is not None and s.schedule_steps is None:
+            return  # checked once the steps are counted
         total, of = self.schedule_steps, "training.steps" if s.schedule_steps is None else "lr_schedule.schedule_steps"
         if s.warmup_steps is not None and s.warmup_steps > total:
             raise ConfigError(f"lr_schedule.warmup_steps is {s.warmup_steps}, expected at most {of} = {total}.")
@@ -279,7 +340,7 @@ class TrainConfig:
                 f"lr_schedule.decay_steps is {s.decay_steps}, expected at most {total - (s.warmup_steps or 0)}: {of} "
                 "without the warmup."
             )
-        if total < t.steps and s.name in FALLING and not s.min_lr:
+        if total < self.most_steps and s.name in FALLING and not s.min_lr:
             raise ConfigError(
                 f"lr_schedule.schedule_steps is {total}, and training.steps {t.steps}: the steps after {total} would "
                 "train at a learning rate of 0; leave schedule_steps out, or set lr_schedule.min_lr."
@@ -297,7 +358,7 @@ class TrainConfig:
             raise ConfigError(
                 f"observe.profile_out is {out}, expected a name that ends in .pb.gz (pprof) or .txt (collapsed stacks)."
             )
-        if self.observe.profile_every > self.training.steps:
+        if self.observe.profile_every > self.most_steps:
             raise ConfigError(
                 f"observe.profile_every is {self.observe.profile_every}, expected at most training.steps = "
                 f"{self.training.steps}."
@@ -324,7 +385,7 @@ class TrainConfig:
         o, c = self.observe, self.checkpointing
         if o.on_spike != "warn" and not o.monitor:
             raise ConfigError(f"observe.on_spike is {o.on_spike}, which has no effect without observe.monitor.")
-        if o.on_spike == "rollback" and not c.minutes and not 0 < c.every < self.training.steps:
+        if o.on_spike == "rollback" and not c.minutes and not 0 < c.every < self.most_steps:
             raise ConfigError(
                 f"observe.on_spike is rollback, and no checkpoint is written before the end (checkpointing.every is "
                 f"{c.every}, checkpointing.minutes 0); set one of both."

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from entrenar.adapters.peft import save_adapter
+from entrenar.adapters.peft import continue_adapter, save_adapter
 from entrenar.autograd import Tensor
 from entrenar.config import nearest
 from entrenar.data import Example, encode_document, encode_example
@@ -135,7 +135,9 @@ def _assemble(
         raise FormatError(f"{model_path}: {error}") from error
     loader, batches = run.batches(config, data.training, data.held_out, padding(tokenizer, rows))
     model = LLaMAModel.from_checkpoint(checkpoint, storage)
-    if config.adapter is not None:
+    if config.adapter is not None and t.continue_adapter is not None:
+        continue_adapter(model, t.continue_adapter, config.adapter, t.seed)
+    elif config.adapter is not None:
         config.adapter.apply(model, t.seed)
     model.gradient_checkpointing = checkpointing
     of_adapter = [] if model.adapter_config is None else model.adapter_config.remarks(model)

@@ -21,10 +21,11 @@ from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
 from entrenar.train.config import TrainConfig
 
-# What may differ when a run continues: it changes no bit, or (steps, schedule_steps) says how far to go. The precision
-# is taken as it is in effect.
+# What may differ when a run continues: it changes no bit, or (steps, schedule_steps, stopping) says how far to go. The
+# precision is taken as it is in effect.
 FREE = (
-    *("steps", "threads", "precision", "evaluate_every", "gradient_checkpointing"),
+    *("steps", "epochs", "threads", "precision", "evaluate_every", "sample_every", "gradient_checkpointing"),
+    *("early_stopping_patience", "early_stopping_threshold"),
     *("path", "held_out_fraction", "max_examples", "schedule_steps"),
 )
 

@@ -19,11 +19,13 @@ from entrenar.errors import EntrenarError, FormatError
 from entrenar.io.rendering import rendering_date
 from entrenar.observe.hardware import available_memory
 from entrenar.train import checkpoint, folder, interrupt, report
+from entrenar.train.best import best
 from entrenar.train.callbacks import Callback, Display, Record
 from entrenar.train.config import TrainConfig
 from entrenar.train.evaluate import Evaluation, evaluate
 from entrenar.train.memory import MemoryEstimate
 from entrenar.train.observers import observers
+from entrenar.train.report import printable
 from entrenar.train.step import StepReport
 from entrenar.train.trainer import Trainer
 
@@ -132,7 +134,13 @@ def execute(
         record.summary.remarks += _other_rates(trainer, console)
         if writes and not trainer.saved and trainer.config.checkpointing.overwrite:
             folder.clear(record.directory)
+        every = trainer.config.training.sample_every
+        if every and writes:  # before the checkpoint of a step, which has its sample
+            trainer.callbacks = [Samples(every, sample, console), *trainer.callbacks]
         failed = _train(trainer)
+        ending = _ending(trainer)
+        record.summary.remarks += ending
+        report.remarks(console, ending)
         with interrupt.deferred(), checkpoint.writing(output):  # before what may still fail or be interrupted
             if writes:
                 save(output)
@@ -148,7 +156,7 @@ def execute(
     record.write(trainer, after)
     report.comparison(console, record.before, after)
     for title, text in (("Prompt", prompt), ("Before", sample_before), ("After", sample_after)):
-        console.print(f"[bold]{title}:[/bold] {escape(report.printable(text))}")
+        console.print(f"[bold]{title}:[/bold] {escape(printable(text))}")
     console.print(f"[bold]Written:[/bold] {escape(str(output))} and {escape(str(record.metrics))}", soft_wrap=True)
     return Result(record.before, after, sample_before, sample_after, output, record.metrics, trainer.reports)
 
@@ -161,7 +169,7 @@ def _train(trainer: Trainer) -> FormatError | None:
     try:
         trainer.run()
     except FormatError as error:
-        if trainer.step < trainer.config.training.steps:
+        if not trainer.finished:
             raise FormatError(f"{str(error).rstrip('.')}: {_stands(trainer)}") from error
         return error
     except OSError as error:  # what is written to files has its own sentences: this is standard output
@@ -171,6 +179,44 @@ def _train(trainer: Trainer) -> FormatError | None:
             trainer.save()
         raise EntrenarError(f"{report.lost(error)}: {_stands(trainer)}") from None
     return None
+
+
+class Samples(Callback):
+    """Shows, and keeps in the checkpoints, what the model answers every `every` steps."""
+
+    def __init__(self, every: int, sample: Callable[[], str], console: Console) -> None:
+        self.every, self.sample, self.console = every, sample, console
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        """Sample where it is due; dropout is off meanwhile."""
+        if report.step % self.every:
+            return
+        with trainer.model.evaluating():
+            text = self.sample()
+        trainer.baseline["samples"] = {**trainer.baseline.get("samples", {}), str(report.step): text}
+        self.console.print(f"[bold]Step {report.step}:[/bold] {escape(printable(text))}")
+
+
+def _ending(trainer: Trainer) -> list[str]:
+    """Why training has ended before its last step, and of which step the weights are from here on, as sentences."""
+    t, said = trainer.config.training, []
+    if trainer.exhausted and trainer.step < t.steps:
+        said.append(
+            f"Training stopped early, after step {trainer.step} of {t.steps}: the held-out loss became no lower in "
+            f"{t.early_stopping_patience} evaluations."
+        )
+    if trainer.config.checkpointing.keep_best:
+        lowest, taken = best(trainer.reports), trainer.take_best()
+        if taken is not None and taken.held_out is not None:
+            said.append(
+                f"The result is of step {taken.step}, whose held-out loss of {taken.held_out.loss:.4f} is lowest."
+            )
+        elif lowest is not None:
+            said.append(
+                f"The result is of the last step: there is no checkpoint of step {lowest.step}, whose held-out loss "
+                "is the lowest."
+            )
+    return said
 
 
 def _evaluated(trainer: Trainer, console: Console) -> Evaluation | None:

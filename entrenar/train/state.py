@@ -15,7 +15,19 @@ from entrenar.errors import EntrenarError, FormatError
 from entrenar.train.evaluate import Evaluation
 from entrenar.train.step import StepReport
 
-KEYS = ("run", "date", "step", "optimizer", "schedule", "loader", "random", "weights", "reports", "baseline")
+KEYS = (
+    "run",
+    "date",
+    "step",
+    "schedule_steps",
+    "optimizer",
+    "schedule",
+    "loader",
+    "random",
+    "weights",
+    "reports",
+    "baseline",
+)
 # What a state of any content raises where its values are used.
 UNSOUND = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
@@ -41,7 +53,13 @@ def check(state: Mapping[str, Any], parameters: Sequence[tuple[str, Tensor]]) ->
         if shape != tensor.shape:
             raise FormatError(f"Its weight {name} has shape {shape}, expected {tensor.shape}.")
     step, schedule, loader = state["step"], state["schedule"], state["loader"]
-    counts = {"step": step, "schedule": schedule["last_step"], "epoch": loader["epoch"], "row": loader["position"]}
+    counts = {
+        "step": step,
+        "schedule_steps": state["schedule_steps"],
+        "schedule": schedule["last_step"],
+        "epoch": loader["epoch"],
+        "row": loader["position"],
+    }
     for name, value in counts.items():
         if type(value) is not int or not 0 <= value < 1 << 63:
             raise FormatError(f"Its {name} is {value!r}, expected a whole number.")

@@ -25,6 +25,7 @@ from entrenar.models.api import LLaMAModel
 from entrenar.observe.events import span
 from entrenar.optim import clip_factor, grad_norm
 from entrenar.train import checkpoint, interrupt, state
+from entrenar.train.best import best, without_better
 from entrenar.train.callbacks import Callback, Evaluate, Metrics, SaveCheckpoints
 from entrenar.train.config import TrainConfig
 from entrenar.train.diagnose import (
@@ -66,12 +67,19 @@ class Trainer:
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.config = self.config.counted(self.loader.rows)
         t, c = self.config.training, self.config.checkpointing
-        self.callbacks = [Evaluate(t.evaluate_every), SaveCheckpoints(c.every, c.minutes), Metrics(), *self.callbacks]
+        self.callbacks = [
+            Evaluate(t.evaluate_every),
+            SaveCheckpoints(c.every, c.minutes, c.keep_best),
+            Metrics(),
+            *self.callbacks,
+        ]
         self.parameters = self.model.trainable_parameters()
         self.optimizer = self.config.make_optimizer(self.parameters)
         self.schedule = self.config.make_schedule(self.optimizer)
         self.step = 0
+        self.exhausted = False  # no better evaluation came for as long as early stopping waits
         self.saved = 0  # the step of the checkpoint on disk
         self.earlier_steps: int | None = None  # what the curve of the learning rate was made for, before a resume
         every = self.config.observe.verify_every
@@ -104,7 +112,7 @@ class Trainer:
             with span("entrenar.run", run=self.run_id):
                 try:
                     self._tell("on_run_start")
-                    while self.step < self.config.training.steps and not interrupt.asked():
+                    while not self.finished and not interrupt.asked():
                         self._heard_step()
                         if self._back is not None:
                             self._go_back(self._back)
@@ -113,6 +121,16 @@ class Trainer:
                     self._tell_error(error)
                     raise
         return self.reports
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done, or early stopping has ended the run."""
+        return self.exhausted or self.step >= self.config.training.steps
+
+    def _look_for_better(self) -> None:
+        t = self.config.training
+        count = without_better(self.reports, t.early_stopping_threshold) if t.early_stopping_patience else 0
+        self.exhausted = 0 < t.early_stopping_patience <= count
 
     def _heard_step(self) -> None:
         """A step with its span, of which every callback hears."""
@@ -135,6 +153,7 @@ class Trainer:
             found = evaluate(self.model, self.held_out, self.step)
             here.set(loss=found.loss, tokens=found.tokens)
         self.reports[-1] = replace(self.reports[-1], held_out=found)
+        self._look_for_better()
         self._tell("on_evaluation", found)
         return found
 
@@ -334,11 +353,30 @@ class Trainer:
         with span("checkpoint", step=self.step):
             path = self.checkpoint_directory / f"step-{self.step}"
             if self.communicator.rank == 0:
-                checkpoint.save(self.state_dict(), self.fingerprint, path, self.config.checkpointing.keep)
+                keeping = best(self.reports) if self.config.checkpointing.keep_best else None
+                spared = None if keeping is None else keeping.step
+                checkpoint.save(self.state_dict(), self.fingerprint, path, self.config.checkpointing.keep, spared)
             self.communicator.barrier()
         self.saved = self.step
         self._tell("on_checkpoint", path)
         return path
+
+    def take_best(self) -> StepReport | None:
+        """Take the weights of the step with the lowest held-out loss, and nothing else of it; the report of that step.
+
+        None, and the weights stay, where no step was evaluated or there is no checkpoint of it. FormatError where it is
+        damaged.
+        """
+        found = best(self.reports)
+        if found is None or found.step == self.step:
+            return found
+        path = self.checkpoint_directory / f"step-{found.step}"
+        if not path.is_dir():
+            return None
+        values = checkpoint.read(path, self.fingerprint)
+        for name, tensor in self.parameters:
+            tensor.numpy()[...] = values["weights"][name]
+        return found
 
     def roll_back(self, step: int) -> Path | None:
         """Go back, when the step under way is over, to the newest checkpoint before step `step`; None without one.
@@ -393,7 +431,8 @@ class Trainer:
                 tensor.numpy()[...] = values["weights"][name]
         self.step, self.reports, self.baseline = values["step"], reports, baseline
         self.run_id, self.date = run_id, date
-        self.earlier_steps = values.get("schedule_steps")
+        self.earlier_steps = values["schedule_steps"]
+        self._look_for_better()
 
     def _resume(self) -> None:
         """Continue from the newest checkpoint; ConfigError where it is beyond the steps of the configuration."""

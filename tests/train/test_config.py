@@ -212,7 +212,8 @@ def test_a_contradiction_in_a_file_names_the_file(tmp_path: Path) -> None:
         ("steps", r"steps stands under no \[section\]; put it under \[training\]\."),
         ("rank", r"rank stands under no \[section\]; put it under \[lora\] or \[qlora\] or \[dora\]\."),
         ("hidden_size", r"hidden_size stands under no \[section\]; put it under \[model\]\."),
-        ("epochs", r"epochs stands under no \[section\]; every key stands under the name of one\."),
+        ("epochs", r"epochs stands under no \[section\]; put it under \[training\]"),
+        ("passes", r"passes stands under no \[section\]; every key stands under the name of one\."),
     ],
 )
 def test_a_key_outside_of_the_sections_is_told_where_it_belongs(key: str, message: str, tmp_path: Path) -> None:
