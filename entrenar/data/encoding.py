@@ -14,7 +14,8 @@ import numpy as np
 from entrenar.config import shown
 from entrenar.data.answers import Renderer
 from entrenar.data.formats import Example
-from entrenar.data.masking import Sample, encode_example
+from entrenar.data.lengths import fitted
+from entrenar.data.masking import Sample, encode_example, encode_segments
 from entrenar.errors import ConfigError, EntrenarError
 from entrenar.io.tokenizer import Tokenizer
 
@@ -65,8 +66,9 @@ class Samples(Sequence[Sample]):
 class SideReport:
     """What became of one side's examples: `left_out` counts by reason, `first_left_out` has the place of the first.
 
-    `cut` examples are longer than a row and keep their beginning; `unmarked` ones have answers that their record leaves
-    out of the loss beside others that are trained. `tokens` and `trained_tokens` are those of the samples, as rows hold
+    `cut` examples are longer than a row and keep their beginning, `split` ones are several samples, of which all but
+    the last (`continued`) go on in the next; `unmarked` ones have answers that their record leaves out of the loss
+    beside others that are trained. `tokens` and `trained_tokens` are those of the samples, as rows hold
     them; `unused` counts the keys of records that nothing reads, `alpaca` the conversations that are written in that
     layout because the model has no chat template, `quoted_calls` those where the template quotes the arguments of a
     call, `other_prompts` (of the first ones) those whose answer does not stand behind the template's prompt for one,
@@ -78,6 +80,8 @@ class SideReport:
     tokens: int = 0
     trained_tokens: int = 0
     cut: int = 0
+    split: int = 0
+    continued: int = 0
     unmarked: int = 0
     alpaca: int = 0
     quoted_calls: int = 0
@@ -102,7 +106,7 @@ class SideReport:
         """Count what is used: the side's samples and their tokens."""
         self.samples, self.tokens = len(samples), sum(len(sample) for sample in samples)
         self.trained_tokens = sum(int(sample.trained.sum()) for sample in samples)
-        self.cut = sum(sample.truncated for sample in samples)
+        self.cut = max(0, sum(sample.truncated for sample in samples) - self.continued)
 
 
 def encode_examples(
@@ -111,26 +115,37 @@ def encode_examples(
     sequence_length: int,
     *,
     train_on_prompt: bool = False,
+    last_answer: bool = False,
+    too_long: str = "auto",
     check: Callable[[Example, Sample], None] = lambda example, sample: None,
 ) -> tuple[Samples, SideReport]:
     """The samples of the examples that have something to train, each seen by `check`, and what became of the others.
 
-    Raises ConfigError, naming the example's place, where the template has no place for what a record holds.
+    With `last_answer` the last answer of a conversation is trained alone. `too_long` says what becomes of examples
+    longer than `sequence_length` (`lengths.fitted`). Raises ConfigError, naming the example's place, where the template
+    has no place for what a record holds, FormatError where one is too long and that is an error.
     """
     samples, report = Samples(), SideReport()
     for example in examples:
         report.count(example)
-        reason, sample = _encoded(example, tokenizer, sequence_length, train_on_prompt)
-        if sample is None:
+        reason, whole = _encoded(example, tokenizer, train_on_prompt, last_answer)
+        pieces: list[Sample] = []
+        if whole is not None:
+            reason, pieces = fitted(whole, sequence_length, too_long, example)
+        if not pieces:
             report.left_out[reason] = report.left_out.get(reason, 0) + 1
             report.first_left_out.setdefault(reason, example.where)
             continue
-        check(example, sample)
-        samples.append(sample)
+        for piece in pieces:
+            check(example, piece)
+            samples.append(piece)
+        if len(pieces) > 1:
+            report.split += 1
+            report.continued += sum(piece.truncated for piece in pieces)
         if report.examples <= PROMPTS_SEEN:
             report.count_prompt(_other_prompt(example, tokenizer))
         report.quoted_calls += _quotes_calls(example, tokenizer)
-        report.alpaca += example.document is None and not tokenizer.has_template
+        report.alpaca += bool(example.messages) and not tokenizer.has_template
         report.unmarked += bool(example.left_out & _answers(example)) and (example.marked or not train_on_prompt)
     report.count_samples(samples)
     return samples, report
@@ -167,12 +182,19 @@ def _answers(example: Example) -> frozenset[int]:
 
 
 def _encoded(
-    example: Example, tokenizer: Tokenizer, sequence_length: int, train_on_prompt: bool
+    example: Example, tokenizer: Tokenizer, train_on_prompt: bool, last_answer: bool
 ) -> tuple[str, Sample | None]:
-    """The sample, or why there is none."""
+    """The whole sample, however long, or why there is none."""
     if example.document is not None:
-        sample = encode_document(example.document, tokenizer, sequence_length)
+        sample = encode_document(example.document, tokenizer)
         return ("its text is a single token", None) if not sample.trained.any() else ("", sample)
+    if example.segments:
+        sample = encode_segments(example.segments, tokenizer)
+        return (
+            ("no segment with a token behind another one is trained", None)
+            if not sample.trained.any()
+            else ("", sample)
+        )
     if example.variables and not (tokenizer.chat_template or tokenizer.templates):
         raise ConfigError(
             f"{example.where}: has chat_template_kwargs, and this model has no chat template to read them; leave them "
@@ -186,14 +208,12 @@ def _encoded(
         )
     if train_on_prompt and not example.marked:  # its layout alone says what is a prompt
         example = replace(example, left_out=frozenset())
+    if last_answer and answers:
+        example = replace(example, left_out=example.left_out | answers - {max(answers)})
     if not answers - example.left_out and not train_on_prompt:
         return UNMARKED, None
-    sample = encode_example(example, tokenizer, sequence_length, train_on_prompt=train_on_prompt)
-    if sample.trained.any():
-        return "", sample
-    if sample.truncated:
-        return f"the prompt alone fills a row of {sequence_length} tokens, so that no answer would be trained", None
-    return "the template writes nothing that is trained", None
+    sample = encode_example(example, tokenizer, train_on_prompt=train_on_prompt)
+    return ("", sample) if sample.trained.any() else ("the template writes nothing that is trained", None)
 
 
 def encode_document(text: str, tokenizer: Tokenizer, max_length: int | None = None) -> Sample:
@@ -241,6 +261,11 @@ class DataReport:
                 yield (
                     f"{count:,} of {side.examples:,} {kind}examples {_are(count)} left out: {reason}"
                     f"{first and f' (the first is {first})'}."
+                )
+            if side.split:
+                yield (
+                    f"{side.split:,} of {side.examples:,} {kind}examples {_are(side.split)} split into rows of "
+                    f"{self.sequence_length} tokens; no row sees another."
                 )
             if side.cut:
                 yield (

@@ -44,7 +44,7 @@ def foreign_layout(record: dict[str, Any]) -> tuple[str, str] | None:
         )
     if "input_ids" in there:
         return "a record of token ids (input_ids), which belong to one tokenizer", ""
-    if {"messages", "conversations", "text"} & there or {"instruction", "output"} <= there:
+    if {"messages", "conversations", "text", "segments"} & there or {"instruction", "output"} <= there:
         return None
     if {"prompt", "completion"} <= there:
         return None
@@ -85,7 +85,7 @@ def wrapped(record: Any) -> str | None:
     """The one key of a file's only object under which its records are, else None."""
     if not isinstance(record, dict) or foreign_layout(record):
         return None
-    if {"messages", "conversations", "text", "instruction", "prompt"} & set(record):
+    if {"messages", "conversations", "text", "segments", "instruction", "prompt"} & set(record):
         return None
     lists = [key for key, value in record.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     return lists[0] if len(lists) == 1 and not _is_messages(record[lists[0]]) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,7 +18,7 @@ from entrenar.errors import FormatError
 
 EXPECTED = (
     "an object with instruction/output (and input), prompt/completion, messages ending in an assistant's answer, "
-    "or text"
+    "segments or text"
 )
 # What a layout reads; the key that is listed first says that a record has it.
 LAYOUTS = {
@@ -26,6 +27,7 @@ LAYOUTS = {
     "instruction": ("instruction", "input", "output", "system", "tools", "chat_template_kwargs"),
     "prompt": ("prompt", "completion", "system", "tools", "chat_template_kwargs"),
     "text": ("text",),
+    "segments": ("segments",),
 }
 # Keys that would change what is learned, were they read: refused where they hold something.
 CHANGES = {
@@ -51,9 +53,10 @@ class Example:
 
     Each message has a role and content, and what else its record says (tool calls, a name, reasoning). `left_out` are
     the indices of messages that are not trained; `tools` and `variables` are further values for the template. A plain
-    text is `document`, with no messages: all of it is trained. `where` names the file and line, for messages, `unused`
-    the keys of the record that say something and that nothing reads; `marked` says that `left_out` is the record's wish
-    and does not follow from its layout alone.
+    text is `document`, with no messages: all of it is trained, and `whole_file` says that it is a file's. `segments`
+    are texts, each with whether it is trained, which no template touches. `where` names the file and line, for
+    messages, `unused` the keys of the record that say something and that nothing reads; `marked` says that `left_out`
+    is the record's wish and does not follow from its layout alone.
     """
 
     messages: list[dict[str, Any]]
@@ -61,6 +64,8 @@ class Example:
     tools: list[dict[str, Any]] | None = None
     variables: dict[str, Any] = field(default_factory=dict)
     document: str | None = None
+    segments: tuple[tuple[bool, str], ...] = ()
+    whole_file: bool = False
     where: str = field(default="", compare=False)
     unused: tuple[str, ...] = field(default=(), compare=False)
     marked: bool = field(default=False, compare=False)
@@ -70,6 +75,8 @@ class Example:
         """Prompt and answers as one text: what tells examples apart."""
         if self.document is not None:
             return self.document
+        if self.segments:
+            return "".join(text for _, text in self.segments)
         return "\n".join(content_text(message) for message in self.messages)
 
     @property
@@ -78,7 +85,7 @@ class Example:
         for index, message in enumerate(self.messages):
             if message["role"] == "assistant" and index not in self.left_out:
                 return content_text(self.messages[index - 1]) if index else ""
-        return ""
+        return "".join(text for _, text in takewhile(lambda segment: not segment[0], self.segments))
 
 
 def content_text(message: dict[str, Any]) -> str:
@@ -187,6 +194,8 @@ def _example(record: Any, where: str) -> Example:
     unused = tuple(key for key, value in record.items() if key not in LAYOUTS[layout] and not is_empty(value))
     if layout == "text":
         return Example([], document=check_text(record["text"], "text", where), where=where, unused=unused)
+    if layout == "segments":
+        return Example([], segments=_segments(record["segments"], where), where=where, unused=unused)
     if layout in ("messages", "conversations"):
         messages, left_out = read_messages(record[layout], layout, where)
         marked = bool(left_out)
@@ -232,6 +241,21 @@ def _instruction(record: dict[str, Any], where: str) -> list[dict[str, Any]]:
     check_encodable(extra, "input", where)
     prompt = f"{prompt}\n\n{extra}" if extra and extra.strip() else prompt
     return _turns(prompt, _required(record, "output", where))
+
+
+def _segments(segments: Any, where: str) -> tuple[tuple[bool, str], ...]:
+    """The input_output records of axolotl: {"label": whether it is trained, "text": ...} one behind the other."""
+    if not isinstance(segments, list) or not segments:
+        raise FormatError(f"{where}: segments is {shown(segments)}, expected a list of objects with label and text.")
+    for segment in segments:
+        if not isinstance(segment, dict) or not isinstance(segment.get("label"), bool):
+            raise FormatError(
+                f"{where}: segments holds {shown(segment)}, expected objects with label (true or false) and text."
+            )
+        if not isinstance(segment.get("text"), str) or not segment["text"]:
+            raise FormatError(f"{where}: text of a segment is {shown(segment.get('text'))}, expected non-empty text.")
+        check_encodable(segment["text"], "text of a segment", where)
+    return tuple((segment["label"], segment["text"]) for segment in segments)
 
 
 def _required(record: dict[str, Any], key: str, where: str) -> str:

@@ -59,6 +59,18 @@ def encode_example(
     return Sample(np.array(tokens[:max_length], np.int32), trained[:max_length], truncated)
 
 
+def encode_segments(segments: Sequence[tuple[bool, str]], tokenizer: Tokenizer) -> Sample:
+    """The tokens of texts that stand one behind the other, each trained or not; nothing is put between or around them.
+
+    Each is tokenized alone, as axolotl does for its input_output records: the text of a special token is that token.
+    """
+    parts = [(tokenizer.encode(text), wanted) for wanted, text in segments]
+    tokens = np.array([token for ids, _ in parts for token in ids], np.int32)
+    trained = np.array([wanted for ids, wanted in parts for _ in ids], bool)
+    trained[:1] = False  # nothing comes before the first token
+    return Sample(tokens, trained)
+
+
 def _marked(example: Example, tokenizer: Tokenizer, train_on_prompt: bool) -> tuple[str, list[Span], bool]:
     """The text, spans of it, and whether what lies outside of them is trained (else what lies inside)."""
     answers = [index for index, message in enumerate(example.messages) if message.get("role") == "assistant"]

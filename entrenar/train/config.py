@@ -14,6 +14,7 @@ from entrenar.adapters.lora import LoRAConfig
 from entrenar.adapters.registry import KINDS
 from entrenar.autograd import Tensor
 from entrenar.config import SECTIONS, check_dataclass, from_table, load_toml, names_of, nearest, option
+from entrenar.data.lengths import TOO_LONG
 from entrenar.errors import ConfigError
 from entrenar.models.config import LLaMAConfig
 from entrenar.observe.loggers import LOGGERS
@@ -160,6 +161,14 @@ class Data(Section):
     train_on_prompt: bool = option(
         False, help="fine-tuning: train and evaluate on the prompts too, not only on the answers"
     )
+    answers: str = option(
+        "all", help="fine-tuning: which answers of a conversation are trained", choices=("all", "last")
+    )
+    too_long: str = option(
+        "auto",
+        help="fine-tuning: what becomes of examples longer than a row; auto splits text files and truncates others",
+        choices=TOO_LONG,
+    )
 
 
 @dataclass
@@ -276,6 +285,10 @@ class TrainConfig:
             raise ConfigError(
                 f"training.evaluate_every is {t.evaluate_every}, and data.held_out_fraction is 0: there is nothing to "
                 "evaluate on; set one of both."
+            )
+        if self.data.answers == "last" and self.data.train_on_prompt:
+            raise ConfigError(
+                "data.answers is last, which has no effect where data.train_on_prompt trains everything; leave out one."
             )
         self._check_observe()
         self._check_traces()

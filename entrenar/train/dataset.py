@@ -125,6 +125,8 @@ def _encode_side(examples: Subset, config: TrainConfig, tokenizer: Tokenizer, vo
         tokenizer,
         config.training.sequence_length,
         train_on_prompt=config.data.train_on_prompt,
+        last_answer=config.data.answers == "last",
+        too_long=config.data.too_long,
         check=check,
     )
     return _Side(examples, samples, report, np.array(hashes, np.uint64), first)

@@ -233,6 +233,8 @@ def encode_prompt(tokenizer: Tokenizer, example: Example, train_on_prompt: bool 
     The first of a plain text, and False; so too, where all is trained, for a template that does not show where an
     answer stands.
     """
+    if example.segments:
+        return tokenizer.encode(example.question)[-DOCUMENT_PROMPT_TOKENS:], False
     if example.document is not None:
         return encode_document(example.document, tokenizer, DOCUMENT_PROMPT_TOKENS).tokens[:-1].tolist(), False
     try:

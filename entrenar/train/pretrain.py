@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from entrenar.config import toml_value
 from entrenar.data import DataReport, Example, Sample, SideReport, text_windows
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
@@ -96,10 +97,12 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> run.Res
 
 def _check_used(config: TrainConfig) -> None:
     """ConfigError for a key of [data] that is about prompts and answers, and that whole texts have no use for."""
-    for key, default in (("train_on_prompt", False), ("packing", True)):
-        if getattr(config.data, key) != default:
+    for key, default in (("train_on_prompt", False), ("packing", True), ("answers", "all"), ("too_long", "auto")):
+        value = getattr(config.data, key)
+        if value != default:
             raise ConfigError(
-                f"data.{key} is {str(not default).lower()}, which training from scratch does not use; leave it out."
+                f"data.{key} is {toml_value(value).strip(chr(34))}, which training from scratch does not use; "
+                "leave it out."
             )
 
 
