@@ -114,7 +114,7 @@ def test_every_verb_has_a_help_with_examples_and_defaults(verb: str) -> None:
     options = re.split(r"\n  (?=--)", ended.stdout)[1:]
     assert len(options) > {"export": 8, **dict.fromkeys(RUNS, 20)}.get(verb, 0)
     for option in options:
-        assert re.search(r"\(([\w-]+, )*(\w+; )?(default: |required\))", option), option
+        assert re.search(r"\(([\w-]+, )*([\w-]+; )?(default: |required\))", option), option
 
 
 @pytest.mark.unit
