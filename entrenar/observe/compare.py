@@ -21,6 +21,7 @@ FEW = 6  # common steps, below which speed is not judged
 DRAWS, SEED = 2000, 0
 CONFIDENCE = 0.95
 ABSENT = "absent"
+ARITHMETIC = ("fp32", "int16", "int8")  # the last word of a product's shape
 
 
 @dataclass
@@ -177,15 +178,26 @@ def _ratio_row(named: dict[str, Any], first: float | None, second: float | None)
 
 
 def _kernels(mine: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
-    """Seconds a step of each kernel and shape, what differs most first; None where a profile is missing."""
+    """Seconds a step of each kernel and shape, what differs most first; None where a profile is missing.
+
+    A shape that one run alone has is set against the same one in another arithmetic.
+    """
     if mine is None or theirs is None:
         return None
     sides = [{(row["kernel"], row["shape"]): row for row in side["kernels"]} for side in (mine, theirs)]
+    couples: dict[tuple[str, str], list[Mapping[str, Any] | None]] = {}
+    for side, other in ((0, 1), (1, 0)):
+        for (kernel, shape), row in sides[side].items():
+            head, _, last = shape.rpartition(" ")
+            known = (kernel, shape) in sides[other] or last not in ARITHMETIC
+            couples.setdefault((kernel, shape if known else head), [None, None])[side] = row
     rows = []
-    for kernel, shape in dict.fromkeys([*sides[0], *sides[1]]):
-        found = [side.get((kernel, shape)) for side in sides]
-        seconds = [
-            row and row["seconds"] / profile["steps"] for row, profile in zip(found, (mine, theirs), strict=True)
+    for (kernel, shape), found in couples.items():
+        last = [each["shape"].removeprefix(shape).strip() for each in found if each]
+        shape = f"{shape} {' / '.join(dict.fromkeys(last))}".strip()
+        seconds: list[float | None] = [
+            each["seconds"] / profile["steps"] if each else None
+            for each, profile in zip(found, (mine, theirs), strict=True)
         ]
         row = _ratio_row({"kernel": kernel, "shape": shape}, *seconds)
         rows.append(row | {"gflops": [each and each["gflops"] for each in found]})

@@ -18,7 +18,8 @@ from entrenar.train.summary import SUMMARY
 
 WEIGHTS = ("adapter", "model")  # folders with the final weights of a run
 # What came of a run, in its summary; everything else there is what it was given.
-OUTCOMES = ("run", "steps", "tokens", "trained_tokens", "held_out", "remarks", "samples", "memory")
+OUTCOMES = ("run", "written", "steps", "tokens", "trained_tokens", "held_out", "remarks", "samples", "memory")
+OWN = "checkpointing.directory"  # every run has its own
 KERNEL = ("calls", "seconds", "gflops", "gbs")  # the figures of a row of the profile that must be numbers
 
 
@@ -29,7 +30,6 @@ def read_run(folder: Path) -> Run:
         raise FormatError(f"{folder}: {what}; expected the output folder of a run.")
     steps = read_steps(folder / JSON_LINES)
     summary = _table(folder / SUMMARY)
-    given = {key: value for key, value in summary.items() if key not in OUTCOMES}
     held_out = summary.get("held_out") or {}
     try:
         losses = {
@@ -43,9 +43,8 @@ def read_run(folder: Path) -> Run:
         raise FormatError(
             f"{folder / SUMMARY}: its held_out is damaged ({type(error).__name__}: {error}); expected loss and tokens."
         ) from error
-    settings = dict(_flat({**_checkpointed(folder / "checkpoint"), **given}))
     profile = _profile(folder / PROFILE) if (folder / PROFILE).exists() else None
-    return Run(str(folder), steps, settings, losses, _hashes(folder), profile)
+    return Run(str(folder), steps, _settings(folder, summary), losses, _hashes(folder), profile)
 
 
 def read_steps(path: Path) -> list[Step]:
@@ -84,6 +83,14 @@ def read_steps(path: Path) -> list[Step]:
     if not steps:
         raise FormatError(f"{path}: holds no step; train at least one.")
     return steps
+
+
+def _settings(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was given, by dotted keys; of an earlier version's, what its checkpoint says."""
+    given = {key: value for key, value in summary.items() if key not in OUTCOMES}
+    parts = [given.pop("fingerprint", None) or _checkpointed(folder / "checkpoint"), given.pop("configuration", {})]
+    found = {key: value for part in (*parts, given) for key, value in _flat(part)}
+    return {key: value for key, value in found.items() if key != OWN}
 
 
 def _table(path: Path) -> dict[str, Any]:

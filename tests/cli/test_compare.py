@@ -18,6 +18,7 @@ from tests.observe.test_changes import history
 from tests.train.builders import SMALL, config_for, quiet, run_entrenar
 
 pytestmark = pytest.mark.unit
+FIGURES = ("calls", "gflops", "gbs")  # of a row of profile.json, besides its seconds
 
 
 def trained(model: Path, data: Path, folder: Path, training: Training = SMALL, **observe: Any) -> Path:
@@ -62,6 +63,7 @@ def test_a_run_again_has_the_same_bits(
     again = trained(model, data, tmp_path / "b", replace(SMALL, steps=8))
     status, table = compared(run, again, capsys, "--loss-tolerance", "0", "--speed-tolerance", "1e9")
     assert (status, table["beyond"]) == (0, [])
+    assert [row["key"] for row in table["configuration"]] == ["observe.profile"]
     assert table["bits"] == {"same": True} and table["common_steps"] == 8
     assert [(row["file"], row["same"]) for row in table["files"]] == [("adapter/adapter_model.safetensors", True)]
     assert table["loss"]["relative"] == 0 and [row["relative"] for row in table["held_out"]] == [0, 0]
@@ -82,7 +84,9 @@ def test_another_learning_rate_is_named_with_the_first_step_that_differs(
     assert table["steps"] == [8, 6] and table["common_steps"] == 6
     assert table["bits"]["step"] > 1 and not table["bits"]["same"]
     assert not table["files"][0]["same"]
-    assert {row["kernel"] for row in table["kernels"]} and all(row["ratio"] > 0 for row in table["kernels"])
+    assert table["kernels"] and {row["key"] for row in table["configuration"]} == {
+        *("training.learning_rate", "training.steps")
+    }
     monkeypatch.setenv("COLUMNS", "200")
     main([str(run), str(other), "--loss-tolerance", "1e9", "--speed-tolerance", "1e9"])
     printed = " ".join(capsys.readouterr().out.split())
@@ -93,19 +97,39 @@ def test_another_learning_rate_is_named_with_the_first_step_that_differs(
 def test_settings_come_from_the_checkpoint_and_the_summary(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = copied(run, tmp_path / "b")
+    run, other = copied(run, tmp_path / "a"), copied(run, tmp_path / "b")
     state = {"dict": [["fingerprint", {"dict": [["training.seed", {"value": 5}], ["x", {"list": [{"value": 1}]}]]}]]}
     for folder, values in ((run, {}), (other, {"configuration": {"training": {"lr": "[1]"}}})):
-        table = json.loads((folder / "summary.json").read_text()) | values
+        table = json.loads((folder / "summary.json").read_text()) | {"configuration": {}, "fingerprint": {}} | values
         (folder / "summary.json").write_text(json.dumps(table))
     (other / "checkpoint" / "step-8").mkdir(parents=True, exist_ok=True)
     (other / "checkpoint" / "step-8" / "state.json").write_text(json.dumps(state))
     _, found = compared(run, other, capsys, "--speed-tolerance", "1e9")
     rows = {row["key"]: (row["first"], row["second"]) for row in found["configuration"]}
     assert rows["training.seed"][1] == 5 and rows["x"] == ("absent", [1])
-    assert rows["configuration.training.lr"] == ("absent", "[1]")
+    assert rows["training.lr"] == ("absent", "[1]")
     main([str(run), str(other), "--speed-tolerance", "1e9"])
     assert "'[1]'" in capsys.readouterr().out
+
+
+def test_a_kernel_in_another_arithmetic_is_set_against_the_first(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders, arithmetic = [copied(run, tmp_path / name) for name in "ab"], ("int16", "int8")
+    for folder, name, seconds in zip(folders, arithmetic, (6.0, 3.0), strict=True):
+        rows = [{"kernel": "linear_forward", "shape": f"8x8x8 nf4 {name}", "seconds": seconds}]
+        rows += [{"kernel": "rope", "shape": "8x2x4", "seconds": 1.0}]
+        rows += [{"kernel": "linear_forward", "shape": "8x8x8 nf4 fp32", "seconds": 2.0}]
+        rows += [{"kernel": "swiglu", "shape": "8", "seconds": 9.0}] * (name == "int8")
+        table = {"first_step": 1, "last_step": 2, "kernels": [row | dict.fromkeys(FIGURES, 1) for row in rows]}
+        (folder / "profile.json").write_text(json.dumps(table))
+    _, found = compared(*folders, capsys)
+    assert [(row["shape"], row["first"], row["second"], row["ratio"]) for row in found["kernels"]] == [
+        ("8", None, 4.5, None),
+        ("8x8x8 nf4 int16 / int8", 3.0, 1.5, 0.5),
+        ("8x2x4", 0.5, 0.5, 1.0),
+        ("8x8x8 nf4 fp32", 1.0, 1.0, 1.0),
+    ]
 
 
 @pytest.mark.parametrize(
