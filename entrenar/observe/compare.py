@@ -190,7 +190,10 @@ def _kernels(mine: Mapping[str, Any] | None, theirs: Mapping[str, Any] | None) -
         for (kernel, shape), row in sides[side].items():
             head, _, last = shape.rpartition(" ")
             known = (kernel, shape) in sides[other] or last not in ARITHMETIC
-            couples.setdefault((kernel, shape if known else head), [None, None])[side] = row
+            couple = couples.setdefault((kernel, shape if known else head), [None, None])
+            if couple[side] is not None:  # the same shape in two arithmetics
+                couple = couples.setdefault((kernel, shape), [None, None])
+            couple[side] = row
     rows = []
     for (kernel, shape), found in couples.items():
         last = [each["shape"].removeprefix(shape).strip() for each in found if each]

@@ -121,12 +121,14 @@ def test_a_kernel_in_another_arithmetic_is_set_against_the_first(
         rows += [{"kernel": "rope", "shape": "8x2x4", "seconds": 1.0}]
         rows += [{"kernel": "linear_forward", "shape": "8x8x8 nf4 fp32", "seconds": 2.0}]
         rows += [{"kernel": "swiglu", "shape": "8", "seconds": 9.0}] * (name == "int8")
+        rows += [{"kernel": "b", "shape": f"8 {last}", "seconds": 0.1} for last in ("int8", "fp32") if name == "int8"]
         table = {"first_step": 1, "last_step": 2, "kernels": [row | dict.fromkeys(FIGURES, 1) for row in rows]}
         (folder / "profile.json").write_text(json.dumps(table))
     _, found = compared(*folders, capsys)
     assert [(row["shape"], row["first"], row["second"], row["ratio"]) for row in found["kernels"]] == [
         ("8", None, 4.5, None),
         ("8x8x8 nf4 int16 / int8", 3.0, 1.5, 0.5),
+        *[(shape, None, 0.05, None) for shape in ("8 int8", "8 fp32")],
         ("8x2x4", 0.5, 0.5, 1.0),
         ("8x8x8 nf4 fp32", 1.0, 1.0, 1.0),
     ]
