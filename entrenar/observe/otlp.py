@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from entrenar.observe import otlp_sdk
@@ -24,69 +25,81 @@ WHERE = ("step", "layer")  # what an exception says of the spans around it
 LOST = "spans did not reach"  # in the sentence of a trace that is not whole
 
 
+@dataclass
+class _Open:
+    """A span of the SDK, the attributes at its beginning, and the context of its children once it has any."""
+
+    span: Any
+    said: dict[str, Any]
+    context: Any = None
+
+
 class Spans(Subscriber):
     """Records spans and events through `tracer`. Spans without a parent are children of the first, or of `outer`."""
 
     def __init__(self, tracer: Any, outer: Any) -> None:
         self._tracer, self._outer = tracer, outer
         self._trace = needed("opentelemetry.trace", "observe.trace")
-        self._open: dict[Span, Any] = {}
-        self._said: dict[Span, dict[str, Any]] = {}  # the attributes at its beginning: converting them takes time
-        self._root: Any = None
+        self._open: dict[Span, _Open] = {}
+        self._root: _Open | None = None
         self._counting = threading.Lock()
         self.ended = 0  # spans that are to be exported
 
     @property
     def trace_id(self) -> str | None:
         """The trace, 32 hex digits; None where nothing was recorded."""
-        context = self._root.get_span_context() if self._root is not None else None
+        context = self._root.span.get_span_context() if self._root is not None else None
         return f"{context.trace_id:032x}" if context is not None and context.trace_flags.sampled else None
 
     @property
     def traceparent(self) -> str | None:
         """The first span as the W3C header of that name; None where nothing was recorded."""
-        if self.trace_id is None:
+        if self.trace_id is None or self._root is None:
             return None
-        return f"00-{self.trace_id}-{self._root.get_span_context().span_id:016x}-01"
+        return f"00-{self.trace_id}-{self._root.span.get_span_context().span_id:016x}-01"
 
     def on_span_start(self, span: Span) -> None:
         """Begin the span in that of its parent."""
         parent = self._open.get(span.parent) if span.parent is not None else None
-        above = parent or self._root
-        context = self._trace.set_span_in_context(above) if above is not None else self._outer
+        parent = parent or self._root
+        if parent is None:
+            context = self._outer
+        elif parent.context is None:
+            context = parent.context = self._trace.set_span_in_context(parent.span)
+        else:
+            context = parent.context
         begun = self._tracer.start_span(span.name, context, attributes=typed(span.attributes), start_time=span.start)
-        self._open[span] = begun
-        self._said[span] = dict(span.attributes)
+        self._open[span] = _Open(begun, dict(span.attributes))
         if self._root is None:
-            self._root = begun
+            self._root = self._open[span]
 
     def on_span_end(self, span: Span) -> None:
         """End the span with all its attributes, and what ended it."""
-        over, said = self._open.pop(span, None), self._said.pop(span, {})
+        over = self._open.pop(span, None)
         if over is None:
             return
-        if over.is_recording():
-            absent = object()
-            later = {key: value for key, value in span.attributes.items() if said.get(key, absent) is not value}
-            over.set_attributes(typed(later))
+        if over.span.is_recording():
+            later = {key: value for key, value in span.attributes.items() if over.said.get(key, over) is not value}
+            if later:
+                over.span.set_attributes(typed(later))
             if span.error is not None:
                 where = {key: value for key, value in _upwards(span).items() if key in WHERE}
-                over.record_exception(span.error, typed(where), timestamp=span.end)
+                over.span.record_exception(span.error, typed(where), timestamp=span.end)
                 status = f"{type(span.error).__name__}: {span.error}"
-                over.set_status(self._trace.Status(self._trace.StatusCode.ERROR, status))
-        self._end(over, span.end)
+                over.span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, status))
+        self._end(over.span, span.end)
 
     def on_event(self, event: Event) -> None:
         """Add the event to its span, or to the run's where it happened in none."""
-        span = self._open.get(event.span) if event.span is not None else None
-        span = span or self._root
-        if span is not None and span.is_recording():
-            span.add_event(event.name, typed(event.attributes), timestamp=event.time)
+        here = self._open.get(event.span) if event.span is not None else None
+        here = here or self._root
+        if here is not None and here.span.is_recording():
+            here.span.add_event(event.name, typed(event.attributes), timestamp=event.time)
 
     def close(self) -> None:
         """End what is still open."""
         while self._open:
-            self._end(self._open.popitem()[1], None)
+            self._end(self._open.popitem()[1].span, None)
 
     def _end(self, span: Any, time: int | None) -> None:
         with self._counting:
@@ -110,6 +123,8 @@ def typed(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(value: Any) -> Any:
+    if type(value) in (float, str, bool):  # most are: what follows takes several times as long
+        return value
     if isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):

@@ -211,6 +211,23 @@ def test_a_file_is_what_protobuf_reads_and_encodes(tmp_path: Path) -> None:
     assert (failed["exception.type"], failed["step"]) == ("ZeroDivisionError", 7)
 
 
+def test_layers_and_operations_lie_in_their_phases(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    observed(tmp_path / "run", trace_file=str(path), trace_layers=True, trace_ops=True).run()
+    spans = receivers.spans_of(receivers.read_lines(path.read_text()))
+    by_id = {each.span_id: each for each in spans}
+    assert sum(each.name == "layer.forward" for each in spans) == 2 * STEPS
+    for each in spans:
+        if each.name.startswith(("layer.", "op.")):
+            above = by_id[each.parent_span_id]
+            assert above.name in ("forward", "backward", "layer.forward", "layer.backward")
+            assert above.start_time_unix_nano <= each.start_time_unix_nano
+            assert each.end_time_unix_nano <= above.end_time_unix_nano
+    product = next(each for each in spans if each.name == "op.linear")
+    facts = receivers.attributes(product)
+    assert [type(facts[key]) for key in ("flops", "bytes", "share_of_peak", "shape")] == [int, int, float, list]
+
+
 def test_a_step_that_is_not_finite_is_an_event_of_its_span(tmp_path: Path) -> None:
     trainer = observed(tmp_path / "run", trace_file=str(tmp_path / "t.jsonl"), trace_chrome=str(tmp_path / "t.json"))
 
@@ -290,6 +307,13 @@ def test_a_receiver_that_never_answers_holds_nobody_up(
 def test_a_receiver_that_refuses_is_one_sentence(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with receivers.http_receiver(status, b"<html>no</html>") as received:
         check_said(run_against(tmp_path, received.endpoint, "http/protobuf", monkeypatch))
+
+
+def test_a_receiver_that_answers_yes_with_garbage_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with receivers.http_receiver(200, b"<html>yes</html>") as received:
+        text = run_against(tmp_path, received.endpoint, "http/protobuf", monkeypatch)
+    assert text.splitlines() == [text.rstrip("\n")]
+    assert text.startswith("trace ")
 
 
 @pytest.mark.parametrize("receiver", [receivers.grpc_receiver, receivers.http_receiver])
