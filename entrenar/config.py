@@ -32,6 +32,9 @@ else:
 ADAPTER_SECTIONS = ("lora", "qlora", "dora", "ia3", "prefix")
 SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "observe", *ADAPTER_SECTIONS)
 
+# Keys of [model] that say which model is fine-tuned, beside those of its shape.
+BASE_KEYS = ("path", "dtype", "quantize", "adapter")
+
 WIDTH = 120  # columns of a line of TOML that is written
 T = TypeVar("T")
 HINTS: dict[Any, dict[str, Any]] = {}
@@ -262,6 +265,11 @@ def describe(spec: Field[Any]) -> str:
     else:
         default = f"default {toml_value(default_of(spec))}"
     return f"{spec.metadata['help']}{unit}; {default}"
+
+
+def without(table: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """The table without these keys."""
+    return {key: value for key, value in table.items() if key not in keys}
 
 
 def names_of(cls: type[Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from entrenar.adapters.peft import read_adapter_config
 from entrenar.adapters.presets import PRESETS
 from entrenar.adapters.registry import KINDS
 from entrenar.cli.flags import CONFIG, PRESET, Parser, config_from, early, parser_for
-from entrenar.config import load_toml, names_of, text_argument
+from entrenar.config import BASE_KEYS, add_arguments, load_toml, names_of, without
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
 from entrenar.llama import LLaMAConfig
-from entrenar.models.storage import DTYPES, QUANTIZE
 from entrenar.train import Result, TrainConfig, finetune
-from entrenar.train.config import Checkpointing
+from entrenar.train.config import NO_ADAPTER, Pretrained
+from entrenar.train.written import whole_toml
 
 DESCRIPTION = """Fine-tune a pretrained LLaMA on CPUs: by default SmolLM2-135M on Python's documentation.
 
@@ -29,8 +30,7 @@ DESCRIPTION = """Fine-tune a pretrained LLaMA on CPUs: by default SmolLM2-135M o
 
 The adapter that is written loads in PEFT; --adapter none trains all weights and writes a model.
 """
-ADAPTER, CONTINUE, DEFAULT, NONE = "--adapter", "--continue-adapter", "qlora", "none"
-QUANTIZED = "base_quantize"  # where --quantize stands that is none of the adapter's own
+ADAPTER, CONTINUE, DEFAULT, NONE = "--adapter", "--continue-adapter", "qlora", NO_ADAPTER
 # The defaults of the program, for a kind that has such a key.
 SETTINGS: dict[str, Any] = {"rank": 16, "alpha": 32.0, "target_modules": ["all-linear"]}
 
@@ -41,31 +41,42 @@ def main(
     kind: str | None = None,
     description: str = DESCRIPTION,
     prog: str | None = None,
-) -> Result:
-    """Parse the flags and fine-tune; with `kind` (a section of an adapter) the program has no --adapter.
+) -> Result | None:
+    """Parse the flags and fine-tune; None where --print-config asks for the configuration alone.
+
+    With `kind` (a section of an adapter) the program has no --adapter.
 
     EntrenarError for what is wrong with the input; SystemExit, with one sentence, for what is wrong with a flag.
     """
     arguments = _continuing(sys.argv[1:] if arguments is None else arguments)
     path = early(arguments, CONFIG, prog=prog)
-    written = TrainConfig.from_file(path) if path is not None else None
+    written = TrainConfig.from_file(path, _defaults()) if path is not None else None
+    base = Pretrained.from_file(path) if path is not None else Pretrained()
     begun = early(arguments, CONTINUE, written.training.continue_adapter if written else None, prog=prog)
     start = None if begun is None else read_adapter_config(begun)
-    chosen = kind or _chosen(arguments, written, start, prog)
+    chosen = kind or _chosen(arguments, written, base, start, prog)
     preset = early(arguments, PRESET, choices=PRESETS, prog=prog)
     adapter = _adapter(chosen, path, written, preset, start, by_flag=kind is None)
-    folder = "outputs/full" if chosen == NONE else f"outputs/{chosen}"
-    defaults = written or TrainConfig(checkpointing=Checkpointing(directory=folder))
+    defaults = written or TrainConfig()
+    if path is None or "directory" not in load_toml(path).get("checkpointing", {}):
+        folder = "outputs/full" if chosen == NONE else f"outputs/{chosen}"
+        defaults = replace(defaults, checkpointing=replace(defaults.checkpointing, directory=folder))
     parser = parser_for(description, defaults, config=path, adapter=adapter, prog=prog)
     if kind is None:
-        _add_choices(parser, chosen, adapter)
-    _add_base(parser)
+        _add_choices(parser, chosen, adapter, base)
+    _add_base(parser, base)
     _add_presets(parser, adapter)
     parsed = parser.parse_args(arguments)
     config = config_from(parsed, adapter)
-    model = fetch_default_model() if parsed.model is None else parsed.model
-    quantize = getattr(parsed, QUANTIZED, None)
+    # a section with storage of its own has a key of this name itself
+    own = kind is None and adapter is not None and not adapter.storage_options()
+    quantize = parsed.quantize if own else base.quantize
     shape = _shape(path) if path is not None else {}
+    base = Pretrained(parsed.model, parsed.dtype, quantize, NONE if adapter is None else None)
+    if parsed.print_config:
+        print(whole_toml(config, base, shape), end="")
+        return None
+    model = fetch_default_model() if parsed.model is None else parsed.model
     return finetune(model, config, dtype=parsed.dtype, quantize=quantize, shape=shape)
 
 
@@ -79,7 +90,13 @@ def _continuing(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def _add_choices(parser: Parser, chosen: str, adapter: AdapterConfig | None) -> None:
+def _defaults() -> dict[str, dict[str, Any]]:
+    """The program's defaults by section, for what a file leaves out."""
+    known = {section: names_of(kind) for section, kind in KINDS.items()}
+    return {section: {key: value for key, value in SETTINGS.items() if key in keys} for section, keys in known.items()}
+
+
+def _add_choices(parser: Parser, chosen: str, adapter: AdapterConfig | None, base: Pretrained) -> None:
     """What a program for one kind alone has no flags for: the kind, and 4 bits where its section does not say them."""
     kinds = [*KINDS, NONE]
     parser.add_argument(
@@ -90,15 +107,7 @@ def _add_choices(parser: Parser, chosen: str, adapter: AdapterConfig | None) -> 
         f"({', '.join(kinds)}; default: {chosen})",
     )
     if adapter is not None and not adapter.storage_options():
-        formats = [value for value in QUANTIZE if value is not None]
-        parser.add_argument(
-            "--quantize",
-            dest=QUANTIZED,
-            choices=formats,
-            metavar="FORMAT",
-            help="4-bit format of the base's decoder linears; auto keeps a GGUF file's own and makes NF4 of others "
-            f"({', '.join(formats)}; default: unset)",
-        )
+        add_arguments(parser, Pretrained, base, only=("quantize",))
 
 
 def _add_presets(parser: Parser, adapter: AdapterConfig | None) -> None:
@@ -108,29 +117,24 @@ def _add_presets(parser: Parser, adapter: AdapterConfig | None) -> None:
         parser.add_argument(PRESET, choices=tuple(PRESETS), metavar="NAME", help=f"{named} (default: unset)")
 
 
-def _add_base(parser: Parser) -> None:
+def _add_base(parser: Parser, base: Pretrained) -> None:
     """Which model, and how its frozen weights are stored."""
-    parser.add_argument(
-        "--model",
-        type=text_argument,
-        help="GGUF file or Hugging Face directory (default: SmolLM2-135M-Instruct, fetched once)",
-    )
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=DTYPES,
-        help="of the frozen weights that are not in 4 bits; auto keeps those of 16 bits as they are stored and "
-        "makes float32 of the others (default: auto)",
-    )
+    add_arguments(parser, Pretrained, base, {"path": "model"}, only=("path", "dtype"))
 
 
 def _chosen(
-    arguments: Sequence[str], written: TrainConfig | None, start: AdapterConfig | None, prog: str | None
+    arguments: Sequence[str],
+    written: TrainConfig | None,
+    base: Pretrained,
+    start: AdapterConfig | None,
+    prog: str | None,
 ) -> str:
     """The kind of adapter that --adapter names, or the file has, or that is continued, or that is the default."""
-    section = DEFAULT if start is None else start.section
+    section = base.adapter or (DEFAULT if start is None else start.section)
     if written is not None and written.adapter is not None:
         section = written.adapter.section
+        if base.adapter not in (None, section):
+            raise ConfigError(f"model.adapter is {base.adapter}, and the file has a [{section}] section; keep one.")
     chosen = early(arguments, ADAPTER, section, choices=[*KINDS, NONE], prog=prog)
     assert chosen is not None
     return chosen
@@ -171,8 +175,8 @@ def _adapter(
 
 def _shape(path: str) -> dict[str, Any]:
     """The keys of [model] that the file sets, checked."""
-    keys = load_toml(path).get("model")
-    if keys is None:
+    keys = without(load_toml(path).get("model", {}), BASE_KEYS)
+    if not keys:
         return {}
     config = LLaMAConfig.from_file(path)
     return {key: getattr(config, key) for key in keys}

@@ -26,7 +26,7 @@ FLAGS = {
         "keep": "checkpoint_keep",
     },
 }
-CONFIG, PRESET = "--config", "--preset"
+CONFIG, PRESET, PRINT = "--config", "--preset", "--print-config"
 
 
 class Parser(ArgumentParser):
@@ -78,6 +78,9 @@ def parser_for(
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument(
         CONFIG, metavar="FILE", help=f"TOML file that sets the defaults of the flags (default: {config or 'unset'})"
+    )
+    parser.add_argument(
+        PRINT, action="store_true", help="print the whole commented TOML of this run and end (default: false)"
     )
     if adapter is not None:
         parser.adapter = adapter.section

@@ -12,7 +12,7 @@ import entrenar
 from entrenar.cli.run import run
 from entrenar.config import ArgumentParser, named_stdout, nearest, shown
 
-PROGRAM = "entrenar"
+PROGRAM, DEBUG = "entrenar", "--debug"
 # What each verb is for. A verb is a file beside this one with `main(arguments, prog=...)`, and a row.
 VERBS = {
     "finetune": "train an adapter of a pretrained model, or all its weights, on examples",
@@ -45,12 +45,23 @@ class _Parser(ArgumentParser):
         return (
             f"usage: {PROGRAM} VERB [FLAGS]\n\nFine-tune LLaMA-family models on ordinary CPUs.\n\n{verbs}\n\n"
             f"  {PROGRAM} VERB --help lists the flags of a verb; {PROGRAM} --version says which version this is.\n"
+            f"  {DEBUG} prints the traceback of an error too.\n\n"
+            "exit status: 0 done, 1 an error (one sentence on the error stream), 2 a wrong command line, 130 Ctrl-C,\n"
+            "  143 SIGTERM, 129 SIGHUP; a run that was stopped says how to resume it.\n"
         )
 
 
 def main() -> NoReturn:
     """The console script: exits as `run` says, 2 where the command is wrong."""
-    run(lambda: dispatch(sys.argv[1:]))
+    words, debug = without_debug(sys.argv[1:])
+    run(lambda: dispatch(words), debug=debug)
+
+
+def without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
+    """The words without --debug, which may stand anywhere before a --, and whether it stood there."""
+    end = words.index("--") if "--" in words else len(words)
+    kept = [word for word in words[:end] if word != DEBUG]
+    return [*kept, *words[end:]], len(kept) < end
 
 
 def dispatch(words: Sequence[str]) -> object:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,9 +16,10 @@ from entrenar.errors import EntrenarError, printable
 CLOSED = "error: standard output was closed, which ended the program; write it to a file to let a run go on."
 
 
-def run(main: Callable[[], object]) -> NoReturn:
+def run(main: Callable[[], object], *, debug: bool = False) -> NoReturn:
     """Run `main` and exit: 0, 1 with one sentence on an error, 130 on Ctrl-C; a run, 143 on SIGTERM, 129 on SIGHUP.
 
+    With `debug` the traceback of an error comes before its sentence.
     `main` imports what it needs: a wrong environment variable or an early Ctrl-C shows during imports.
     """
     for name in ("stdout", "stderr"):  # closed from the start: nobody reads, and no file may get its number
@@ -27,7 +29,8 @@ def run(main: Callable[[], object]) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        _to_the_end(main)
+        with _traced() if debug else contextlib.nullcontext():
+            _to_the_end(main)
     except EntrenarError as error:
         _fail(f"error: {error}", 1)
     except BrokenPipeError:
@@ -43,6 +46,20 @@ def run(main: Callable[[], object]) -> NoReturn:
             _fail(CLOSED, 1)
         raise
     sys.exit(0)
+
+
+@contextlib.contextmanager
+def _traced() -> Iterator[None]:
+    """Print the traceback of whatever is raised, but of the end of the program."""
+    try:
+        yield
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if isinstance(error, EntrenarError | OSError | MemoryError | KeyboardInterrupt):  # others print their own
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+        raise
 
 
 def _to_the_end(main: Callable[[], object]) -> None:

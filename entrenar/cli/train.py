@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from entrenar.cli.flags import CONFIG, config_from, early, parser_for
+from entrenar.errors import ConfigError
 from entrenar.llama import LLaMAConfig
 from entrenar.train import Result, TrainConfig, pretrain
+from entrenar.train.config import Pretrained
+from entrenar.train.written import whole_toml
 
 DESCRIPTION = """Train a tokenizer and a LLaMA from scratch, of the shape and with the settings of a configuration file.
 
@@ -18,13 +21,25 @@ The text is the standard library's documentation unless --data names a file of e
 DEFAULT_FILE = "llama2/tiny"
 
 
-def main(arguments: Sequence[str] | None = None, *, description: str = DESCRIPTION, prog: str | None = None) -> Result:
-    """Parse the flags and train.
+def main(
+    arguments: Sequence[str] | None = None, *, description: str = DESCRIPTION, prog: str | None = None
+) -> Result | None:
+    """Parse the flags and train; None where --print-config asks for the configuration alone.
 
     EntrenarError for what is wrong with the input; SystemExit, with one sentence, for what is wrong with a flag.
     """
     path = early(arguments, CONFIG, DEFAULT_FILE, prog=prog)
     assert path is not None
     defaults, shape = TrainConfig.from_file(path), LLaMAConfig.from_file(path)
+    if Pretrained.from_file(path) != Pretrained():
+        raise ConfigError(
+            f"{path}: its [model] names a model to fine-tune, which training from scratch does not use; leave path, "
+            "dtype and quantize out, or run entrenar finetune."
+        )
     parser = parser_for(description, defaults, config=path, adapter=defaults.adapter, prog=prog)
-    return pretrain(shape, config_from(parser.parse_args(arguments), defaults.adapter))
+    parsed = parser.parse_args(arguments)
+    config = config_from(parsed, defaults.adapter)
+    if parsed.print_config:
+        print(whole_toml(config, shape), end="")
+        return None
+    return pretrain(shape, config)

@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from entrenar.config import SECTIONS, check_dataclass, from_table, load_toml, nearest, option, shown
+from entrenar.config import (
+    BASE_KEYS,
+    SECTIONS,
+    check_dataclass,
+    from_table,
+    load_toml,
+    nearest,
+    option,
+    shown,
+    without,
+)
 from entrenar.errors import ConfigError
 from entrenar.io.json_file import read_json_object
 from entrenar.models.decoder import linear_shapes, weight_shapes
@@ -250,7 +260,9 @@ class LLaMAConfig:
         if "model" not in table:
             raise ConfigError(f"{path}: has no [model] section.")
         try:
-            return from_table(cls, table["model"], "model")
+            section = table["model"]
+            shape = section if not isinstance(section, dict) else without(section, BASE_KEYS)
+            return from_table(cls, shape, "model")
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 

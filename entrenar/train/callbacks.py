@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from entrenar.errors import NumericsError
+from entrenar.io.atomic import atomic_file
 from entrenar.observe.events import metric
 from entrenar.train import checkpoint, interrupt, report
 from entrenar.train.best import best
 from entrenar.train.evaluate import Evaluation
-from entrenar.train.folder import JSON_LINES, METRICS
+from entrenar.train.folder import CONFIG, JSON_LINES, METRICS
 from entrenar.train.step import StepReport
 from entrenar.train.summary import SUMMARY, Summary, setting_of
 
@@ -112,11 +113,12 @@ class SaveCheckpoints(Callback):
 class Record(Callback):
     """Writes metrics and summary into `directory`, at every checkpoint and when it is told to; rank 0 alone.
 
-    `before` is the evaluation of the untrained model. FormatError where a file cannot be written.
+    `before` is the evaluation of the untrained model, `toml` the configuration, as config.toml keeps it. FormatError
+    where a file cannot be written.
     """
 
-    def __init__(self, directory: Path, summary: Summary) -> None:
-        self.directory, self.summary = directory, summary
+    def __init__(self, directory: Path, summary: Summary, toml: str | None = None) -> None:
+        self.directory, self.summary, self.toml = directory, summary, toml
         self.before: Evaluation | None = None
 
     @property
@@ -138,6 +140,9 @@ class Record(Callback):
             report.write_metrics(self.metrics, trainer.reports)
             report.write_json_lines(self.directory / JSON_LINES, trainer.reports)
             self.summary.write(self.directory / SUMMARY, trainer.reports, self.before, after)
+            if self.toml is not None:
+                with atomic_file(self.directory / CONFIG) as temporary:
+                    temporary.write_text(self.toml, encoding="utf-8")
 
 
 class Display(Callback):

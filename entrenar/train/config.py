@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from entrenar.adapters.base import AdapterConfig
 from entrenar.adapters.lora import LoRAConfig
 from entrenar.adapters.registry import KINDS
 from entrenar.autograd import Tensor
-from entrenar.config import SECTIONS, check_dataclass, from_table, load_toml, names_of, nearest, option
+from entrenar.config import BASE_KEYS, SECTIONS, check_dataclass, from_table, load_toml, names_of, nearest, option
 from entrenar.data.lengths import TOO_LONG
 from entrenar.errors import ConfigError
 from entrenar.models.config import LLaMAConfig
+from entrenar.models.storage import DTYPES, QUANTIZE
 from entrenar.observe.loggers import LOGGERS
 from entrenar.optim import (
     SGD,
@@ -36,6 +38,7 @@ from entrenar.optim.schedule import FALLS
 
 # Keys that only some optimizers and schedules look at.
 ADAM = ("adamw", "adam")
+NO_ADAPTER = "none"  # where a kind of adapter is said: train all weights
 LORAPLUS_LR_EMBEDDING = 1e-6  # PEFT's default
 OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {"beta1": ADAM, "beta2": ADAM, "eps": ADAM, "momentum": ("sgd",)}
 FALLING = ("warmup_cosine", "linear", "wsd")
@@ -249,6 +252,45 @@ class Observe(Section):
 
 
 @dataclass
+class Pretrained:
+    """[model] of fine-tuning: which model, and how its frozen weights are stored."""
+
+    path: str | None = option(
+        None, help="GGUF file or Hugging Face directory; unset is SmolLM2-135M-Instruct, fetched once"
+    )
+    dtype: str = option(
+        "auto",
+        help="of the frozen weights that are not in 4 bits; auto keeps those of 16 bits as they are stored and makes "
+        "float32 of the others",
+        choices=DTYPES,
+    )
+    quantize: str | None = option(
+        None,
+        help="4-bit format of the base's decoder linears; auto keeps a GGUF file's own and makes NF4 of others",
+        choices=QUANTIZE[1:],
+    )
+
+    adapter: str | None = option(
+        None,
+        help="kind of adapter where the file has no section of one, none trains all weights; unset is qlora",
+        choices=(*KINDS, NO_ADAPTER),
+    )
+
+    def __post_init__(self) -> None:
+        check_dataclass(self, "model")
+
+    @staticmethod
+    def from_file(path: str | Path) -> Pretrained:
+        """These keys of [model]; ConfigError naming file and key."""
+        table = load_toml(path).get("model", {})
+        values = {key: table[key] for key in BASE_KEYS if key in table} if isinstance(table, dict) else {}
+        try:
+            return from_table(Pretrained, values, "model")
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+
+@dataclass
 class TrainConfig:
     """A whole run. `adapter` is None where the file has no section of an adapter: then every weight is trained."""
 
@@ -416,8 +458,12 @@ class TrainConfig:
                 )
 
     @staticmethod
-    def from_file(path: str | Path) -> TrainConfig:
-        """The training sections of a TOML file ([model] is LLaMAConfig's); ConfigError naming file, section and key."""
+    def from_file(path: str | Path, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> TrainConfig:
+        """The training sections of a TOML file ([model] is LLaMAConfig's); ConfigError naming file, section and key.
+
+        `defaults` are a program's own, by section: for keys that the file leaves out, of adapters only where the file
+        has their section.
+        """
         table = load_toml(path)
         for name, content in table.items():
             if name not in SECTIONS and not isinstance(content, dict):
@@ -432,7 +478,7 @@ class TrainConfig:
         try:
             sections: dict[str, Any] = {
                 name: from_table(SECTION_TYPES[name], _with_preset(name, content), name)
-                for name, content in table.items()
+                for name, content in _filled(table, defaults or {}).items()
                 if name != "model"
             }
             adapters = [sections.pop(name) for name in KINDS if name in sections]
@@ -502,6 +548,16 @@ class TrainConfig:
             falling = steps // 10 if s.decay_steps is None else s.decay_steps
             return WSDLR(optimizer, warmup, steps, falling, s.decay_shape, s.min_lr)
         return WarmupCosineLR(optimizer, warmup, steps, s.min_lr)
+
+
+def _filled(table: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The table with a program's defaults under what it says; a preset has its own."""
+    filled = dict(table)
+    for section, values in defaults.items():
+        content = table.get(section, None if section in KINDS else {})
+        if isinstance(content, dict) and "preset" not in content:
+            filled[section] = {**values, **content}
+    return filled
 
 
 def _with_preset(section: str, content: Any) -> Any:

@@ -23,13 +23,14 @@ from entrenar.models.storage import StoragePolicy
 from entrenar.models.weights import storage_of
 from entrenar.train import dataset, report, run
 from entrenar.train.callbacks import Record
-from entrenar.train.config import TrainConfig
+from entrenar.train.config import NO_ADAPTER, Pretrained, TrainConfig
 from entrenar.train.fingerprint import of_tokenizer
 from entrenar.train.memory import MemoryEstimate, plan
 from entrenar.train.stopping import stop_remarks
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
 from entrenar.train.vocabulary import padding, vocabulary_remarks
+from entrenar.train.written import to_run_again, whole_toml
 
 SAMPLE_TOKENS = 64
 TEMPLATE = "The chat template "  # how a sentence begins that is about the model's, whatever the record
@@ -61,9 +62,12 @@ def finetune(
             raise ConfigError(f"quantize is {quantize}, which is storage of frozen weights; train all in float32.")
         dtype = "float32"
     policy = _storage_policy(config, dtype, quantize)
+    base = Pretrained(str(model_path), dtype, quantize, NO_ADAPTER if config.adapter is None else None)
+    toml = whole_toml(to_run_again(config), base, shape)
     with run.prepared(config):
         with console.status("reading model and examples"):
             trainer, tokenizer, example, needed, record = _assemble(model_path, config, policy, shape or {}, console)
+            record.toml = toml
         return _run(trainer, tokenizer, example, needed, record, console, str(model_path))
 
 

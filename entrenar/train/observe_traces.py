@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-import psutil
-
 from entrenar._kernels import cpu
 from entrenar.errors import ConfigError
 from entrenar.observe import otlp, otlp_sdk
@@ -46,6 +44,8 @@ class Traces(Callback):
                 raise ConfigError(f"{option}: the OTEL_BSP_* variables contradict each other: {error}") from error
         if wanted.trace:
             otlp_sdk.exporter("traces", "observe.trace").shutdown()
+        import psutil
+
         self._process = psutil.Process()
         self._spans: otlp.Spans | None = None
 

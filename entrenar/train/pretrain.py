@@ -21,6 +21,7 @@ from entrenar.train.dataset import DOCUMENTATION, split_examples
 from entrenar.train.memory import plan
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
+from entrenar.train.written import to_run_again, whole_toml
 
 PROMPT = "The value of"
 SAMPLE_TOKENS = 48
@@ -71,7 +72,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> run.Res
     _check_special_tokens(shape, tokenizer)
     model = LLaMAModel(replace(shape, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id), seed=t.seed)
     model.gradient_checkpointing = checkpointing
-    record = Record(Path(config.checkpointing.directory), summary)
+    record = Record(Path(config.checkpointing.directory), summary, whole_toml(to_run_again(config), shape))
     trainer = Trainer(model, config, loader, batches, run.callbacks(config, record, console))
     rows = run.summary_rows(trainer, f"{shape.num_parameters():,} (100 %)", needed)
     report.summary(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})

@@ -119,7 +119,7 @@ def test_a_file_with_another_adapter_than_the_flag_says_is_refused(chosen: str, 
         (["--model", "nowhere"], 1, "error: nowhere: no such file or directory; expected a GGUF file or a Hugging"),
         (["--config", "none.toml"], 1, "error: none.toml: cannot be read (No such file or directory)"),
         (["--rank", "0"], 1, "error: qlora.rank is 0, expected at least 1."),
-        (["--dtype", "float16x"], 2, "entrenar finetune: error: argument --dtype: invalid choice: 'float16x'"),
+        (["--dtype", "float16x"], 1, "error: model.dtype is 'float16x'; did you mean 'float16'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
