@@ -30,7 +30,7 @@ else:
 
 # The sections of a configuration file; those of adapters are kinds, each defined by entrenar/adapters/<section>.py.
 ADAPTER_SECTIONS = ("lora", "qlora", "dora", "ia3", "prefix")
-SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "observe", *ADAPTER_SECTIONS)
+SECTIONS = ("model", "training", "lr_schedule", "data", "checkpointing", "observe", "preference", *ADAPTER_SECTIONS)
 
 # Keys of [model] that say which model is fine-tuned, beside those of its shape.
 BASE_KEYS = ("path", "dtype", "quantize", "adapter")

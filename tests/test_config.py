@@ -378,7 +378,7 @@ def test_every_key_of_a_file_has_its_help_unit_and_default_beside_it(path: Path)
 def test_every_key_of_a_file_is_read(path: Path) -> None:
     table = tomllib.loads(path.read_text())
     read: dict[str, Any] = {"model": LLaMAConfig.from_file(path), **vars(TrainConfig.from_file(path))}
-    assert set(table) == {"model", "training", "lr_schedule", "data", "checkpointing", "observe"}
+    assert set(table) == {"model", "training", "lr_schedule", "data", "checkpointing", "observe", "preference"}
     for section, keys in table.items():
         assert {key: getattr(read[section], key) for key in keys} == keys
 

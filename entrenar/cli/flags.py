@@ -25,6 +25,7 @@ FLAGS = {
         "minutes": "checkpoint_minutes",
         "keep": "checkpoint_keep",
     },
+    "preference": {"method": "preference", "beta": "preference_beta"},
 }
 CONFIG, PRESET, PRINT = "--config", "--preset", "--print-config"
 
@@ -85,7 +86,7 @@ def parser_for(
     if adapter is not None:
         parser.adapter = adapter.section
         add_arguments(parser, type(adapter), adapter)
-    for name in ("training", "lr_schedule", "data", "checkpointing", "observe"):
+    for name in ("training", "lr_schedule", "data", "checkpointing", "observe", "preference"):
         section = getattr(defaults, name)
         add_arguments(parser, type(section), section, FLAGS.get(name))
     return parser

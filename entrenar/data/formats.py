@@ -126,7 +126,7 @@ class ExampleFile(Sequence[Example]):
         """The examples of these indices, in their order."""
         for where, record in self.records.read(indices):
             self._check_layout(record, where)
-            yield _example(record, where)
+            yield example_of(record, where)
 
     def _check_layout(self, record: Any, where: str) -> None:
         """FormatError, with a command that converts the file, where the record has another program's layout."""
@@ -186,7 +186,8 @@ def _unknown(record: dict[str, Any]) -> str:
     return f"has the keys {keys:.200}" if record else "is an object without keys"
 
 
-def _example(record: Any, where: str) -> Example:
+def example_of(record: Any, where: str) -> Example:
+    """The example of one record; FormatError, naming its place, where it is not as expected."""
     if not isinstance(record, dict):
         raise FormatError(f"{where}: is {json_kind(record)}, expected {EXPECTED}.")
     layout = _layout(record, where)

@@ -334,7 +334,7 @@ class Decoder(CausalLM):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., vocab) of final hidden states (..., hidden)."""
-        logits, cap = linear(self._divided(hidden), self.head_weight), self.config.final_logit_softcapping
+        logits, cap = linear(self.divided(hidden), self.head_weight), self.config.final_logit_softcapping
         return logits if cap is None else softcap(logits, cap)
 
     def loss(
@@ -357,7 +357,7 @@ class Decoder(CausalLM):
         if targets.shape != hidden.shape[:2]:
             raise ShapeError(f"loss: targets have shape {targets.shape}, expected {hidden.shape[:2]} as the tokens.")
         return linear_cross_entropy(
-            self._divided(hidden),
+            self.divided(hidden),
             self.head_weight,
             targets,
             reduction=reduction,
@@ -365,7 +365,7 @@ class Decoder(CausalLM):
             softcap=self.config.final_logit_softcapping,
         )
 
-    def _divided(self, hidden: Tensor) -> Tensor:
+    def divided(self, hidden: Tensor) -> Tensor:
         """What the head multiplies: logits_scaling divides the hidden states, and with them the logits."""
         return hidden if self.config.logits_scaling is None else hidden * (1 / self.config.logits_scaling)
 

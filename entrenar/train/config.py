@@ -41,6 +41,12 @@ ADAM = ("adamw", "adam")
 NO_ADAPTER = "none"  # where a kind of adapter is said: train all weights
 LORAPLUS_LR_EMBEDDING = 1e-6  # PEFT's default
 OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {"beta1": ADAM, "beta2": ADAM, "eps": ADAM, "momentum": ("sgd",)}
+PREFERENCE_KEYS: dict[str, tuple[str, ...]] = {
+    "beta": ("dpo", "orpo", "kto"),
+    "label_smoothing": ("dpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+}
 FALLING = ("warmup_cosine", "linear", "wsd")
 SCHEDULE_KEYS: dict[str, tuple[str, ...]] = {
     "warmup_steps": (*FALLING, "constant"),
@@ -197,6 +203,24 @@ class Checkpointing(Section):
 
 
 @dataclass
+class Preferences(Section):
+    """[preference]: tuning by preferences in the place of examples."""
+
+    method: str = option(
+        "none",
+        help="loss over preferences: dpo and orpo of records with prompt, chosen and rejected, kto with prompt, "
+        "completion and label",
+        choices=("none", "dpo", "orpo", "kto"),
+    )
+    beta: float = option(0.1, help="strength: of the log-ratios (dpo, kto), of the odds ratio (orpo's lambda)", above=0)
+    label_smoothing: float = option(
+        0.0, help="probability that the answers of a pair are the wrong way round (dpo)", minimum=0, below=0.5
+    )
+    desirable_weight: float = option(1.0, help="weight of the wanted answers (kto)", above=0)
+    undesirable_weight: float = option(1.0, help="weight of the unwanted answers (kto)", above=0)
+
+
+@dataclass
 class Observe(Section):
     """[observe]: what is seen of a run while it goes on; nothing of it changes a bit of the result."""
 
@@ -299,6 +323,7 @@ class TrainConfig:
     data: Data = field(default_factory=Data)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
     observe: Observe = field(default_factory=Observe)
+    preference: Preferences = field(default_factory=Preferences)
     adapter: AdapterConfig | None = None
 
     def __post_init__(self) -> None:
@@ -306,6 +331,8 @@ class TrainConfig:
             self.adapter.check_use()
         self._check_use("training", self.training.optimizer, OPTIMIZER_KEYS)
         self._check_use("lr_schedule", self.lr_schedule.name, SCHEDULE_KEYS)
+        self._check_use("preference", self.preference.method, PREFERENCE_KEYS)
+        self._check_preference()
         t, s = self.training, self.lr_schedule
         if t.decay_norms and not t.weight_decay:
             raise ConfigError("training.decay_norms is true, which has no effect without training.weight_decay.")
@@ -381,6 +408,22 @@ class TrainConfig:
                 f"training.continue_adapter is {t.continue_adapter}, and the run trains all weights; add the "
                 "adapter's section, or leave it out."
             )
+
+    def _check_preference(self) -> None:
+        """What preferences need, and what has no effect beside them."""
+        method, data = self.preference.method, self.data
+        if method == "none":
+            return
+        if data.path is None:
+            raise ConfigError(f"preference.method is {method}, and data.path is unset; name a file of preferences.")
+        if method == "kto" and self.training.batch_size < 2:
+            raise ConfigError(
+                f"training.batch_size is {self.training.batch_size}, expected at least 2 for kto, which compares an "
+                "answer with those to other prompts."
+            )
+        if data.train_on_prompt or not data.packing:
+            key = "train_on_prompt is true" if data.train_on_prompt else "packing is false"
+            raise ConfigError(f"data.{key}, which {method} does not use; leave it out.")
 
     def _check_curve(self) -> None:
         """Steps of [lr_schedule] that are more than there are, or that would train nothing."""
@@ -573,6 +616,7 @@ SECTION_TYPES: dict[str, type] = {
     "data": Data,
     "checkpointing": Checkpointing,
     "observe": Observe,
+    "preference": Preferences,
     **KINDS,
 }
 SECTION_NAMES = {kind: name for name, kind in SECTION_TYPES.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.console import Console
 from entrenar.adapters.peft import continue_adapter, save_adapter
 from entrenar.autograd import Tensor
 from entrenar.config import nearest
-from entrenar.data import Example, encode_document, encode_example
+from entrenar.data import Batch, DataLoader, Example, encode_document, encode_example
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
@@ -21,11 +21,13 @@ from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.storage import StoragePolicy
 from entrenar.models.weights import storage_of
-from entrenar.train import dataset, report, run
+from entrenar.train import dataset, preference_data, report, run
 from entrenar.train.callbacks import Record
 from entrenar.train.config import NO_ADAPTER, Pretrained, TrainConfig
 from entrenar.train.fingerprint import of_tokenizer
 from entrenar.train.memory import MemoryEstimate, plan
+from entrenar.train.objective import Objective
+from entrenar.train.preference import PreferenceObjective
 from entrenar.train.stopping import stop_remarks
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
@@ -120,7 +122,6 @@ def _assemble(
     model_path: str | Path, config: TrainConfig, policy: StoragePolicy, shape: Mapping[str, Any], console: Console
 ) -> tuple[Trainer, Tokenizer, Example, MemoryEstimate, Record]:
     """The trainer, the tokenizer, the held-out example to sample, the memory estimate, and what is to be written."""
-    t = config.training
     checkpoint = Checkpoint.open(model_path)
     checkpoint.check()
     _check_shape(checkpoint.config, shape, model_path)
@@ -131,18 +132,15 @@ def _assemble(
     checkpointing, needed = plan(checkpoint.config, config, storage)
     tokenizer = checkpoint.tokenizer()
     rows = checkpoint.config.vocab_size
+    preferences = config.preference.method != "none"
     try:
-        data = dataset.encode(config, tokenizer, rows)
+        data = (preference_data if preferences else dataset).encode(config, tokenizer, rows)
     except FormatError as error:
         if not str(error).startswith(TEMPLATE):
             raise
         raise FormatError(f"{model_path}: {error}") from error
-    loader, batches = run.batches(config, data.training, data.held_out, padding(tokenizer, rows))
     model = LLaMAModel.from_checkpoint(checkpoint, storage)
-    if config.adapter is not None and t.continue_adapter is not None:
-        continue_adapter(model, t.continue_adapter, config.adapter, t.seed)
-    elif config.adapter is not None:
-        config.adapter.apply(model, t.seed)
+    loader, batches, objective = _batches(config, data, model, padding(tokenizer, rows))
     model.gradient_checkpointing = checkpointing
     of_adapter = [] if model.adapter_config is None else model.adapter_config.remarks(model)
     remarks = [
@@ -152,11 +150,43 @@ def _assemble(
         *vocabulary_remarks(tokenizer, rows),
         *data.report.remarks(),
     ]
-    remarks += stop_remarks(data.training, _end_tokens(model, tokenizer), tokenizer)
+    remarks += stop_remarks(loader.samples, _end_tokens(model, tokenizer), tokenizer)
     record = Record(Path(config.checkpointing.directory), Summary(remarks, data.report.table()))
     fixed = {"the tokenizer": of_tokenizer(tokenizer)}
-    trainer = Trainer(model, config, loader, batches, run.callbacks(config, record, console), fixed=fixed)
+    trainer = Trainer(
+        model, config, loader, batches, run.callbacks(config, record, console), fixed=fixed, objective=objective
+    )
     return trainer, tokenizer, data.shown, needed, record
+
+
+def _batches(
+    config: TrainConfig, data: dataset.Dataset | preference_data.PreferenceSides, model: LLaMAModel, pad_id: int | None
+) -> tuple[DataLoader, Sequence[Batch], Objective]:
+    """The loader, the held-out batches and the loss, and the adapters on the model, which comes without.
+
+    An adapter that is continued is part of the reference of preferences, as in TRL.
+    """
+    begun = config.training.continue_adapter
+    if isinstance(data, dataset.Dataset):
+        loader, batches = run.batches(config, data.training, data.held_out, pad_id)
+        _adapt(model, config)
+        return loader, batches, Objective()
+    if begun is not None:
+        _adapt(model, config)
+    of_preferences = data.batches(config, model, pad_id or 0)
+    if begun is None:
+        _adapt(model, config)
+    t = config.training
+    return *of_preferences, PreferenceObjective(config.preference, t.batch_size * t.gradient_accumulation)
+
+
+def _adapt(model: LLaMAModel, config: TrainConfig) -> None:
+    """Put the adapters of the configuration on the model, where it has some."""
+    begun, seed = config.training.continue_adapter, config.training.seed
+    if config.adapter is not None and begun is not None:
+        continue_adapter(model, begun, config.adapter, seed)
+    elif config.adapter is not None:
+        config.adapter.apply(model, seed)
 
 
 def _check_length(config: TrainConfig, checkpoint: Checkpoint) -> None:

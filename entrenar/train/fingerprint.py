@@ -38,7 +38,7 @@ def fingerprint(
     fixed: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Settings, shape, engine and version as values; frozen weights and examples, whole, as hashes."""
-    sections = {name: getattr(config, name) for name in ("training", "lr_schedule", "data")}
+    sections = {name: getattr(config, name) for name in ("training", "lr_schedule", "data", "preference")}
     if config.adapter is not None:
         sections[config.adapter.section] = config.adapter
     settings = {

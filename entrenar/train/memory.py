@@ -145,7 +145,7 @@ def plan(
         adapter=config.adapter,
         storage=storage,
         optimizer=t.optimizer,
-        batch_size=t.batch_size,
+        batch_size=t.batch_size * (2 if config.preference.method in ("dpo", "orpo") else 1),  # of pairs
         sequence_length=t.sequence_length,
         data_bytes=data_bytes(config, data_share),
     )

@@ -98,6 +98,10 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> run.Res
 
 def _check_used(config: TrainConfig) -> None:
     """ConfigError for a key of [data] that is about prompts and answers, and that whole texts have no use for."""
+    if config.preference.method != "none":
+        raise ConfigError(
+            f"preference.method is {config.preference.method}, which training from scratch does not use; leave it out."
+        )
     for key, default in (("train_on_prompt", False), ("packing", True), ("answers", "all"), ("too_long", "auto")):
         value = getattr(config.data, key)
         if value != default:

@@ -22,7 +22,7 @@ from entrenar.train import checkpoint, folder, interrupt, report
 from entrenar.train.best import best
 from entrenar.train.callbacks import Callback, Display, Record
 from entrenar.train.config import TrainConfig
-from entrenar.train.evaluate import Evaluation, evaluate
+from entrenar.train.evaluate import Evaluation
 from entrenar.train.memory import MemoryEstimate
 from entrenar.train.observers import observers
 from entrenar.train.report import printable
@@ -223,7 +223,7 @@ def _evaluated(trainer: Trainer, console: Console) -> Evaluation | None:
     """The held-out loss as it is now; None where nothing is held out."""
     if not trainer.held_out:
         return None
-    return evaluate(trainer.model, report.track(console, trainer.held_out, "held-out set"))
+    return trainer.objective.evaluate(trainer.model, report.track(console, trainer.held_out, "held-out set"))
 
 
 def _before(trainer: Trainer, sample: Callable[[], str], console: Console) -> tuple[Evaluation | None, str]:

@@ -35,8 +35,9 @@ from entrenar.train.diagnose import (
     first_nonfinite_weight,
     is_finite,
 )
-from entrenar.train.evaluate import Evaluation, evaluate
+from entrenar.train.evaluate import Evaluation
 from entrenar.train.fingerprint import fingerprint
+from entrenar.train.objective import Objective
 from entrenar.train.step import StepReport
 from entrenar.train.verify import Verifier
 
@@ -65,6 +66,7 @@ class Trainer:
     reports: list[StepReport] = field(default_factory=list)
     baseline: dict[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    objective: Objective = field(default_factory=Objective)
 
     def __post_init__(self) -> None:
         self.config = self.config.counted(self.loader.rows)
@@ -150,7 +152,7 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Evaluate the held-out set; the last report has the result."""
         with span("evaluate", step=self.step) as here:
-            found = evaluate(self.model, self.held_out, self.step)
+            found = self.objective.evaluate(self.model, self.held_out, self.step)
             here.set(loss=found.loss, tokens=found.tokens)
         self.reports[-1] = replace(self.reports[-1], held_out=found)
         self._look_for_better()
@@ -269,7 +271,7 @@ class Trainer:
         """The loss of a micro-batch, as its share of the step's loss over `trained` tokens."""
         with self._phase("forward"):
             with self._watch:
-                loss = self.model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, divisor=trained)
+                loss = self.objective.loss(self.model, batch, trained)
             if not math.isfinite(loss.item()):
                 found = first_nonfinite(self.model, batch)
                 found.tell("forward", self.step + 1)

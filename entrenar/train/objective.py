@@ -1,0 +1,22 @@
+"""What a run minimises: cross-entropy of the next token, or a loss over preferences (preference.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from entrenar.autograd import Tensor
+from entrenar.data import Batch
+from entrenar.models.api import LLaMAModel
+from entrenar.train.evaluate import Evaluation, evaluate
+
+
+class Objective:
+    """The mean cross-entropy over trained tokens; a subclass has another loss."""
+
+    def loss(self, model: LLaMAModel, batch: Batch, trained: int) -> Tensor:
+        """The loss of a micro-batch, as its share of that of a step with `trained` tokens."""
+        return model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, divisor=trained)
+
+    def evaluate(self, model: LLaMAModel, batches: Iterable[Batch], step: int | None = None) -> Evaluation:
+        """The held-out loss; raises as `entrenar.train.evaluate.evaluate`."""
+        return evaluate(model, batches, step)
