@@ -2,15 +2,19 @@
 
 Both sides are one trainer in one process, turn and turn about, so that memory lies where it lay. What everything off
 costs is counted: the events of a step that nobody hears, and the branches of its kernels, by the time of one of each.
+What spans cost is measured once more, where a machine's noise does not hide it: as CPU time of the thread that makes
+them, in a model of as many layers that are too narrow to take time themselves.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,7 +25,7 @@ from models import ALL_LINEARS, ALPHA, RANK
 from timing import clock, timed
 
 PEERS: tuple[str, ...] = ()
-LENGTH, WARM_UP = 512, 2
+LENGTH, LAYERS, WARM_UP = 512, 30, 2  # tokens and layers: the default example's
 TURNS = 3  # as many repetitions as other entries have: the effect is smaller than a step's noise
 MANY = 10_000  # silent events in one measurement
 BRANCH = 2e-9  # seconds of a kernel's two branches that are not taken: a generous bound, below what can be timed
@@ -35,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {  # options of [observe]
     "--trace-layers": {"trace_chrome": "trace.json", "trace_layers": True},
     "--trace-ops": {"trace_chrome": "trace.json", "trace_ops": True},
 }
+SPANS = ("--trace-chrome", "--trace-layers", "--trace-ops")  # whose CPU time is measured
 EVERYTHING = {name: value for options in CASES.values() for name, value in options.items()}
 
 SINK = """
@@ -68,19 +73,25 @@ def receiver() -> subprocess.Popen[str]:
 class Run:
     """A trainer of the default model on random tokens, a step at a time."""
 
+    clock = staticmethod(clock)
+
     def __init__(self) -> None:
+        from entrenar.io.hub import fetch_default_model
+        from entrenar.llama import LLaMAModel
+
+        self.begin(LLaMAModel.from_pretrained(fetch_default_model(progress=False)))
+
+    def begin(self, model: Any) -> None:
+        """Train `model` for some steps."""
         import numpy as np
 
         from entrenar.data import DataLoader, Sample
-        from entrenar.io.hub import fetch_default_model
-        from entrenar.llama import LLaMAModel
         from entrenar.lora import LoRAConfig
         from entrenar.train import TrainConfig, Trainer
         from entrenar.train.config import Checkpointing, Training
 
         self.folder = tempfile.TemporaryDirectory()
         self.sink = receiver()
-        model = LLaMAModel.from_pretrained(fetch_default_model(progress=False))
         adapter = LoRAConfig(rank=RANK, alpha=ALPHA, target_modules=ALL_LINEARS)
         adapter.apply(model, 0)
         rng = np.random.default_rng(0)
@@ -116,9 +127,9 @@ class Run:
             with span("entrenar.run"):
                 for callback in found:
                     callback.on_run_start(trainer)
-                started = clock()
+                started = self.clock()
                 trainer._heard_step()
-                seconds = clock() - started
+                seconds = self.clock() - started
                 for callback in found:
                     callback.on_run_end(trainer)
         return seconds
@@ -165,8 +176,34 @@ class Run:
         }
 
 
+class Narrow(Run):
+    """A model with the default's layers, each so narrow that a step is the interpreter's; CPU time of its thread."""
+
+    clock = staticmethod(time.thread_time)
+
+    def __init__(self) -> None:
+        from entrenar.llama import LLaMAConfig, LLaMAModel
+
+        shape = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": LAYERS}
+        self.begin(LLaMAModel(LLaMAConfig(**shape, num_attention_heads=4, max_position_embeddings=LENGTH)))
+
+
+def spans(bench: Bench, seconds: float) -> None:
+    """The CPU time of spans, as a share of a step of the default model that takes `seconds`."""
+    with bench.worker("observe", "Narrow") as worker:
+        sides = {"off": {}} | {name: CASES[name] for name in SPANS}
+        turns = {name: partial(worker.call, "step", options=options) for name, options in sides.items()}
+        times = bench.interleave(turns, repetitions=2 * TURNS * bench.repetitions)
+    for name in SPANS:
+        more = [on - off for on, off in zip(times.seconds[name], times.seconds["off"], strict=True)]
+        cost = [100 * each / seconds for each in more]
+        row = Row("observe", f"{name}, CPU time of its spans", cost, "%", Target(2, at_most=True, tiers=None))
+        row.detail = f"{1e3 * statistics.median(more):.2f} ms in a step of {1e3 * seconds:.3g} ms"
+        bench.add(row)
+
+
 def run(bench: Bench) -> None:
-    """Everything off by count; each kind of observer, and all together, by interleaved steps."""
+    """Everything off by count; each kind of observer, and all together, by interleaved steps; spans by CPU time."""
     with bench.worker("observe", "Run") as worker:
         sides = {"off": {}, "everything": EVERYTHING} | ({} if bench.quick else CASES)
         turns = {name: partial(worker.call, "step", options=options) for name, options in sides.items()}
@@ -184,3 +221,4 @@ def run(bench: Bench) -> None:
                 row = Row("observe", label, cost, "%", target)
                 row.detail = milliseconds(times, ["off", name])
                 bench.add(row)
+    spans(bench, min(times.seconds["off"]))
