@@ -24,6 +24,7 @@ VERBS = {
     "generate": "answer prompts, or continue texts, with a model and an adapter",
     "chat": "talk with a model and an adapter in the terminal",
     "evaluate": "measure the loss and perplexity of a model, or of adapters over one base, on examples",
+    "doctor": "say what this machine and installation are, and measure what they can do",
     "inspect": "show what a model, adapter or checkpoint holds: tensors, types, sizes, metadata",
     "analyze": "find the slow and the unusual steps of a run, and why they were",
     "compare": "say how two runs differ, or what became slower in a history of benchmarks",
