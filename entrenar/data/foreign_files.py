@@ -18,11 +18,6 @@ BINARY: tuple[tuple[bytes, str, str], ...] = (
     (b"BZh", "bzip2", "bzip2 -dc {file} > {output}"),
     (b"PK\x03\x04", "a zip archive", "unzip -p {file} > {output}"),
     (
-        b"PAR1",
-        "Parquet",
-        f"{PYTHON} \"import pandas; pandas.read_parquet('{{name}}').to_json('{{out}}', orient='records', lines=True)\"",
-    ),
-    (
         b"ARROW1",
         "Arrow",
         f"{PYTHON} \"import pandas; pandas.read_feather('{{name}}').to_json('{{out}}', orient='records', lines=True)\"",
@@ -60,14 +55,13 @@ def check_regular(path: Path) -> int:
         raise FormatError(f"{path}: cannot be read ({reason}); expected a .jsonl or .json file.") from error
     if stat.S_ISREG(status.st_mode):
         return status.st_size
-    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
-    advice = "give one of the files in it" if stat.S_ISDIR(status.st_mode) else "write its content to a file first"
-    raise FormatError(f"{path}: is {kind}, expected a .jsonl or .json file; {advice}.")
+    raise FormatError(f"{path}: is {kind}, expected a .jsonl or .json file; write its content to a file first.")
 
 
 def check_text(path: Path, head: bytes) -> None:
-    """FormatError, with a command that converts it, where `head` (the file's first bytes) is not that of UTF-8 JSON."""
+    """FormatError, with a command that converts it, where `head` (the file's first bytes) is not that of UTF-8 text."""
     for mark, what, template in BINARY:
         if head.startswith(mark):
             advice = f"convert it: {command(template, path)} " if "{out" in template else template
@@ -78,10 +72,6 @@ def check_text(path: Path, head: bytes) -> None:
         raise FormatError(f"{path}: is {encoding} text, expected UTF-8; convert it: {advice} .")
     if b"\0" in head:
         raise FormatError(f"{path}: holds NUL bytes (the first at byte {head.index(0)}); it is damaged, or no text.")
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not first or first[:1] in b"{[":
-        return
-    _refuse_other_text(path, first)
 
 
 def _encoding(head: bytes) -> str:
@@ -95,30 +85,17 @@ def _encoding(head: bytes) -> str:
     return ""
 
 
-def _refuse_other_text(path: Path, first: bytes) -> None:
-    line = first.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
+def delimiter_of(path: Path, head: bytes) -> str:
+    """What separates the values of a table whose first bytes these are, told by its name or its first line; else ""."""
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     suffix = path.suffix.lower()
-    for delimiter, name in (("\t", "tab-separated values"), (",", "comma-separated values")):
-        named = suffix == {"\t": ".tsv", ",": ".csv"}[delimiter]
-        if named or (delimiter in line and all(HEADING.fullmatch(field) for field in line.split(delimiter))):
-            code = (
-                "import csv,json; [print(json.dumps(r)) for r in "
-                f"csv.DictReader(open('{{name}}', encoding='utf-8-sig', newline=''), delimiter={delimiter!r})]"
-            )
-            advice = command(f'{PYTHON} "{code}" > {{output}}', path)
-            raise FormatError(
-                f"{path}: holds {name} (its first line is {line[:60]!r}), expected JSON or JSON Lines; "
-                f"convert it: {advice} ."
-            )
-    if suffix in (".txt", ".md"):
-        code = (
-            "import json; t = open('{name}', encoding='utf-8').read(); "
-            "[print(json.dumps({{'text': t[i:i+1500]}})) for i in range(0, len(t), 1500)]"
-        )
-        advice = command(f'{PYTHON} "{code}" > {{output}}', path)
-        raise FormatError(
-            f"{path}: is plain text, expected JSON or JSON Lines; to train on it in pieces of a row: {advice} ."
-        )
+    if first[:1] in (b"{", b"[") or suffix in (".txt", ".md"):
+        return ""
+    line = first.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
+    for delimiter, named in (("\t", ".tsv"), (",", ".csv")):
+        if suffix == named or (delimiter in line and all(HEADING.fullmatch(field) for field in line.split(delimiter))):
+            return delimiter
+    return ""
 
 
 def command(template: str, path: Path) -> str:

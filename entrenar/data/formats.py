@@ -1,10 +1,10 @@
-"""Instruction data from files: alpaca, prompt/completion, chat and plain text records, in JSON or JSON Lines."""
+"""Examples from files: alpaca, prompt/completion, chat, segments and plain text records, and of text files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, overload
@@ -14,6 +14,7 @@ from entrenar.data.foreign_files import command
 from entrenar.data.foreign_records import foreign_layout, wrapped
 from entrenar.data.json_records import RecordFile
 from entrenar.data.messages import check_encodable, check_text, is_empty, json_kind, read_messages
+from entrenar.data.record_files import open_records
 from entrenar.errors import FormatError
 
 EXPECTED = (
@@ -97,13 +98,13 @@ def content_text(message: dict[str, Any]) -> str:
 
 
 class ExampleFile(Sequence[Example]):
-    """The examples of a .jsonl or .json file, in order, read and checked one at a time: a file need not fit in memory.
+    """The examples of a file, or of a folder of texts, in order, read and checked one at a time: never all in memory.
 
     Raises FormatError, naming file and line (or record), where the file or the record that is read is not as expected.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.records = RecordFile(path)
+        self.records = open_records(path)
         if not self.records:
             raise FormatError(f"{self.records.path}: holds no examples; expected one JSON object a line.")
 
@@ -126,7 +127,8 @@ class ExampleFile(Sequence[Example]):
         """The examples of these indices, in their order."""
         for where, record in self.records.read(indices):
             self._check_layout(record, where)
-            yield example_of(record, where)
+            example = example_of(record, where)
+            yield replace(example, whole_file=True) if self.records.texts else example
 
     def _check_layout(self, record: Any, where: str) -> None:
         """FormatError, with a command that converts the file, where the record has another program's layout."""
@@ -139,7 +141,11 @@ class ExampleFile(Sequence[Example]):
         found = foreign_layout(record) if isinstance(record, dict) else None
         if found is not None:
             what, how = found
-            advice = f"; convert the file: {self._conversion(*how.split('|'))} " if how else ""
+            advice = ""
+            if how and isinstance(self.records, RecordFile):
+                advice = f"; convert the file: {self._conversion(*how.split('|'))} "
+            elif how:
+                advice = "; rename the columns"
             raise FormatError(f"{where}: is {what}, expected {EXPECTED}{advice}.")
 
     def _conversion(self, expression: str, condition: str, part: str = "") -> str:

@@ -51,6 +51,8 @@ class RecordFile(Sequence[tuple[str, Any]]):
     parses it. Raises FormatError where the file is something else or cannot be read, or a record is not JSON.
     """
 
+    texts = False  # no record is a whole text file
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.size = check_regular(self.path)
@@ -112,7 +114,7 @@ class RecordFile(Sequence[tuple[str, Any]]):
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise _no_utf8(self.path, where, error.reason, self._starts[index] + error.start) from error
+            raise no_utf8(self.path, where, error.reason, self._starts[index] + error.start) from error
         try:
             return DECODER.decode(text)
         except (ValueError, RecursionError) as error:
@@ -230,7 +232,7 @@ class _Window:
         try:
             self.text += self._decoder.decode(content, final=self.ended)
         except UnicodeDecodeError as error:
-            raise _no_utf8(self.path, str(self.path), error.reason, begin + error.start) from error
+            raise no_utf8(self.path, str(self.path), error.reason, begin + error.start) from error
         return True
 
     def peek(self) -> str:
@@ -273,7 +275,8 @@ class _Window:
         )
 
 
-def _no_utf8(path: Path, where: str, reason: str, byte: int) -> FormatError:
+def no_utf8(path: Path, where: str, reason: str, byte: int) -> FormatError:
+    """The error for bytes that are not UTF-8, the first of which is `byte`."""
     advice = command("iconv -f LATIN1 -t UTF-8 {file} > {output}", path)
     return FormatError(
         f"{where}: is not UTF-8 text ({reason} at byte {byte} of the file); if it is Latin-1, convert it: {advice} ."

@@ -161,7 +161,10 @@ class LRSchedule(Section):
 class Data(Section):
     """[data]: what is learned."""
 
-    path: str | None = option(None, help="examples, .jsonl or .json; unset is the standard library's documentation")
+    path: str | None = option(
+        None,
+        help="examples: a file (JSON, CSV, Parquet, text) or a folder of texts; unset is Python's documentation",
+    )
     held_out_fraction: float = option(
         0.02, help="share of the examples kept for evaluation, at least one; 0 keeps none", minimum=0, below=1
     )

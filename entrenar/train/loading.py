@@ -76,7 +76,7 @@ class Source:
 class Rows:
     """Which examples are evaluated, and as what rows."""
 
-    data: str = option(help="examples, .jsonl or .json")
+    data: str = option(help="examples: a file (JSON, CSV, Parquet, text) or a folder of texts")
     held_out_fraction: float = option(
         1.0, help="share of them that is held out from training, chosen as finetune does; 1 is all", above=0, maximum=1
     )

@@ -42,12 +42,17 @@ def library(path: Path) -> list[dict[str, str]]:
     return [{key: row[key] for key in ("prompt", "completion")} for row in table.to_list()]
 
 
-def equal(name: str, file: str, content: str | bytes, expected: list[dict[str, str]] | None = None) -> Variation:
+def equal(
+    name: str, file: str, content: str | bytes | Callable[[Path], Any], expected: list[dict[str, str]] | None = None
+) -> Variation:
     """The file holds the records that the library finds; or `expected`, where the library is not asked."""
 
     def check(folder: Path) -> Verdict:
         path = folder / file
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        if callable(content):
+            content(path)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
         reference = (lambda: library(path)) if expected is None else (lambda: expected)
         return judge(lambda: ours(path), reference, names=["\0"], compared=f"{len(RECORDS)} records")
 
@@ -159,7 +164,7 @@ def packed() -> Iterator[Variation]:
     yield refused("Zstandard", "data.jsonl.zst", pyarrow.compress(text, "zstd", asbytes=True), "zstd -dc")
     yield refused("zip", "data.zip", archive.getvalue(), "unzip -p")
     table = pyarrow.Table.from_pylist(RECORDS)
-    yield refused("Parquet", "data.parquet", lambda path: parquet.write_table(table, path), "Parquet", "read_parquet")
+    yield equal("Parquet", "data.parquet", lambda path: parquet.write_table(table, path), RECORDS)
     yield refused("Arrow", "data.arrow", lambda path: feather.write_feather(table, path), "Arrow", "read_feather")
 
     def stream(path: Path) -> None:
@@ -172,11 +177,11 @@ def packed() -> Iterator[Variation]:
         writer = csv.DictWriter(out, RECORDS[0], delimiter=delimiter)
         writer.writeheader()
         writer.writerows(RECORDS)
-        yield refused(name.upper(), f"data.{name}", out.getvalue(), "separated", "csv.DictReader")
+        yield equal(name.upper(), f"data.{name}", out.getvalue(), RECORDS)
     under = "prompt,completion\na,b\n"
-    yield refused("CSV under .jsonl", "data.jsonl", under, "comma-separated", "csv.DictReader")
+    yield equal("CSV under .jsonl", "data.jsonl", under, [{"prompt": "a", "completion": "b"}])
     yield refused("sentences under .jsonl", "data.jsonl", "Once, long ago, it was.\n", "line 1", "JSON")
-    yield refused("plain text", "data.txt", "Once upon a time.\n", "plain text", "'text'")
+    yield refused("a blank text file", "data.txt", " ", "data.txt", "expected non-empty text")
     yield refused("YAML", "data.yaml", "- prompt: a\n  completion: b\n", "JSON")
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
     yield refused("a pointer of Git LFS", "data.jsonl", pointer, "Git LFS", "git lfs pull")
