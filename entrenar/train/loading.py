@@ -13,6 +13,7 @@ from entrenar.adapters.peft import expected_shapes, load_adapter, read_adapter_c
 from entrenar.autograd.precision import auto_precision, matmul_precision
 from entrenar.config import check_dataclass, option
 from entrenar.data import Batch, evaluation_batches
+from entrenar.data.lengths import TOO_LONG
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
 from entrenar.models.api import LLaMAModel
@@ -61,9 +62,7 @@ class Source:
 
     def open(self) -> Checkpoint:
         """The checkpoint, checked; its weights are not read."""
-        checkpoint = Checkpoint.open(fetch_default_model() if self.model is None else self.model)
-        checkpoint.check()
-        return checkpoint
+        return open_checkpoint(self.model)
 
     def storage(self, checkpoint: Checkpoint) -> Storage:
         """The weight types of the model."""
@@ -87,6 +86,32 @@ class Rows:
 
     def __post_init__(self) -> None:
         check_dataclass(self, "evaluate")
+
+
+@dataclass
+class Checked:
+    """Which examples are looked at, and as rows of which model."""
+
+    data: str = option(help="examples: a file (JSON, CSV, Parquet, text) or a folder of texts")
+    model: str | None = option(
+        None, help="GGUF file or Hugging Face directory; unset is SmolLM2-135M-Instruct, fetched once"
+    )
+    sequence_length: int = option(ROW, help="length of a row", unit="tokens", minimum=2)
+    max_examples: int = option(0, help="use at most this many examples; 0 is all", minimum=0)
+    train_on_prompt: bool = option(False, help="train on the prompts too, not only on the answers")
+    answers: str = option("all", help="which answers of a conversation are trained", choices=("all", "last"))
+    too_long: str = option("auto", help="what becomes of examples longer than a row", choices=TOO_LONG)
+    show: int = option(3, help="samples that are shown", minimum=0)
+
+    def __post_init__(self) -> None:
+        check_dataclass(self, "data")
+
+
+def open_checkpoint(model: str | None) -> Checkpoint:
+    """The checkpoint, checked; its weights are not read."""
+    checkpoint = Checkpoint.open(fetch_default_model() if model is None else model)
+    checkpoint.check()
+    return checkpoint
 
 
 class Base:

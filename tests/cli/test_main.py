@@ -110,7 +110,7 @@ def test_every_verb_has_a_help_with_examples_and_defaults(verb: str) -> None:
     ended = run_entrenar(verb, "--help", COLUMNS="1000")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith(f"usage: entrenar {verb} [-h]")
-    assert re.search(rf"^    entrenar {verb} --\w", ended.stdout, re.MULTILINE)
+    assert re.search(rf"^    entrenar {verb} (check )?--\w", ended.stdout, re.MULTILINE)
     options = re.split(r"\n  (?=--)", ended.stdout)[1:]
     assert len(options) > {"export": 8, **dict.fromkeys(RUNS, 20)}.get(verb, 0)
     for option in options:

@@ -1,0 +1,103 @@
+"""The verb `data`: `data check` says what is in a data file, as a model would be trained on it."""
+
+from __future__ import annotations
+
+import json
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from entrenar.cli.flags import Parser
+from entrenar.config import add_arguments, from_arguments, text_argument
+from entrenar.errors import printable
+from entrenar.io.atomic import atomic_file
+from entrenar.train import report
+from entrenar.train.config import Data
+from entrenar.train.data_check import DataCheck, check_data, page
+from entrenar.train.loading import Checked, open_checkpoint
+
+DESCRIPTION = """Say what is in a data file, as a model would be trained on it.
+
+    entrenar data check --data examples.jsonl --model DIRECTORY_OR_GGUF
+    entrenar data check --data examples.jsonl --model base.gguf --html check.html
+    entrenar data check --data examples.jsonl --model base.gguf --json
+
+Counts, lengths, the share of tokens that is trained, duplicates, empty answers, the first record that is refused, and
+samples in which what is trained is coloured. The status is 1 where a record is refused.
+"""
+
+
+def main(
+    arguments: Sequence[str] | None = None, *, description: str = DESCRIPTION, prog: str | None = None
+) -> dict[str, Any]:
+    """Check and print; what --json prints. EntrenarError for a wrong input, SystemExit for a wrong flag."""
+    parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("action", choices=("check",), metavar="check", help="what to do (required)")
+    add_arguments(parser, Checked)
+    parser.add_argument(
+        "--html", type=text_argument, metavar="FILE", help="write the report as one HTML file (default: unset)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON (default: false)")
+    parsed = parser.parse_args(arguments)
+    asked = from_arguments(Checked, parsed)
+    checkpoint = open_checkpoint(asked.model)
+    data = Data(
+        path=asked.data,
+        max_examples=asked.max_examples,
+        train_on_prompt=asked.train_on_prompt,
+        answers=asked.answers,
+        too_long=asked.too_long,
+    )
+    length = min(asked.sequence_length, checkpoint.config.context)
+    found = check_data(data, checkpoint.tokenizer(), checkpoint.config.vocab_size, length, show=asked.show)
+    if parsed.html:
+        with atomic_file(parsed.html) as file:
+            file.write_text(page(found, rows(found)), encoding="utf-8", errors="backslashreplace")
+    if parsed.json:
+        print(json.dumps(found.table(), indent=2))
+    else:
+        show(report.Output(), found)
+    if found.bad_records:
+        raise SystemExit(1)
+    return found.table()
+
+
+def rows(found: DataCheck) -> dict[str, str]:
+    """What is said of a file, a line each."""
+    read = found.report
+    said = {
+        "records": f"{found.records:,}",
+        "refused": f"{found.bad_records:,}" + (f": the first is {found.bad}" if found.bad else ""),
+        "left out": f"{sum(read.left_out.values()):,}",
+        "samples": f"{read.samples:,} in rows of {found.sequence_length:,} tokens, the longest {found.longest:,}",
+        "tokens": f"{read.tokens:,}, {found.trained_percent:.1f} % of them trained",
+        "empty answers": f"{found.empty_answers:,}",
+        "duplicates": f"{found.duplicates:,}"
+        + (f": the first is {found.first_duplicate}" if found.first_duplicate else ""),
+    }
+    return {key: printable(value) for key, value in said.items()}
+
+
+def show(console: Console, found: DataCheck) -> None:
+    """The table, the histogram, the remarks, and samples with what is trained in green."""
+    table = Table(show_header=False, title=escape(printable(found.source)), title_justify="left")
+    for key, value in rows(found).items():
+        table.add_row(key, escape(value))
+    console.print(table)
+    most = max((count for *_, count in found.lengths), default=1)
+    for low, high, count in found.lengths:
+        console.print(f"{low:>9,}-{high:<9,} {count:>9,} {'█' * -(-30 * count // most)}", highlight=False)
+    report.remarks(console, found.remarks())
+    for where, runs in found.shown:
+        console.print(
+            f"\n[bold]{escape(printable(where))}[/bold]: what is trained is [green]green[/green]", soft_wrap=True
+        )
+        text = Text()
+        for trained, part in runs:
+            text.append("".join(c if c == "\n" else printable(c) for c in part), "bold green" if trained else "dim")
+        console.print(text, soft_wrap=True)

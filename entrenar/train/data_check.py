@@ -1,0 +1,162 @@
+"""What is in a data file, as a model would be trained on it: counts, lengths, faults, and samples with their marks."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from entrenar.data import DataReport, Example, ExampleFile, Sample, SideReport, digest, encode_examples
+from entrenar.errors import ConfigError, FormatError
+from entrenar.io.tokenizer import Tokenizer
+from entrenar.train.config import Data
+from entrenar.train.vocabulary import check_vocabulary
+
+BINS = 12  # of the histogram
+EMPTY = re.compile(
+    r": (output|completion|content|value) is ('(\s|\\[nrt])*'|None|\[\]), expected|assistant has no (content|value)"
+)
+
+
+@dataclass
+class DataCheck:
+    """What was found: `lengths` counts whole samples by (from, to) tokens, `bad` is the sentence of the first record
+    that is refused and `bad_records` their number, `duplicates` counts texts that stood before, `shown` are samples."""
+
+    source: str
+    records: int
+    sequence_length: int
+    report: SideReport
+    bad_records: int = 0
+    bad: str | None = None
+    empty_answers: int = 0
+    duplicates: int = 0
+    first_duplicate: str = ""
+    lengths: list[tuple[int, int, int]] = field(default_factory=list)
+    longest: int = 0
+    shown: list[tuple[str, list[tuple[bool, str]]]] = field(default_factory=list)
+
+    @property
+    def trained_percent(self) -> float:
+        """Of the tokens, those that are trained."""
+        return 100 * self.report.trained_tokens / self.report.tokens if self.report.tokens else 0.0
+
+    def remarks(self) -> list[str]:
+        """The sentences that a run would say of the file."""
+        return list(DataReport(self.source, self.sequence_length, self.report, SideReport()).remarks())
+
+    def table(self) -> dict[str, object]:
+        """For JSON: all but the samples that are shown."""
+        found = asdict(self)
+        for name in ("report", "shown", "lengths"):
+            del found[name]
+        read = {key: value for key, value in asdict(self.report).items() if key not in ("examples", "unused")}
+        lengths = [{"from": low, "to": high, "samples": count} for low, high, count in self.lengths]
+        return found | read | {"trained_percent": self.trained_percent, "lengths": lengths, "remarks": self.remarks()}
+
+
+def check_data(data: Data, tokenizer: Tokenizer, vocabulary: int, sequence_length: int, *, show: int = 3) -> DataCheck:
+    """Read every record of `data.path`, go on after one that is refused, and show the first `show` samples.
+
+    Raises FormatError or ConfigError where the file as a whole cannot be read.
+    """
+    assert data.path is not None
+    examples = ExampleFile(data.path)
+    count = min(len(examples), data.max_examples or len(examples))
+    found = DataCheck(data.path, count, sequence_length, SideReport())
+    options: dict[str, Any] = {"train_on_prompt": data.train_on_prompt, "last_answer": data.answers == "last"}
+    lengths: list[int] = []
+
+    def keep(example: Example, sample: Sample) -> None:
+        if len(found.shown) < show:
+            found.shown.append((example.where, marked_text(sample, tokenizer)))
+
+    def read() -> Iterator[Example]:
+        seen: set[int] = set()
+        for index in range(count):
+            try:
+                example = examples[index]
+                whole = encode_examples([example], tokenizer, 2**31 - 1, **options)[0]
+                check_vocabulary([example] * len(whole), whole, tokenizer, vocabulary)
+            except (ConfigError, FormatError) as error:
+                found.bad_records += 1
+                found.bad = found.bad or str(error)
+                found.empty_answers += _empty_answer(str(error))
+                continue
+            lengths.extend(map(len, whole))
+            text = digest(example.text)
+            if text in seen:
+                found.duplicates += 1
+                found.first_duplicate = found.first_duplicate or example.where
+            seen.add(text)
+            yield example
+
+    found.report = encode_examples(read(), tokenizer, sequence_length, **options, too_long=data.too_long, check=keep)[1]
+    found.lengths, found.longest = histogram(lengths), max(lengths, default=0)
+    return found
+
+
+def _empty_answer(sentence: str) -> bool:
+    """Whether a record was refused because its answer holds nothing."""
+    return bool(EMPTY.search(sentence))
+
+
+def histogram(lengths: list[int]) -> list[tuple[int, int, int]]:
+    """(from, to, count) of at most BINS ranges of whole tokens, both ends included."""
+    if not lengths:
+        return []
+    low, high = min(lengths), max(lengths)
+    width = -(-(high - low + 1) // BINS)
+    places = np.bincount((np.array(lengths) - low) // width)
+    return [(low + i * width, low + (i + 1) * width - 1, int(count)) for i, count in enumerate(places)]
+
+
+def marked_text(sample: Sample, tokenizer: Tokenizer) -> list[tuple[bool, str]]:
+    """The decoded text of a sample's runs of tokens that are trained, and that are not."""
+    marks = sample.trained.tolist()
+    runs, start = [], 0
+    for trained, group in groupby(marks):
+        stop = start + len(list(group))
+        runs.append((trained, tokenizer.decode(sample.tokens[start:stop].tolist(), skip_special=False)))
+        start = stop
+    return runs
+
+
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;"
+    "background:#fff}table{border-collapse:collapse}td{padding:.1rem .8rem .1rem 0;vertical-align:top}"
+    "pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f4f5f7;padding:.8rem;border-radius:6px}"
+    "mark{background:#b7ebc6;color:inherit}.bar{background:#4a7fc1;height:.8rem;display:block}"
+    "@media(prefers-color-scheme:dark){body{background:#14171a;color:#e4e7ea}pre{background:#20252a}"
+    "mark{background:#1f5b38}}"
+)
+
+
+def page(found: DataCheck, rows: dict[str, str]) -> str:
+    """One HTML file that needs no other: the table, the histogram, the remarks, and samples with what is trained."""
+    most = max((count for *_, count in found.lengths), default=1)
+    bars = "".join(
+        f"<tr><td>{low:,}-{high:,}</td><td>{count:,}</td>"
+        f'<td style="width:20rem"><span class="bar" style="width:{100 * count / most:.1f}%"></span></td></tr>'
+        for low, high, count in found.lengths
+    )
+    table = "".join(f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows.items())
+    remarks = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in found.remarks())
+    samples = "".join(
+        f"<h3>{html.escape(where)}</h3><pre>"
+        + "".join(f"<mark>{html.escape(text)}</mark>" if trained else html.escape(text) for trained, text in runs)
+        + "</pre>"
+        for where, runs in found.shown
+    )
+    title = html.escape(found.source)
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style></head>"
+        f"<body><h1>{title}</h1><table>{table}</table>{remarks}<h2>Lengths in tokens</h2><table>{bars}</table>"
+        f"<h2>Samples</h2><p>What is <mark>marked</mark> is trained.</p>{samples}</body></html>\n"
+    )

@@ -1,0 +1,65 @@
+"""`entrenar data check`: what is in a file, its first fault, and samples with what is trained, in terminal and HTML."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from entrenar.cli.main import dispatch
+from tests.train.builders import run_entrenar
+
+RECORDS = [
+    {"prompt": "What is <b>1</b>?", "completion": "It is <i>one</i>."},
+    {"prompt": "What is 2?", "completion": "It is two."},
+    {"prompt": "What is 2?", "completion": "It is two."},
+    {"prompt": "What is 3?", "completion": ""},
+    {"prompt": "What is 4?", "completion": 4},
+]
+
+
+def write(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.unit
+def test_a_check_counts_and_names_the_first_bad_record(model: Path, tmp_path: Path) -> None:
+    path, page = write(tmp_path / "d.jsonl", RECORDS), tmp_path / "check.html"
+    ended = run_entrenar("data", "check", "--data", path, "--model", model, "--json", "--html", page)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    found = json.loads(ended.stdout)
+    assert (found["records"], found["samples"], found["bad_records"], found["empty_answers"]) == (5, 3, 2, 1)
+    assert found["bad"] == f"{path}, line 4: completion is '', expected non-empty text."
+    assert (found["duplicates"], found["first_duplicate"]) == (1, f"{path}, line 3")
+    assert sum(row["samples"] for row in found["lengths"]) == 3
+    assert found["trained_percent"] == 100 * found["trained_tokens"] / found["tokens"]
+    text = page.read_text()
+    assert "<mark>It is &lt;i&gt;one&lt;/i&gt;." in text and "&lt;b&gt;1&lt;/b&gt;" in text
+    assert "<i>" not in text and "<script" not in text and "http" not in text and f"{path}, line 4" in text
+
+
+@pytest.mark.unit
+def test_samples_are_coloured_in_the_terminal(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "d.jsonl", RECORDS[:3])
+    dispatch(["data", "check", "--data", str(path), "--model", str(model), "--show", "1"])
+    shown = capsys.readouterr().out
+    assert "It is <i>one</i>." in shown and "green" in shown and "% of them trained" in shown
+    assert "line 1: what is trained" in shown and "line 2: what is trained" not in shown
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        (["check", "--data", "none.jsonl"], 1, "error: none.jsonl: cannot be read (No such file or directory)"),
+        (["look", "--data", "none.jsonl"], 2, "look"),
+        (["check"], 2, "--data"),
+        (["check", "--data", "d.jsonl", "--shwo", "1"], 2, "--show"),
+    ],
+)
+def test_a_wrong_use_is_one_sentence(words: list[str], status: int, sentence: str, model: Path) -> None:
+    ended = run_entrenar("data", *words, "--model", model)
+    assert ended.returncode == status and sentence in ended.stderr and len(ended.stderr.strip().splitlines()) == 1
+    assert ended.stdout == ""
