@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,18 +64,15 @@ def first_nonfinite(model: LLaMAModel, batch: Batch) -> Nonfinite:
     return Nonfinite(*search.output, f"the output of {search.module}")
 
 
-def first_nonfinite_gradient(model: LLaMAModel, batches: Sequence[Batch], divisor: int) -> Nonfinite | None:
-    """The operation whose backward first gave NaN or infinity, or None; gradients are lost."""
+def first_nonfinite_gradient(model: LLaMAModel, losses: Iterable[Callable[[], Tensor]]) -> Nonfinite | None:
+    """The operation whose backward first gave NaN or infinity after `losses`, or None; gradients are lost."""
     for _, tensor in model.trainable_parameters():
         tensor.grad = None
     with span("diagnose"):
         search = _Search(model)
-        for batch in batches:
-            if not batch.trained_tokens:
-                continue
+        for loss in losses:
             with model.watching(search.leave, search.enter), watching_ops(search):
-                loss = model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, divisor=divisor)
-                loss.backward()
+                loss().backward()
             if search.gradient is not None:
                 layer, op = search.gradient
                 return Nonfinite(layer, op, f"the backward of {op} in {layer}")

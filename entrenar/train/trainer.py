@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -315,10 +316,13 @@ class Trainer:
 
     def _nonfinite_gradient(self) -> Nonfinite:
         """Where the step's first gradient that is not finite came from: this rank computes its own part again."""
-        name = next(name for name, tensor in self.parameters if tensor.grad is not None and not is_finite(tensor.grad))
+        gradients = ((name, tensor.grad) for name, tensor in self.parameters)
+        name = next((name for name, grad in gradients if grad is not None and not is_finite(grad)), "all weights")
         random.set_step(self.step)
         layer = name.rpartition(".")[0]
-        found = first_nonfinite_gradient(self.model, *self._micro_batches)
+        batches, trained = self._micro_batches
+        losses = [partial(self.objective.loss, self.model, batch, trained) for batch in batches if batch.trained_tokens]
+        found = first_nonfinite_gradient(self.model, losses)
         return found or Nonfinite(layer, "gradient", f"the gradient of {name}, and not when it was computed again")
 
     def _norm(self) -> float:
