@@ -445,7 +445,6 @@ class Others:
 def child(folder: Path, steps: int, seed: int = 0, fault: str | None = None, **options: bool) -> Run:
     """A watched run in a process of its own; Impossible where its fault cannot be planted here."""
     folder.mkdir(parents=True)
-    folder = folder.resolve()
     asked = {"folder": str(folder), "steps": steps, "seed": seed, "name": fault, **options}
     command = [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(asked)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
