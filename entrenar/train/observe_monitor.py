@@ -188,7 +188,8 @@ class Monitor(Callback, Subscriber):
         opened = [found for kind in SPIKES if (found := self.detector.open(kind)) is not None]
         why = [f"after a {found.kind.replace('_', ' ')} since step {found.step}" for found in opened]
         why = why or ["no spike came before: a bad example, or numbers beyond float32"]
-        sentence = f"step {step}: {error} ({why[0]})"
+        said = str(error).removeprefix(f"Step {step}: ")
+        sentence = f"step {step}: {said} ({why[0]})"
         found = Anomaly(step, time.time(), "nonfinite", "high", math.inf, math.nan, math.nan, None, why, sentence)
         self._tell(replace(found, z=AT_ONCE))
         if self.on_spike == "rollback" and trainer.communicator.size == 1:  # other ranks wait inside the step
