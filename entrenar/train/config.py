@@ -13,28 +13,15 @@ from entrenar.adapters import presets
 from entrenar.adapters.base import AdapterConfig
 from entrenar.adapters.lora import LoRAConfig
 from entrenar.adapters.registry import KINDS
-from entrenar.autograd import Tensor
 from entrenar.config import BASE_KEYS, SECTIONS, check_dataclass, from_table, load_toml, names_of, nearest, option
 from entrenar.data.lengths import TOO_LONG
 from entrenar.errors import ConfigError
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.storage import DTYPES, QUANTIZE
 from entrenar.observe.loggers import LOGGERS
-from entrenar.optim import (
-    SGD,
-    WSDLR,
-    Adam,
-    AdamW,
-    ConstantLR,
-    CosineAnnealingLR,
-    ExponentialLR,
-    LinearLR,
-    Optimizer,
-    Schedule,
-    StepLR,
-    WarmupCosineLR,
-)
+from entrenar.optim import SGD, Adam, AdamW, Optimizer, Schedule
 from entrenar.optim.schedule import FALLS
+from entrenar.train.updates import parameter_groups, schedule_of
 
 # Keys that only some optimizers and schedules look at.
 ADAM = ("adamw", "adam")
@@ -538,37 +525,11 @@ class TrainConfig:
     def make_optimizer(self, parameters: Any) -> Optimizer:
         """The optimizer of [training] over (name, tensor) pairs; norms and biases in a group that does not decay."""
         t = self.training
-        parameters = self._parameter_groups(list(parameters))
+        parameters = parameter_groups(self.training, list(parameters))
         if t.optimizer == "sgd":
             return SGD(parameters, lr=t.learning_rate, momentum=t.momentum, weight_decay=t.weight_decay)
         kind = AdamW if t.optimizer == "adamw" else Adam
         return kind(parameters, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay)
-
-    def _parameter_groups(self, parameters: list[tuple[str, Tensor]]) -> list[Any]:
-        """The pairs themselves where all are updated alike, else groups by whether they decay and how fast they learn.
-
-        With loraplus_lr_ratio B and every vector learn faster, and the embedding's adapter at a rate of its own, as in
-        PEFT's create_loraplus_optimizer.
-        """
-        t = self.training
-        keeps_small = bool(t.weight_decay) and not t.decay_norms
-        groups: dict[tuple[float, bool], list[tuple[str, Tensor]]] = {(t.learning_rate, False): []}
-        for name, tensor in parameters:
-            small, rate = len(tensor.shape) < 2, t.learning_rate  # small: norms and biases
-            if t.loraplus_lr_ratio is not None:
-                if ".lora_embedding_" in name:
-                    rate = t.loraplus_lr_embedding
-                elif small or ".lora_B." in name:
-                    rate *= t.loraplus_lr_ratio
-            groups.setdefault((rate, small and keeps_small), []).append((name, tensor))
-        if len(groups) == 1:
-            return parameters
-        return [
-            {"params": pairs}
-            | ({} if rate == t.learning_rate else {"lr": rate})
-            | ({"weight_decay": 0.0} if undecayed else {})
-            for (rate, undecayed), pairs in groups.items()
-        ]
 
     @property
     def schedule_steps(self) -> int:
@@ -577,23 +538,7 @@ class TrainConfig:
 
     def make_schedule(self, optimizer: Optimizer) -> Schedule:
         """The schedule of [lr_schedule]."""
-        s, steps = self.lr_schedule, self.schedule_steps
-        warmup = min(100, steps // 10) if s.warmup_steps is None else s.warmup_steps
-        if s.name == "constant":
-            return ConstantLR(optimizer, warmup)
-        if s.name == "step":
-            return StepLR(optimizer, s.step_size, 0.1 if s.gamma is None else s.gamma)
-        if s.name == "exponential":
-            assert s.gamma is not None  # held by __post_init__
-            return ExponentialLR(optimizer, s.gamma)
-        if s.name == "cosine":
-            return CosineAnnealingLR(optimizer, steps, s.min_lr)
-        if s.name == "linear":
-            return LinearLR(optimizer, warmup, steps, s.min_lr)
-        if s.name == "wsd":
-            falling = steps // 10 if s.decay_steps is None else s.decay_steps
-            return WSDLR(optimizer, warmup, steps, falling, s.decay_shape, s.min_lr)
-        return WarmupCosineLR(optimizer, warmup, steps, s.min_lr)
+        return schedule_of(self.lr_schedule, self.schedule_steps, optimizer)
 
 
 def _filled(table: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
