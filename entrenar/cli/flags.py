@@ -18,7 +18,7 @@ from entrenar.train.config import TrainConfig
 # Flags that are called otherwise than their key.
 FLAGS = {
     "lr_schedule": {"name": "schedule", "step_size": "lr_step_size", "gamma": "lr_gamma"},
-    "data": {"path": "data"},
+    "data": {"path": "data", "eval_path": "eval_data"},
     "checkpointing": {
         "directory": "output",
         "every": "checkpoint_every",

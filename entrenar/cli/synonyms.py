@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 SYNONYMS = {
+    "--eval-data": "val-data valid-data validation-data test-data eval-dataset validation-file",
     "--model": "base-model model-name-or-path model-name model-id model-path pretrained-model-name-or-path hf-repo",
     "--data": "dataset datasets dataset-name train-data train-file training-data data-path train-dataset",
     "--output": "output-dir adapter-path save-dir save-path out out-dir output-directory checkpoint-dir",
@@ -53,7 +54,7 @@ SYNONYMS = {
 HELD_OUT = "a share of --data is held out and evaluated before and after: --held-out-fraction, --evaluate-every"
 LACKING = {
     "prompt p": "the prompt stands without a flag: entrenar generate TEXT, or --file FILE",
-    "eval-data val-data valid-data validation-data test-data eval-dataset validation-file val-batches test": HELD_OUT,
+    "val-batches test": HELD_OUT,
     "test-batches eval-strategy evaluation-strategy per-device-eval-batch-size eval-batch-size do-eval": HELD_OUT,
     "warmup-ratio": "say the number of steps with --warmup-steps",
     "load-in-8bit": "a base is kept in 4 bits (entrenar finetune --adapter qlora) or as --dtype says",

@@ -234,19 +234,25 @@ def encode_document(text: str, tokenizer: Tokenizer, max_length: int | None = No
 
 @dataclass
 class DataReport:
-    """What was read from `source`, and what became of it on both sides."""
+    """What was read from `source`, and what became of it on both sides.
+
+    `evaluated` is the file of the held-out side where it has its own, of whose samples `shared` are trained on too.
+    """
 
     source: str
     sequence_length: int
     training: SideReport
     held_out: SideReport
+    evaluated: str = ""
+    shared: int = 0
 
     def table(self) -> dict[str, Any]:
         """For summary.json."""
         sides = {}
         for name, side in (("training", self.training), ("held_out", self.held_out)):
             sides[name] = {key: value for key, value in asdict(side).items() if key != "unused"}
-        return {"source": self.source, "unused_keys": dict(self._unused()[:KEYS_KEPT]), **sides}
+        own = {"evaluated": self.evaluated, "evaluated_and_trained": self.shared} if self.evaluated else {}
+        return {"source": self.source, **own, "unused_keys": dict(self._unused()[:KEYS_KEPT]), **sides}
 
     def _unused(self) -> list[tuple[str, int]]:
         """The keys and their counts, the most frequent first."""
@@ -272,6 +278,11 @@ class DataReport:
                     f"{side.cut:,} of {side.examples:,} {kind}examples {_are(side.cut)} cut to {self.sequence_length} "
                     "tokens; what comes after is not learned (a longer training.sequence_length keeps it)."
                 )
+        if self.shared:
+            yield (
+                f"{self.evaluated}: {self.shared:,} of its {self.held_out.samples:,} samples {_are(self.shared)} of "
+                f"texts that {self.source} holds too: their loss says nothing of what is new."
+            )
         alpaca = self.training.alpaca + self.held_out.alpaca
         if alpaca:
             yield (

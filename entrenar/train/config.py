@@ -152,6 +152,9 @@ class Data(Section):
         None,
         help="examples: a file (JSON, CSV, Parquet, text) or a folder of texts; unset is Python's documentation",
     )
+    eval_path: str | None = option(
+        None, help="examples to evaluate on, as the path's; unset holds out held_out_fraction of the path's"
+    )
     held_out_fraction: float = option(
         0.02, help="share of the examples kept for evaluation, at least one; 0 keeps none", minimum=0, below=1
     )
@@ -349,6 +352,11 @@ class TrainConfig:
             raise ConfigError(
                 "data.answers is last, which has no effect where data.train_on_prompt trains everything; leave out one."
             )
+        if self.data.eval_path is not None and self.data.held_out_fraction != Data.held_out_fraction:
+            raise ConfigError(
+                f"data.held_out_fraction is {self.data.held_out_fraction}, which has no effect where data.eval_path "
+                "names the examples to evaluate on; leave out one."
+            )
         self._check_observe()
         self._check_traces()
         self._check_monitor()
@@ -411,6 +419,9 @@ class TrainConfig:
                 f"training.batch_size is {self.training.batch_size}, expected at least 2 for kto, which compares an "
                 "answer with those to other prompts."
             )
+        for name, default in (("eval_path", None), ("answers", "all"), ("too_long", "auto")):
+            if getattr(data, name) != default:
+                raise ConfigError(f"data.{name} is {getattr(data, name)}, which {method} does not use; leave it out.")
         if data.train_on_prompt or not data.packing:
             key = "train_on_prompt is true" if data.train_on_prompt else "packing is false"
             raise ConfigError(f"data.{key}, which {method} does not use; leave it out.")

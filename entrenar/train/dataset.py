@@ -39,10 +39,15 @@ def _all_examples(config: TrainConfig) -> tuple[Subset, ExampleFile | list[Examp
 def split_examples(config: TrainConfig) -> tuple[Subset, Subset]:
     """(to train on, held out) of the file, or of the library's documentation; every record of it has been checked.
 
+    With data.eval_path the examples of that file are held out, and all others are trained on.
+
     Nothing is held out where data.held_out_fraction is 0; else ConfigError where one side is empty.
     """
     data = config.data
     whole, examples = _all_examples(config)
+    if data.eval_path is not None:
+        others = ExampleFile(data.eval_path)
+        return whole, Subset(others, np.arange(len(others)))
     count = len(whole)
     training, held_out = split_indices(digests(whole), data.held_out_fraction)
     if data.held_out_fraction and not len(held_out):
@@ -85,12 +90,16 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Datase
     report = DataReport(
         config.data.path or DOCUMENTATION, config.training.sequence_length, training.report, held_out.report
     )
-    if len(held_out.examples) and not held_out.samples:
+    if config.data.eval_path is not None:
+        report.evaluated = config.data.eval_path
+        report.shared = int(np.isin(held_out.hashes, training.hashes).sum())
+    elif len(held_out.examples) and not held_out.samples:
         _hold_out_others(training, held_out, config.data.held_out_fraction)
     for side, kind in ((training, ""), (held_out, "held-out ")):
+        source = (report.evaluated if kind else "") or report.source
         if len(side.examples) and not side.samples:
             raise ConfigError(
-                f"{report.source}: none of its {len(side.examples)} {kind}examples has a token that is trained: "
+                f"{source}: none of its {len(side.examples)} {kind}examples has a token that is trained: "
                 f"{' '.join(report.remarks())} Give a longer training.sequence_length, other examples or another "
                 "data.held_out_fraction."
             )

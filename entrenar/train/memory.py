@@ -110,9 +110,9 @@ class StepMemory:
 
 def data_bytes(config: TrainConfig, share: float = DATA_SHARE) -> int:
     """What the examples of a file take, of which tokens and training marks are held and no text; 0 where it is none."""
-    path, most = config.data.path, config.data.max_examples
+    paths, most = (config.data.path, config.data.eval_path), config.data.max_examples
     try:
-        size = 0 if path is None else Path(path).stat().st_size
+        size = sum(Path(path).stat().st_size for path in paths if path is not None)
     except (OSError, ValueError):
         return 0  # what is wrong with it is said when it is read
     rows = most * (config.training.sequence_length * DATA_TOKEN_BYTES + DATA_EXAMPLE_BYTES)

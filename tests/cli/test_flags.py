@@ -47,7 +47,7 @@ def refused(parser: Parser, arguments: list[str], capsys: pytest.CaptureFixture[
         ("--base_model", "it is called --model here."),
         ("--output_dir", "it is called --output here."),
         ("--val-batches", f"there is none here: {synonyms.HELD_OUT}."),
-        ("--eval-data", f"there is none here: {synonyms.HELD_OUT}."),
+        ("--val-data", "it is called --eval-data here."),
         ("--learning-rat", "did you mean '--learning-rate'?"),
     ],
 )
