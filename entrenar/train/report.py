@@ -19,6 +19,7 @@ from rich.text import Text
 
 from entrenar.config import STDOUT, named_stdout
 from entrenar.io.atomic import atomic_file
+from entrenar.observe.energy import Energy
 from entrenar.train.evaluate import Evaluation
 from entrenar.train.step import StepReport
 
@@ -114,17 +115,25 @@ class TimeLeft(TimeRemainingColumn):
 
 
 class StepDisplay:
-    """A progress bar with loss, tokens/s and time left; lines every few steps where the output is no terminal."""
+    """A progress bar with loss, tokens/s and time left; lines every few steps where the output is no terminal.
 
-    def __init__(self, console: Console, progress: Progress, task: TaskID, total: int) -> None:
-        self.console, self.progress, self.task, self.total = console, progress, task, total
-        self.tokens, self.seconds = 0, 0.0
+    Where `energy` can be read, also what a step takes and what is left, from the third step on.
+    """
+
+    def __init__(self, console: Console, progress: Progress, task: TaskID, total: int, energy: Energy) -> None:
+        self.console, self.progress, self.task, self.total, self.energy = console, progress, task, total, energy
+        self.tokens, self.seconds, self.shown = 0, 0.0, 0
 
     def __call__(self, report: StepReport) -> None:
         self.tokens += report.tokens
         self.seconds += report.seconds
         rate = self.tokens / self.seconds
         text = f"loss {report.loss:.4f}  {rate:6.1f} tokens/s"
+        self.shown += 1
+        joules = self.energy.joules()
+        if joules is not None and self.shown >= 3:
+            each = joules / self.shown
+            text += f"  {each:.1f} J a step, {each * (self.total - report.step) / 3600:.1f} Wh left"
         self.progress.update(self.task, completed=report.step, description=text)
         if not self.console.is_terminal and (report.step % PLAIN_EVERY == 0 or report.step in (1, 3, self.total)):
             left = duration((self.total - report.step) * report.tokens / rate)
@@ -140,12 +149,12 @@ def track(console: Console, items: Sequence[T], title: str) -> Iterable[T]:
 
 
 @contextmanager
-def steps(console: Console, total: int, done: int) -> Iterator[StepDisplay]:
-    """The display of the training steps."""
+def steps(console: Console, total: int, done: int, energy: Energy | None = None) -> Iterator[StepDisplay]:
+    """The display of the training steps; `energy` is this machine's unless it is given."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("training", total=total, completed=done)
-        yield StepDisplay(console, progress, task, total)
+        yield StepDisplay(console, progress, task, total, energy or Energy())
 
 
 def write_metrics(path: Path, reports: Sequence[StepReport]) -> None:
