@@ -6,7 +6,7 @@ the half-split rotary embedding are those of Hugging Face transformers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +15,6 @@ import numpy as np
 from entrenar.autograd import (
     Tensor,
     attention,
-    cached_attention,
     checkpoint,
     geglu,
     linear,
@@ -33,8 +32,8 @@ from entrenar.nn.module import Module, Weight
 from entrenar.nn.prefix import PrefixedAttention
 
 if TYPE_CHECKING:
+    from entrenar.models.caches import KeyValueCache
     from entrenar.models.config import LLaMAConfig
-    from entrenar.models.generate import LayerCache
     from entrenar.models.rotary import RotaryAngles
 
 WeightProvider = Callable[[str, tuple[int, ...]], Weight]
@@ -143,7 +142,7 @@ class Attention(PrefixedAttention):
         x: Tensor,
         rotary: RotaryEmbedding,
         cu_seqlens: np.ndarray | None,
-        cache: LayerCache | None,
+        cache: KeyValueCache | None,
         last_only: bool = False,
     ) -> Tensor:
         batch, length, _ = x.shape
@@ -165,7 +164,8 @@ class Attention(PrefixedAttention):
             out = attention(q, k, v, cu_seqlens, **self.options)
         else:
             q = q[:, length - 1 :] if last_only and length > 1 else q
-            out = cached_attention(q, *cache.append(k, v), **self.options)
+            cache.append(k, v)
+            out = cache.attend(q, self.options)
         return self.o_proj(out.reshape(batch, 1 if last_only else length, self.heads * self.head_dim))
 
     def _projections(self, x: Tensor) -> list[Tensor]:
@@ -245,7 +245,7 @@ class DecoderLayer(Module):
         x: Tensor,
         rotary: RotaryEmbedding,
         cu_seqlens: np.ndarray | None = None,
-        cache: LayerCache | None = None,
+        cache: KeyValueCache | None = None,
         last_only: bool = False,
     ) -> Tensor:
         before, after = self.attention_norms
@@ -380,7 +380,7 @@ class Decoder(CausalLM):
         tokens: np.ndarray,
         positions: np.ndarray | None = None,
         cu_seqlens: np.ndarray | None = None,
-        caches: list[LayerCache] | None = None,
+        caches: Sequence[KeyValueCache] | None = None,
         length: int | None = None,
         last_only: bool = False,
     ) -> Tensor:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from entrenar.autograd import Tensor, no_grad
-from entrenar.autograd.ops.attention import write_cache
+from entrenar.autograd import no_grad
 from entrenar.errors import ConfigError, NumericsError, ShapeError
+from entrenar.models.caches import LayerCache
 from entrenar.models.generation import Generation
 
 if TYPE_CHECKING:
@@ -18,22 +18,6 @@ if TYPE_CHECKING:
 
 PREFILL_CHUNK = 512  # prompt tokens that run through the model at once: bounds the activations of a long prompt
 NOT_FINITE = "generate: the model's logits are not finite; its weights are damaged or training diverged."
-
-
-class LayerCache:
-    """Keys and values of one layer, (batch, capacity, kv_heads, head_dim), filled from the front."""
-
-    def __init__(self, batch: int, capacity: int, kv_heads: int, head_dim: int) -> None:
-        self.keys = Tensor.empty(batch, capacity, kv_heads, head_dim)
-        self.values = Tensor.empty(batch, capacity, kv_heads, head_dim)
-        self.length = 0
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Add the keys and values of new tokens; returns what cached_attention takes."""
-        write_cache(self.keys, self.length, k)
-        write_cache(self.values, self.length, v)
-        self.length += k.shape[1]
-        return self.keys, self.values, self.length
 
 
 class Cache:

@@ -23,6 +23,7 @@ FLOORS = (
     ("adapters", "models"),
     ("llama", "lora", "qlora"),
     ("train",),
+    ("serve",),
     ("cli",),
 )
 

@@ -358,3 +358,41 @@ def test_cached_attention_refuses_a_wrong_length_and_a_lost_gradient() -> None:
         cached_attention(q, cache, cache, 5)
     with no_grad():
         assert cached_attention(q, cache, cache, 5).shape == (1, 2, 4, 8)
+
+
+@pytest.mark.unit
+def test_rows_of_a_batch_use_slots_of_a_cache_each_to_a_length_of_its_own() -> None:
+    random = np.random.default_rng(0)
+    slots, lengths = [2, 0], [5, 1]
+    keys, values = (random.standard_normal((3, 6, 2, 8), np.float32) for _ in range(2))
+    q, k = random.standard_normal((2, 1, 4, 8), np.float32), random.standard_normal((2, 1, 2, 8), np.float32)
+    cache = Tensor(keys)
+    write_cache(cache, np.array(lengths) - 1, k, slots)
+    expected = keys.copy()
+    for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+        expected[slot, length - 1] = k[row, 0]
+    np.testing.assert_array_equal(cache.numpy(), expected)
+    out = cached_attention(q, cache, values, lengths, window=3, slots=slots).numpy()
+    for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
+        alone = cached_attention(q[row : row + 1], cache[slot : slot + 1], values[slot : slot + 1], length, window=3)
+        np.testing.assert_array_equal(out[row], alone.numpy()[0])
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("slots", "lengths", "message"),
+    [
+        ([3, 0], [1, 1], "slots lie between 0 and 3, expected 0 to 2"),
+        ([-1, 0], [1, 1], "slots lie between -1 and 0"),
+        ([0, 1], [0, 1], "length lie between 0 and 1, expected 1 to 6"),
+        ([0, 1], [1, 7], "length lie between 1 and 7"),
+        ([0], [1, 1], "slots must be a vector of 2 integers"),
+        ([0, 1], 1, "length must be a vector of 2 integers"),
+        ([0.0, 1.0], [1, 1], "slots must be a vector of 2 integers"),
+    ],
+)
+def test_slots_that_a_cache_lacks_are_refused(slots: list[float], lengths: object, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        cached_attention(ones(2, 1, 4, 8), ones(3, 6, 2, 8), ones(3, 6, 2, 8), lengths, slots=slots)
+    with pytest.raises(ShapeError, match=message.replace("length", "start").split(" lie")[0]):
+        write_cache(ones(3, 6, 2, 8), np.array(lengths) - 1, ones(2, 1, 2, 8), slots)

@@ -13,13 +13,16 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor: ...
-def write_cache(cache: Tensor, start: int, x: Tensor | ArrayLike) -> None: ...
+def write_cache(
+    cache: Tensor, start: int | ArrayLike, x: Tensor | ArrayLike, slots: ArrayLike | None = None
+) -> None: ...
 def cached_attention(
     q: Tensor | ArrayLike,
     key_cache: Tensor | ArrayLike,
     value_cache: Tensor | ArrayLike,
-    length: int,
+    length: int | ArrayLike,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    slots: ArrayLike | None = None,
 ) -> Tensor: ...

@@ -81,8 +81,11 @@ cdef Segments packed_segments(cu_seqlens, cu_seqlens_k, Tensor q, Tensor k, bint
     return segments
 
 
-cdef Heads check_heads(str op, Tensor q, Tensor k, Tensor v, str k_name, str v_name) except *:
-    """The head counts and the head size of (batch, length, heads, head size) tensors that fit together."""
+cdef Heads check_heads(str op, Tensor q, Tensor k, Tensor v, str k_name, str v_name, bint slots=False) except *:
+    """The head counts and the head size of (batch, length, heads, head size) tensors that fit together.
+
+    With `slots` the batch of q is another than that of the caches.
+    """
     check_float32(q, op, "q")
     check_float32(k, op, k_name)
     check_float32(v, op, v_name)
@@ -91,7 +94,7 @@ cdef Heads check_heads(str op, Tensor q, Tensor k, Tensor v, str k_name, str v_n
                          f"{shape_str(q)}, {shape_str(k)} and {shape_str(v)}.")
     if not same_shape(k, v):
         raise ShapeError(f"{op}: {k_name} has shape {shape_str(k)} but {v_name} has {shape_str(v)}; they must agree.")
-    if q.dims[0] != k.dims[0] or q.dims[3] != k.dims[3]:
+    if not slots and q.dims[0] != k.dims[0] or q.dims[3] != k.dims[3]:
         raise ShapeError(f"{op}: q has shape {shape_str(q)} but {k_name} has {shape_str(k)}; batch and head size must "
                          "agree.")
     if q.dims[3] < 1 or k.dims[2] < 1 or q.dims[2] < 1 or q.dims[2] % k.dims[2]:
@@ -231,48 +234,85 @@ def attention(q, k, v, cu_seqlens=None, scale=None, causal=True, cu_seqlens_k=No
     return computed(out, "attention", None)
 
 
-def write_cache(cache, start, x):
+cdef list slot_numbers(str op, str name, object values, Py_ssize_t count, Py_ssize_t first, Py_ssize_t last):
+    """One integer from `first` to `last` for each of `count` batch rows, as a list."""
+    array = checked_array(values, op, name)
+    if array.dtype.kind not in "iu" or array.ndim != 1 or array.size != count:
+        raise ShapeError(f"{op}: with slots, {name} must be a vector of {count} integers, one a batch row, found shape "
+                         f"{array.shape} of {array.dtype}.")
+    if count and not (first <= array.min() and array.max() <= last):
+        raise ShapeError(f"{op}: {name} lie between {array.min()} and {array.max()}, expected {first} to {last}.")
+    return array.tolist()
+
+
+def write_cache(cache, start, x, slots=None):
     """Copy x (batch, T, heads, head size) to the positions from `start` on of a cache (batch, capacity, ...).
 
+    With `slots`, (batch,) integers, the cache has other rows: row i of x goes to row slots[i], from start[i] on.
     Not differentiable. Raises ShapeError where x does not fit there, GraphError where a gradient would be lost.
     """
     cdef Tensor c = check_float32(as_tensor(cache), "write_cache", "cache")
     cdef Tensor a = check_float32(as_tensor(x), "write_cache", "x")
-    cdef Py_ssize_t first = checked_integer(start, "write_cache", "start"), i, width
-    if (a.ndim != 4 or c.ndim != 4 or a.dims[0] != c.dims[0] or a.dims[2] != c.dims[2] or a.dims[3] != c.dims[3]
-            or not 0 <= first <= c.dims[1] - a.dims[1]):
+    cdef Py_ssize_t first = 0, i, width
+    cdef list starts = None, rows = None
+    if slots is None:
+        first = checked_integer(start, "write_cache", "start")
+    if (a.ndim != 4 or c.ndim != 4 or a.dims[2] != c.dims[2] or a.dims[3] != c.dims[3]
+            or slots is None and a.dims[0] != c.dims[0] or not 0 <= first <= c.dims[1] - a.dims[1]):
         raise ShapeError(f"write_cache: x of shape {shape_str(a)} does not fit a cache of shape {shape_str(c)} from "
                          f"position {first} on.")
     if wants_grad(a) or wants_grad(c):
         raise GraphError("write_cache has no backward; call it inside no_grad().")
+    if slots is not None:
+        starts = slot_numbers("write_cache", "start", start, a.dims[0], 0, c.dims[1] - a.dims[1])
+        rows = slot_numbers("write_cache", "slots", slots, a.dims[0], 0, c.dims[0] - 1)
     width = a.dims[2] * a.dims[3]
     for i in range(a.dims[0]):
-        memcpy(c.data + (i * c.dims[1] + first) * width, a.data + i * a.dims[1] * width,
+        row, position = (i, first) if slots is None else (rows[i], starts[i])
+        memcpy(c.data + (<Py_ssize_t> row * c.dims[1] + <Py_ssize_t> position) * width, a.data + i * a.dims[1] * width,
                <size_t> (a.dims[1] * width) * sizeof(float))
 
 
-def cached_attention(q, key_cache, value_cache, length, scale=None, window=None, softcap=None):
+cdef Segments slot_segments(Tensor q, Tensor k, object length, object slots):
+    """One segment a batch row of q, over the first length[i] keys of row slots[i]."""
+    cdef list lengths = slot_numbers("cached_attention", "length", length, q.dims[0], q.dims[1], k.dims[1])
+    cdef list rows = slot_numbers("cached_attention", "slots", slots, q.dims[0], 0, k.dims[0] - 1)
+    cdef Segments segments = Segments(q.dims[0])
+    cdef Py_ssize_t i, row
+    for i in range(segments.count):
+        row = rows[i]
+        segments.put(i, i * q.dims[1], q.dims[1], row * k.dims[1], lengths[i])
+    return segments
+
+
+def cached_attention(q, key_cache, value_cache, length, scale=None, window=None, softcap=None, slots=None):
     """Causal attention of T new tokens over the first `length` entries of a key/value cache; not differentiable.
 
     q (batch, T, heads, head size), float32; key_cache, value_cache (batch, capacity, kv heads, head size), of which the
     first `length` positions are filled, the T new tokens' own being the last of them: query i sees the positions
     j <= length - T + i. T = 1 decodes, T > 1 is a chunk of the prompt. Gives (batch, T, heads, head size). `scale`,
-    `window` and `softcap` are those of attention; a cache holds what lies before the window too.
+    `window` and `softcap` are those of attention; a cache holds what lies before the window too. With `slots`, (batch,)
+    integers, the caches have other rows: row i of q sees the first length[i] positions of row slots[i].
 
     Raises ShapeError where shapes or length do not fit, ConfigError as attention does, GraphError where a gradient
     would be lost.
     """
     cdef Tensor a = as_tensor(q), b = as_tensor(key_cache), c = as_tensor(value_cache)
-    cdef Heads heads = check_heads("cached_attention", a, b, c, "key_cache", "value_cache")
+    cdef Heads heads = check_heads("cached_attention", a, b, c, "key_cache", "value_cache", slots is not None)
     cdef Scores scores = check_scores("cached_attention", heads.dim, scale, True, window, softcap)
-    cdef Py_ssize_t keys = checked_integer(length, "cached_attention", "length")
+    cdef Segments segments
+    cdef Py_ssize_t keys
     cdef int status
-    if not a.dims[1] <= keys <= b.dims[1]:
-        raise ShapeError(f"cached_attention: length {keys} must lie between the {a.dims[1]} queries and the cache's "
-                         f"capacity of {b.dims[1]}.")
+    if slots is None:
+        keys = checked_integer(length, "cached_attention", "length")
+        if not a.dims[1] <= keys <= b.dims[1]:
+            raise ShapeError(f"cached_attention: length {keys} must lie between the {a.dims[1]} queries and the "
+                             f"cache's capacity of {b.dims[1]}.")
+        segments = batch_segments(a, b, keys)
+    else:
+        segments = slot_segments(a, b, length, slots)
     if wants_grad(a) or wants_grad(b) or wants_grad(c):
         raise GraphError("cached_attention has no backward; call it inside no_grad(), or use attention to train.")
-    cdef Segments segments = batch_segments(a, b, keys)
     cdef Tensor out = new_like(a)
     cdef Py_ssize_t rows = a.dims[0] * a.dims[1] * a.dims[2]
     cdef Tensor row_max = new_vector(rows), inverse_row_sum = new_vector(rows)

@@ -1,0 +1,134 @@
+"""Keys and values of tokens that ran through a model: of one batch, or of sequences that come and go."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from entrenar.autograd import Tensor, no_grad
+from entrenar.autograd.ops.attention import cached_attention, write_cache
+from entrenar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from entrenar.models.api import LLaMAModel
+    from entrenar.models.config import LLaMAConfig
+
+
+class KeyValueCache(Protocol):
+    """What a layer's attention asks of its cache."""
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Add the keys and values of new tokens, (batch, T, kv_heads, head_dim)."""
+
+    def attend(self, q: Tensor, options: Mapping[str, Any]) -> Tensor:
+        """Attention of the last tokens over what is held; options are those of cached_attention."""
+
+
+class LayerCache:
+    """Keys and values of one layer, (batch, capacity, kv_heads, head_dim), filled from the front."""
+
+    def __init__(self, batch: int, capacity: int, kv_heads: int, head_dim: int) -> None:
+        self.keys = Tensor.empty(batch, capacity, kv_heads, head_dim)
+        self.values = Tensor.empty(batch, capacity, kv_heads, head_dim)
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Add the keys and values of new tokens."""
+        write_cache(self.keys, self.length, k)
+        write_cache(self.values, self.length, v)
+        self.length += k.shape[1]
+
+    def attend(self, q: Tensor, options: Mapping[str, Any]) -> Tensor:
+        """Attention of the last tokens over what is held; options are those of cached_attention."""
+        return cached_attention(q, self.keys, self.values, self.length, **options)
+
+
+class SlotCache:
+    """Keys and values of one layer, (slots, capacity, kv_heads, head_dim): a sequence has a slot, of its own length.
+
+    `select` says which slots the rows of the next batch are, and how long each is before it.
+    """
+
+    def __init__(self, slots: int, capacity: int, kv_heads: int, head_dim: int) -> None:
+        self.keys = Tensor.empty(slots, capacity, kv_heads, head_dim)  # memory that is not written costs nothing
+        self.values = Tensor.empty(slots, capacity, kv_heads, head_dim)
+        self._slots = self._lengths = np.empty(0, np.int64)
+
+    def select(self, slots: np.ndarray, lengths: np.ndarray) -> None:
+        """The rows of the next batch."""
+        self._slots, self._lengths = slots, lengths
+
+    def append(self, k: Tensor, v: Tensor) -> None:
+        """Add the keys and values of new tokens, each row's to its slot."""
+        write_cache(self.keys, self._lengths, k, self._slots)
+        write_cache(self.values, self._lengths, v, self._slots)
+        self._lengths = self._lengths + k.shape[1]
+
+    def attend(self, q: Tensor, options: Mapping[str, Any]) -> Tensor:
+        """Attention of each row's last tokens over its slot."""
+        return cached_attention(q, self.keys, self.values, self._lengths, slots=self._slots, **options)
+
+
+def longest_alike(config: LLaMAConfig) -> int:
+    """The longest sequence, at most the context, whose positions are rotated as a short one's are."""
+    lengths = range(1, config.context + 1)
+    return bisect.bisect_left(lengths, True, key=lambda length: config.rotary_span(length) != config.rotary_span(1))
+
+
+class Slots:
+    """Caches of every layer for several sequences at once, that models of one base share.
+
+    A sequence takes a slot with `open` and gives it back with `close`. `run` puts new tokens of some sequences through
+    a model together. Raises ConfigError where `capacity` is above `longest_alike`.
+    """
+
+    def __init__(self, model: LLaMAModel, slots: int, capacity: int) -> None:
+        config, longest = model.config, longest_alike(model.config)
+        if capacity > longest:
+            raise ConfigError(
+                f"A context of {capacity} tokens: this model takes sequences of at most {longest} that run together, "
+                "beyond which its rope scaling rotates short and long ones in other ways; ask for fewer."
+            )
+        self.capacity, self.lengths = capacity, np.zeros(slots, np.int64)
+        self._free = list(range(slots))[::-1]
+        self._layers = [
+            SlotCache(slots, capacity, config.kv_heads, config.head_size) for _ in range(config.num_hidden_layers)
+        ]
+
+    @property
+    def free(self) -> int:
+        """Slots that no sequence has."""
+        return len(self._free)
+
+    def open(self, model: LLaMAModel) -> int:
+        """A slot for a new sequence of `model`, with the prefix that its adapter may have."""
+        slot = self._free.pop()
+        self.lengths[slot] = 0
+        for cache, layer in zip(self._layers, model.model.layers, strict=True):
+            if layer.self_attn.prefix is not None:
+                cache.select(np.array([slot]), np.zeros(1, np.int64))
+                cache.append(*layer.self_attn.prefix.cached(model.config.kv_heads))
+        self.lengths[slot] = model.prefix_length
+        return slot
+
+    def close(self, slot: int) -> None:
+        """Give a slot back."""
+        self._free.append(slot)
+
+    @no_grad()
+    def run(self, model: LLaMAModel, slots: Sequence[int], tokens: np.ndarray, *, last_only: bool = True) -> Tensor:
+        """Final hidden states (sequences, T, hidden) of new tokens (sequences, T), or those of the last alone.
+
+        Their keys and values join the slots. ShapeError where a slot has no room for them.
+        """
+        rows = np.asarray(slots, np.int64)
+        before = self.lengths[rows]
+        for cache in self._layers:
+            cache.select(rows, before)
+        positions = before[:, None] + np.arange(tokens.shape[1])
+        hidden = model.hidden_states(tokens, positions, caches=self._layers, length=self.capacity, last_only=last_only)
+        self.lengths[rows] = before + tokens.shape[1]
+        return hidden

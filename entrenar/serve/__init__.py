@@ -1,0 +1,1 @@
+"""Answers over HTTP: requests of many clients, run through a model together."""

@@ -1,0 +1,65 @@
+"""Sequences that run together in slots: each gets the bits that it gets alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from entrenar.autograd import no_grad
+from entrenar.errors import ConfigError, ShapeError
+from entrenar.llama import LLaMAConfig, LLaMAModel
+from entrenar.models.caches import Slots, longest_alike
+
+from .builders import random_model, random_tokens, small_config
+
+
+def alone(model: LLaMAModel, tokens: np.ndarray) -> np.ndarray:
+    with no_grad():
+        return model.hidden_states(tokens[None]).numpy()[0]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("changes", [{}, {"family": "mistral", "sliding_window": 5}], ids=["llama", "windows"])
+def test_sequences_that_come_and_go_run_together_as_alone(changes: dict) -> None:
+    model = random_model(small_config(**changes))
+    slots = Slots(model, 3, 20)
+    texts = random_tokens(model.config, 4, 20)
+    lengths, rows = (7, 4, 11), []
+    for text, length in zip(texts, lengths, strict=False):
+        rows.append(slots.open(model))
+        first = slots.run(model, rows[-1:], text[None, :length]).numpy()
+        np.testing.assert_allclose(first[0, 0], alone(model, text[:length])[-1], rtol=1e-5, atol=1e-5)
+    order = [2, 0, 1]  # of the rows of a batch
+    for step in range(3):
+        new = np.array([[texts[i, lengths[i] + step]] for i in order])
+        found = slots.run(model, [rows[i] for i in order], new).numpy()
+        for row, i in enumerate(order):
+            expected = alone(model, texts[i, : lengths[i] + step + 1])[-1]
+            np.testing.assert_allclose(found[row, 0], expected, rtol=1e-5, atol=1e-5)
+    slots.close(rows[1])
+    assert slots.free == 1
+    again = slots.open(model)  # which holds what the sequence before left
+    whole = slots.run(model, [again], texts[3][None, :9], last_only=False).numpy()
+    np.testing.assert_allclose(whole[0], alone(model, texts[3, :9]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.unit
+def test_a_full_slot_takes_no_token() -> None:
+    model = random_model()
+    slots = Slots(model, 1, 4)
+    row = slots.open(model)
+    slots.run(model, [row], np.ones((1, 4), np.int64))
+    with pytest.raises(ShapeError, match="start lie between 4 and 4, expected 0 to 3"):
+        slots.run(model, [row], np.ones((1, 1), np.int64))
+
+
+@pytest.mark.unit
+def test_where_scaling_follows_the_length_sequences_end_where_it_begins() -> None:
+    def config(scaling: dict | None) -> LLaMAConfig:
+        return small_config(rope_scaling=scaling)
+
+    assert longest_alike(config(None)) == 64
+    dynamic = config({"rope_type": "dynamic", "factor": 4.0})
+    assert longest_alike(dynamic) == 64 < dynamic.context
+    with pytest.raises(ConfigError, match="at most 64 that run together"):
+        Slots(random_model(dynamic), 2, 65)
