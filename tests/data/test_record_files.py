@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,21 @@ def test_text_files_and_folders_are_whole_texts_split_into_rows(tmp_path: Path) 
     (folder / "b.txt").write_bytes(b"caf\xe9")
     with pytest.raises(FormatError, match=r"b\.txt: is not UTF-8 text"):
         read_examples(folder)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_large_file_is_not_held_in_memory(suffix: str, tmp_path: Path) -> None:
+    path, answer = tmp_path / f"d.{suffix}", "word " * 400
+    with path.open("w", newline="") as file:
+        if suffix == "csv":
+            csv.writer(file).writerows([["prompt", "completion"], *[["What?", answer]] * 4000])
+        else:
+            file.writelines(json.dumps({"prompt": "What?", "completion": answer}) + "\n" for _ in range(4000))
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in ExampleFile(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 4000 and path.stat().st_size > 8e6 and peak < 1e6
