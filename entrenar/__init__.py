@@ -54,6 +54,8 @@ __path__ = [str(_compiled_package(Path(__file__).resolve().parent))]
 
 def __getattr__(name: str) -> Any:
     """The public names, loaded when asked for: a program can catch what goes wrong while the engine starts."""
+    if name == "__version__":
+        return _version(Path(__path__[0]))
     if name not in __all__:
         raise AttributeError(f"module 'entrenar' has no attribute {name!r}")
     from entrenar._kernels import cpu

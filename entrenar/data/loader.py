@@ -71,6 +71,13 @@ class DataLoader:
         """Batches of this epoch; the last one is filled up from the next epoch."""
         return -(-len(self._order) // self.batch_size)
 
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of an epoch, from where the loader stands; the next iteration goes on with the next epoch."""
+        return (self.next_batch() for _ in range(self.batches_per_epoch))
+
     def next_batch(self) -> Batch:
         """The next batch; epochs follow each other without a gap."""
         return self._collated(self._next_rows())

@@ -100,6 +100,16 @@ class Tokenizer:
         ids = self.encode_with_offsets(text, parse_special=parse_special)[0]
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
 
+    def __call__(self, text: str | Sequence[str], *, add_special_tokens: bool = True) -> dict[str, Any]:
+        """input_ids and attention_mask as transformers gives them for a text, or lists of both for several."""
+        if not isinstance(text, str):
+            found = [self(each, add_special_tokens=add_special_tokens) for each in text]
+            return {key: [each[key] for each in found] for key in ("input_ids", "attention_mask")}
+        ids = self.encode(text, add_bos=add_special_tokens and self.adds_bos)
+        if add_special_tokens and self.adds_eos and self.eos_id is not None:
+            ids.append(self.eos_id)
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
     def encode_with_offsets(self, text: str, *, parse_special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of `text`, and for each the (start, stop) of the characters of `text` that it stands for.
 

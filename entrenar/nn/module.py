@@ -67,6 +67,21 @@ class Module:
         """(name, tensor) of the weights that backward computes a gradient for."""
         return [(name, w) for name, w in self.named_parameters() if isinstance(w, Tensor) and w.requires_grad]
 
+    def parameters(self) -> Iterator[Tensor]:
+        """The weights that backward computes a gradient for, as an optimizer takes them."""
+        return (tensor for _, tensor in self.trainable_parameters())
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch dropout on, or off where `mode` is False; returns the module."""
+        for _, module in self.named_modules():
+            if hasattr(module, "training"):
+                vars(module)["training"] = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switch dropout off; returns the module."""
+        return self.train(False)
+
     def freeze(self) -> None:
         """Stop every weight from taking gradients."""
         for _, weight in self.named_parameters():
