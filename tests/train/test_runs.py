@@ -366,7 +366,7 @@ def test_an_interrupt_around_training_says_what_is_written(
             os.kill(os.getpid(), signal.SIGINT)
         return evaluate(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run, "evaluate", interrupted)
+    monkeypatch.setattr("entrenar.train.objective.evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt, match=message):
         quiet(model, config_for(data, tmp_path / "run"))
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists() == (call == 2)
