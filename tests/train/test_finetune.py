@@ -83,6 +83,7 @@ def test_the_qlora_example_writes_its_adapter_and_says_so(
         "checkpoint/step-4/SHA256SUMS",
         "checkpoint/step-4/state.json",
         "checkpoint/step-4/state.safetensors",
+        "config.toml",
         "metrics.csv",
         "metrics.jsonl",
         "summary.json",

@@ -144,6 +144,7 @@ def test_a_second_run_replaces_the_first_only_where_it_is_asked_to(model: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "adapter",
         "checkpoint",
+        "config.toml",
         "metrics.csv",
         "metrics.jsonl",
         "summary.json",
@@ -204,6 +205,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(model: Path, da
         quiet(model, config)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint",
+        "config.toml",
         "metrics.csv",
         "metrics.jsonl",
         "summary.json",
@@ -290,7 +292,7 @@ def test_a_stopped_run_writes_where_it_stands_and_resumes_to_the_same_bits(
     )
     assert found and found[2] == str(tmp_path / "run" / "checkpoint"), errors
     written = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert written == ["checkpoint", "metrics.csv", "metrics.jsonl", "summary.json"]
+    assert written == ["checkpoint", "config.toml", "metrics.csv", "metrics.jsonl", "summary.json"]
     assert len(metrics(tmp_path / "run")) == int(found[1])
     for output, resume in (("run", ("--resume",)), ("whole", ())):
         done = run_example("llama2_finetune_qlora.py", *files, *settings, "--output", tmp_path / output, *resume)
