@@ -198,7 +198,7 @@ class WSDLR(Schedule):
         _steps("WSDLR: warmup_steps", warmup_steps, 0, total_steps)
         _steps("WSDLR: decay_steps", decay_steps, 0, total_steps - warmup_steps)
         check_range("WSDLR", "min_lr", min_lr, 0)
-        if decay not in FALLS:
+        if not isinstance(decay, str) or decay not in FALLS:
             raise ConfigError(f"WSDLR: decay is {decay!r:.80}, expected one of {', '.join(FALLS)}.")
         self.warmup_steps, self.total_steps, self.decay_steps = warmup_steps, total_steps, decay_steps
         self.decay, self.min_lr = decay, min_lr
