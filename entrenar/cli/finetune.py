@@ -175,8 +175,8 @@ def _adapter(
 
 def _shape(path: str) -> dict[str, Any]:
     """The keys of [model] that the file sets, checked."""
-    keys = without(load_toml(path).get("model", {}), BASE_KEYS)
-    if not keys:
+    table = load_toml(path).get("model", {})
+    if isinstance(table, dict) and not without(table, BASE_KEYS):
         return {}
-    config = LLaMAConfig.from_file(path)
-    return {key: getattr(config, key) for key in keys}
+    config = LLaMAConfig.from_file(path)  # which refuses what is no table
+    return {key: getattr(config, key) for key in without(table, BASE_KEYS)}

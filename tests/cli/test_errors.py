@@ -158,6 +158,7 @@ def test_a_bad_flag_names_its_key(arguments: list[str], message: str, model: Pat
         ('[training]\nsteps = "3"', r"run\.toml: training\.steps is '3', expected an integer"),
         ("[model]\nhiden_size = 3", r"run\.toml: model\.hiden_size is no known key; .*hidden_size"),
         ("model = 3", r"run\.toml: .*model.*table"),
+        ("model = 0", r"run\.toml: .*model.*table"),
         ("[model]\nvocab_size = 3", r"model\.vocab_size is 3, and .*model\d? has 280; remove \[model\]"),
         ("[lora]\nrank = 3", r"run\.toml: has a \[lora\] section, and this program reads \[qlora\]"),
         ("[training", r"run\.toml: is not valid TOML"),
