@@ -111,7 +111,7 @@ def test_help_lists_every_flag_with_its_default(example: Path) -> None:
     options = re.split(r"\n  (?=--)", run.stdout)[1:]
     assert len(options) > 25
     for option in options:
-        assert re.search(r"\((\w+, )*(\w+; )?default: ", option), option
+        assert re.search(r"\(([\w-]+, )*([\w-]+; )?default: ", option), option
     assert "(adamw, adam, sgd; default: " in run.stdout
     assert "decay of the weights in each step, of matrices only unless decay_norms is on" in " ".join(
         run.stdout.split()
