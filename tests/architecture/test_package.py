@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import entrenar
+from entrenar.config import load_toml
 
 from .sources import FOLDERS, ROOT, files, name
 
@@ -174,3 +176,11 @@ def test_an_import_is_small_and_loads_no_other_framework(modules: tuple[str, ...
 def test_importing_another_framework_would_be_seen() -> None:
     _, loaded = imported("entrenar", "gguf")
     assert "gguf" in loaded
+
+
+def test_ci_installs_every_extra_and_ends_with_lint_and_tests() -> None:
+    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
+    assert "set -euo pipefail" in lines and lines[-2:] == ["make lint", "make test"]
+    (extras,) = re.findall(r"^pip install -q '\.\[([\w,]+)\]'$", "\n".join(lines), re.MULTILINE)
+    known = set(load_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"])
+    assert set(extras.split(",")) == known - {"fuzz"}  # whose target installs it
