@@ -5,6 +5,7 @@ SCRIPTS = $$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("scripts")
 PYTEST = "$(SCRIPTS)/pytest"
 # The whole suite, in as many processes (WORKERS=4); the tests of a file share what they set up, so they stay together.
 SUITE = $(PYTEST) -n $(or $(WORKERS),2) --dist loadfile
+MKDOCS = "$(SCRIPTS)/mkdocs"
 C_FILES = $$(find entrenar tests -name '*.[ch]')
 # The tests on the tree that `make build` compiled in place, without installing anything.
 ON_TREE = PYTHONPATH="$(CURDIR)" $(PYTEST) -q
@@ -14,7 +15,7 @@ HISTORY_FILE = $(or $(HISTORY),benchmarks/history.jsonl)
 .PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
 	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
 	imports observability release coverage family-table profile-llama profile-llama-otlp profile-llama-anomaly \
-	planted-faults bench-history
+	planted-faults bench-history docs
 
 help:  ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +35,10 @@ test-peers:  ## also install PyTorch, transformers, PEFT and bitsandbytes, and r
 	$(PYTHON) -m pip install -q torch==2.13.0
 	$(PYTHON) -m pip install -q '.[test,peers]'
 	$(SUITE)
+
+docs:  ## build the documentation as a site in build/site, without warnings
+	$(PYTHON) -m pip install -q '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(MKDOCS) build --quiet
 
 edges:  ## compare every variation of what is read with transformers, llama.cpp and PEFT; writes docs/edges.md
 	$(PYTHON) -m pip install -q torch==2.13.0

@@ -24,8 +24,10 @@ FORMERLY = re.compile(r"^\|(?:[^|]*\|){2}(?P<old>[^|]*)\|$", re.MULTILINE)  # th
 
 
 def prose(page: Path) -> str:
-    """A page without its code blocks; the glossary without the words that were retired."""
+    """A page without its code blocks, the glossary without retired words, other tools' pages without their names."""
     source = FENCE.sub("", text(page))
+    if page.name == "coming_from.md":
+        source = re.sub(r"^\|[^|]*\|", "|", source, flags=re.MULTILINE)
     if page.name == "glossary.md":
         source = FORMERLY.sub(lambda match: match[0].replace(match["old"], ""), source)
     return source
