@@ -410,7 +410,9 @@ def add_arguments(
         if hint is bool:
             parser.add_argument(flag, dest=name, default=default, action=argparse.BooleanOptionalAction, help=help_text)
         else:
-            given = {"required": True} if must else {"default": default}
+            given: dict[str, Any] = {"required": True} if must else {"default": default}
+            if str in typing.get_args(hint) and list[str] in typing.get_args(hint):  # one, or several
+                given["nargs"] = "+"
             parser.add_argument(flag, dest=name, type=_argument_type(hint), metavar="VALUE", help=help_text, **given)
 
 

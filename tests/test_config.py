@@ -455,16 +455,16 @@ def test_toml_beyond_the_reader_is_one_sentence(text: str, message: str, tmp_pat
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
-    ("value", "section", "message"),
+    ("value", "key", "message"),
     [
-        ("", "data", r"^data\.path is empty; leave it out, or give it a value\.$"),
-        (list(range(1000)), "data", r"^data\.path is \[0, 1, 2, 3, 4, 5, \.\.\.\], expected text\.$"),
+        ("", "path", r"^data\.path is empty; leave it out, or give it a value\.$"),
+        (list(range(1000)), "eval_path", r"^data\.eval_path is \[0, 1, 2, 3, 4, 5, \.\.\.\], expected text\.$"),
     ],
     ids=["empty", "long"],
 )
-def test_a_text_that_is_empty_or_something_long_is_refused_shortly(value: Any, section: str, message: str) -> None:
+def test_a_text_that_is_empty_or_something_long_is_refused_shortly(value: Any, key: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        from_table(SECTION_TYPES[section], {"path": value}, section)
+        from_table(SECTION_TYPES["data"], {key: value}, "data")
 
 
 @pytest.mark.unit

@@ -4,9 +4,11 @@ from entrenar.data.encoding import DataReport, Samples, SideReport, encode_docum
 from entrenar.data.formats import Example, ExampleFile, read_examples
 from entrenar.data.loader import DataLoader, evaluation_batches
 from entrenar.data.masking import Sample, encode_example
+from entrenar.data.mixing import Mix, MixedLoader
 from entrenar.data.packing import IGNORE, Batch, collate, pack
 from entrenar.data.pydocs import documentation_examples
-from entrenar.data.split import Subset, digest, digests, split_held_out, split_indices
+from entrenar.data.sources import ExampleFiles, Source, sources_of
+from entrenar.data.split import Subset, digest, digests, split_files, split_held_out, split_indices
 from entrenar.data.windows import text_windows
 
 __all__ = [
@@ -16,9 +18,13 @@ __all__ = [
     "DataReport",
     "Example",
     "ExampleFile",
+    "ExampleFiles",
+    "Mix",
+    "MixedLoader",
     "Sample",
     "Samples",
     "SideReport",
+    "Source",
     "Subset",
     "collate",
     "digest",
@@ -30,6 +36,8 @@ __all__ = [
     "evaluation_batches",
     "pack",
     "read_examples",
+    "sources_of",
+    "split_files",
     "split_held_out",
     "split_indices",
     "text_windows",

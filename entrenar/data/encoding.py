@@ -16,6 +16,7 @@ from entrenar.data.answers import Renderer
 from entrenar.data.formats import Example
 from entrenar.data.lengths import fitted
 from entrenar.data.masking import Sample, encode_example, encode_segments
+from entrenar.data.sources import Source
 from entrenar.errors import ConfigError, EntrenarError
 from entrenar.io.tokenizer import Tokenizer
 
@@ -233,10 +234,32 @@ def encode_document(text: str, tokenizer: Tokenizer, max_length: int | None = No
 
 
 @dataclass
+class FileReport:
+    """One of several files: the samples that are trained on, its weight, and with weights its share of the draws."""
+
+    path: str
+    samples: int
+    weight: float | None = None
+    share: float | None = None
+
+
+def file_reports(sources: Sequence[Source], samples: Sequence[int]) -> list[FileReport]:
+    """Of several files with so many samples each; of one there is nothing to say."""
+    if len(sources) == 1:
+        return []
+    whole = sum(source.weight or 0 for source in sources)
+    return [
+        FileReport(source.path, int(count), source.weight, source.weight and source.weight / whole)
+        for source, count in zip(sources, samples, strict=True)
+    ]
+
+
+@dataclass
 class DataReport:
     """What was read from `source`, and what became of it on both sides.
 
-    `evaluated` is the file of the held-out side where it has its own, of whose samples `shared` are trained on too.
+    `evaluated` is the file of the held-out side where it has its own, of whose samples `shared` are trained on too;
+    `files` are those of the training side where they are several.
     """
 
     source: str
@@ -245,6 +268,7 @@ class DataReport:
     held_out: SideReport
     evaluated: str = ""
     shared: int = 0
+    files: list[FileReport] = field(default_factory=list)
 
     def table(self) -> dict[str, Any]:
         """For summary.json."""
@@ -252,15 +276,26 @@ class DataReport:
         for name, side in (("training", self.training), ("held_out", self.held_out)):
             sides[name] = {key: value for key, value in asdict(side).items() if key != "unused"}
         own = {"evaluated": self.evaluated, "evaluated_and_trained": self.shared} if self.evaluated else {}
-        return {"source": self.source, **own, "unused_keys": dict(self._unused()[:KEYS_KEPT]), **sides}
+        several = {"files": [asdict(file) for file in self.files]} if self.files else {}
+        return {"source": self.source, **several, **own, "unused_keys": dict(self._unused()[:KEYS_KEPT]), **sides}
 
     def _unused(self) -> list[tuple[str, int]]:
         """The keys and their counts, the most frequent first."""
         both = Counter(self.training.unused) + Counter(self.held_out.unused)
         return sorted(both.items(), key=lambda item: (-item[1], item[0]))
 
+    def _shares(self) -> Iterator[str]:
+        total = sum(file.samples for file in self.files)
+        for file in self.files:
+            if file.share is not None and file.samples:
+                yield (
+                    f"{file.path}: {100 * file.share:.1f} % of the samples that are drawn; each of its "
+                    f"{file.samples:,} comes {file.share * total / file.samples:.2f} times an epoch of {total:,}."
+                )
+
     def remarks(self) -> Iterator[str]:
         """A sentence for each thing that a user may not expect."""
+        yield from self._shares()
         for side, kind in ((self.training, ""), (self.held_out, "held-out ")):
             for reason, count in side.left_out.items():
                 first = side.first_left_out[reason]

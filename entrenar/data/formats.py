@@ -57,7 +57,7 @@ class Example:
     text is `document`, with no messages: all of it is trained, and `whole_file` says that it is a file's. `segments`
     are texts, each with whether it is trained, which no template touches. `where` names the file and line, for
     messages, `unused` the keys of the record that say something and that nothing reads; `marked` says that `left_out`
-    is the record's wish and does not follow from its layout alone.
+    is the record's wish and does not follow from its layout alone; `file` is its file's number, of several.
     """
 
     messages: list[dict[str, Any]]
@@ -70,6 +70,7 @@ class Example:
     where: str = field(default="", compare=False)
     unused: tuple[str, ...] = field(default=(), compare=False)
     marked: bool = field(default=False, compare=False)
+    file: int = field(default=0, compare=False)
 
     @property
     def text(self) -> str:
@@ -97,19 +98,12 @@ def content_text(message: dict[str, Any]) -> str:
     return content or ""
 
 
-class ExampleFile(Sequence[Example]):
-    """The examples of a file, or of a folder of texts, in order, read and checked one at a time: never all in memory.
+class Examples(Sequence[Example]):
+    """Examples that are read when they are asked for."""
 
-    Raises FormatError, naming file and line (or record), where the file or the record that is read is not as expected.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.records = open_records(path)
-        if not self.records:
-            raise FormatError(f"{self.records.path}: holds no examples; expected one JSON object a line.")
-
-    def __len__(self) -> int:
-        return len(self.records)
+    def read(self, indices: Sequence[int]) -> Iterator[Example]:
+        """The examples of these indices, in their order."""
+        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -122,6 +116,21 @@ class ExampleFile(Sequence[Example]):
 
     def __iter__(self) -> Iterator[Example]:
         return self.read(range(len(self)))
+
+
+class ExampleFile(Examples):
+    """The examples of a file, or of a folder of texts, in order, read and checked one at a time: never all in memory.
+
+    Raises FormatError, naming file and line (or record), where the file or the record that is read is not as expected.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.records = open_records(path)
+        if not self.records:
+            raise FormatError(f"{self.records.path}: holds no examples; expected one JSON object a line.")
+
+    def __len__(self) -> int:
+        return len(self.records)
 
     def read(self, indices: Sequence[int]) -> Iterator[Example]:
         """The examples of these indices, in their order."""

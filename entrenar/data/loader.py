@@ -40,8 +40,10 @@ class DataLoader:
         self.samples, self.batch_size, self.sequence_length = samples, batch_size, sequence_length
         self.seed, self.packing, self.pad_id = seed, packing, pad_id
         self._lengths = _lengths(samples)
-        tokens = int(np.minimum(self._lengths, sequence_length).sum())
-        trained = sum(int(sample.trained[1:sequence_length].sum()) for sample in samples)
+        self.epoch, self.position = 0, 0
+        marks = np.array([int(sample.trained[1:sequence_length].sum()) for sample in samples], np.int64)
+        drawn = self._drawn()
+        tokens, trained = int(np.minimum(self._lengths[drawn], sequence_length).sum()), int(marks[drawn].sum())
         if not trained:
             raise ConfigError(
                 f"None of the {tokens} tokens of {len(samples)} examples is trained; the answers are missing, or cut "
@@ -50,13 +52,17 @@ class DataLoader:
         self.tokens, self.trained_tokens = tokens, trained
         self.trained_fraction = trained / tokens
         self.truncated = sum(sample.truncated or len(sample) > sequence_length for sample in samples)
-        self.epoch, self.position = 0, 0
         self._order = self._shuffled()
+
+    def _drawn(self) -> np.ndarray:
+        """The samples of this epoch, in no order."""
+        return np.arange(len(self.samples))
 
     def _shuffled(self) -> list[list[int]]:
         """This epoch's rows: which samples share one changes too."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
-        order = rng.permutation(len(self.samples))
+        drawn = self._drawn()
+        order = drawn[rng.permutation(len(drawn))]
         rows = _rows(self._lengths[order], self.sequence_length, self.packing)
         rows = [[int(order[i]) for i in row] for row in rows]
         return [rows[i] for i in rng.permutation(len(rows))]

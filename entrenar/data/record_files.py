@@ -91,6 +91,15 @@ def _texts_below(folder: Path) -> list[Path]:
     return found
 
 
+def stored_bytes(path: str | Path) -> int:
+    """Bytes of a file, or of a folder's text files; 0 where they cannot be read, which their reader says."""
+    try:
+        path = Path(path)
+        return sum(file.stat().st_size for file in (_texts_below(path) if path.is_dir() else [path]))
+    except (FormatError, OSError, ValueError):
+        return 0
+
+
 class TextFiles(Records):
     """Text files, each a record: all of it is one text."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
 
-from entrenar.data.formats import Example, ExampleFile
+from entrenar.data.formats import Example, Examples
 
 
 def digests(examples: Iterable[Example]) -> np.ndarray:
@@ -38,6 +39,15 @@ def split_indices(hashes: np.ndarray, fraction: float) -> tuple[np.ndarray, np.n
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
+def split_files(hashes: np.ndarray, bounds: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """As `split_indices` for each of several files, which begin at `bounds`; what one holds out no other trains on."""
+    kept = np.ones(len(hashes), bool)
+    for start, stop in pairwise(bounds):
+        kept[start + split_indices(hashes[start:stop], fraction)[1]] = False
+    kept &= ~np.isin(hashes, hashes[~kept])
+    return np.flatnonzero(kept), np.flatnonzero(~kept)
+
+
 def split_held_out(examples: Sequence[Example], fraction: float = 0.02) -> tuple[list[Example], list[Example]]:
     """(to train on, held out) as `split_indices` says."""
     sides = split_indices(digests(examples), fraction)
@@ -47,8 +57,12 @@ def split_held_out(examples: Sequence[Example], fraction: float = 0.02) -> tuple
 class Subset(Sequence[Example]):
     """Some of a file's examples, or of a list's, read when they are asked for."""
 
-    def __init__(self, examples: ExampleFile | list[Example], indices: np.ndarray) -> None:
+    def __init__(self, examples: Examples | list[Example], indices: np.ndarray) -> None:
         self._examples, self._indices = examples, indices
+
+    def chosen(self, indices: np.ndarray) -> Subset:
+        """Those of these indices."""
+        return Subset(self._examples, self._indices[indices])
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -63,6 +77,6 @@ class Subset(Sequence[Example]):
         return self._examples[int(self._indices[index])]
 
     def __iter__(self) -> Iterator[Example]:
-        if isinstance(self._examples, ExampleFile):
+        if isinstance(self._examples, Examples):
             return self._examples.read(self._indices.tolist())
         return (self._examples[i] for i in self._indices.tolist())

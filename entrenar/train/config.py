@@ -144,13 +144,24 @@ class LRSchedule(Section):
     )
 
 
+def one_or_several(path: str | list[str] | None) -> str | list[str] | None:
+    """A list of one path as that path; ConfigError for an empty list, or an empty path in one."""
+    if not isinstance(path, list):
+        return path
+    if not path or "" in path:
+        what = "holds an empty path" if path else "is an empty list"
+        raise ConfigError(f"data.path {what}, expected files or folders of examples; leave it out, or name them.")
+    return path[0] if len(path) == 1 else path
+
+
 @dataclass
 class Data(Section):
     """[data]: what is learned."""
 
-    path: str | None = option(
+    path: str | list[str] | None = option(
         None,
-        help="examples: a file (JSON, CSV, Parquet, text) or a folder of texts; unset is Python's documentation",
+        help="examples: files (JSON, CSV, Parquet, text) or folders of texts, several with weights perhaps "
+        "(a.jsonl:0.7 b.jsonl:0.3); unset is Python's documentation",
     )
     eval_path: str | None = option(
         None, help="examples to evaluate on, as the path's; unset holds out held_out_fraction of the path's"
@@ -158,7 +169,7 @@ class Data(Section):
     held_out_fraction: float = option(
         0.02, help="share of the examples kept for evaluation, at least one; 0 keeps none", minimum=0, below=1
     )
-    max_examples: int = option(0, help="use at most this many examples; 0 is all", minimum=0)
+    max_examples: int = option(0, help="use at most this many examples of each file; 0 is all", minimum=0)
     packing: bool = option(True, help="put several examples into one row")
     train_on_prompt: bool = option(
         False, help="fine-tuning: train and evaluate on the prompts too, not only on the answers"
@@ -171,6 +182,10 @@ class Data(Section):
         help="fine-tuning: what becomes of examples longer than a row; auto splits text files and truncates others",
         choices=TOO_LONG,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.path = one_or_several(self.path)
 
 
 @dataclass

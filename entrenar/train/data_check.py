@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from entrenar.data import DataReport, Example, ExampleFile, Sample, SideReport, digest, encode_examples
+from entrenar.data import DataReport, Example, ExampleFiles, Sample, SideReport, digest, encode_examples, sources_of
+from entrenar.data.encoding import FileReport, file_reports
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.train.config import Data
@@ -39,6 +40,7 @@ class DataCheck:
     first_duplicate: str = ""
     lengths: list[tuple[int, int, int]] = field(default_factory=list)
     longest: int = 0
+    files: list[FileReport] = field(default_factory=list)
     shown: list[tuple[str, list[tuple[bool, str]]]] = field(default_factory=list)
 
     @property
@@ -48,7 +50,9 @@ class DataCheck:
 
     def remarks(self) -> list[str]:
         """The sentences that a run would say of the file."""
-        return list(DataReport(self.source, self.sequence_length, self.report, SideReport()).remarks())
+        return list(
+            DataReport(self.source, self.sequence_length, self.report, SideReport(), files=self.files).remarks()
+        )
 
     def table(self) -> dict[str, object]:
         """For JSON: all but the samples that are shown."""
@@ -66,13 +70,16 @@ def check_data(data: Data, tokenizer: Tokenizer, vocabulary: int, sequence_lengt
     Raises FormatError or ConfigError where the file as a whole cannot be read.
     """
     assert data.path is not None
-    examples = ExampleFile(data.path)
-    count = min(len(examples), data.max_examples or len(examples))
-    found = DataCheck(data.path, count, sequence_length, SideReport())
+    sources = sources_of(data.path)
+    examples = ExampleFiles(sources, data.max_examples)
+    count, name = len(examples), ", ".join(source.path for source in sources)
+    found = DataCheck(name, count, sequence_length, SideReport())
+    samples = [0] * len(sources)
     options: dict[str, Any] = {"train_on_prompt": data.train_on_prompt, "last_answer": data.answers == "last"}
     lengths: list[int] = []
 
     def keep(example: Example, sample: Sample) -> None:
+        samples[example.file] += 1
         if len(found.shown) < show:
             found.shown.append((example.where, marked_text(sample, tokenizer)))
 
@@ -97,6 +104,7 @@ def check_data(data: Data, tokenizer: Tokenizer, vocabulary: int, sequence_lengt
             yield example
 
     found.report = encode_examples(read(), tokenizer, sequence_length, **options, too_long=data.too_long, check=keep)[1]
+    found.files = file_reports(sources, samples)
     found.lengths, found.longest = histogram(lengths), max(lengths, default=0)
     return found
 

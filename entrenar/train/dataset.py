@@ -11,6 +11,8 @@ from entrenar.data import (
     DataReport,
     Example,
     ExampleFile,
+    ExampleFiles,
+    Mix,
     Sample,
     Samples,
     SideReport,
@@ -19,8 +21,11 @@ from entrenar.data import (
     digests,
     documentation_examples,
     encode_examples,
+    sources_of,
+    split_files,
     split_indices,
 )
+from entrenar.data.encoding import file_reports
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.train.config import TrainConfig
@@ -29,54 +34,66 @@ from entrenar.train.vocabulary import check_vocabulary
 DOCUMENTATION = "the documentation"
 
 
-def _all_examples(config: TrainConfig) -> tuple[Subset, ExampleFile | list[Example]]:
-    """The examples that are used, and the source that they are of."""
+def source_name(config: TrainConfig, documentation: str = DOCUMENTATION) -> str:
+    """What the examples are of: the path, the paths of several files, or the library's documentation."""
+    path = config.data.path
+    return documentation if path is None else ", ".join(source.path for source in sources_of(path))
+
+
+def _all_examples(config: TrainConfig) -> tuple[Subset, np.ndarray]:
+    """The examples that are used, and where those of each file begin, (files + 1,)."""
     data = config.data
-    examples = documentation_examples() if data.path is None else ExampleFile(data.path)
-    return Subset(examples, np.arange(min(len(examples), data.max_examples or len(examples)))), examples
+    if data.path is None:
+        texts = documentation_examples()[: data.max_examples or None]
+        return Subset(texts, np.arange(len(texts))), np.array([0, len(texts)])
+    examples = ExampleFiles(sources_of(data.path), data.max_examples)
+    return Subset(examples, np.arange(len(examples))), examples.bounds
 
 
 def split_examples(config: TrainConfig) -> tuple[Subset, Subset]:
-    """(to train on, held out) of the file, or of the library's documentation; every record of it has been checked.
+    """(to train on, held out) of the files, each split for itself, or of the library's documentation; every record of
+    them has been checked.
 
     With data.eval_path the examples of that file are held out, and all others are trained on.
 
     Nothing is held out where data.held_out_fraction is 0; else ConfigError where one side is empty.
     """
     data = config.data
-    whole, examples = _all_examples(config)
+    whole, bounds = _all_examples(config)
     if data.eval_path is not None:
         others = ExampleFile(data.eval_path)
         return whole, Subset(others, np.arange(len(others)))
     count = len(whole)
-    training, held_out = split_indices(digests(whole), data.held_out_fraction)
+    training, held_out = split_files(digests(whole), bounds, data.held_out_fraction)
     if data.held_out_fraction and not len(held_out):
         found = "has one example" if count == 1 else f"has {count} examples, all of the same text"
         raise ConfigError(
-            f"{data.path or 'The documentation'}: {found}, which cannot be both trained on and held out; give more "
-            "examples, or data.held_out_fraction = 0."
+            f"{source_name(config, 'The documentation')}: {found}, which cannot be both trained on and held out; give "
+            "more examples, or data.held_out_fraction = 0."
         )
-    return Subset(examples, training), Subset(examples, held_out)
+    return whole.chosen(training), whole.chosen(held_out)
 
 
 @dataclass
 class Dataset:
-    """Samples to train on and held-out ones, an example to show, and the report."""
+    """Samples to train on (by `mix` where files have weights), held-out ones, an example to show, and the report."""
 
     training: Samples
     held_out: Samples
     shown: Example
     report: DataReport
+    mix: Mix | None = None
 
 
 @dataclass
 class _Side:
-    """One side's samples, what became of the rest, the digest of each sample's text, and the first example used."""
+    """One side's samples, what became of the rest, the digest of each text and its file, and the first example."""
 
     examples: Subset
     samples: Samples
     report: SideReport
     hashes: np.ndarray
+    files: np.ndarray
     first: Example | None
 
 
@@ -87,9 +104,7 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Datase
     example whose tokens the model lacks.
     """
     training, held_out = (_encode_side(side, config, tokenizer, vocabulary) for side in split_examples(config))
-    report = DataReport(
-        config.data.path or DOCUMENTATION, config.training.sequence_length, training.report, held_out.report
-    )
+    report = DataReport(source_name(config), config.training.sequence_length, training.report, held_out.report)
     if config.data.eval_path is not None:
         report.evaluated = config.data.eval_path
         report.shared = int(np.isin(held_out.hashes, training.hashes).sum())
@@ -105,7 +120,26 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Datase
             )
     shown = held_out.first or training.first
     assert shown is not None  # held above
-    return Dataset(training.samples, held_out.samples, shown, report)
+    return Dataset(training.samples, held_out.samples, shown, report, _mix(config, training, report))
+
+
+def _mix(config: TrainConfig, training: _Side, report: DataReport) -> Mix | None:
+    """How files with weights are drawn from, None without; files are counted in `report`."""
+    sources = [] if config.data.path is None else sources_of(config.data.path)
+    if len(sources) < 2:
+        return None
+    counts = np.bincount(training.files, minlength=len(sources)).tolist()
+    report.files = file_reports(sources, counts)
+    weights = [source.weight for source in sources if source.weight is not None]
+    if not weights:
+        return None
+    for source, count in zip(sources, counts, strict=True):
+        if not count:
+            raise ConfigError(
+                f"{source.path}: has the weight {source.weight:g} and no example that is trained, since all are held "
+                "out or left out; give it more examples, or leave it out."
+            )
+    return Mix(tuple(counts), tuple(weights))
 
 
 def held_out(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int, *, whole: bool) -> Samples:
@@ -114,20 +148,21 @@ def held_out(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int, *, whol
     side = _encode_side(examples, config, tokenizer, vocabulary)
     if not side.samples:
         raise ConfigError(
-            f"{config.data.path}: none of its {len(examples)} examples has a token that is trained: give a longer "
+            f"{source_name(config)}: none of its {len(examples)} examples has a token that is trained: give a longer "
             "sequence length or other examples."
         )
     return side.samples
 
 
 def _encode_side(examples: Subset, config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> _Side:
-    first, hashes = None, array("Q")
+    first, hashes, files = None, array("Q"), array("I")
 
     def check(example: Example, sample: Sample) -> None:
         nonlocal first
         check_vocabulary([example], [sample], tokenizer, vocabulary)
         first = first or example
         hashes.append(digest(example.text))
+        files.append(example.file)
 
     samples, report = encode_examples(
         examples,
@@ -138,7 +173,7 @@ def _encode_side(examples: Subset, config: TrainConfig, tokenizer: Tokenizer, vo
         too_long=config.data.too_long,
         check=check,
     )
-    return _Side(examples, samples, report, np.array(hashes, np.uint64), first)
+    return _Side(examples, samples, report, np.array(hashes, np.uint64), np.array(files, np.int64), first)
 
 
 def _hold_out_others(training: _Side, held_out: _Side, fraction: float) -> None:
@@ -149,6 +184,7 @@ def _hold_out_others(training: _Side, held_out: _Side, fraction: float) -> None:
     chosen = set(training.hashes[moved].tolist())
     held_out.first = next(example for example in training.examples if digest(example.text) in chosen)
     whole = training.samples
+    training.files = training.files[kept]
     training.samples, held_out.samples = (Samples(whole[i] for i in side) for side in (kept, moved))
     training.report.examples -= len(moved)
     held_out.report.examples += len(moved)

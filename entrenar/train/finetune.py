@@ -13,7 +13,7 @@ from rich.console import Console
 from entrenar.adapters.peft import continue_adapter, save_adapter
 from entrenar.autograd import Tensor
 from entrenar.config import nearest
-from entrenar.data import Batch, DataLoader, Example, encode_document, encode_example
+from entrenar.data import Batch, DataLoader, Example, MixedLoader, encode_document, encode_example
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
@@ -152,7 +152,9 @@ def _assemble(
     ]
     remarks += stop_remarks(loader.samples, _end_tokens(model, tokenizer), tokenizer)
     record = Record(Path(config.checkpointing.directory), Summary(remarks, data.report.table()))
-    fixed = {"the tokenizer": of_tokenizer(tokenizer)}
+    fixed: dict[str, Any] = {"the tokenizer": of_tokenizer(tokenizer)}
+    if isinstance(loader, MixedLoader):
+        fixed["the weights of the files"] = list(loader.mix.weights)
     trainer = Trainer(
         model, config, loader, batches, run.callbacks(config, record, console), fixed=fixed, objective=objective
     )
@@ -168,7 +170,7 @@ def _batches(
     """
     begun = config.training.continue_adapter
     if isinstance(data, dataset.Dataset):
-        loader, batches = run.batches(config, data.training, data.held_out, pad_id)
+        loader, batches = run.batches(config, data.training, data.held_out, pad_id, data.mix)
         _adapt(model, config)
         return loader, batches, Objective()
     if begun is not None:

@@ -75,13 +75,13 @@ class Source:
 class Rows:
     """Which examples are evaluated, and as what rows."""
 
-    data: str = option(help="examples: a file (JSON, CSV, Parquet, text) or a folder of texts")
+    data: str | list[str] = option(help="examples: files (JSON, CSV, Parquet, text) or folders of texts")
     held_out_fraction: float = option(
         1.0, help="share of them that is held out from training, chosen as finetune does; 1 is all", above=0, maximum=1
     )
     sequence_length: int = option(ROW, help="length of a row", unit="tokens", minimum=2)
     batch_size: int = option(BATCH, help="rows that run through the model at once", minimum=1)
-    max_examples: int = option(0, help="use at most this many examples; 0 is all", minimum=0)
+    max_examples: int = option(0, help="use at most this many examples of each file; 0 is all", minimum=0)
     train_on_prompt: bool = option(False, help="evaluate the prompts too, not only the answers")
 
     def __post_init__(self) -> None:
@@ -92,12 +92,12 @@ class Rows:
 class Checked:
     """Which examples are looked at, and as rows of which model."""
 
-    data: str = option(help="examples: a file (JSON, CSV, Parquet, text) or a folder of texts")
+    data: str | list[str] = option(help="examples: files (JSON, CSV, Parquet, text) or folders of texts")
     model: str | None = option(
         None, help="GGUF file or Hugging Face directory; unset is SmolLM2-135M-Instruct, fetched once"
     )
     sequence_length: int = option(ROW, help="length of a row", unit="tokens", minimum=2)
-    max_examples: int = option(0, help="use at most this many examples; 0 is all", minimum=0)
+    max_examples: int = option(0, help="use at most this many examples of each file; 0 is all", minimum=0)
     train_on_prompt: bool = option(False, help="train on the prompts too, not only on the answers")
     answers: str = option("all", help="which answers of a conversation are trained", choices=("all", "last"))
     too_long: str = option("auto", help="what becomes of examples longer than a row", choices=TOO_LONG)

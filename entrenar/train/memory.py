@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from entrenar.adapters.base import AdapterConfig
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
+from entrenar.data import Source, sources_of
 from entrenar.errors import MemoryBudgetError
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.decoder import activations, recomputed_layers
@@ -110,12 +110,11 @@ class StepMemory:
 
 def data_bytes(config: TrainConfig, share: float = DATA_SHARE) -> int:
     """What the examples of a file take, of which tokens and training marks are held and no text; 0 where it is none."""
-    paths, most = (config.data.path, config.data.eval_path), config.data.max_examples
-    try:
-        size = sum(Path(path).stat().st_size for path in paths if path is not None)
-    except (OSError, ValueError):
-        return 0  # what is wrong with it is said when it is read
-    rows = most * (config.training.sequence_length * DATA_TOKEN_BYTES + DATA_EXAMPLE_BYTES)
+    data, most = config.data, config.data.max_examples
+    files = [] if data.path is None else sources_of(data.path)
+    files += [] if data.eval_path is None else [Source(data.eval_path)]
+    size = sum(source.nbytes for source in files)
+    rows = len(files) * most * (config.training.sequence_length * DATA_TOKEN_BYTES + DATA_EXAMPLE_BYTES)
     return min(int(share * size), rows) if most else int(share * size)
 
 

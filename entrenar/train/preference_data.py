@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
-from entrenar.data import DataReport, Example, SideReport, digest, encode_example, split_indices
+from entrenar.data import DataReport, Example, SideReport, digest, encode_example, split_files
 from entrenar.data.preferences import Preference, read_preferences
+from entrenar.data.sources import unweighted
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
 from entrenar.train.config import TrainConfig
+from entrenar.train.dataset import source_name
 from entrenar.train.preference import (
     PreferenceBatch,
     PreferenceData,
@@ -48,13 +51,17 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Prefer
     """The run's preferences as tokens of a model that has `vocabulary` of them; raises as `dataset.encode`."""
     data, labelled = config.data, config.preference.method == "kto"
     assert data.path is not None  # held by the configuration
-    found = read_preferences(data.path, labelled=labelled)[: data.max_examples or None]
+    files = [
+        read_preferences(source.path, labelled=labelled)[: data.max_examples or None]
+        for source in unweighted(data.path, config.preference.method)
+    ]
+    found, bounds = [preference for file in files for preference in file], [0, *accumulate(map(len, files))]
     hashes = np.array([digest(preference.text) for preference in found], np.uint64)
-    sides = split_indices(hashes, data.held_out_fraction)
+    sides = split_files(hashes, np.array(bounds), data.held_out_fraction)
     if not len(sides[0]) or (data.held_out_fraction and not len(sides[1])):
         raise ConfigError(
-            f"{data.path}: has {len(found)} preferences, which cannot be both trained on and held out; give more, or "
-            "data.held_out_fraction = 0."
+            f"{source_name(config)}: has {len(found)} preferences, which cannot be both trained on and held out; give "
+            "more, or data.held_out_fraction = 0."
         )
     training, held_out = ([found[i] for i in side] for side in sides)
     reports = SideReport(), SideReport()
@@ -63,7 +70,9 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Prefer
         for side, report in zip((training, held_out), reports, strict=True)
     )
     shown = (held_out or training)[0].answers[0]
-    return PreferenceSides(first, second, shown, DataReport(data.path, config.training.sequence_length, *reports))
+    return PreferenceSides(
+        first, second, shown, DataReport(source_name(config), config.training.sequence_length, *reports)
+    )
 
 
 def _encoded(

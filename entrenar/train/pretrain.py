@@ -10,6 +10,7 @@ from rich.console import Console
 
 from entrenar.config import toml_value
 from entrenar.data import DataReport, Example, Sample, SideReport, text_windows
+from entrenar.data.sources import unweighted
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
@@ -17,7 +18,7 @@ from entrenar.models.config import LLaMAConfig
 from entrenar.train import report, run
 from entrenar.train.callbacks import Record
 from entrenar.train.config import TrainConfig
-from entrenar.train.dataset import DOCUMENTATION, split_examples
+from entrenar.train.dataset import source_name, split_examples
 from entrenar.train.memory import plan
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
@@ -63,8 +64,8 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> run.Res
         )
     if not samples or (sides[1] and not held_out):
         raise ConfigError(
-            f"{config.data.path or 'The documentation'}: is too short for a row of {t.sequence_length} tokens to train "
-            "on and one to hold out; give more text, a shorter training.sequence_length or another "
+            f"{source_name(config, 'The documentation')}: is too short for a row of {t.sequence_length} tokens to "
+            "train on and one to hold out; give more text, a shorter training.sequence_length or another "
             "data.held_out_fraction."
         )
     summary = _summary(config, reports, (samples, held_out), rest + held_out_rest)
@@ -102,6 +103,8 @@ def _check_used(config: TrainConfig) -> None:
         raise ConfigError(
             f"preference.method is {config.preference.method}, which training from scratch does not use; leave it out."
         )
+    if config.data.path is not None:
+        unweighted(config.data.path, "training from scratch")
     for key, default in (("train_on_prompt", False), ("packing", True), ("answers", "all"), ("too_long", "auto")):
         value = getattr(config.data, key)
         if value != default:
@@ -139,7 +142,7 @@ def _summary(
     """What became of the texts."""
     for read, samples in zip(reports, rows, strict=True):
         read.count_samples(samples)
-    data = DataReport(config.data.path or DOCUMENTATION, config.training.sequence_length, *reports)
+    data = DataReport(source_name(config), config.training.sequence_length, *reports)
     left = [f"{rest} tokens at the end of the text are left out: they fill no row."] if rest else []
     return Summary([*data.remarks(), *left], data.table())
 

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from entrenar._kernels import cpu
 from entrenar.autograd.precision import auto_precision, matmul_precision
-from entrenar.data import Batch, DataLoader, Sample, evaluation_batches
+from entrenar.data import Batch, DataLoader, Mix, MixedLoader, Sample, evaluation_batches
 from entrenar.errors import EntrenarError, FormatError
 from entrenar.io.rendering import rendering_date
 from entrenar.observe.hardware import available_memory
@@ -71,11 +72,19 @@ def prepared(config: TrainConfig) -> Iterator[None]:
 
 
 def batches(
-    config: TrainConfig, samples: Sequence[Sample], held_out: Sequence[Sample], pad_id: int | None
+    config: TrainConfig,
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample],
+    pad_id: int | None,
+    mix: Mix | None = None,
 ) -> tuple[DataLoader, list[Batch]]:
-    """The loader of the training samples, and the batches of the held-out ones."""
+    """The loader of the training samples, drawn by `mix` where there is one, and the batches of the held-out ones."""
     t, packing, pad = config.training, config.data.packing, pad_id or 0
-    loader = DataLoader(samples, t.batch_size, t.sequence_length, seed=t.seed, packing=packing, pad_id=pad)
+    options: dict[str, Any] = {"seed": t.seed, "packing": packing, "pad_id": pad}
+    if mix is None:
+        loader = DataLoader(samples, t.batch_size, t.sequence_length, **options)
+    else:
+        loader = MixedLoader(samples, mix, t.batch_size, t.sequence_length, **options)
     return loader, list(evaluation_batches(held_out, t.batch_size, t.sequence_length, packing, pad))
 
 

@@ -1,0 +1,108 @@
+"""Several files that are read as one: their paths and weights, and the examples of all of them in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
+from pathlib import Path
+
+import numpy as np
+
+from entrenar.config import shown
+from entrenar.data.formats import Example, ExampleFile, Examples
+from entrenar.data.record_files import stored_bytes
+from entrenar.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or folder of examples, and its part of what is drawn, relative to the others'; None where it has none."""
+
+    path: str
+    weight: float | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file, or of the texts of the folder; 0 where it cannot be read, which its reader says."""
+        return stored_bytes(self.path)
+
+
+def sources_of(given: str | Sequence[str]) -> list[Source]:
+    """The files of PATH or PATH:WEIGHT texts; a path that exists is that path, whatever colons it has.
+
+    Raises ConfigError for a weight that is no number above 0, that only some of the files have, or that a single file
+    has, and for a file that stands there twice.
+    """
+    found = [_source(text) for text in ([given] if isinstance(given, str) else given)]
+    weighted = [source for source in found if source.weight is not None]
+    if weighted and len(found) == 1:
+        raise ConfigError(
+            f"data.path gives {found[0].path} the weight {weighted[0].weight:g}, which has no effect without another "
+            "file; leave it out."
+        )
+    if weighted and len(weighted) < len(found):
+        without = next(source.path for source in found if source.weight is None)
+        raise ConfigError(f"data.path gives {without} no weight and others one; give each file a weight, or none.")
+    for at, source in enumerate(found):
+        if source.path in [other.path for other in found[:at]]:
+            raise ConfigError(f"data.path names {source.path} twice; name it once (a weight repeats it).")
+    return found
+
+
+def _source(text: str) -> Source:
+    path, colon, weight = text.rpartition(":")
+    if not colon or _exists(text):
+        return Source(text)
+    try:
+        value = float(weight)
+    except ValueError:
+        if not _exists(path):
+            return Source(text)
+        value = math.nan
+    if not path or not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"data.path is {shown(text)}, whose weight {shown(weight)} is not a number above 0.")
+    return Source(path, value)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # a name that is too long, or holds NUL
+        return False
+
+
+def unweighted(given: str | Sequence[str], user: str) -> list[Source]:
+    """The files for what draws all alike; ConfigError where they have weights."""
+    found = sources_of(given)
+    if found[0].weight is not None:
+        raise ConfigError(
+            f"data.path gives {found[0].path} the weight {found[0].weight:g}, which {user} does not use; leave the "
+            "weights out."
+        )
+    return found
+
+
+class ExampleFiles(Examples):
+    """The examples of several files, one file after the other, of each the first `most` (0 is all).
+
+    `bounds` (files + 1,) are where each begins. Each example says of which `file` it is. Raises as `ExampleFile`.
+    """
+
+    def __init__(self, sources: Sequence[Source], most: int = 0) -> None:
+        self.sources = sources
+        self._files = [ExampleFile(source.path) for source in sources]
+        counts = [min(len(file), most or len(file)) for file in self._files]
+        self.bounds = np.array([0, *accumulate(counts)])
+
+    def __len__(self) -> int:
+        return int(self.bounds[-1])
+
+    def read(self, indices: Sequence[int]) -> Iterator[Example]:
+        """The examples of these indices, in their order."""
+        numbers = np.searchsorted(self.bounds, indices, side="right") - 1
+        for number, group in groupby(zip(numbers.tolist(), indices, strict=True), key=lambda pair: pair[0]):
+            first = int(self.bounds[number])
+            for example in self._files[number].read([index - first for _, index in group]):
+                yield replace(example, file=number) if number else example
