@@ -48,6 +48,7 @@ def main(
     checkpoint = open_checkpoint(asked.model)
     data = Data(
         path=asked.data,
+        format=asked.format,
         max_examples=asked.max_examples,
         train_on_prompt=asked.train_on_prompt,
         answers=asked.answers,

@@ -30,6 +30,16 @@ LAYOUTS = {
     "text": ("text",),
     "segments": ("segments",),
 }
+# What data.format may say, and the key of LAYOUTS that it means.
+FORMATS = {
+    "auto": "",
+    "messages": "messages",
+    "prompt_completion": "prompt",
+    "alpaca": "instruction",
+    "sharegpt": "conversations",
+    "text": "text",
+    "segments": "segments",
+}
 # Keys that would change what is learned, were they read: refused where they hold something.
 CHANGES = {
     "history": "write the conversation as messages",
@@ -124,8 +134,8 @@ class ExampleFile(Examples):
     Raises FormatError, naming file and line (or record), where the file or the record that is read is not as expected.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.records = open_records(path)
+    def __init__(self, path: str | Path, format: str = "auto") -> None:
+        self.records, self.format = open_records(path, text=format == "text"), format
         if not self.records:
             raise FormatError(f"{self.records.path}: holds no examples; expected one JSON object a line.")
 
@@ -135,8 +145,9 @@ class ExampleFile(Examples):
     def read(self, indices: Sequence[int]) -> Iterator[Example]:
         """The examples of these indices, in their order."""
         for where, record in self.records.read(indices):
-            self._check_layout(record, where)
-            example = example_of(record, where)
+            if self.format == "auto":
+                self._check_layout(record, where)
+            example = example_of(record, where, self.format)
             yield replace(example, whole_file=True) if self.records.texts else example
 
     def _check_layout(self, record: Any, where: str) -> None:
@@ -201,11 +212,26 @@ def _unknown(record: dict[str, Any]) -> str:
     return f"has the keys {keys:.200}" if record else "is an object without keys"
 
 
-def example_of(record: Any, where: str) -> Example:
-    """The example of one record; FormatError, naming its place, where it is not as expected."""
+def _asked(record: dict[str, Any], format: str, where: str) -> str:
+    """The key of the layout that `format` says; FormatError where the record has none."""
+    layout = FORMATS[format]
+    if layout not in record:
+        keys = ", ".join(sorted(record)) or "none"
+        raise FormatError(
+            f"{where}: has no {layout}, which data.format = {format} reads, and has the keys {keys:.200}; set "
+            "data.format to the format that the file has, or to auto."
+        )
+    return layout
+
+
+def example_of(record: Any, where: str, format: str = "auto") -> Example:
+    """The example of one record, of the layout that it has or `format` says.
+
+    Raises FormatError, naming its place, where it is not as expected.
+    """
     if not isinstance(record, dict):
         raise FormatError(f"{where}: is {json_kind(record)}, expected {EXPECTED}.")
-    layout = _layout(record, where)
+    layout = _layout(record, where) if format == "auto" else _asked(record, format, where)
     _check_changes(record, layout, where)
     unused = tuple(key for key, value in record.items() if key not in LAYOUTS[layout] and not is_empty(value))
     if layout == "text":

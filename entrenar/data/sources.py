@@ -29,6 +29,16 @@ class Source:
         return stored_bytes(self.path)
 
 
+def one_or_several(path: str | list[str] | None) -> str | list[str] | None:
+    """A list of one path as that path; ConfigError for an empty list, or an empty path in one."""
+    if not isinstance(path, list):
+        return path
+    if not path or "" in path:
+        what = "holds an empty path" if path else "is an empty list"
+        raise ConfigError(f"data.path {what}, expected files or folders of examples; leave it out, or name them.")
+    return path[0] if len(path) == 1 else path
+
+
 def sources_of(given: str | Sequence[str]) -> list[Source]:
     """The files of PATH or PATH:WEIGHT texts; a path that exists is that path, whatever colons it has.
 
@@ -87,12 +97,13 @@ def unweighted(given: str | Sequence[str], user: str) -> list[Source]:
 class ExampleFiles(Examples):
     """The examples of several files, one file after the other, of each the first `most` (0 is all).
 
-    `bounds` (files + 1,) are where each begins. Each example says of which `file` it is. Raises as `ExampleFile`.
+    `bounds` (files + 1,) are where each begins; `format` is that of all records. An example says its `file`.
+    Raises as `ExampleFile`.
     """
 
-    def __init__(self, sources: Sequence[Source], most: int = 0) -> None:
+    def __init__(self, sources: Sequence[Source], most: int = 0, format: str = "auto") -> None:
         self.sources = sources
-        self._files = [ExampleFile(source.path) for source in sources]
+        self._files = [ExampleFile(source.path, format) for source in sources]
         counts = [min(len(file), most or len(file)) for file in self._files]
         self.bounds = np.array([0, *accumulate(counts)])
 

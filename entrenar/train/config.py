@@ -14,7 +14,9 @@ from entrenar.adapters.base import AdapterConfig
 from entrenar.adapters.lora import LoRAConfig
 from entrenar.adapters.registry import KINDS
 from entrenar.config import BASE_KEYS, SECTIONS, check_dataclass, from_table, load_toml, names_of, nearest, option
+from entrenar.data.formats import FORMATS
 from entrenar.data.lengths import TOO_LONG
+from entrenar.data.sources import one_or_several
 from entrenar.errors import ConfigError
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.storage import DTYPES, QUANTIZE
@@ -144,16 +146,6 @@ class LRSchedule(Section):
     )
 
 
-def one_or_several(path: str | list[str] | None) -> str | list[str] | None:
-    """A list of one path as that path; ConfigError for an empty list, or an empty path in one."""
-    if not isinstance(path, list):
-        return path
-    if not path or "" in path:
-        what = "holds an empty path" if path else "is an empty list"
-        raise ConfigError(f"data.path {what}, expected files or folders of examples; leave it out, or name them.")
-    return path[0] if len(path) == 1 else path
-
-
 @dataclass
 class Data(Section):
     """[data]: what is learned."""
@@ -165,6 +157,9 @@ class Data(Section):
     )
     eval_path: str | None = option(
         None, help="examples to evaluate on, as the path's; unset holds out held_out_fraction of the path's"
+    )
+    format: str = option(
+        "auto", help="layout of the records; auto tells it from the keys of each", choices=tuple(FORMATS)
     )
     held_out_fraction: float = option(
         0.02, help="share of the examples kept for evaluation, at least one; 0 keeps none", minimum=0, below=1
@@ -363,6 +358,8 @@ class TrainConfig:
                 f"training.evaluate_every is {t.evaluate_every}, and data.held_out_fraction is 0: there is nothing to "
                 "evaluate on; set one of both."
             )
+        if self.data.format != "auto" and self.data.path is None:
+            raise ConfigError(f"data.format is {self.data.format}, which has no effect without data.path; name a file.")
         if self.data.answers == "last" and self.data.train_on_prompt:
             raise ConfigError(
                 "data.answers is last, which has no effect where data.train_on_prompt trains everything; leave out one."
@@ -434,7 +431,7 @@ class TrainConfig:
                 f"training.batch_size is {self.training.batch_size}, expected at least 2 for kto, which compares an "
                 "answer with those to other prompts."
             )
-        for name, default in (("eval_path", None), ("answers", "all"), ("too_long", "auto")):
+        for name, default in (("eval_path", None), ("format", "auto"), ("answers", "all"), ("too_long", "auto")):
             if getattr(data, name) != default:
                 raise ConfigError(f"data.{name} is {getattr(data, name)}, which {method} does not use; leave it out.")
         if data.train_on_prompt or not data.packing:

@@ -71,7 +71,7 @@ def check_data(data: Data, tokenizer: Tokenizer, vocabulary: int, sequence_lengt
     """
     assert data.path is not None
     sources = sources_of(data.path)
-    examples = ExampleFiles(sources, data.max_examples)
+    examples = ExampleFiles(sources, data.max_examples, data.format)
     count, name = len(examples), ", ".join(source.path for source in sources)
     found = DataCheck(name, count, sequence_length, SideReport())
     samples = [0] * len(sources)

@@ -46,7 +46,7 @@ def _all_examples(config: TrainConfig) -> tuple[Subset, np.ndarray]:
     if data.path is None:
         texts = documentation_examples()[: data.max_examples or None]
         return Subset(texts, np.arange(len(texts))), np.array([0, len(texts)])
-    examples = ExampleFiles(sources_of(data.path), data.max_examples)
+    examples = ExampleFiles(sources_of(data.path), data.max_examples, data.format)
     return Subset(examples, np.arange(len(examples))), examples.bounds
 
 
@@ -61,7 +61,7 @@ def split_examples(config: TrainConfig) -> tuple[Subset, Subset]:
     data = config.data
     whole, bounds = _all_examples(config)
     if data.eval_path is not None:
-        others = ExampleFile(data.eval_path)
+        others = ExampleFile(data.eval_path, data.format)
         return whole, Subset(others, np.arange(len(others)))
     count = len(whole)
     training, held_out = split_files(digests(whole), bounds, data.held_out_fraction)

@@ -26,7 +26,7 @@ from entrenar.train.config import TrainConfig
 FREE = (
     *("steps", "epochs", "threads", "precision", "evaluate_every", "sample_every", "gradient_checkpointing"),
     *("early_stopping_patience", "early_stopping_threshold"),
-    *("path", "eval_path", "held_out_fraction", "max_examples", "schedule_steps"),
+    *("path", "eval_path", "format", "held_out_fraction", "max_examples", "schedule_steps"),
 )
 
 

@@ -13,6 +13,7 @@ from entrenar.adapters.peft import expected_shapes, load_adapter, read_adapter_c
 from entrenar.autograd.precision import auto_precision, matmul_precision
 from entrenar.config import check_dataclass, option
 from entrenar.data import Batch, evaluation_batches
+from entrenar.data.formats import FORMATS
 from entrenar.data.lengths import TOO_LONG
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
@@ -98,6 +99,9 @@ class Checked:
     )
     sequence_length: int = option(ROW, help="length of a row", unit="tokens", minimum=2)
     max_examples: int = option(0, help="use at most this many examples of each file; 0 is all", minimum=0)
+    format: str = option(
+        "auto", help="layout of the records; auto tells it from the keys of each", choices=tuple(FORMATS)
+    )
     train_on_prompt: bool = option(False, help="train on the prompts too, not only on the answers")
     answers: str = option("all", help="which answers of a conversation are trained", choices=("all", "last"))
     too_long: str = option("auto", help="what becomes of examples longer than a row", choices=TOO_LONG)
