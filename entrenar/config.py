@@ -465,4 +465,5 @@ def _scalar(text: str, hints: tuple[Any, ...]) -> Any:
                 continue
     if str in hints:
         return text_argument(text)
-    raise argparse.ArgumentTypeError(f"{shown(text)} is not {' or '.join(type_name(hint) for hint in hints)}")
+    expected = [type_name(hint) for hint in hints if hint is not type(None)]
+    raise argparse.ArgumentTypeError(f"{shown(text)} is not {' or '.join(expected)}")

@@ -25,8 +25,8 @@ WINDOW = "1m"  # of rates: at least four scrapes
 ALERTS = (
     (
         "EntrenarNoStep",
-        "changes(entrenar_step[30m]) == 0 and entrenar_step < entrenar_planned_steps",
-        "5m",
+        "changes(entrenar_step[5m]) == 0 and entrenar_step < entrenar_planned_steps",
+        "25m",
         "No step was done for half an hour.",
     ),
     (

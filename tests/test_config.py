@@ -290,6 +290,7 @@ def test_an_instance_gives_the_flags_their_defaults(capsys: pytest.CaptureFixtur
         (["--zzzzzz=1"], "p: error: unknown argument --zzzzzz; expected one of --help, --kind, --limit, --no-on, --on"),
         (["--size", "1.5"], "p: error: argument --size: '1.5' is not an integer\n"),
         (["--rate", "fast"], "p: error: argument --rate: 'fast' is not a number\n"),
+        (["--limit", "x"], "p: error: argument --limit: 'x' is not an integer\n"),
         (["--parts", "b"], "p: error: argument --parts: 'b' is not NAME=VALUE\n"),
         (["--parts", "b=c"], "p: error: argument --parts: 'c' is not an integer\n"),
         (["--size"], "p: error: argument --size: expected one argument\n"),

@@ -143,8 +143,8 @@ def _typed(value: Any) -> Any:
 class Counted:
     """A span exporter that counts what `exporter` was given and took; what it raises is a failed export, logged."""
 
-    def __init__(self, exporter: Any, where: str) -> None:
-        self._exporter, self.where = exporter, where
+    def __init__(self, exporter: Any, where: str, option: str = "observe.trace") -> None:
+        self._exporter, self.where, self.option = exporter, where, option
         self._result = needed("opentelemetry.sdk.trace.export", "observe.trace").SpanExportResult
         self._log = logging.getLogger("opentelemetry.entrenar")
         self._over = False
@@ -219,7 +219,7 @@ def tracing(exporters: Sequence[Counted], attributes: Mapping[str, str], say: Ca
             for exporter in exporters:
                 lost = spans.ended - exporter.taken
                 if lost:
-                    say(f"observe.trace: {lost} of {spans.ended} {LOST} {exporter.where}.")
+                    say(f"{exporter.option}: {lost} of {spans.ended} {LOST} {exporter.where}.")
 
 
 def _shut_down(provider: Any, exporters: Sequence[Counted]) -> None:

@@ -21,6 +21,7 @@ LAST_MILLISECONDS = 3000  # for the values of the end: a receiver that does not 
 EXPORTERS = {"traces": ("trace_exporter", "OTLPSpanExporter"), "metrics": ("metric_exporter", "OTLPMetricExporter")}
 # What the SDK's sentences about one signal hold: one of both says which it is about.
 WORDS = {"traces": ("span", "trace"), "metrics": ("metric",)}
+AFTER = "Shutdown in progress"  # how its complaints begin where a run ends while it tries again: no cause
 
 
 def exporter(signal: str, option: str, **options: Any) -> Any:
@@ -64,7 +65,7 @@ class OneSentence(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Say the record, where it is the first that is not about another signal."""
         sentence = " ".join(record.getMessage().split()).rstrip(".")
-        if not any(word in sentence.lower() for word in self._others):
+        if not sentence.startswith(AFTER) and not any(word in sentence.lower() for word in self._others):
             self.complain(sentence)
 
     def complain(self, sentence: str) -> None:
@@ -74,15 +75,29 @@ class OneSentence(logging.Handler):
             self._say(f"{self._option}: {sentence}; the run goes on.")
 
 
+def _lift_filters() -> list[tuple[logging.Logger, Any]]:
+    """Take off the SDK's filters of repeated records, which hold back one signal's reason where another's was alike."""
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("opentelemetry")]
+    found = [
+        (logger, each) for logger in loggers for each in logger.filters if type(each).__name__ == "DuplicateFilter"
+    ]
+    for logger, each in found:
+        logger.removeFilter(each)
+    return found
+
+
 @contextmanager
 def one_sentence(signal: str, option: str, say: Callable[[str], None]) -> Iterator[OneSentence]:
     """Inside the block, the SDK's first complaint about `signal` goes to `say`, and nothing to standard error."""
     log, handler = logging.getLogger("opentelemetry"), OneSentence(signal, option, say)
     propagates, log.propagate = log.propagate, False
     log.addHandler(handler)
+    held_back = _lift_filters()
     try:
         yield handler
     finally:
+        for logger, each in held_back:
+            logger.addFilter(each)
         log.removeHandler(handler)
         if not any(isinstance(other, logging.NullHandler) for other in log.handlers):
             log.addHandler(logging.NullHandler())  # its threads may end later: not on standard error

@@ -247,7 +247,7 @@ class Observe(Section):
         None, help="write metrics into this file (.prom) for node_exporter's textfile collector"
     )
     loggers: list[str] = option(
-        factory=list, help=f"also log to these ({', '.join(LOGGERS)}), each an extra of that name"
+        factory=list, help=f"also log to these, with commas between ({', '.join(LOGGERS)}), each an extra of that name"
     )
     profile: bool = option(
         False, help="count kernels, by shape against this machine's measured peak; show where the time went at the end"

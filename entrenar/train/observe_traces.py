@@ -62,7 +62,7 @@ class Traces(Callback):
                 exporters.append(otlp.Counted(otlp_sdk.exporter("traces", "observe.trace"), "the receiver"))
             if wanted.trace_file is not None:
                 path = of_rank(Path(wanted.trace_file), rank)
-                exporters.append(otlp.Counted(JsonLines(path, self.say), str(path)))
+                exporters.append(otlp.Counted(JsonLines(path, self.say), str(path), "observe.trace_file"))
             if exporters:
                 attributes = {f"entrenar.{key}": value for key, value in info(trainer).items()}
                 stack.callback(self._say_where)
