@@ -29,6 +29,11 @@ def exporter(signal: str, option: str, **options: Any) -> Any:
 
     ConfigError for a protocol that there is not, a value that the exporter refuses, or a missing library.
     """
+    which = os.environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip()
+    if which and "otlp" not in which.split(","):
+        raise ConfigError(
+            f"OTEL_{signal.upper()}_EXPORTER is {which!r}, and {option} exports over OTLP; unset one of both."
+        )
     for variable in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         asked = os.environ.get(variable, "").strip()
         if asked and asked not in PROTOCOLS:

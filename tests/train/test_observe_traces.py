@@ -416,6 +416,7 @@ def test_two_traces_in_one_file_are_refused() -> None:
     ("variables", "sentence"),
     [
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "OTEL_EXPORTER_OTLP_PROTOCOL is 'http/json', expected one of"),
+        ({"OTEL_TRACES_EXPORTER": "none"}, "OTEL_TRACES_EXPORTER is .none., and observe.trace exports over OTLP"),
         ({"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "x"}, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL is 'x', expected one of"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "the OTEL_BSP_\\* variables contradict each other"),
         ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "the exporter refuses what the OTEL_EXPORTER_OTLP_\\* variables say"),
