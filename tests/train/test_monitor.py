@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -195,12 +196,13 @@ def test_memory_pressure_is_the_cause(tmp_path: Path) -> None:
 
 @pytest.mark.unit
 def test_a_leak_is_found_with_its_beginning(tmp_path: Path) -> None:
-    kept: list[np.ndarray] = []
+    kept: list[mmap.mmap] = []
 
     class Leak(Callback):
         def on_step(self, trainer: Trainer, report: object) -> None:
-            if trainer.step >= 20:
-                kept.append(np.ones(5_000_000 // 8))
+            if trainer.step >= 20:  # new pages: the heap may hold what tests before have freed
+                kept.append(mmap.mmap(-1, 5_000_000))
+                kept[-1].write(b"\1" * 5_000_000)
 
     trainer, _ = watched(tmp_path, Leak())
     trainer.run()
