@@ -17,11 +17,11 @@ import pytest
 # Threads that spin while they wait slow other programs' tests down where the cores are shared; read at import.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from entrenar._kernels import cpu
+
 # What `make test` tells the programs that its recipe runs is not for the `make` that a test runs.
 for variable in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
     os.environ.pop(variable, None)
-
-from entrenar._kernels import cpu
 
 # Each of pytest-xdist's workers gets its share of the cores, and so do the processes that its tests start.
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))

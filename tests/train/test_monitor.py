@@ -207,9 +207,9 @@ def test_a_leak_is_found_with_its_beginning(tmp_path: Path) -> None:
     trainer, _ = watched(tmp_path, Leak())
     trainer.run()
     (found,) = recorded(tmp_path, "memory_leak")
-    assert found["severity"] == "high" and 30 <= found["step"] <= 45
+    assert found["severity"] == "high" and 30 <= found["step"] <= 60
     begin, since = found["sentence"].split(";")[0].rsplit(" ", 1)
-    assert begin.endswith("MB a step since step") and abs(int(since) - 20) <= 4
+    assert begin.endswith("MB a step since step") and abs(int(since) - 20) <= 8
     assert float(begin.split("by ")[1].split()[0]) == pytest.approx(5.0, abs=0.3)
 
 
