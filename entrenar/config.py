@@ -93,13 +93,15 @@ def option(
     maximum: float | None = None,
     choices: Sequence[Any] | None = None,
     factory: Callable[[], Any] | Any = MISSING,
+    words: bool = False,
 ) -> Any:
     """A dataclass field with its documentation and the range that its value must lie in.
 
-    With `choices` and a `minimum` it takes one of the choices or a number.
+    With `choices` and a `minimum` it takes one of the choices or a number. With `words` its flag takes several values
+    as words of their own, as paths need, not between commas.
     """
     limits = {"minimum": minimum, "above": above, "below": below, "maximum": maximum, "choices": choices}
-    metadata = {"help": help, "unit": unit, **limits}
+    metadata = {"help": help, "unit": unit, "words": words, **limits}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     if default is MISSING:
@@ -411,7 +413,7 @@ def add_arguments(
             parser.add_argument(flag, dest=name, default=default, action=argparse.BooleanOptionalAction, help=help_text)
         else:
             given: dict[str, Any] = {"required": True} if must else {"default": default}
-            if str in typing.get_args(hint) and list[str] in typing.get_args(hint):  # one, or several
+            if spec.metadata.get("words"):
                 given["nargs"] = "+"
             parser.add_argument(flag, dest=name, type=_argument_type(hint), metavar="VALUE", help=help_text, **given)
 

@@ -154,6 +154,7 @@ class Data(Section):
         None,
         help="examples: files (JSON, CSV, Parquet, text) or folders of texts, several with weights perhaps "
         "(a.jsonl:0.7 b.jsonl:0.3); unset is Python's documentation",
+        words=True,
     )
     eval_path: str | None = option(
         None, help="examples to evaluate on, as the path's; unset holds out held_out_fraction of the path's"

@@ -76,7 +76,7 @@ class Source:
 class Rows:
     """Which examples are evaluated, and as what rows."""
 
-    data: str | list[str] = option(help="examples: files (JSON, CSV, Parquet, text) or folders of texts")
+    data: str | list[str] = option(help="examples: files (JSON, CSV, Parquet, text) or folders of texts", words=True)
     held_out_fraction: float = option(
         1.0, help="share of them that is held out from training, chosen as finetune does; 1 is all", above=0, maximum=1
     )
@@ -93,7 +93,7 @@ class Rows:
 class Checked:
     """Which examples are looked at, and as rows of which model."""
 
-    data: str | list[str] = option(help="examples: files (JSON, CSV, Parquet, text) or folders of texts")
+    data: str | list[str] = option(help="examples: files (JSON, CSV, Parquet, text) or folders of texts", words=True)
     model: str | None = option(
         None, help="GGUF file or Hugging Face directory; unset is SmolLM2-135M-Instruct, fetched once"
     )
