@@ -13,8 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from entrenar.config import ArgumentParser, text_argument
-from entrenar.errors import FormatError
-from entrenar.observe.anomaly import Anomaly, Step, StepDetector
+from entrenar.observe.anomaly import Anomaly, Step, StepDetector, read_anomalies
 from entrenar.observe.clusters import Clusters, cluster
 from entrenar.train.folder import ANOMALIES, JSON_LINES
 from entrenar.train.recorded import read_steps
@@ -35,7 +34,8 @@ def main(
 ) -> dict[str, Any]:
     """Analyze a run and print it; what --json prints.
 
-    FormatError where the run has no steps, ConfigError where scikit-learn is missing, SystemExit for a wrong flag.
+    FormatError where the run has no steps or a file of it is damaged, ConfigError where scikit-learn is missing,
+    SystemExit for a wrong flag.
     """
     parser = ArgumentParser(
         prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
@@ -45,7 +45,7 @@ def main(
     parsed = parser.parse_args(arguments)
     path = Path(parsed.run)
     path = path / JSON_LINES if path.is_dir() else path
-    steps = read_steps(path)
+    steps = [step.unverified() for step in read_steps(path)]
     kinds = cluster(steps)
     found, watched = anomalies(steps, path.parent / ANOMALIES)
     table = as_table(steps, kinds, found, watched)
@@ -58,22 +58,12 @@ def main(
 
 def anomalies(steps: Sequence[Step], path: Path) -> tuple[list[Anomaly], bool]:
     """What the monitor recorded in `path`, and what is found in the steps besides; whether the run was watched."""
-    recorded = _recorded(path)
+    recorded = read_anomalies(path)
     detector = StepDetector()
     found = [anomaly for step in steps for anomaly in detector.observe(step)[0]]
     known = {(anomaly.step, anomaly.kind) for anomaly in recorded}
     both = recorded + [anomaly for anomaly in found if (anomaly.step, anomaly.kind) not in known]
     return sorted(both, key=lambda anomaly: anomaly.step), any(step.resources for step in steps)
-
-
-def _recorded(path: Path) -> list[Anomaly]:
-    if not path.exists():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [Anomaly(**json.loads(line)) for line in lines]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise FormatError(f"{path}: is no record of anomalies ({type(error).__name__}: {error}); remove it.") from error
 
 
 def as_table(steps: Sequence[Step], kinds: Clusters, found: Sequence[Anomaly], watched: bool) -> dict[str, Any]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from entrenar.config import from_table, option
 from entrenar.observe.causes import Usual, causes
+from entrenar.observe.records import json_lines
 from entrenar.observe.robust import SEVERITIES, Window, severity, slope, trend
 
 ORDER = [name for _, name in reversed(SEVERITIES)]
@@ -27,6 +30,7 @@ LEAK_STEPS, LEAK_WARM_UP, LEAK_BYTES, LEAK_TOTAL, LEAK_RISING = 20, 10, 0.5e6, 2
 PLATEAU_STEPS, PLATEAU_BLOCKS, PLATEAU_FALL = 300, 10, 0.002
 KEPT = 1000  # resident set sizes that are looked back on
 MEGABYTE = 1e6
+VERIFY = "verify"  # the phase in which a step is computed again
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Anomaly:
     step: int
     time: float
     kind: str
-    severity: str
+    severity: str = option(help="how unusual", choices=tuple(ORDER))
     z: float
     value: float
     expected: float
@@ -45,9 +49,26 @@ class Anomaly:
     sentence: str
     ended: int | None = None
 
+    @staticmethod
+    def from_row(row: Any) -> Anomaly:
+        """The anomaly of what `table` gave, read again; ConfigError, naming the key, where it is none."""
+        unknown = [name for name in ("value", "expected") if isinstance(row, Mapping) and row.get(name, 0) is None]
+        found = from_table(Anomaly, {**row, **dict.fromkeys(unknown, 0.0)} if unknown else row, "anomaly")
+        for name in unknown:
+            setattr(found, name, math.nan)
+        return found
+
     def table(self) -> dict[str, Any]:
-        """The anomaly as values that JSON can hold."""
+        """The anomaly as values that JSON can hold; a number that is none is null."""
         return {name: None if value != value else value for name, value in vars(self).items()}
+
+
+def read_anomalies(path: Path) -> list[Anomaly]:
+    """Those of an anomalies.jsonl, none where there is no file; FormatError, with the line, where it is damaged."""
+    if not path.exists():
+        return []
+    advice = "the file is damaged: remove it"
+    return list(json_lines(path, Anomaly.from_row, "no anomaly", advice, "expected what --monitor writes"))
 
 
 @dataclass
@@ -90,6 +111,13 @@ class Step:
     tokens: int
     phases: Mapping[str, float] = field(default_factory=dict)
     resources: Mapping[str, float] = field(default_factory=dict)
+
+    def unverified(self) -> Step:
+        """The step without the time in which it was verified: that makes it no slow one."""
+        if VERIFY not in self.phases:
+            return self
+        rest = {name: seconds for name, seconds in self.phases.items() if name != VERIFY}
+        return replace(self, seconds=self.seconds - self.phases[VERIFY], phases=rest)
 
 
 class StepDetector:

@@ -19,6 +19,7 @@ import numpy as np
 
 from entrenar.errors import FormatError
 from entrenar.observe.changes import FEWEST, Change, changes, level_of, scores
+from entrenar.observe.records import json_lines
 
 TOGETHER = "all its cases together"
 
@@ -55,19 +56,8 @@ class Series:
 
 def read_history(path: Path) -> list[Series]:
     """The series of a history; FormatError, with the line, where it is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise FormatError(f"{path}: cannot be read ({reason}); make bench-history writes one.") from error
     found: dict[str, list[dict[str, Any]]] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            row = _row(json.loads(line))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise FormatError(
-                f"{path}: line {number} is no result of a benchmark ({type(error).__name__}: {error}); remove it."
-            ) from error
+    for row in json_lines(path, _row, "no result of a benchmark", "remove it", "make bench-history writes one"):
         found.setdefault(row.pop("key"), []).append(row)
     if not found:
         raise FormatError(f"{path}: holds no result; make bench-history writes some.")

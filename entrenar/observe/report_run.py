@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrenar.errors import FormatError
+from entrenar.observe.anomaly import read_anomalies
+from entrenar.observe.records import json_lines, parsed, text_of
 
 Column = NDArray[np.float64]
 FIGURES = ("step", "loss", "learning_rate", "grad_norm", "tokens", "trained_tokens", "seconds")
 NEEDED = ("step", "loss", "seconds")
 MEMORY = "resident_bytes"  # of a step's resources
+NO_STEP, DAMAGED, EXPECTED = "no step of a run", "the file is damaged", "expected what a run leaves in its folder"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Run:
     """A run by columns of one value a step, NaN where there is none; `summary` and `profile` are empty where missing.
 
     `columns` has FIGURES, "held_out" and MEMORY, `phases` the seconds of each phase; `watched` is whether the machine
-    was. `anomalies` have a "step" and a "sentence" each.
+    was. `anomalies` are tables of `Anomaly`.
     """
 
     columns: Mapping[str, Column]
@@ -89,9 +92,10 @@ def read_run(metrics: Path, older: Path, summary: Path, anomalies: Path, profile
     FormatError, naming file and line, where there is no run, or a file is damaged.
     """
     if not metrics.exists() and older.exists():
-        rows = list(_parsed(older, csv.DictReader(_text(older).splitlines()), _csv_row))
+        lines = csv.DictReader(text_of(older, EXPECTED).splitlines())
+        rows = list(parsed(older, lines, _csv_row, NO_STEP, DAMAGED))
     else:
-        rows = list(_lines(metrics, _row, "no step of a run"))
+        rows = list(json_lines(metrics, _row, NO_STEP, DAMAGED, EXPECTED))
     if not rows:
         raise FormatError(f"{metrics}: holds no step; train at least one.")
     names = list(dict.fromkeys(name for row in rows for name in row["phases"]))
@@ -101,7 +105,7 @@ def read_run(metrics: Path, older: Path, summary: Path, anomalies: Path, profile
         {name: np.array([row["phases"].get(name, 0.0) for row in rows]) for name in names},
         any(row["watched"] for row in rows),
         _table(summary),
-        list(_lines(anomalies, _anomaly, "no anomaly")) if anomalies.exists() else [],
+        [found.table() for found in read_anomalies(anomalies)],
         _table(profile),
     )
 
@@ -110,42 +114,17 @@ def _column(rows: Iterable[Mapping[str, Any]], name: str) -> Column:
     return np.array([row.get(name, math.nan) for row in rows], dtype=np.float64)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        what = getattr(error, "strerror", None) or error
-        raise FormatError(f"{path}: cannot be read ({what}); expected what a run leaves in its folder.") from error
-
-
 def _table(path: Path) -> Mapping[str, Any]:
     """The object of a JSON file; empty where there is no file."""
     if not path.exists():
         return {}
     try:
-        found = json.loads(_text(path))
+        found = json.loads(text_of(path, EXPECTED))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: is no JSON ({error}); it is damaged: remove it, or train anew.") from error
     if not isinstance(found, dict):
         raise FormatError(f"{path}: holds no object; it is damaged: remove it, or train anew.")
     return found
-
-
-def _lines(path: Path, read: Callable[[Any], dict[str, Any]], what: str) -> Iterator[dict[str, Any]]:
-    return _parsed(path, _text(path).splitlines(), lambda line: read(json.loads(line)), what)
-
-
-def _parsed(
-    path: Path, lines: Iterable[Any], read: Callable[[Any], dict[str, Any]], what: str = "no step of a run"
-) -> Iterator[dict[str, Any]]:
-    """Each line as `read` makes it; FormatError with the line's number."""
-    for count, line in enumerate(lines, 1):
-        try:
-            yield read(line)
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise FormatError(
-                f"{path}: line {count} is {what} ({type(error).__name__}: {error}); the file is damaged."
-            ) from error
 
 
 def _row(row: Any) -> dict[str, Any]:
@@ -171,14 +150,6 @@ def _csv_row(row: Mapping[str, str]) -> dict[str, Any]:
     """A line of metrics.csv, which older runs have alone."""
     found: dict[str, Any] = {name: float(row[name]) for name in FIGURES}
     return found | {"held_out": float(row["held_out_loss"] or math.nan), "phases": {}, "watched": False}
-
-
-def _anomaly(row: Any) -> dict[str, Any]:
-    """A line of anomalies.jsonl, with the keys that a report shows."""
-    texts = {name: str(row.get(name, "")) for name in ("kind", "severity")}
-    figures = {name: number(row.get(name)) for name in ("z", "value", "expected", "ended")}
-    causes = [str(cause) for cause in row.get("causes", [])]
-    return {"step": int(row["step"]), **texts, **figures, "causes": causes, "sentence": str(row["sentence"])}
 
 
 # ---------------------------------------------------------------------- figures

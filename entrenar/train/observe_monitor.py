@@ -19,9 +19,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from entrenar.errors import NumericsError
+from entrenar.errors import FormatError, NumericsError
 from entrenar.io.atomic import atomic_file
-from entrenar.observe.anomaly import AT_ONCE, Anomaly, Episode, Step, StepDetector
+from entrenar.observe.anomaly import AT_ONCE, Anomaly, Episode, Step, StepDetector, read_anomalies
 from entrenar.observe.events import Span, Subscriber, event, metric, subscribe, unsubscribe
 from entrenar.observe.resources import Resources, difference
 from entrenar.observe.robust import Window, severity
@@ -60,9 +60,11 @@ class Records:
 
     def read(self, last: int) -> None:
         """Take over what an earlier part of the run wrote of steps up to `last`."""
-        with suppress(OSError, ValueError, TypeError):  # no record, or none of ours: it is written anew
-            rows = [Anomaly(**json.loads(line)) for line in self.path.read_text(encoding="utf-8").splitlines()]
-            self._found = [row for row in rows if row.step <= last]
+        try:
+            self._found = [found for found in read_anomalies(self.path) if found.step <= last]
+        except FormatError as error:
+            with suppress(Exception):  # a filter that makes errors of warnings
+                warnings.warn(f"{error} It is written anew, without the anomalies of before.", stacklevel=2)
 
     def flush(self) -> None:
         """Write them where something changed."""
@@ -327,8 +329,7 @@ PAST = 128  # steps before a resume that are learned from
 
 def _seen(report: StepReport, now: float) -> Step:
     r = report
-    seconds = r.seconds - r.phases.get("verify", 0.0)  # a verified step is no slow one
-    return Step(r.step, now, seconds, r.loss, r.grad_norm, r.tokens, r.phases, r.resources)
+    return Step(r.step, now, r.seconds, r.loss, r.grad_norm, r.tokens, r.phases, r.resources).unverified()
 
 
 def _emit(found: Anomaly) -> None:

@@ -12,6 +12,7 @@ from entrenar.errors import FormatError
 from entrenar.io.safetensors import open_safetensors
 from entrenar.observe.anomaly import Step
 from entrenar.observe.compare import Run
+from entrenar.observe.records import json_lines
 from entrenar.train import checkpoint
 from entrenar.train.folder import JSON_LINES, PROFILE
 from entrenar.train.summary import SUMMARY
@@ -49,40 +50,20 @@ def read_run(folder: Path) -> Run:
 
 def read_steps(path: Path) -> list[Step]:
     """The steps of a metrics.jsonl; FormatError, with the line, where it is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); expected the folder of a run."
-        ) from error
-    steps = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            figures = {name: float(row[name]) for name in ("seconds", "loss", "grad_norm")}
-            parts = {
-                name: {str(key): float(value) for key, value in dict(row.get(name, {})).items()}
-                for name in ("phases", "resources")
-            }
-            if not all(map(math.isfinite, [*figures.values(), *parts["phases"].values()])):
-                raise ValueError("a number that is not finite")
-            steps.append(
-                Step(
-                    int(row["step"]),
-                    0.0,
-                    tokens=int(row["tokens"]),
-                    **figures,
-                    phases=parts["phases"],
-                    resources=parts["resources"],
-                )
-            )
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise FormatError(
-                f"{path}: line {number} is no step of a run ({type(error).__name__}: {error}); expected metrics.jsonl."
-            ) from error
+    steps = list(json_lines(path, _step, "no step of a run", "expected metrics.jsonl", "expected the folder of a run"))
     if not steps:
         raise FormatError(f"{path}: holds no step; train at least one.")
     return steps
+
+
+def _step(row: Any) -> Step:
+    seconds, loss, norm = (float(row[name]) for name in ("seconds", "loss", "grad_norm"))
+    phases, resources = (
+        {str(key): float(value) for key, value in dict(row.get(name, {})).items()} for name in ("phases", "resources")
+    )
+    if not all(map(math.isfinite, [seconds, loss, norm, *phases.values()])):
+        raise ValueError("a number that is not finite")
+    return Step(int(row["step"]), 0.0, seconds, loss, norm, int(row["tokens"]), phases, resources)
 
 
 def _settings(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:

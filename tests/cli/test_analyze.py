@@ -84,3 +84,43 @@ def test_what_is_no_run_is_refused_with_a_sentence(tmp_path: Path, content: str 
         (tmp_path / "metrics.jsonl").write_text(content)
     done = run_entrenar("analyze", tmp_path)
     assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_verified_step_is_no_slow_one(tmp_path: Path) -> None:
+    write_run(tmp_path, watched=False, slow={77: 3.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for row in lines[6::7]:
+        row["seconds"] += 60.0
+        row["phases"]["verify"] = 60.0
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    table = main([str(tmp_path), "--json"])
+    assert [each["step"] for each in table["anomalies"]] == [77]
+    assert table["high_latency_steps"] == [77]
+
+
+@pytest.mark.parametrize("verb", ["analyze", "report"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"z": None}, "z is null, expected a number"),
+        ({"z": "a"}, "z is 'a', expected a number"),
+        ({"step": "x"}, "step is 'x', expected an integer"),
+        ({"ended": 1.5}, "ended is 1.5, expected an integer"),
+        ({"severity": "huge"}, "severity is 'huge'; did you mean 'high'?"),
+        ({"sentence": None}, "sentence is null, expected text"),
+        ({"causes": "abc"}, "causes is 'abc', expected a list"),
+        ({"more": 1}, "anomaly.more is no known key"),
+        ({"kind": ...}, "anomaly.kind is missing"),
+    ],
+)
+def test_a_damaged_record_of_an_anomaly_is_named_by_its_line(
+    verb: str, changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    row = {"step": 5, "time": 1.0, "kind": "edac", "severity": "high", "z": 9.0, "value": None, "expected": 0.0}
+    row |= {"operation": None, "causes": ["x"], "sentence": "step 5: errors", "ended": 7}
+    damaged = {key: value for key, value in (row | changes).items() if value is not ...}
+    write_run(tmp_path, watched=True)
+    (tmp_path / "anomalies.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(damaged) + "\n")
+    done = run_entrenar(verb, tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "anomalies.jsonl: line 2 is no anomaly" in done.stderr and message in done.stderr
