@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from entrenar.config import from_table, option
+from entrenar.config import from_table
 from entrenar.observe.causes import Usual, causes
 from entrenar.observe.records import json_lines
 from entrenar.observe.robust import SEVERITIES, Window, severity, slope, trend
@@ -40,7 +40,7 @@ class Anomaly:
     step: int
     time: float
     kind: str
-    severity: str = option(help="how unusual", choices=tuple(ORDER))
+    severity: str = field(metadata={"choices": tuple(ORDER)})
     z: float
     value: float
     expected: float
