@@ -14,6 +14,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def safe(text: str) -> str:
+    """The text without the control characters by which a terminal is steered; lines and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def shortened(text: str) -> str:
     """The text without its middle where it quotes a value from a file that is too long for a sentence."""
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:600]} ... {text[-300:]}"

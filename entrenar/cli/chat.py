@@ -7,9 +7,9 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from entrenar.cli.flags import Parser
-from entrenar.cli.generate import ADAPTER_HELP, say
-from entrenar.config import add_arguments, from_arguments, nearest, shown, text_argument
+from entrenar.cli.flags import Parser, add_adapter
+from entrenar.cli.generate import say
+from entrenar.config import add_arguments, from_arguments, nearest, shown
 from entrenar.errors import ConfigError, ShapeError
 from entrenar.train.answers import Sampling, Speaker
 from entrenar.train.loading import Source
@@ -30,7 +30,7 @@ def main(
 ) -> list[dict[str, str]]:
     """Talk until the input ends; the messages. EntrenarError for a wrong input, SystemExit for a wrong flag."""
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--adapter", metavar="PATH", type=text_argument, help=ADAPTER_HELP)
+    add_adapter(parser)
     add_arguments(parser, Source)
     add_arguments(parser, Sampling)
     parsed = parser.parse_args(arguments)

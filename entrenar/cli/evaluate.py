@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from entrenar.cli.flags import Parser
-from entrenar.config import add_arguments, from_arguments, text_argument
+from entrenar.cli.flags import Parser, add_adapters
+from entrenar.config import add_arguments, from_arguments
 from entrenar.errors import ConfigError, printable
 from entrenar.train import report
 from entrenar.train.evaluate import Evaluation, evaluate
@@ -36,14 +36,7 @@ def main(
     """Evaluate and print; what --json prints. EntrenarError for a wrong input, SystemExit for a wrong flag."""
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     add_arguments(parser, Source)
-    parser.add_argument(
-        "--adapter",
-        nargs="+",
-        default=[],
-        type=text_argument,
-        metavar="PATH",
-        help="PEFT adapter directories or GGUF adapters, each put on the base alone (default: unset)",
-    )
+    add_adapters(parser, "each put on the base alone")
     parser.add_argument(
         "--compare", action="store_true", help="evaluate the base without an adapter too (default: false)"
     )

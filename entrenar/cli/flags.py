@@ -67,6 +67,20 @@ def early(
     return value
 
 
+def add_adapter(parser: Parser) -> None:
+    """--adapter, of a verb that uses one."""
+    what = "PEFT adapter directory or GGUF adapter that is put on the model"
+    parser.add_argument("--adapter", metavar="PATH", type=text_argument, help=f"{what} (default: unset)")
+
+
+def add_adapters(parser: Parser, use: str) -> None:
+    """--adapter, of a verb that uses several of one base; `use` says for what."""
+    what = f"PEFT adapter directories or GGUF adapters, {use}"
+    parser.add_argument(
+        "--adapter", nargs="+", default=[], metavar="PATH", type=text_argument, help=f"{what} (default: unset)"
+    )
+
+
 def parser_for(
     description: str | None,
     defaults: TrainConfig,

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from entrenar.cli.flags import Parser
+from entrenar.cli.flags import Parser, add_adapter
 from entrenar.config import add_arguments, from_arguments, named_stdout, text_argument
-from entrenar.errors import ConfigError, FormatError
+from entrenar.errors import ConfigError, FormatError, safe
 from entrenar.train.answers import Answer, Sampling, Speaker
 from entrenar.train.loading import Source
-from entrenar.train.report import safe
 
 DESCRIPTION = """Let a model answer prompts, or continue texts (--raw), token by token as they come.
 
@@ -44,7 +43,7 @@ def main(
         action="store_true",
         help="continue the text as it stands, without the chat template (default: false)",
     )
-    parser.add_argument("--adapter", metavar="PATH", type=text_argument, help=ADAPTER_HELP)
+    add_adapter(parser)
     add_arguments(parser, Source)
     add_arguments(parser, Sampling)
     parser.add_argument("--json", action="store_true", help="print an object a prompt, a line each (default: false)")
@@ -65,9 +64,6 @@ def main(
             answers.append(found)
             say(json.dumps({"prompt": text} | found.table()) + "\n" if parsed.json else "\n")
     return answers
-
-
-ADAPTER_HELP = "PEFT adapter directory or GGUF adapter that is put on the model (default: unset)"
 
 
 def say(text: str) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from entrenar.cli.flags import Parser
-from entrenar.config import add_arguments, check_dataclass, from_arguments, option, text_argument
+from entrenar.cli.flags import Parser, add_adapters
+from entrenar.config import add_arguments, check_dataclass, from_arguments, option
 from entrenar.errors import ConfigError
 from entrenar.models.caches import longest_alike
 from entrenar.models.checkpoint import Checkpoint
@@ -19,6 +19,7 @@ from entrenar.observe.extras import needed
 from entrenar.serve.engine import Engine
 from entrenar.train import report
 from entrenar.train.loading import Base, Source, check_fits
+from entrenar.train.stopping import end_tokens
 
 DESCRIPTION = """Answer over HTTP as the OpenAI API does.
 
@@ -56,14 +57,7 @@ def main(arguments: Sequence[str] | None = None, *, description: str = DESCRIPTI
     """Serve until a signal; EntrenarError for a wrong input, SystemExit for a wrong flag."""
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     add_arguments(parser, Source)
-    parser.add_argument(
-        "--adapter",
-        nargs="+",
-        default=[],
-        type=text_argument,
-        metavar="PATH",
-        help="PEFT adapter directories or GGUF adapters, each served as a model (default: unset)",
-    )
+    add_adapters(parser, "each served as a model")
     add_arguments(parser, Serving)
     parsed = parser.parse_args(arguments)
     source, serving = from_arguments(Source, parsed), from_arguments(Serving, parsed)
@@ -137,12 +131,11 @@ def _engine(checkpoint: Checkpoint, source: Source, names: dict[str, str | None]
         models = {name: base.model(place) for name, place in names.items()}
     first = next(iter(models.values()))
     first.generation.check()
-    ends = tuple({*first.generation.end_tokens, *config.eos_ids, *tokenizer.eos_ids})
     context = min(longest_alike(config), MOST_CONTEXT) if serving.context is None else serving.context
     return Engine(
         models,
         tokenizer,
-        ends,
+        end_tokens(first, tokenizer),
         source.computing(),
         slots=serving.slots,
         context=context,

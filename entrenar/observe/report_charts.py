@@ -13,6 +13,7 @@ from html import escape
 
 import numpy as np
 
+from entrenar.errors import safe
 from entrenar.observe.report_run import Column
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 960, 72, 28, 26, 34
@@ -47,8 +48,7 @@ class Mark:
 
 def clean(text: object) -> str:
     """Text for a page: escaped, without characters that HTML has no place for."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-    return escape(shown)
+    return escape(safe(str(text)))
 
 
 def short(value: float) -> str:

@@ -30,6 +30,14 @@ MOST_ANOMALIES, MOST_KERNELS, MOST_REMARKS, MOST_KEYS = 100, 15, 50, 400
 MOST_TEXT, MOST_VALUE = 6000, 300  # characters of a sample, of a value
 OF_TRAINING = ("loss_spike", "grad_norm_spike", "nonfinite", "plateau", "dead_adapter", "update_ratio")
 OF_MEMORY = ("memory_leak",)
+OF_EVERY_RUN = (
+    "training",
+    "lr_schedule",
+    "data",
+    "checkpointing",
+    "observe",
+    "preference",
+)  # sections
 # The page can load nothing, whatever text it shows; its icon is empty, so that none is asked for.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -93,11 +101,11 @@ def _figure(title: str, chart: str | None, keys: Iterable[tuple[str, str]], note
 def _about(run: Run) -> str:
     summary, machine = run.summary, part(run.summary, "machine")
     configuration = part(summary, "configuration")
-    usual = ("training", "lr_schedule", "data", "checkpointing", "observe")
-    methods = [name for name in configuration if name not in usual]
+    adapter = next((name for name in configuration if name not in OF_EVERY_RUN), None)
     said = [PurePath(str(summary["model"])).name] if summary.get("model") else []
     if configuration:
-        said.append(f"method {methods[0]}" if methods else "all weights trained")
+        said.append(f"method {adapter}" if adapter else "all weights trained")
+    said += [f"tuned by {run.preference}"] if run.preference else []
     if machine:
         said.append(f"{machine.get('threads')} threads on {machine.get('cpu')}")
         said.append(f"tier {machine.get('tier')}, precision {machine.get('precision')}")
@@ -115,9 +123,8 @@ def _tiles(run: Run) -> str:
     tiles = [(f"{steps:,}" + (f" of {wanted:,.0f}" if wanted else ""), "steps")]
     if len(held_out) > 1:
         first, last = held_out[0]["loss"], held_out[-1]["loss"]
-        tiles.append(
-            (f"{first:.3f} → {last:.3f}", f"held-out loss, perplexity {_perplexity(first)} → {_perplexity(last)}")
-        )
+        beside = "" if run.preference else f", perplexity {_perplexity(first)} → {_perplexity(last)}"
+        tiles.append((f"{first:.3f} → {last:.3f}", f"held-out loss{beside}"))
     elif found["loss"]["last"] is not None:
         tiles.append((f"{found['loss']['last']:.4g}", "loss of the last step"))
     rate, seconds = found["tokens_per_second"], found["seconds"]
@@ -153,7 +160,8 @@ def _loss(run: Run, marks: Sequence[Mark]) -> str:
     if held_out.size:
         lines.append(Series("held-out loss", "held", at, held_out, dots=True))
     keys = [(line.label, line.style) for line in lines]
-    shown = [_figure("Loss (nats a token)", line_chart(lines, name="Loss by step", marks=marks, height=280), keys)]
+    title = f"Loss ({run.preference})" if run.preference else "Loss (nats a token)"
+    shown = [_figure(title, line_chart(lines, name="Loss by step", marks=marks, height=280), keys)]
     if not held_out.size:
         shown.append(_missing("Nothing was held out, so that there is no loss before and after."))
     for title, name in (("Gradient norm", "grad_norm"), ("Learning rate", "learning_rate")):

@@ -52,6 +52,12 @@ class Run:
         return np.array(sorted(found)), np.array([found[step] for step in sorted(found)])
 
     @property
+    def preference(self) -> str | None:
+        """The loss over preferences, None where the run minimised that of tokens."""
+        method = part(self.summary, "configuration", "preference").get("method")
+        return str(method) if method not in (None, "none") else None
+
+    @property
     def estimate(self) -> dict[str, float]:
         """Bytes by item, as estimated before the run."""
         items = {str(name): number(size) for name, size in part(self.summary, "memory", "estimate").items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -73,7 +73,7 @@ class Engine:
         self,
         models: Mapping[str, LLaMAModel],
         tokenizer: Tokenizer,
-        ends: tuple[int, ...],
+        ends: Collection[int],
         computing: AbstractContextManager[None],
         *,
         slots: int,

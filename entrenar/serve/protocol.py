@@ -7,6 +7,7 @@ never left out in silence.
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -188,7 +189,7 @@ def _settings(table: Mapping[str, Any], tokens: int | None, top: int | None, ech
         max_tokens=tokens or 0,
         temperature=_number(table, "temperature", 1.0, 0.0, 2.0),
         top_p=_number(table, "top_p", 1.0, 0.0, 1.0) or 1e-9,  # OpenAI takes 0: the likeliest alone
-        seed=_integer(table, "seed", 0, -(2**63), 2**63 - 1) % 2**63,
+        seed=_integer(table, "seed", secrets.randbits(63), -(2**63), 2**63 - 1) % 2**63,
         stop=tuple(stops),
         echo=echo,
         top=top,
@@ -197,10 +198,10 @@ def _settings(table: Mapping[str, Any], tokens: int | None, top: int | None, ech
 
 def _asked(table: Mapping[str, Any], model: str, prompts: list[list[int]], settings: Settings, engine: Engine) -> Asked:
     longest = max(map(len, prompts))
-    if settings.max_tokens > engine.room(model, longest) or longest > engine.context:
+    if settings.max_tokens > engine.room(model, longest) or settings.max_tokens < (not settings.echo):
         raise BadRequest(
-            f"The prompt has {longest} tokens and {settings.max_tokens} new ones are asked for, expected at most "
-            f"{engine.context} together, the server's --context.",
+            f"The prompt has {longest} tokens and {max(1, settings.max_tokens)} new ones are asked for, expected at "
+            f"most {engine.context} together, the server's --context.",
             "max_tokens",
         )
     options = table.get("stream_options")

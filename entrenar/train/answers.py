@@ -14,6 +14,7 @@ from entrenar.models.api import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.generate import Cache, generate
 from entrenar.train.loading import Base, Source, check_fits
+from entrenar.train.stopping import end_tokens
 
 CONTEXT = 4  # tokens before the first that are decoded with it: a word's space belongs to what stands before it
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # the end of a text whose last character lacks bytes
@@ -98,7 +99,7 @@ class Speaker:
     def __init__(self, checkpoint: Checkpoint, model: LLaMAModel, sampling: Sampling) -> None:
         self.tokenizer, self.model, self.sampling = checkpoint.tokenizer(), model, sampling
         self.model.generation.check()
-        self.ends = tuple({*model.generation.end_tokens, *model.config.eos_ids, *self.tokenizer.eos_ids})
+        self.ends = tuple(end_tokens(model, self.tokenizer))
         self._cache = Cache()
 
     @staticmethod

@@ -25,7 +25,7 @@ from entrenar.train import state
 from entrenar.train.fingerprint import check
 
 VALUES, ARRAYS, SUMS = "state.json", "state.safetensors", "SHA256SUMS"
-FORMAT = 3
+FORMAT = 4
 READ = 1 << 20
 
 

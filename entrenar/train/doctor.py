@@ -14,7 +14,7 @@ import psutil
 import entrenar
 from entrenar._kernels import cpu
 from entrenar.io.hub import cache_directory
-from entrenar.observe.hardware import available_memory
+from entrenar.observe.hardware import available_memory, machine
 from entrenar.observe.peak import machine_peak
 
 # What is used where it is installed, beside what the package needs: extras, and peers of the tests.
@@ -36,7 +36,7 @@ def examine(measure: bool = True) -> dict[str, Any]:
         "folder": str(Path(entrenar.__path__[0])),
         "python": f"{platform.python_implementation()} {platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": machine()["cpu"],
         "tier": cpu.tier(),
         "tiers": cpu.supported_tiers(),
         "precisions": {name: cpu.effective_precision(name) for name in cpu.PRECISIONS},
@@ -81,15 +81,6 @@ def remarks(found: dict[str, Any]) -> list[str]:
     if missing:
         said.append(f"{', '.join(missing)} is missing; install entrenar again.")
     return said
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware")))
-    return next(named, platform.processor() or "unknown")
 
 
 def _version(name: str) -> str | None:

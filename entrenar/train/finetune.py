@@ -28,7 +28,7 @@ from entrenar.train.fingerprint import of_tokenizer
 from entrenar.train.memory import MemoryEstimate, plan
 from entrenar.train.objective import Objective
 from entrenar.train.preference import PreferenceObjective
-from entrenar.train.stopping import stop_remarks
+from entrenar.train.stopping import end_tokens, stop_remarks
 from entrenar.train.summary import Summary
 from entrenar.train.trainer import Trainer
 from entrenar.train.vocabulary import padding, vocabulary_remarks
@@ -150,7 +150,7 @@ def _assemble(
         *vocabulary_remarks(tokenizer, rows),
         *data.report.remarks(),
     ]
-    remarks += stop_remarks(loader.samples, _end_tokens(model, tokenizer), tokenizer)
+    remarks += stop_remarks(loader.samples, end_tokens(model, tokenizer), tokenizer)
     record = Record(Path(config.checkpointing.directory), Summary(remarks, data.report.table()))
     fixed: dict[str, Any] = {"the tokenizer": of_tokenizer(tokenizer)}
     if isinstance(loader, MixedLoader):
@@ -237,7 +237,8 @@ def _show_summary(console: Console, trainer: Trainer, needed: MemoryEstimate, su
     unquantized = Counter((name.split(".")[-2], reason) for name, reason in model.unquantized.items())
     for (layer, reason), count in unquantized.items():
         summary.remarks.append(f"{layer} of {count} layers stays in full precision: {reason}.")
-    few = report.uncertainty(sum(batch.trained_tokens for batch in trainer.held_out)) if trainer.held_out else None
+    judged = trainer.held_out if trainer.objective.of_tokens else []
+    few = report.uncertainty(sum(batch.trained_tokens for batch in judged)) if judged else None
     summary.remarks += [few] if few else []
     report.remarks(console, summary.remarks)
 
@@ -246,15 +247,10 @@ def _sample(model: LLaMAModel, tokenizer: Tokenizer, example: Example, train_on_
     """The model's greedy answer to the prompt of a held-out example."""
     new = min(SAMPLE_TOKENS, model.config.context - 1)
     prompt, _ = encode_prompt(tokenizer, example, train_on_prompt)
-    stop = tuple(_end_tokens(model, tokenizer))
+    stop = tuple(end_tokens(model, tokenizer))
     shown = prompt[-(model.config.context - new) :]
     answer = model.generate(shown, max_new_tokens=new, stop=stop, generation=model.generation.plain())
     return tokenizer.decode(answer)
-
-
-def _end_tokens(model: LLaMAModel, tokenizer: Tokenizer) -> set[int]:
-    """All that end a generation: by the model's files and by the tokenizer's."""
-    return {*model.generation.end_tokens, *model.config.eos_ids, *tokenizer.eos_ids}
 
 
 def _shown_prompt(tokenizer: Tokenizer, example: Example, train_on_prompt: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from entrenar.autograd import Tensor
 from entrenar.data import Batch
@@ -12,6 +13,8 @@ from entrenar.train.evaluate import Evaluation, evaluate
 
 class Objective:
     """The mean cross-entropy over trained tokens; a subclass has another loss."""
+
+    of_tokens: ClassVar[bool] = True  # whether e^loss is a perplexity
 
     def loss(self, model: LLaMAModel, batch: Batch, trained: int) -> Tensor:
         """The loss of a micro-batch, as its share of that of a step with `trained` tokens."""

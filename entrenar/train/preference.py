@@ -186,6 +186,8 @@ def kto(
 class PreferenceObjective(Objective):
     """The mean loss over the pairs, or labelled answers, of a step that has `count` of them."""
 
+    of_tokens = False
+
     def __init__(self, settings: Preferences, count: int) -> None:
         self.settings, self.count = settings, count
 

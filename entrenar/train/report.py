@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entrenar.config import STDOUT, named_stdout
+from entrenar.errors import safe
 from entrenar.io.atomic import atomic_file
 from entrenar.observe.energy import Energy
 from entrenar.train.evaluate import Evaluation
@@ -60,7 +61,7 @@ def summary(console: Console, title: str, rows: dict[str, str]) -> None:
 def remarks(console: Console, sentences: Iterable[str]) -> None:
     """Plain lines: what a user must know of the input."""
     for sentence in sentences:
-        console.print(escape(printable(sentence)), soft_wrap=True)
+        console.print(escape(safe(sentence).strip()), soft_wrap=True)
 
 
 def wide(console: Console, table: Table, columns: int) -> None:
@@ -69,16 +70,6 @@ def wide(console: Console, table: Table, columns: int) -> None:
     Console(file=text, width=max(columns, console.width)).print(table)
     lines = (line.rstrip() for line in text.getvalue().splitlines())
     console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
-
-
-def safe(text: str) -> str:
-    """Text from a model or a file, without the control characters by which a terminal is steered."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def printable(text: str) -> str:
-    """As `safe`, without what is blank around it."""
-    return safe(text).strip()
 
 
 def gib(size: float) -> str:
@@ -195,8 +186,10 @@ def uncertainty(tokens: int) -> str | None:
     )
 
 
-def comparison(console: Console, before: Evaluation | None, after: Evaluation | None) -> None:
-    """Held-out loss and perplexity before and after, and whether they are of enough tokens to say anything."""
+def comparison(
+    console: Console, before: Evaluation | None, after: Evaluation | None, *, of_tokens: bool = True
+) -> None:
+    """Held-out loss before and after; `of_tokens`: with the perplexity, and whether the tokens say anything."""
     if before is None or after is None:
         console.print("Nothing was held out (data.held_out_fraction is 0), so there is no loss before and after.")
         return
@@ -205,8 +198,9 @@ def comparison(console: Console, before: Evaluation | None, after: Evaluation | 
         table.add_column(heading, justify="right")
     change = (after.loss / before.loss - 1) * 100
     table.add_row("loss", f"{before.loss:.4f}", f"{after.loss:.4f}", f"{change:+.1f} %")
-    change = (after.perplexity / before.perplexity - 1) * 100
-    table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}", f"{change:+.1f} %")
+    if of_tokens:
+        change = (after.perplexity / before.perplexity - 1) * 100
+        table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}", f"{change:+.1f} %")
     console.print(table)
-    sentence = uncertainty(before.tokens)
+    sentence = uncertainty(before.tokens) if of_tokens else None
     remarks(console, [sentence] if sentence else [])

@@ -16,7 +16,7 @@ from rich.markup import escape
 from entrenar._kernels import cpu
 from entrenar.autograd.precision import auto_precision, matmul_precision
 from entrenar.data import Batch, DataLoader, Mix, MixedLoader, Sample, evaluation_batches
-from entrenar.errors import EntrenarError, FormatError
+from entrenar.errors import EntrenarError, FormatError, safe
 from entrenar.io.rendering import rendering_date
 from entrenar.observe.hardware import available_memory
 from entrenar.train import checkpoint, folder, interrupt, report
@@ -26,7 +26,6 @@ from entrenar.train.config import TrainConfig
 from entrenar.train.evaluate import Evaluation
 from entrenar.train.memory import MemoryEstimate
 from entrenar.train.observers import observers
-from entrenar.train.report import printable
 from entrenar.train.step import StepReport
 from entrenar.train.trainer import Trainer
 
@@ -163,9 +162,9 @@ def execute(
         stands = f"{output} is written; the evaluation after training is missing." if written else _stands(trainer)
         raise interrupt.Interrupted(stands, getattr(stop, "number", signal.SIGINT)) from None
     record.write(trainer, after)
-    report.comparison(console, record.before, after)
+    report.comparison(console, record.before, after, of_tokens=trainer.objective.of_tokens)
     for title, text in (("Prompt", prompt), ("Before", sample_before), ("After", sample_after)):
-        console.print(f"[bold]{title}:[/bold] {escape(printable(text))}")
+        console.print(f"[bold]{title}:[/bold] {escape(safe(text).strip())}")
     console.print(f"[bold]Written:[/bold] {escape(str(output))} and {escape(str(record.metrics))}", soft_wrap=True)
     return Result(record.before, after, sample_before, sample_after, output, record.metrics, trainer.reports)
 
@@ -203,7 +202,7 @@ class Samples(Callback):
         with trainer.model.evaluating():
             text = self.sample()
         trainer.baseline["samples"] = {**trainer.baseline.get("samples", {}), str(report.step): text}
-        self.console.print(f"[bold]Step {report.step}:[/bold] {escape(printable(text))}")
+        self.console.print(f"[bold]Step {report.step}:[/bold] {escape(safe(text).strip())}")
 
 
 def _ending(trainer: Trainer) -> list[str]:
@@ -249,7 +248,8 @@ def _before(trainer: Trainer, sample: Callable[[], str], console: Console) -> tu
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{trainer.checkpoint_directory}: has no held-out loss of before ({error!r}).") from error
     if before is not None:
-        console.print(f"held-out loss before: {before.loss:.4f} (perplexity {before.perplexity:.3f})")
+        beside = f" (perplexity {before.perplexity:.3f})" if trainer.objective.of_tokens else ""
+        console.print(f"held-out loss before: {before.loss:.4f}{beside}")
     if trainer.step:
         console.print(f"resumed after step {trainer.step}")
     return before, answer

@@ -9,9 +9,15 @@ import numpy as np
 
 from entrenar.data import Sample
 from entrenar.io.tokenizer import Tokenizer
+from entrenar.models.api import LLaMAModel
 
 LOOKED_AT = 1000  # samples
 NAMED = 4  # tokens in a sentence
+
+
+def end_tokens(model: LLaMAModel, tokenizer: Tokenizer) -> set[int]:
+    """All that end a generation: by the model's files and by the tokenizer's."""
+    return {*model.generation.end_tokens, *model.config.eos_ids, *tokenizer.eos_ids}
 
 
 def stop_remarks(samples: Sequence[Sample], ends: Collection[int], tokenizer: Tokenizer) -> list[str]:

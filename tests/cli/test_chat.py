@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from entrenar.errors import safe
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAModel
 from entrenar.train.answers import Sampling, Speaker
 from entrenar.train.loading import Source
-from entrenar.train.report import safe
 from tests.train.builders import entrenar_command, run_entrenar, write_model
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from entrenar.cli.main import dispatch
+from entrenar.errors import safe
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAModel
 from entrenar.train.answers import TextStream
-from entrenar.train.report import safe
 from tests.train.builders import config_for, entrenar_command, quiet, run_entrenar
 
 

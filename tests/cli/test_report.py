@@ -108,6 +108,20 @@ def report(folder: Path) -> tuple[str, Checker]:
     return page, Checker(page)
 
 
+def test_preferences_are_named_and_have_no_perplexity(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 3)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["configuration"]["preference"] = {"method": "dpo"}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    _, found = report(folder)
+    assert "method qlora · tuned by dpo" in found.text and "Loss (dpo)" in found.text
+    assert "perplexity" not in found.text and "nats" not in found.text
+    summary["configuration"]["preference"] = {"method": "none"}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    _, found = report(folder)
+    assert "method qlora" in found.text and "tuned by" not in found.text and "perplexity" in found.text
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 60, 700])
 def test_every_part_of_a_run_is_in_the_page(tmp_path: Path, steps: int) -> None:
     page, found = report(write_run(tmp_path, steps, slow=steps))

@@ -98,11 +98,12 @@ def test_chat_answers_by_the_template_whole_and_as_a_stream(server: Server, mode
 
 @pytest.mark.unit
 def test_sampling_follows_its_seed(server: Server) -> None:
-    def sampled(seed: int) -> str:
+    def sampled(seed: Any) -> str:
         answer = client(server).completions.create(model="tiny", prompt="What", max_tokens=20, temperature=1, seed=seed)
         return answer.choices[0].text
 
     assert sampled(1) == sampled(1) != sampled(2)
+    assert len({sampled(openai.NOT_GIVEN) for _ in range(4)}) > 1
 
 
 @pytest.mark.unit
@@ -177,6 +178,7 @@ def test_a_wrong_request_is_one_sentence(server: Server, body: object, status: i
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "images are not supported"),
         ({"messages": [{"role": "user", "content": "x"}], "tools": [{}]}, "tools = [{}] is not supported"),
         ({"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2}, "no effect without logprobs"),
+        ({"messages": [{"role": "user", "content": "and " * 200}]}, "at most 128 together"),
     ],
 )
 def test_a_wrong_chat_request_is_one_sentence(server: Server, body: dict, message: str) -> None:

@@ -20,13 +20,13 @@ from rich.console import Console
 
 from entrenar.cli.main import dispatch
 from entrenar.data import encode_example, evaluation_batches, read_examples, split_held_out
-from entrenar.errors import ConfigError, FormatError
+from entrenar.errors import ConfigError, FormatError, safe
 from entrenar.io.safetensors import open_safetensors
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig, load_adapter
 from entrenar.qlora import QLoRAConfig
-from entrenar.train import Result, evaluate, finetune, pretrain, report
+from entrenar.train import Result, evaluate, finetune, pretrain
 from entrenar.train.report import COLUMNS
 from tests.train.builders import (
     ROOT,
@@ -213,7 +213,7 @@ def test_a_terminal_shows_progress_in_place(model: Path, data: Path, tmp_path: P
 
 @pytest.mark.unit
 def test_text_of_a_model_cannot_steer_the_terminal() -> None:
-    assert report.printable(" a\x1b[2Jb\r\x07 ü 漢\n\tc\x00 ") == "a\ufffd[2Jb\ufffd\ufffd ü 漢\n\tc\ufffd"
+    assert safe(" a\x1b[2Jb\r\x07 ü 漢\n\tc\x00 ") == " a\ufffd[2Jb\ufffd\ufffd ü 漢\n\tc\ufffd "
 
 
 # ---------------------------------------------------------------------- what a run leaves

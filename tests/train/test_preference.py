@@ -307,8 +307,9 @@ def test_a_run_learns_its_preferences_and_resumes_to_the_same_bits(method: str, 
         "adapter": LoRAConfig(rank=4, dropout=0.1, target_modules=["all-linear"]),
     }
     config = config_for(data, tmp_path / "whole", training, **sections)
-    whole, _ = quiet(model, config)
+    whole, said = quiet(model, config)
     assert whole.before is not None and whole.after is not None
+    assert "held-out loss before: " in said and "perplexity" not in said and "1 / sqrt" not in said
     assert whole.after.loss < whole.before.loss
     if method == "dpo":
         assert whole.before.loss == pytest.approx(math.log(2), rel=1e-6)  # the model is its own reference
