@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import shutil
@@ -14,7 +13,9 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from ..architecture.sources import ROOT
+from tests.architecture.sources import ROOT
+
+from .scripts import with_program
 
 pytestmark = pytest.mark.unit
 PROGRAM = """
@@ -43,15 +44,7 @@ open(trace, "w").write(json.dumps(spans))
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with a small program in the place of the example."""
-    spec = importlib.util.spec_from_file_location("profile_llama", ROOT / "scripts" / "profile_llama.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    monkeypatch.setattr(module, "EXAMPLE", program)
-    return module
+    return with_program("profile_llama", PROGRAM, tmp_path, monkeypatch)
 
 
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **programs: str) -> None:

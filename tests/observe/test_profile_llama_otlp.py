@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -19,7 +18,9 @@ from typing import Any
 
 import pytest
 
-from ..architecture.sources import ROOT
+from tests.architecture.sources import ROOT
+
+from .scripts import with_program
 
 pytestmark = pytest.mark.unit
 pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc")
@@ -45,14 +46,7 @@ print(f"trace {spans.trace_id}, {spans.ended} spans")
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with a small program in the place of the example, and no Jaeger."""
-    spec = importlib.util.spec_from_file_location("profile_llama_otlp", ROOT / "scripts" / "profile_llama_otlp.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    monkeypatch.setattr(module, "EXAMPLE", program)
+    module = with_program("profile_llama_otlp", PROGRAM, tmp_path, monkeypatch)
     for name in [*os.environ]:
         if name.startswith("OTEL_") or name in ("TRACEPARENT", "TRACESTATE"):
             monkeypatch.delenv(name)
