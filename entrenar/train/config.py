@@ -28,6 +28,8 @@ from entrenar.train.updates import parameter_groups, schedule_of
 # Keys that only some optimizers and schedules look at.
 ADAM = ("adamw", "adam")
 NO_ADAPTER = "none"  # where a kind of adapter is said: train all weights
+MODEL_HELP = "GGUF file or Hugging Face directory; unset is SmolLM2-135M-Instruct, fetched once"
+FORMAT_HELP = "layout of the records; auto tells it from the keys of each"
 LORAPLUS_LR_EMBEDDING = 1e-6  # PEFT's default
 OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {"beta1": ADAM, "beta2": ADAM, "eps": ADAM, "momentum": ("sgd",)}
 PREFERENCE_KEYS: dict[str, tuple[str, ...]] = {
@@ -159,9 +161,7 @@ class Data(Section):
     eval_path: str | None = option(
         None, help="examples to evaluate on, as the path's; unset holds out held_out_fraction of the path's"
     )
-    format: str = option(
-        "auto", help="layout of the records; auto tells it from the keys of each", choices=tuple(FORMATS)
-    )
+    format: str = option("auto", help=FORMAT_HELP, choices=tuple(FORMATS))
     held_out_fraction: float = option(
         0.02, help="share of the examples kept for evaluation, at least one; 0 keeps none", minimum=0, below=1
     )
@@ -283,9 +283,7 @@ class Observe(Section):
 class Pretrained:
     """[model] of fine-tuning: which model, and how its frozen weights are stored."""
 
-    path: str | None = option(
-        None, help="GGUF file or Hugging Face directory; unset is SmolLM2-135M-Instruct, fetched once"
-    )
+    path: str | None = option(None, help=MODEL_HELP)
     dtype: str = option(
         "auto",
         help="of the frozen weights that are not in 4 bits; auto keeps those of 16 bits as they are stored and makes "

@@ -22,10 +22,11 @@ from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.storage import QUANTIZE, Storage, StoragePolicy
 from entrenar.models.weights import storage_of
 from entrenar.train import dataset
-from entrenar.train.config import Data, TrainConfig, Training
+from entrenar.train.config import FORMAT_HELP, MODEL_HELP, Data, TrainConfig, Training
 from entrenar.train.vocabulary import padding
 
 ROW, BATCH = 512, 4  # tokens of a row, and rows that are evaluated at once
+EXAMPLES_HELP = "examples: files (JSON, CSV, Parquet, text) or folders of texts"
 PRECISIONS = ("auto", *cpu.PRECISIONS)
 
 
@@ -33,9 +34,7 @@ PRECISIONS = ("auto", *cpu.PRECISIONS)
 class Source:
     """Which model, and how it computes."""
 
-    model: str | None = option(
-        None, help="GGUF file or Hugging Face directory; unset is SmolLM2-135M-Instruct, fetched once"
-    )
+    model: str | None = option(None, help=MODEL_HELP)
     quantize: str | None = option(
         None,
         help="4-bit format of the decoder's linears (auto, nf4, int4); unset keeps the types that the file has",
@@ -76,7 +75,7 @@ class Source:
 class Rows:
     """Which examples are evaluated, and as what rows."""
 
-    data: str | list[str] = option(help="examples: files (JSON, CSV, Parquet, text) or folders of texts", words=True)
+    data: str | list[str] = option(help=EXAMPLES_HELP, words=True)
     held_out_fraction: float = option(
         1.0, help="share of them that is held out from training, chosen as finetune does; 1 is all", above=0, maximum=1
     )
@@ -93,15 +92,11 @@ class Rows:
 class Checked:
     """Which examples are looked at, and as rows of which model."""
 
-    data: str | list[str] = option(help="examples: files (JSON, CSV, Parquet, text) or folders of texts", words=True)
-    model: str | None = option(
-        None, help="GGUF file or Hugging Face directory; unset is SmolLM2-135M-Instruct, fetched once"
-    )
+    data: str | list[str] = option(help=EXAMPLES_HELP, words=True)
+    model: str | None = option(None, help=MODEL_HELP)
     sequence_length: int = option(ROW, help="length of a row", unit="tokens", minimum=2)
     max_examples: int = option(0, help="use at most this many examples of each file; 0 is all", minimum=0)
-    format: str = option(
-        "auto", help="layout of the records; auto tells it from the keys of each", choices=tuple(FORMATS)
-    )
+    format: str = option("auto", help=FORMAT_HELP, choices=tuple(FORMATS))
     train_on_prompt: bool = option(False, help="train on the prompts too, not only on the answers")
     answers: str = option("all", help="which answers of a conversation are trained", choices=("all", "last"))
     too_long: str = option("auto", help="what becomes of examples longer than a row", choices=TOO_LONG)
