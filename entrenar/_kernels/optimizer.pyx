@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t
 from entrenar._kernels.cpu cimport simd
 from entrenar._kernels.partition cimport SCRATCH_PARTIALS, bisect, ceil_div, min, piece_size, scratch, threads_for
 from entrenar._kernels.profile cimport begin_kernel, end_kernel, register, shape_of
-from entrenar._kernels.simd.optimizer cimport adam_options, sgd_options
+from entrenar._kernels.simd.optimizer cimport adam_options, schedulefree_options, sgd_options
 
 cdef enum:
     BLOCK = 16384  # floats of a job
@@ -16,6 +16,7 @@ cdef enum:
 
 cdef int SGD_STEP = register("sgd_step")
 cdef int ADAM_STEP = register("adam_step")
+cdef int SCHEDULEFREE_STEP = register("schedulefree_step")
 cdef int SUM_SQUARES = register("sum_squares")
 cdef int CLAMP = register("clamp")
 
@@ -72,6 +73,23 @@ cdef void adam_step(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs
         i = run_of(runs, count, job)
         adam_job(runs + i, (job - runs[i].first_job) * BLOCK, options + i)
     end_kernel(ADAM_STEP, started, shape_of(n), 14 * n, 28 * n)
+
+
+cdef void schedulefree_job(const optimizer_run* r, Py_ssize_t at, const schedulefree_options* options) noexcept nogil:
+    simd.optimizer.schedulefree(r.p + at, r.state + at, r.state2 + at, r.g + at, min(r.n - at, BLOCK), options)
+
+
+# options[count]; p is y, state z. g' = scale g;  state2 = beta2 state2 + (1 - beta2) g'^2;
+# step = g' / (denominator_scale sqrt(state2) + eps) + weight_decay p;
+# p = p + average (state - p) - y_step step;  state -= lr step.
+cdef void schedulefree_step(const optimizer_run* runs, Py_ssize_t count, Py_ssize_t jobs,
+                            const schedulefree_options* options) noexcept nogil:
+    cdef int64_t started = begin_kernel()
+    cdef Py_ssize_t job, i, n = floats(runs, count)
+    for job in prange(jobs, schedule="static", num_threads=threads_for(n, GRAIN)):
+        i = run_of(runs, count, job)
+        schedulefree_job(runs + i, (job - runs[i].first_job) * BLOCK, options + i)
+    end_kernel(SCHEDULEFREE_STEP, started, shape_of(n), 17 * n, 28 * n)
 
 
 cdef double squares_job(const optimizer_run* r, Py_ssize_t at) noexcept nogil:

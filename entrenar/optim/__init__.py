@@ -13,6 +13,7 @@ from entrenar.optim.schedule import (
     StepLR,
     WarmupCosineLR,
 )
+from entrenar.optim.schedulefree import AdamWScheduleFree
 from entrenar.optim.sgd import SGD
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "WSDLR",
     "Adam",
     "AdamW",
+    "AdamWScheduleFree",
     "ConstantLR",
     "CosineAnnealingLR",
     "ExponentialLR",

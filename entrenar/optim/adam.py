@@ -21,7 +21,7 @@ class Adam(Optimizer):
     """
 
     decoupled = False
-    state_names = ("step", "exp_avg", "exp_avg_sq")
+    state_names: tuple[str, ...] = ("step", "exp_avg", "exp_avg_sq")
 
     def __init__(
         self,

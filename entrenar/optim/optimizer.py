@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class Optimizer:
     """
 
     state_names: tuple[str, ...] = ()  # what the state of a parameter has once it was updated
+    numbers: tuple[str, ...] = ("step",)  # of these, what is no tensor: "step" is whole, others are float64
 
     def __init__(self, params: Tensor | Parameters, defaults: dict[str, Any]) -> None:
         self.defaults = defaults
@@ -136,6 +138,31 @@ class Optimizer:
         for group in self.param_groups:
             group["lr"] = float(value)
 
+    # ------------------------------------------------------------------ weights of training and of the result
+    def train(self) -> None:
+        """Have the parameters hold what is trained, as they do at first; see `eval`."""
+
+    def eval(self) -> None:
+        """Have the parameters hold the result so far, where that is another than what is trained."""
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the parameters are as after `eval`; then they are trained on, to the same bits."""
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train()
+
+    def trained(self, parameter: Tensor) -> np.ndarray:
+        """What is trained of a parameter, whatever it holds now: with `state_dict()`, what training continues from."""
+        return parameter.numpy()
+
+    def results(self, weights: Mapping[str, np.ndarray], state_dict: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+        """By name, what `eval` gives of parameters with the trained `weights` and this optimizer's `state_dict`."""
+        return weights
+
+    # ------------------------------------------------------------------ a step
     def step(self, gradient_scale: float = 1.0) -> None:
         """Update every parameter that has a gradient and is not frozen meanwhile, in place.
 
@@ -160,6 +187,7 @@ class Optimizer:
         for _, _, tensor, _ in self._parameters():
             tensor.grad = None
 
+    # ------------------------------------------------------------------ the state
     def state_dict(self) -> dict[str, Any]:
         """The options and the state: NumPy arrays, which share the optimizer's memory, and plain values.
 
@@ -227,8 +255,8 @@ class Optimizer:
         return checked
 
     def _loaded(self, key: str, value: Any, name: str, tensor: Tensor) -> Any:
-        if key == "step":
-            return int(value)
+        if key in self.numbers:
+            return int(value) if key == "step" else check_float(self.name, f"{key} of {name}", value)
         if np.shape(value) != tensor.shape:
             raise ConfigError(
                 f"{self.name}: {key} of {name} has shape {np.shape(value)} in the state, expected {tensor.shape}."

@@ -22,6 +22,16 @@ def adam_step(
     weight_decay: float,
     decoupled: bool,
 ) -> None: ...
+def schedulefree_step(
+    entries: list[tuple[Tensor, Tensor, Tensor, Tensor, int, float]],
+    *,
+    gradient_scale: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None: ...
 def sum_squares(tensors: list[Tensor]) -> list[float]: ...
 def scale_(t: Tensor, factor: float) -> None: ...
 def clamp_(t: Tensor, limit: float) -> None: ...

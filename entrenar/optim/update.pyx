@@ -6,9 +6,10 @@ from entrenar._kernels.elementwise cimport scale
 from entrenar._kernels.optimizer cimport adam_step as adam_kernel
 from entrenar._kernels.optimizer cimport clamp as clamp_kernel
 from entrenar._kernels.optimizer cimport number_jobs, optimizer_run
+from entrenar._kernels.optimizer cimport schedulefree_step as schedulefree_kernel
 from entrenar._kernels.optimizer cimport sgd_step as sgd_kernel
 from entrenar._kernels.optimizer cimport sum_squares as sum_squares_kernel
-from entrenar._kernels.simd.optimizer cimport adam_options, sgd_options
+from entrenar._kernels.simd.optimizer cimport adam_options, schedulefree_options, sgd_options
 from entrenar.autograd.tensor cimport FLOAT32, Tensor, new_like, same_shape
 
 from entrenar.errors import MemoryBudgetError, ShapeError
@@ -117,6 +118,38 @@ def adam_step(list entries, *, double gradient_scale, double lr, double beta1, d
     runs.number()
     with nogil:
         adam_kernel(runs.runs, runs.count, runs.jobs, options)
+
+
+def schedulefree_step(list entries, *, double gradient_scale, double lr, double beta1, double beta2, double eps,
+                      double weight_decay):
+    """One step of schedule-free AdamW on every (y, gradient, z, second moment, step, share of z in the average).
+
+    Steps count from 1; what depends on them is float64.
+    """
+    cdef _Runs runs = _Runs(len(entries), sizeof(schedulefree_options))
+    cdef schedulefree_options* options = <schedulefree_options*> runs.options
+    cdef Tensor y, g, z, v
+    cdef Py_ssize_t i = 0
+    cdef long long step
+    cdef double average
+    for y, g, z, v, step, average in entries:
+        _check(y, g, "gradient")
+        _check(y, z, "z")
+        _check(y, v, "second moment")
+        runs.fill(i, y, g, z, v)
+        options[i].scale = <float> gradient_scale
+        options[i].beta2 = <float> beta2
+        options[i].one_minus_beta2 = <float> (1 - beta2)
+        options[i].denominator_scale = <float> ((1 - beta2 ** step) ** -0.5)
+        options[i].eps = <float> eps
+        options[i].weight_decay = <float> weight_decay
+        options[i].lr = <float> lr
+        options[i].average = <float> average
+        options[i].y_step = <float> (lr * (1 - beta1 * (1 - average)))
+        i += 1
+    runs.number()
+    with nogil:
+        schedulefree_kernel(runs.runs, runs.count, runs.jobs, options)
 
 
 def sum_squares(list tensors):

@@ -21,12 +21,12 @@ from entrenar.errors import ConfigError
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.storage import DTYPES, QUANTIZE
 from entrenar.observe.loggers import LOGGERS
-from entrenar.optim import SGD, Adam, AdamW, Optimizer, Schedule
+from entrenar.optim import Optimizer, Schedule
 from entrenar.optim.schedule import FALLS
-from entrenar.train.updates import parameter_groups, schedule_of
+from entrenar.train.updates import OPTIMIZERS, check_updates, optimizer_of, schedule_of
 
 # Keys that only some optimizers and schedules look at.
-ADAM = ("adamw", "adam")
+ADAM = ("adamw", "adam", "schedulefree_adamw")
 NO_ADAPTER = "none"  # where a kind of adapter is said: train all weights
 MODEL_HELP = "GGUF file or Hugging Face directory; unset is SmolLM2-135M-Instruct, fetched once"
 FORMAT_HELP = "layout of the records; auto tells it from the keys of each"
@@ -68,7 +68,11 @@ class Training(Section):
     batch_size: int = option(1, help="rows that run through the model at once", minimum=1)
     gradient_accumulation: int = option(1, help="micro-batches whose gradients make one step", minimum=1)
     sequence_length: int = option(512, help="length of a row", unit="tokens", minimum=2)
-    optimizer: str = option("adamw", help="update rule", choices=("adamw", "adam", "sgd"))
+    optimizer: str = option(
+        "adamw",
+        help="update rule; schedulefree_adamw averages the weights and needs lr_schedule.name = constant",
+        choices=OPTIMIZERS,
+    )
     learning_rate: float = option(1e-3, help="peak learning rate", above=0)
     weight_decay: float = option(
         0.0, help="decay of the weights in each step, of matrices only unless decay_norms is on", minimum=0
@@ -333,6 +337,7 @@ class TrainConfig:
             self.adapter.check_use()
         self._check_use("training", self.training.optimizer, OPTIMIZER_KEYS)
         self._check_use("lr_schedule", self.lr_schedule.name, SCHEDULE_KEYS)
+        check_updates(self.training, self.lr_schedule)
         self._check_use("preference", self.preference.method, PREFERENCE_KEYS)
         self._check_preference()
         t, s = self.training, self.lr_schedule
@@ -546,12 +551,7 @@ class TrainConfig:
 
     def make_optimizer(self, parameters: Any) -> Optimizer:
         """The optimizer of [training] over (name, tensor) pairs; norms and biases in a group that does not decay."""
-        t = self.training
-        parameters = parameter_groups(self.training, list(parameters))
-        if t.optimizer == "sgd":
-            return SGD(parameters, lr=t.learning_rate, momentum=t.momentum, weight_decay=t.weight_decay)
-        kind = AdamW if t.optimizer == "adamw" else Adam
-        return kind(parameters, lr=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay)
+        return optimizer_of(self.training, list(parameters))
 
     @property
     def schedule_steps(self) -> int:

@@ -21,7 +21,8 @@ DATA_TOKEN_BYTES, DATA_EXAMPLE_BYTES = 5, 200
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/gemm.pyx)
 MARGIN = 1.1  # what an estimate may be off by, once layers are chosen to fit it
-OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}
+# Floats kept for each that is trained; schedule-free has y aside in evaluations too, when no gradient is there.
+OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "schedulefree_adamw": 2, "sgd": 1}
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ class Samples(Callback):
         """Sample where it is due; dropout is off meanwhile."""
         if report.step % self.every:
             return
-        with trainer.model.evaluating():
+        with trainer.model.evaluating(), trainer.optimizer.evaluating():
             text = self.sample()
         trainer.baseline["samples"] = {**trainer.baseline.get("samples", {}), str(report.step): text}
         self.console.print(f"[bold]Step {report.step}:[/bold] {escape(safe(text).strip())}")

@@ -105,8 +105,12 @@ class Trainer:
 
     # ------------------------------------------------------------------ the run
     def run(self) -> list[StepReport]:
-        """Train the steps that are left; returns a report for each step of the run, resumed ones included."""
+        """Train the steps that are left; returns a report for each step of the run, resumed ones included.
+
+        Then the model has the weights of the result, which are an average with schedule-free optimizers.
+        """
         set_training(self.model, True)
+        self.optimizer.train()
         if not self.saved and self.config.checkpointing.overwrite and self.communicator.rank == 0:
             checkpoint.clear(self.checkpoint_directory)
         with interrupt.deferred(), ExitStack() as around:
@@ -123,6 +127,8 @@ class Trainer:
                 except BaseException as error:
                     self._tell_error(error)
                     raise
+                finally:
+                    self.optimizer.eval()
         return self.reports
 
     @property
@@ -152,7 +158,7 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Evaluate the held-out set; the last report has the result."""
-        with span("evaluate", step=self.step) as here:
+        with span("evaluate", step=self.step) as here, self.optimizer.evaluating():
             found = self.objective.evaluate(self.model, self.held_out, self.step)
             here.set(loss=found.loss, tokens=found.tokens)
         self.reports[-1] = replace(self.reports[-1], held_out=found)
@@ -370,6 +376,8 @@ class Trainer:
     def take_best(self) -> StepReport | None:
         """Take the weights of the step with the lowest held-out loss, and nothing else of it; the report of that step.
 
+        To be called when the run is over.
+
         None, and the weights stay, where no step was evaluated or there is no checkpoint of it. FormatError where it is
         damaged.
         """
@@ -380,8 +388,10 @@ class Trainer:
         if not path.is_dir():
             return None
         values = checkpoint.read(path, self.fingerprint)
-        for name, tensor in self.parameters:
-            tensor.numpy()[...] = values["weights"][name]
+        with checkpoint.fitting(path):
+            weights = self.optimizer.results(values["weights"], values["optimizer"])
+            for name, tensor in self.parameters:
+                tensor.numpy()[...] = weights[name]
         return found
 
     def roll_back(self, step: int) -> Path | None:
@@ -415,7 +425,7 @@ class Trainer:
             "schedule_steps": self.config.schedule_steps,
             "loader": self.loader.state_dict(),
             "random": random.get_state(),
-            "weights": {name: tensor.numpy() for name, tensor in self.parameters},
+            "weights": {name: self.optimizer.trained(tensor) for name, tensor in self.parameters},
             "reports": state.plain(self.reports),
             "baseline": self.baseline,
         }

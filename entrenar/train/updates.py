@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from entrenar.autograd import Tensor
+from entrenar.errors import ConfigError
 from entrenar.optim import (
+    SGD,
     WSDLR,
+    Adam,
+    AdamW,
+    AdamWScheduleFree,
     ConstantLR,
     CosineAnnealingLR,
     ExponentialLR,
@@ -19,6 +24,33 @@ from entrenar.optim import (
 
 if TYPE_CHECKING:
     from entrenar.train.config import LRSchedule, Training
+
+
+SCHEDULEFREE = "schedulefree_adamw"
+ADAMS: dict[str, type[Adam]] = {"adamw": AdamW, "adam": Adam, SCHEDULEFREE: AdamWScheduleFree}
+OPTIMIZERS = (*ADAMS, "sgd")
+
+
+def check_updates(t: Training, s: LRSchedule) -> None:
+    """ConfigError where the optimizer and the schedule, or keys of both, contradict each other."""
+    if t.optimizer == SCHEDULEFREE and s.name != "constant":
+        raise ConfigError(
+            f"lr_schedule.name is {s.name}, and {SCHEDULEFREE} averages the weights in the place of a rate that falls; "
+            "set lr_schedule.name to constant (with warmup_steps as you like)."
+        )
+    if t.optimizer == SCHEDULEFREE and not t.beta1:
+        raise ConfigError(f"training.beta1 is 0, expected a number above 0 for {SCHEDULEFREE}: 0.9, or 0.95 to 0.98.")
+
+
+def optimizer_of(t: Training, parameters: list[tuple[str, Tensor]]) -> Optimizer:
+    """The optimizer of [training] over (name, tensor) pairs; ConfigError for a name that is none."""
+    groups = parameter_groups(t, parameters)
+    if t.optimizer == "sgd":
+        return SGD(groups, lr=t.learning_rate, momentum=t.momentum, weight_decay=t.weight_decay)
+    if t.optimizer not in ADAMS:
+        raise ConfigError(f"training.optimizer is {t.optimizer!r:.80}, expected one of {', '.join(OPTIMIZERS)}.")
+    betas = t.beta1, t.beta2
+    return ADAMS[t.optimizer](groups, lr=t.learning_rate, betas=betas, eps=t.eps, weight_decay=t.weight_decay)
 
 
 def parameter_groups(t: Training, parameters: list[tuple[str, Tensor]]) -> list[Any]:

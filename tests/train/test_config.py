@@ -14,7 +14,7 @@ from entrenar.config import default_of
 from entrenar.errors import ConfigError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import IA3Config, LoRAConfig
-from entrenar.optim import SGD, Adam, AdamW
+from entrenar.optim import SGD, Adam, AdamW, AdamWScheduleFree
 from entrenar.qlora import QLoRAConfig
 from entrenar.train import TrainConfig
 from entrenar.train.config import OPTIMIZER_KEYS, SCHEDULE_KEYS, LRSchedule, Training
@@ -43,6 +43,11 @@ def parameters() -> list[tuple[str, Tensor]]:
             {"lr": 1e-3, "betas": (0.6, 0.999), "eps": 1e-8, "weight_decay": 0.0},
         ),
         (
+            {"optimizer": "schedulefree_adamw", "learning_rate": 0.5, "beta1": 0.95, "weight_decay": 0.1},
+            AdamWScheduleFree,
+            {"lr": 0.5, "betas": (0.95, 0.999), "eps": 1e-8, "weight_decay": 0.1},
+        ),
+        (
             {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.1},
             SGD,
             {"lr": 1e-3, "momentum": 0.5, "weight_decay": 0.1},
@@ -50,7 +55,8 @@ def parameters() -> list[tuple[str, Tensor]]:
     ],
 )
 def test_the_optimizer_gets_every_key_of_its_own(settings: dict[str, Any], kind: type, options: dict[str, Any]) -> None:
-    optimizer = TrainConfig(training=Training(**settings)).make_optimizer(parameters())
+    schedule = LRSchedule(name="constant")
+    optimizer = TrainConfig(training=Training(**settings), lr_schedule=schedule).make_optimizer(parameters())
     assert type(optimizer) is kind
     assert {key: optimizer.param_groups[0][key] for key in options} == options
 
@@ -61,6 +67,7 @@ def test_the_optimizer_gets_every_key_of_its_own(settings: dict[str, Any], kind:
     [
         ("adamw", "momentum", 0.5),
         ("adam", "momentum", 0.0),
+        ("schedulefree_adamw", "momentum", 0.5),
         ("sgd", "beta1", 0.5),
         ("sgd", "beta2", 0.9),
         ("sgd", "eps", 1),

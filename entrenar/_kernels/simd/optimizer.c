@@ -52,6 +52,29 @@ static void adam(float *p, float *m, float *v, const float *g, ptrdiff_t n, cons
     vstore_n(p + i, vp, rest), vstore_n(m + i, vm, rest), vstore_n(v + i, vv, rest);
 }
 
+INLINE void schedulefree_step(vf *y, vf *z, vf *v, vf g, const schedulefree_options *o) {
+    g = g * o->scale;
+    *v = *v * o->beta2 + g * g * o->one_minus_beta2;
+    vf step = g / (vsqrt(*v) * o->denominator_scale + o->eps) + *y * o->weight_decay;
+    *y = *y + (*z - *y) * o->average - step * o->y_step;
+    *z -= step * o->lr;
+}
+
+static void schedulefree(float *y, float *z, float *v, const float *g, ptrdiff_t n, const schedulefree_options *o) {
+    ptrdiff_t i = 0;
+    vf vy, vz, vv;
+    for (; i + VLEN <= n; i += VLEN) {
+        vy = vload(y + i), vz = vload(z + i), vv = vload(v + i);
+        schedulefree_step(&vy, &vz, &vv, vload(g + i), o);
+        vstore(y + i, vy), vstore(z + i, vz), vstore(v + i, vv);
+    }
+    if (i == n) return;
+    ptrdiff_t rest = n - i;
+    vy = vload_n(y + i, rest, 0), vz = vload_n(z + i, rest, 0), vv = vload_n(v + i, rest, 0);
+    schedulefree_step(&vy, &vz, &vv, vload_n(g + i, rest, 0), o);
+    vstore_n(y + i, vy, rest), vstore_n(z + i, vz, rest), vstore_n(v + i, vv, rest);
+}
+
 // squares in float64: the square of a large fp32 gradient overflows fp32
 static double sum_squares(const float *x, ptrdiff_t n) {
     vd s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
@@ -78,4 +101,5 @@ static void clamp(float *x, float limit, ptrdiff_t n) {
     for (; i < n; i++) x[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
 }
 
-const optimizer_ops TIERED(optimizer_table) = {.sgd = sgd, .adam = adam, .sum_squares = sum_squares, .clamp = clamp};
+const optimizer_ops TIERED(optimizer_table) = {
+    .sgd = sgd, .adam = adam, .schedulefree = schedulefree, .sum_squares = sum_squares, .clamp = clamp};
