@@ -2,6 +2,7 @@
 
 from entrenar.optim.adam import Adam, AdamW
 from entrenar.optim.clip import clip_factor, clip_grad_norm, clip_grad_value, grad_norm
+from entrenar.optim.muon import Muon
 from entrenar.optim.optimizer import Optimizer
 from entrenar.optim.schedule import (
     WSDLR,
@@ -26,6 +27,7 @@ __all__ = [
     "CosineAnnealingLR",
     "ExponentialLR",
     "LinearLR",
+    "Muon",
     "Optimizer",
     "Schedule",
     "StepLR",

@@ -90,6 +90,10 @@ class Optimizer:
         """ConfigError, naming the option, where a group's options are out of range."""
         raise NotImplementedError
 
+    def state_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """What the state of a parameter of this group has once it was updated."""
+        return self.state_names
+
     def update(self, entries: list[Entry], group: dict[str, Any], gradient_scale: float) -> None:
         """One step of parameters of a group, in place, each with what its state keeps for it from step to step."""
         raise NotImplementedError
@@ -213,6 +217,7 @@ class Optimizer:
             )
         groups = self._checked_groups(state_dict["param_groups"])
         tensors = {position: (name, tensor) for position, name, tensor, _ in self._parameters()}
+        expected = {position: self.state_of(group) for position, _, _, group in self._parameters()}
         state: dict[int, dict[str, Any]] = {}
         for key, entry in state_dict["state"].items():
             position = int(key)
@@ -220,10 +225,10 @@ class Optimizer:
                 raise ConfigError(
                     f"{self.name}: the state has parameter {key}, but there are {len(tensors)} parameters."
                 )
-            if entry and set(entry) != set(self.state_names):
+            if entry and set(entry) != set(expected[position]):
                 raise ConfigError(
                     f"{self.name}: the state of parameter {key} has {sorted(entry)}, "
-                    f"expected {sorted(self.state_names)}."
+                    f"expected {sorted(expected[position])}."
                 )
             state[position] = {name: self._loaded(name, value, *tensors[position]) for name, value in entry.items()}
         self.state = state

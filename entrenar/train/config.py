@@ -26,12 +26,12 @@ from entrenar.optim.schedule import FALLS
 from entrenar.train.updates import OPTIMIZERS, check_updates, optimizer_of, schedule_of
 
 # Keys that only some optimizers and schedules look at.
-ADAM = ("adamw", "adam", "schedulefree_adamw")
+ADAM = ("adamw", "adam", "schedulefree_adamw", "muon")
 NO_ADAPTER = "none"  # where a kind of adapter is said: train all weights
 MODEL_HELP = "GGUF file or Hugging Face directory; unset is SmolLM2-135M-Instruct, fetched once"
 FORMAT_HELP = "layout of the records; auto tells it from the keys of each"
 LORAPLUS_LR_EMBEDDING = 1e-6  # PEFT's default
-OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {"beta1": ADAM, "beta2": ADAM, "eps": ADAM, "momentum": ("sgd",)}
+OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {"beta1": ADAM, "beta2": ADAM, "eps": ADAM, "momentum": ("sgd", "muon")}
 PREFERENCE_KEYS: dict[str, tuple[str, ...]] = {
     "beta": ("dpo", "orpo", "kto"),
     "label_smoothing": ("dpo",),
@@ -70,7 +70,8 @@ class Training(Section):
     sequence_length: int = option(512, help="length of a row", unit="tokens", minimum=2)
     optimizer: str = option(
         "adamw",
-        help="update rule; schedulefree_adamw averages the weights and needs lr_schedule.name = constant",
+        help="update rule; schedulefree_adamw averages the weights and needs lr_schedule.name = constant, muon is for "
+        "matrices where all weights are trained, with adamw for the rest",
         choices=OPTIMIZERS,
     )
     learning_rate: float = option(1e-3, help="peak learning rate", above=0)
@@ -89,7 +90,9 @@ class Training(Section):
     beta1: float = option(0.9, help="decay of Adam's mean of gradients", minimum=0, below=1)
     beta2: float = option(0.999, help="decay of Adam's mean of squares", minimum=0, below=1)
     eps: float = option(1e-8, help="added to the root in Adam's step", above=0)
-    momentum: float = option(0.9, help="momentum of sgd", minimum=0, below=1)
+    momentum: float | None = option(
+        None, help="momentum of sgd (unset is 0.9) and muon (unset is 0.95)", minimum=0, below=1
+    )
     max_grad_norm: float = option(1.0, help="gradients are scaled down to this joint norm", above=0)
     seed: int = option(0, help="seed of initial weights, data order and dropout", minimum=0)
     threads: int = option(0, help="threads; 0 takes what the machine and environment say", minimum=0)
@@ -337,7 +340,7 @@ class TrainConfig:
             self.adapter.check_use()
         self._check_use("training", self.training.optimizer, OPTIMIZER_KEYS)
         self._check_use("lr_schedule", self.lr_schedule.name, SCHEDULE_KEYS)
-        check_updates(self.training, self.lr_schedule)
+        check_updates(self.training, self.lr_schedule, self.adapter)
         self._check_use("preference", self.preference.method, PREFERENCE_KEYS)
         self._check_preference()
         t, s = self.training, self.lr_schedule

@@ -13,6 +13,7 @@ from entrenar.models.decoder import activations, recomputed_layers
 from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.observe.hardware import available_memory
 from entrenar.train.config import TrainConfig
+from entrenar.train.updates import is_hidden_matrix
 
 RUNTIME_BYTES = 112 << 20  # Python, the libraries, the documentation's examples
 # Of a file of examples, for each of its bytes: 5 bytes a token of four, 200 an example of a thousand, and the rows.
@@ -22,7 +23,7 @@ ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/gemm.pyx)
 MARGIN = 1.1  # what an estimate may be off by, once layers are chosen to fit it
 # Floats kept for each that is trained; schedule-free has y aside in evaluations too, when no gradient is there.
-OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "schedulefree_adamw": 2, "sgd": 1}
+OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "schedulefree_adamw": 2, "muon": 2, "sgd": 1}
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class StepMemory:
             "gradients": self.gradients,
             "optimizer": self.gradients * OPTIMIZER_STATES[optimizer],
         }
+        hidden = hidden_matrices(config) if optimizer == "muon" else []  # which have one float less
+        self.fixed["optimizer"] -= sum(4 * rows * columns for rows, columns in hidden)
+        self.sides = max(((min(shape), max(shape)) for shape in hidden), key=lambda s: s[0] * s[1], default=(0, 0))
         self.data_bytes = data_bytes
 
     @property
@@ -96,17 +100,24 @@ class StepMemory:
         working = table.backward * token_bytes
         if recomputed == layers:  # else those of the last layer are free before one is computed again
             working += table.layer * token_bytes
-        return max(saved + head + max(logits, working), self.gradients + working) - self.gradients
+        short, long = self.sides  # of Muon's largest: gradient, step, x, the next x; x x^T, its square and a product
+        muon = 4 * (5 * short * long + 3 * short * short)
+        return max(max(saved + head + max(logits, working), self.gradients + working) - self.gradients, muon)
 
     def _packed(self) -> int:
         """A of a product, packed in the kernels' order: tokens by what they are multiplied with."""
         tokens, table, rows_of_logits = self.tokens, self.table, -(-self.tokens // self.chunks)
-        operands = [(tokens, table.widest), (rows_of_logits, table.logits)]
+        operands = [(tokens, table.widest), (rows_of_logits, table.logits), self.sides]
         if self.full:  # the weights' gradients have it transposed
             operands += [(table.widest, tokens)]
         if self.trains_logits:
             operands += [(table.logits, rows_of_logits)]
         return 4 * max(min(rows, PACKED_ROWS) * min(steps, PACKED_STEPS) for rows, steps in operands)
+
+
+def hidden_matrices(config: LLaMAConfig) -> list[tuple[int, ...]]:
+    """The shapes of what Muon updates."""
+    return [shape for name, shape in config.parameter_shapes().items() if is_hidden_matrix(name, shape)]
 
 
 def data_bytes(config: TrainConfig, share: float = DATA_SHARE) -> int:

@@ -16,6 +16,7 @@ from entrenar.optim import (
     CosineAnnealingLR,
     ExponentialLR,
     LinearLR,
+    Muon,
     Optimizer,
     Schedule,
     StepLR,
@@ -23,16 +24,18 @@ from entrenar.optim import (
 )
 
 if TYPE_CHECKING:
+    from entrenar.adapters.base import AdapterConfig
     from entrenar.train.config import LRSchedule, Training
 
 
-SCHEDULEFREE = "schedulefree_adamw"
+SCHEDULEFREE, MUON = "schedulefree_adamw", "muon"
 ADAMS: dict[str, type[Adam]] = {"adamw": AdamW, "adam": Adam, SCHEDULEFREE: AdamWScheduleFree}
-OPTIMIZERS = (*ADAMS, "sgd")
+OPTIMIZERS = (*ADAMS, MUON, "sgd")
+SGD_MOMENTUM, MUON_MOMENTUM = 0.9, 0.95
 
 
-def check_updates(t: Training, s: LRSchedule) -> None:
-    """ConfigError where the optimizer and the schedule, or keys of both, contradict each other."""
+def check_updates(t: Training, s: LRSchedule, adapter: AdapterConfig | None) -> None:
+    """ConfigError where the optimizer, the schedule and what is trained, or keys of them, contradict each other."""
     if t.optimizer == SCHEDULEFREE and s.name != "constant":
         raise ConfigError(
             f"lr_schedule.name is {s.name}, and {SCHEDULEFREE} averages the weights in the place of a rate that falls; "
@@ -40,43 +43,56 @@ def check_updates(t: Training, s: LRSchedule) -> None:
         )
     if t.optimizer == SCHEDULEFREE and not t.beta1:
         raise ConfigError(f"training.beta1 is 0, expected a number above 0 for {SCHEDULEFREE}: 0.9, or 0.95 to 0.98.")
+    if t.optimizer == MUON and adapter is not None:
+        raise ConfigError(
+            f"training.optimizer is muon, which is for the matrices of a model, and [{adapter.section}] trains "
+            "adapters in their place; choose adamw, or train all weights (--adapter none)."
+        )
+
+
+def is_hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether Muon updates a weight: the matrices of the layers, and neither the embedding nor the head."""
+    return ".layers." in name and len(shape) == 2
 
 
 def optimizer_of(t: Training, parameters: list[tuple[str, Tensor]]) -> Optimizer:
     """The optimizer of [training] over (name, tensor) pairs; ConfigError for a name that is none."""
     groups = parameter_groups(t, parameters)
+    options: dict[str, Any] = {"lr": t.learning_rate, "weight_decay": t.weight_decay}
     if t.optimizer == "sgd":
-        return SGD(groups, lr=t.learning_rate, momentum=t.momentum, weight_decay=t.weight_decay)
+        return SGD(groups, momentum=SGD_MOMENTUM if t.momentum is None else t.momentum, **options)
+    options |= {"betas": (t.beta1, t.beta2), "eps": t.eps}
+    if t.optimizer == MUON:
+        return Muon(groups, momentum=MUON_MOMENTUM if t.momentum is None else t.momentum, **options)
     if t.optimizer not in ADAMS:
         raise ConfigError(f"training.optimizer is {t.optimizer!r:.80}, expected one of {', '.join(OPTIMIZERS)}.")
-    betas = t.beta1, t.beta2
-    return ADAMS[t.optimizer](groups, lr=t.learning_rate, betas=betas, eps=t.eps, weight_decay=t.weight_decay)
+    return ADAMS[t.optimizer](groups, **options)
 
 
 def parameter_groups(t: Training, parameters: list[tuple[str, Tensor]]) -> list[Any]:
-    """The pairs themselves where all are updated alike, else groups by whether they decay and how fast they learn.
+    """The pairs themselves where all are updated alike, else groups by how: decay, rate, and Muon or AdamW.
 
     With loraplus_lr_ratio B and every vector learn faster, and the embedding's adapter at a rate of its own, as in
     PEFT's create_loraplus_optimizer.
     """
     keeps_small = bool(t.weight_decay) and not t.decay_norms
-    groups: dict[tuple[float, bool], list[tuple[str, Tensor]]] = {(t.learning_rate, False): []}
+    groups: dict[tuple[tuple[str, Any], ...], list[tuple[str, Tensor]]] = {(): []}  # of options; the common rate first
     for name, tensor in parameters:
-        small, rate = len(tensor.shape) < 2, t.learning_rate  # small: norms and biases
+        options: dict[str, Any] = {}
+        small = len(tensor.shape) < 2  # norms and biases
         if t.loraplus_lr_ratio is not None:
             if ".lora_embedding_" in name:
-                rate = t.loraplus_lr_embedding
+                options["lr"] = t.loraplus_lr_embedding
             elif small or ".lora_B." in name:
-                rate *= t.loraplus_lr_ratio
-        groups.setdefault((rate, small and keeps_small), []).append((name, tensor))
+                options["lr"] = t.learning_rate * t.loraplus_lr_ratio
+        if small and keeps_small:
+            options["weight_decay"] = 0.0
+        if t.optimizer == MUON and not is_hidden_matrix(name, tensor.shape):
+            options["use_muon"] = False
+        groups.setdefault(tuple(options.items()), []).append((name, tensor))
     if len(groups) == 1:
         return parameters
-    return [
-        {"params": pairs}
-        | ({} if rate == t.learning_rate else {"lr": rate})
-        | ({"weight_decay": 0.0} if undecayed else {})
-        for (rate, undecayed), pairs in groups.items()
-    ]
+    return [{"params": pairs, **dict(options)} for options, pairs in groups.items()]
 
 
 def schedule_of(s: LRSchedule, steps: int, optimizer: Optimizer) -> Schedule:

@@ -14,12 +14,10 @@ from entrenar.errors import ConfigError
 from entrenar.io.safetensors import open_safetensors
 from entrenar.optim import AdamWScheduleFree
 from entrenar.train import TrainConfig, finetune
-from entrenar.train.config import Checkpointing, LRSchedule, Training
-from entrenar.train.memory import StepMemory
+from entrenar.train.config import LRSchedule, Training
 from entrenar.train.trainer import Trainer
 from tests.train.builders import (
     DROPOUT,
-    SHAPE,
     config_for,
     listen,
     losses,
@@ -174,18 +172,3 @@ def test_an_optimizer_that_is_none_is_refused_and_not_taken_for_another() -> Non
         config.make_optimizer([("w", Tensor([1.0], requires_grad=True))])
     with pytest.raises(ConfigError, match="optimizer"):
         Training(optimizer="adamv")
-
-
-@pytest.mark.unit
-def test_the_plan_counts_what_it_keeps() -> None:
-    trainer = trainer_of(run_config("unused", adapter=None, steps=3, **AVERAGED))
-    trainer.config.checkpointing = Checkpointing("unused", minutes=0)
-    trainer.run()
-    held = sum(
-        value.nbytes
-        for state in trainer.optimizer.state.values()
-        for value in state.values()
-        if hasattr(value, "nbytes")
-    )
-    estimate = StepMemory(SHAPE, adapter=None, optimizer="schedulefree_adamw").estimate(False)
-    assert estimate.items["optimizer"] == held

@@ -61,6 +61,7 @@ def written(tmp_path: Path) -> Path:
     ("adapter", "settings"),
     [
         (None, {}),
+        (None, {"optimizer": "muon", "weight_decay": 0.1}),
         (DROPOUT, {"gradient_accumulation": 3}),
         (DROPOUT, {"optimizer": "sgd", "learning_rate": 0.1}),
         (DROPOUT, {"lr_schedule": LRSchedule(name="warmup_cosine", warmup_steps=3, min_lr=1e-4)}),
@@ -74,7 +75,15 @@ def written(tmp_path: Path) -> Path:
         (PrefixConfig(num_virtual_tokens=4), {}),
     ],
     ids=[
-        *("full", "lora with dropout, accumulation", "sgd with momentum", "warmup and cosine", "ia3", "dora, lora+"),
+        *(
+            "full",
+            "muon",
+            "lora with dropout, accumulation",
+            "sgd with momentum",
+            "warmup and cosine",
+            "ia3",
+            "dora, lora+",
+        ),
         *("pissa, modules_to_save", "embedding, orthogonal", "prefix"),
     ],
 )

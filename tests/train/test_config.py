@@ -14,7 +14,7 @@ from entrenar.config import default_of
 from entrenar.errors import ConfigError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import IA3Config, LoRAConfig
-from entrenar.optim import SGD, Adam, AdamW, AdamWScheduleFree
+from entrenar.optim import SGD, Adam, AdamW, AdamWScheduleFree, Muon
 from entrenar.qlora import QLoRAConfig
 from entrenar.train import TrainConfig
 from entrenar.train.config import OPTIMIZER_KEYS, SCHEDULE_KEYS, LRSchedule, Training
@@ -48,6 +48,13 @@ def parameters() -> list[tuple[str, Tensor]]:
             {"lr": 0.5, "betas": (0.95, 0.999), "eps": 1e-8, "weight_decay": 0.1},
         ),
         (
+            {"optimizer": "muon", "momentum": 0.8, "beta2": 0.9, "weight_decay": 0.1},
+            Muon,
+            {"lr": 1e-3, "momentum": 0.8, "betas": (0.9, 0.9), "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"},
+        ),
+        ({"optimizer": "muon"}, Muon, {"momentum": 0.95, "ns_steps": 5, "nesterov": True}),
+        ({"optimizer": "sgd"}, SGD, {"momentum": 0.9}),
+        (
             {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.1},
             SGD,
             {"lr": 1e-3, "momentum": 0.5, "weight_decay": 0.1},
@@ -77,6 +84,26 @@ def test_a_key_of_another_optimizer_is_refused(optimizer: str, key: str, value: 
     training = Training(optimizer=optimizer, **{key: value})
     with pytest.raises(ConfigError, match=rf"training\.{key} is .*, which {optimizer} does not use; leave it out, or"):
         TrainConfig(training=training)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("tied", [False, True])
+def test_muon_has_the_matrices_of_the_layers_and_adamw_the_rest(tied: bool) -> None:
+    model = random_model(small_config(tie_word_embeddings=tied, attention_bias=True))
+    training = Training(optimizer="muon", weight_decay=0.1)
+    made = TrainConfig(training=training).make_optimizer(model.named_parameters())
+    matrices, *rest = made.param_groups
+    assert matrices["use_muon"] and not any(group["use_muon"] for group in rest)
+    kinds = {name.split(".")[-2] for name in matrices["names"]}
+    assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    decayed = [name for group in rest for name in group["names"] if group["weight_decay"]]
+    assert decayed == ["model.embed_tokens.weight", *([] if tied else ["lm_head.weight"])]
+
+
+@pytest.mark.unit
+def test_muon_is_refused_where_adapters_are_trained() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer is muon, .* \[lora\] trains adapters .*; choose adamw, or train"):
+        TrainConfig(training=Training(optimizer="muon"), adapter=LoRAConfig())
 
 
 @pytest.mark.unit

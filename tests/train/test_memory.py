@@ -23,6 +23,7 @@ from entrenar.optim import AdamW
 from entrenar.qlora import QLoRAConfig
 from entrenar.train import TrainConfig, dataset, memory
 from entrenar.train.config import Data, Training
+from tests.train.builders import run_config, trainer_of
 
 SHAPE = LLaMAConfig(
     vocab_size=2048,
@@ -185,6 +186,17 @@ def needs(checkpointing: bool | int) -> int:
 
 def planned(mode: str | int = "auto", **training: int) -> tuple[int, memory.MemoryEstimate]:
     return memory.plan(SMOLLM2, TrainConfig(training=Training(gradient_checkpointing=mode, **training), adapter=ALL))
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedulefree_adamw", "muon"])
+def test_the_optimizer_of_the_estimate_is_what_it_keeps(optimizer: str, tmp_path: Path) -> None:
+    trainer = trainer_of(run_config(tmp_path, steps=1, optimizer=optimizer))
+    trainer.run()
+    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    held = sum(value.nbytes for value in states if isinstance(value, Tensor))
+    estimate = memory.StepMemory(trainer.model.config, adapter=None, optimizer=optimizer).estimate(False)
+    assert estimate.items["optimizer"] == held
 
 
 @pytest.mark.memory
