@@ -1,46 +1,26 @@
-"""What a precision costs in loss: the same 60 steps of QLoRA in each, and their held-out losses at `highest`.
-
-The data are the 999 instructions in alpaca format of the sdist llamafactory 0.9.5, fetched once.
-"""
+"""What a precision costs in loss: the same 60 steps of QLoRA in each, and their held-out losses at `highest`."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tarfile
 import tempfile
-from pathlib import Path
 
 from harness import Bench, Row, Target
+from instructions import instructions
 from models import ALL_LINEARS, ALPHA, RANK
 
 PEERS = ()
 STEPS, QUICK_STEPS = 60, 4
 LIMITS = {"high": 0.002, "medium": 0.01}
-SOURCE, MEMBER = "llamafactory==0.9.5", "llamafactory-0.9.5/data/alpaca_en_demo.json"
 
 
 class Ours:
     """entrenar's own fine-tuning, from files to an adapter."""
 
     def __init__(self) -> None:
-        from entrenar.io.hub import cache_directory, fetch_default_model
+        from entrenar.io.hub import fetch_default_model
 
         self.model = fetch_default_model(progress=False)
-        self.data = cache_directory() / "benchmarks" / Path(MEMBER).name
-        if not self.data.exists():
-            self._fetch()
-
-    def _fetch(self) -> None:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "llamafactory"]
-        with tempfile.TemporaryDirectory() as folder:
-            subprocess.run([*command, "-d", folder, SOURCE], check=True)
-            (archive,) = Path(folder).glob("*.tar.gz")
-            with tarfile.open(archive) as tar:
-                member = tar.extractfile(MEMBER)
-                assert member is not None
-                self.data.parent.mkdir(parents=True, exist_ok=True)
-                self.data.write_bytes(member.read())
+        self.data = instructions()
 
     def train(self, precision: str, steps: int) -> float:
         """The held-out loss at `highest` of the adapter that training in `precision` writes."""

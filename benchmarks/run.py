@@ -31,6 +31,7 @@ ENTRIES = (
     "scaling",
     "contention",
     "quality",
+    "curve",
     "observe",
 )
 INSTALL = {"torch": "pip install torch==2.13.0", "xllamacpp": "pip install xllamacpp"}  # the rest is the extra
