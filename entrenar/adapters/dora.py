@@ -11,10 +11,12 @@ from typing import ClassVar
 from entrenar.adapters.base import Adapter
 from entrenar.adapters.dora_linear import DoRALinear
 from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.peft_table import takes_peft_names
 from entrenar.config import option
 from entrenar.errors import ConfigError
 
 
+@takes_peft_names
 @dataclass
 class DoRAConfig(LoRAConfig):
     """DoRA (Liu et al., 2024): LoRA with use_dora, over a base of any weight type."""

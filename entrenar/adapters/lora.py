@@ -18,7 +18,7 @@ from entrenar.adapters.linears import LinearAdapterConfig
 from entrenar.adapters.lora_embedding import PARTS, LoRAEmbedding
 from entrenar.adapters.lora_init import check_init, takes_from_base
 from entrenar.adapters.lora_linear import LoRALinear
-from entrenar.adapters.peft_table import NEUTRAL, UNSUPPORTED, PeftTable
+from entrenar.adapters.peft_table import NEUTRAL, UNSUPPORTED, PeftTable, takes_peft_names
 from entrenar.adapters.peft_weights import PREFIX
 from entrenar.adapters.targets import (
     END,
@@ -97,6 +97,7 @@ PEFT = PeftTable(
 )
 
 
+@takes_peft_names
 @dataclass
 class LoRAConfig(LinearAdapterConfig):
     """LoRA (Hu et al., 2021): y = W x + scaling B A dropout(x). Raises ConfigError for a value out of range.

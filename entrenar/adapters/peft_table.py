@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from typing import Any, TypeVar
 
 from entrenar.adapters.targets import ALL_LINEAR, is_name
 from entrenar.config import nearest, shown
@@ -26,6 +27,7 @@ NEUTRAL = {
     "revision": "says which version of the base",
     "inference_mode": "says whether PEFT shall train it",
 }
+Config = TypeVar("Config", bound=type[Any])
 LISTS_OF_NAMES = ("target_modules", "exclude_modules", "feedforward_modules")
 OF_OTHER_TOOLS = {"fine_tune_type": "mlx-lm", "lora_parameters": "mlx-lm", "lora_layers": "mlx-lm"}
 
@@ -135,3 +137,28 @@ def _check_list(key: str, names: Any, where: str) -> None:
             f"{where}: {key} has 'all-linear' in a list, where PEFT takes it for a layer's name; "
             'write "all-linear" without the list.'
         )
+
+
+def takes_peft_names(config: Config) -> Config:
+    """Let a configuration be made with PEFT's names (`r`, `lora_alpha`) too, and with what PEFT has and is off.
+
+    ConfigError for a key under both names, and for a setting of PEFT's that is not computed here.
+    """
+    made, section, table = config.__init__, config.section, config.peft
+    own = {spec.name for spec in fields(config)}
+
+    @wraps(made)
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        for theirs, value in list(options.items()):
+            ours = theirs if theirs in own else table.settings.get(theirs, theirs)
+            if theirs in table.unsupported and theirs not in own:
+                if options.pop(theirs) not in table.unsupported[theirs]:
+                    raise ConfigError(f"{section}: {theirs}={value!r:.80} is not supported; leave it out.")
+            elif ours != theirs and ours in options:
+                raise ConfigError(f"{section}: got {theirs}={value!r:.80} and {ours}={options[ours]!r:.80}; keep one.")
+            else:
+                options[ours] = options.pop(theirs)
+        made(self, *arguments, **options)
+
+    config.__init__ = init
+    return config

@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 from entrenar.adapters.base import check_no_adapters, tensors_of
 from entrenar.adapters.lora import LoRAConfig
 from entrenar.adapters.lora_init import needs_original
+from entrenar.adapters.peft_table import takes_peft_names
 from entrenar.config import option
 from entrenar.errors import ConfigError
 from entrenar.nn.module import Module
 from entrenar.nn.quantize import quantize_linears
 
 
+@takes_peft_names
 @dataclass
 class QLoRAConfig(LoRAConfig):
     """QLoRA (Dettmers et al., 2023): the decoder linears in 4 bits, frozen, under LoRA adapters."""

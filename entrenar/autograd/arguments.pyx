@@ -4,7 +4,7 @@ from operator import index as as_index
 
 import numpy as np
 
-from entrenar.errors import ConfigError, ShapeError
+from entrenar.errors import ConfigError, MemoryBudgetError, ShapeError
 
 
 cdef double checked_number(object value, str op, str name) except? -1:
@@ -50,6 +50,23 @@ cdef object checked_array(object values, str op, str name):
         return np.array(values)
     except (TypeError, ValueError, OverflowError) as error:
         raise ShapeError(f"{op}: {name} must be a rectangular array: {error}.") from None
+
+
+cdef object array_of_numbers(object data, object dtype):
+    """Numbers, nested lists or an array as a C-contiguous array of this type, which may be `data` itself."""
+    try:
+        array = np.asarray(data)
+        if array.dtype == object:
+            raise ValueError("its elements are no numbers")
+        if array.dtype.kind == "c":
+            raise TypeError("complex numbers have no float32 form")
+        with np.errstate(over="ignore"):
+            array = array.astype(dtype, order="C", copy=False)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ShapeError(f"A tensor needs a rectangular array of numbers: {error}.") from None
+    except MemoryError as error:
+        raise MemoryBudgetError(f"A tensor could not be allocated: {error}.") from None
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 cdef list unresized(object array):

@@ -4,9 +4,9 @@ float32 is the dtype of everything with a gradient; bfloat16 and float16 are sto
 memory with NumPy through the buffer protocol and with other libraries through DLPack, without a copy.
 """
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
-from entrenar.autograd.arguments cimport checked_flag, unresized
+from entrenar.autograd.arguments cimport array_of_numbers, checked_flag, unresized
 
 import os
 from gc import get_referents
@@ -249,13 +249,7 @@ cdef void set_unused_linear(unsigned int number) noexcept:
 
 
 cdef bint same_shape(Tensor a, Tensor b) noexcept:
-    cdef int i
-    if a.ndim != b.ndim:
-        return False
-    for i in range(a.ndim):
-        if a.dims[i] != b.dims[i]:
-            return False
-    return True
+    return a.ndim == b.ndim and memcmp(a.dims, b.dims, a.ndim * sizeof(Py_ssize_t)) == 0
 
 
 cdef str shape_str(Tensor t):
@@ -289,8 +283,6 @@ cdef class Tensor:
     shares memory. Raises ConfigError for an unknown dtype or a gradient of 16 bits, ShapeError for ragged data.
     """
 
-    __array_priority__ = 1000.0  # array + tensor calls Tensor.__radd__: NumPy would drop the graph
-
     def __cinit__(self):
         self.ndim = 1
         self.strides_bytes[0] = 4
@@ -306,19 +298,7 @@ cdef class Tensor:
         target = _numpy_type(dtype)
         if isinstance(data, Tensor):
             data = data.numpy()
-        try:
-            array = np.asarray(data)
-            if array.dtype == object:
-                raise ValueError("its elements are no numbers")
-            if array.dtype.kind == "c":
-                raise TypeError("complex numbers have no float32 form")
-            with np.errstate(over="ignore"):
-                array = array.astype(target, order="C", copy=False)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ShapeError(f"A tensor needs a rectangular array of numbers: {error}.") from None
-        except MemoryError as error:
-            raise MemoryBudgetError(f"A tensor could not be allocated: {error}.") from None
-        t = _wrap_array(np.ascontiguousarray(array).reshape(array.shape))
+        t = _wrap_array(array_of_numbers(data, target))
         self.weight_type = t.weight_type
         new = _allocate_tensor(t.weight_type, t.ndim, t.dims)
         memcpy(new.data, t.data, <size_t> t.nbytes)
@@ -493,8 +473,29 @@ cdef class Tensor:
             raise TypeError("a tensor without axes has no length")
         return self.dims[0]
 
+    def __richcmp__(self, other, int op):
+        return operators.compared(self, other, op)
+
+    def __hash__(self):
+        return <Py_hash_t> (<size_t> <void*> self >> 4)
+
+    def __contains__(self, value):
+        return bool(np.any(self == value))
+
+    def __array_ufunc__(self, function, method, *inputs, **options):
+        return operators.called_ufunc(function, method, inputs, options)
+
+    def __array_function__(self, function, types, inputs, options):
+        return operators.called_function(function, inputs, options)
+
     def __float__(self):
         return self.item()
+
+    def __int__(self):
+        return int(self.item())
+
+    def __format__(self, spec):
+        return format(self.item() if self.ndim == 0 else repr(self), spec)
 
     def __bool__(self):
         if self.size != 1:

@@ -9,6 +9,7 @@ from entrenar.autograd.ops.elementwise import add, div, mul, neg, sub
 from entrenar.autograd.ops.embedding import embedding
 from entrenar.autograd.ops.matmul import LowRankUpdate, grouped_linear, linear, lora_linear, matmul
 from entrenar.autograd.ops.norm import layer_norm, rms_norm
+from entrenar.autograd.ops.numpy_calls import called_function, called_ufunc, compared  # noqa: F401 (Tensor's)
 from entrenar.autograd.ops.reduce import max, mean, sum
 from entrenar.autograd.ops.rope import rope, rope_table
 from entrenar.autograd.ops.shape import concatenate, reshape, slice, transpose
