@@ -26,11 +26,15 @@ UNMARKED = "every answer is marked as not trained (weight 0, or train, trainable
 
 
 class Samples(Sequence[Sample]):
-    """Many samples in three flat arrays: 5 bytes a token and 9 a sample, where objects would need hundreds."""
+    """Many samples in three flat arrays: 5 bytes a token and 9 a sample, where objects would need hundreds.
+
+    Weights, which change with the messages of a sample, are kept as where they change and to what.
+    """
 
     def __init__(self, samples: Iterable[Sample] = ()) -> None:
         self._tokens, self._trained = array("i"), bytearray()
         self._bounds, self._truncated = array("q", [0]), bytearray()
+        self._weights: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for sample in samples:
             self.append(sample)
 
@@ -39,6 +43,9 @@ class Samples(Sequence[Sample]):
         self._tokens.frombytes(np.ascontiguousarray(sample.tokens, np.int32).tobytes())
         self._trained += np.ascontiguousarray(sample.trained, bool).tobytes()
         self._bounds.append(len(self._trained))
+        if sample.weights is not None:
+            starts = np.flatnonzero(np.diff(sample.weights, prepend=np.nan)).astype(np.int32)
+            self._weights[len(self)] = starts, sample.weights[starts]
         self._truncated.append(sample.truncated)
 
     def __len__(self) -> int:
@@ -55,7 +62,11 @@ class Samples(Sequence[Sample]):
         start, size = self._bounds[index], self._bounds[index + 1] - self._bounds[index]
         tokens = np.frombuffer(self._tokens, np.int32, size, 4 * start) if size else np.zeros(0, np.int32)
         trained = np.frombuffer(self._trained, bool, size, start) if size else np.zeros(0, bool)
-        return Sample(tokens, trained, bool(self._truncated[index]))
+        weights = None
+        if index in self._weights:
+            starts, values = self._weights[index]
+            weights = np.repeat(values, np.diff(starts, append=size))
+        return Sample(tokens, trained, bool(self._truncated[index]), weights)
 
     @property
     def nbytes(self) -> int:

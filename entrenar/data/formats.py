@@ -62,12 +62,13 @@ CHANGES = {
 class Example:
     """One conversation, as a chat template gets it, or one plain text.
 
-    Each message has a role and content, and what else its record says (tool calls, a name, reasoning). `left_out` are
-    the indices of messages that are not trained; `tools` and `variables` are further values for the template. A plain
-    text is `document`, with no messages: all of it is trained, and `whole_file` says that it is a file's. `segments`
-    are texts, each with whether it is trained, which no template touches. `where` names the file and line, for
-    messages, `unused` the keys of the record that say something and that nothing reads; `marked` says that `left_out`
-    is the record's wish and does not follow from its layout alone; `file` is its file's number, of several.
+    Each message has a role and content, and what else its record says (tool calls, a name, reasoning). `left_out`
+    are the indices of messages that are not trained, `weights` what others count in the loss that count less than
+    1; `tools` and `variables` are further values for the template. A plain text is `document`, with no messages:
+    all of it is trained, and `whole_file` says that it is a file's. `segments` are texts, each with whether it is
+    trained, which no template touches. `where` names the file and line, for messages, `unused` the keys of the
+    record that say something and that nothing reads; `marked` says that `left_out` is the record's wish and does
+    not follow from its layout alone; `file` is its file's number, of several.
     """
 
     messages: list[dict[str, Any]]
@@ -80,6 +81,7 @@ class Example:
     where: str = field(default="", compare=False)
     unused: tuple[str, ...] = field(default=(), compare=False)
     marked: bool = field(default=False, compare=False)
+    weights: dict[int, float] = field(default_factory=dict)
     file: int = field(default=0, compare=False)
 
     @property
@@ -239,26 +241,26 @@ def example_of(record: Any, where: str, format: str = "auto") -> Example:
     if layout == "segments":
         return Example([], segments=_segments(record["segments"], where), where=where, unused=unused)
     if layout in ("messages", "conversations"):
-        messages, left_out = read_messages(record[layout], layout, where)
-        marked = bool(left_out)
+        messages, weights = read_messages(record[layout], layout, where)
+        marked = 0 in weights.values()
     elif layout == "instruction":
-        messages, left_out, marked = _instruction(record, where), frozenset(), False
+        messages, weights, marked = _instruction(record, where), {}, False
     else:
-        messages, left_out, marked = _completion(record, where)
+        messages, weights, marked = _completion(record, where)
     if messages[-1]["role"] != "assistant":
         raise FormatError(
             f"{where}: the last message is the {messages[-1]['role']}'s, expected the assistant's answer."
         )
     system = _system(record, messages, where)
-    left_out = frozenset(index + len(system) for index in left_out)
     return Example(
         [*system, *messages],
-        left_out,
+        frozenset(index + len(system) for index, weight in weights.items() if not weight),
         _tools(record, where),
         _variables(record, where),
         where=where,
         unused=unused,
         marked=marked,
+        weights={index + len(system): weight for index, weight in weights.items() if weight},
     )
 
 
@@ -310,28 +312,29 @@ def _turns(prompt: str, answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def _completion(record: dict[str, Any], where: str) -> tuple[list[dict[str, Any]], frozenset[int], bool]:
+def _completion(record: dict[str, Any], where: str) -> tuple[list[dict[str, Any]], dict[int, float], bool]:
     """A prompt and its answer, as texts or (TRL's conversational layout) as messages, of which one is the answer.
 
-    Returns the messages, which of them are not trained, and whether a mark of the record has a part in that.
+    Returns the messages, by index what counts less than 1, and whether a mark of the record leaves one out.
     """
     prompt, completion = record["prompt"], record.get("completion")
     if not isinstance(prompt, list):
         turns = _turns(_required(record, "prompt", where), _required(record, "completion", where))
-        return turns, frozenset(), False
+        return turns, {}, False
     if completion is None:
         raise FormatError(f"{where}: has no completion, expected a list of messages.")
-    before, marked = read_messages(prompt, "prompt", where)
-    answer, unmarked = read_messages(completion, "completion", where)
+    before, marks = read_messages(prompt, "prompt", where)
+    answer, weights = read_messages(completion, "completion", where)
     if [message["role"] for message in answer] != ["assistant"]:
         roles = ", ".join(message["role"] for message in answer)
         raise FormatError(
             f"{where}: completion holds messages of {roles}, expected one of the assistant; write the conversation as "
             "messages."
         )
-    left_out = {index for index, message in enumerate(before) if message["role"] == "assistant"}
-    left_out |= {len(before) + index for index in unmarked}
-    return [*before, *answer], frozenset(left_out), bool(marked or unmarked)
+    left_out = {index: 0.0 for index, message in enumerate(before) if message["role"] == "assistant"}
+    weights = {len(before) + index: weight for index, weight in weights.items()}
+    marked = 0 in (*marks.values(), *weights.values())
+    return [*before, *answer], left_out | weights, marked
 
 
 def _system(record: dict[str, Any], messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ def fitted(sample: Sample, length: int, too_long: str, example: Example) -> tupl
         return f"longer than a row of {length} tokens (data.too_long is drop)", []
     if too_long == "split" or (too_long == "auto" and example.whole_file):
         return "nothing that is trained is left of its pieces", _pieces(sample, length)
-    cut = Sample(sample.tokens[:length], sample.trained[:length], True)
+    cut = sample.part(0, length)
     if not cut.trained.any():
         return f"the prompt alone fills a row of {length} tokens, so that no answer would be trained", []
     return "", [cut]
@@ -37,9 +37,7 @@ def _pieces(sample: Sample, length: int) -> list[Sample]:
     """Pieces that overlap by one token, so that each trained token has one before it and is trained once."""
     pieces = []
     for start in range(0, len(sample) - 1, length - 1):
-        stop = min(start + length, len(sample))
-        trained = sample.trained[start:stop].copy()
-        trained[:1] = False  # it is the last of the piece before
-        if trained.any():
-            pieces.append(Sample(sample.tokens[start:stop], trained, stop < len(sample)))
+        piece = sample.part(start, min(start + length, len(sample)))
+        if piece.trained.any():
+            pieces.append(piece)
     return pieces

@@ -19,15 +19,24 @@ from entrenar.io.tokenizer import Tokenizer
 class Sample:
     """Token ids (n,) int32, and for each whether it is a target (predicted from the tokens before it).
 
-    `truncated` says that the example was longer.
+    `truncated` says that the example was longer. `weights` (n,) float32 are what the targets count in the loss, None
+    where each counts 1.
     """
 
     tokens: np.ndarray
     trained: np.ndarray
     truncated: bool = False
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def part(self, start: int, stop: int) -> Sample:
+        """Tokens start to stop, of which the first has nothing before it, so that it is no target."""
+        trained = self.trained[start:stop].copy()
+        trained[:1] = False
+        weights = None if self.weights is None else self.weights[start:stop]
+        return Sample(self.tokens[start:stop], trained, stop < len(self), weights)
 
 
 def encode_example(
@@ -46,17 +55,23 @@ def encode_example(
     with rendering_date(today()):  # one for all renderings of the conversation
         try:
             text, spans, trained_else = _marked(example, tokenizer, train_on_prompt)
+            weighted = _weighted(example, tokenizer)
         except (ConfigError, FormatError) as error:
             if not example.where:
                 raise
             raise type(error)(f"{example.where}: {error}") from error
     tokens, offsets = tokenizer.encode_with_offsets(text)
     trained = _overlapping(offsets, spans) != trained_else
+    weights: np.ndarray | None = None
+    if weighted:
+        weights = np.ones(len(offsets), np.float32)
+        for weight, stands in weighted:
+            weights[_overlapping(offsets, stands)] = weight
     if puts_bos(tokenizer, text):
         tokens, trained = [cast(int, tokenizer.bos_id), *tokens], np.concatenate([[trained_else], trained])
-    trained[:1] = False  # nothing comes before the first token
-    truncated = max_length is not None and len(tokens) > max_length
-    return Sample(np.array(tokens[:max_length], np.int32), trained[:max_length], truncated)
+        weights = None if weights is None else np.concatenate([np.ones(1, np.float32), weights])
+    whole = Sample(np.array(tokens, np.int32), trained, weights=weights)
+    return whole.part(0, len(whole) if max_length is None else min(len(whole), max_length))
 
 
 def encode_segments(segments: Sequence[tuple[bool, str]], tokenizer: Tokenizer) -> Sample:
@@ -78,11 +93,21 @@ def _marked(example: Example, tokenizer: Tokenizer, train_on_prompt: bool) -> tu
         wanted = [index for index in answers if index in example.left_out]
     else:
         wanted = [index for index in answers if index not in example.left_out]
-    if tokenizer.has_template:
-        text, spans = answer_spans(example, tokenizer, wanted)
-    else:
-        text, spans = plain_spans(example, tokenizer, wanted)
-    return text, spans, train_on_prompt
+    return *_spans(example, tokenizer, wanted), train_on_prompt
+
+
+def _weighted(example: Example, tokenizer: Tokenizer) -> list[tuple[float, list[Span]]]:
+    """(weight, spans of the text) of the answers that count less than 1: the least weight first."""
+    found = []
+    for weight in sorted(set(example.weights.values())):
+        chosen = [i for i, other in sorted(example.weights.items()) if other == weight and i not in example.left_out]
+        found.append((weight, _spans(example, tokenizer, chosen)[1]))
+    return found
+
+
+def _spans(example: Example, tokenizer: Tokenizer, wanted: Sequence[int]) -> tuple[str, list[Span]]:
+    """The text, and where the `wanted` answers stand in it."""
+    return (answer_spans if tokenizer.has_template else plain_spans)(example, tokenizer, wanted)
 
 
 def _overlapping(offsets: Sequence[Span], spans: Sequence[Span]) -> np.ndarray:

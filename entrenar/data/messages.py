@@ -58,22 +58,24 @@ def check_encodable(value: Any, key: str, where: str) -> None:
             raise FormatError(f"{where}: {key} is nested too deep.") from error
 
 
-def read_messages(turns: Any, key: str, where: str) -> tuple[list[dict[str, Any]], frozenset[int]]:
-    """The messages under `key`, and the indices of those whose record says that they are not trained.
+def read_messages(turns: Any, key: str, where: str) -> tuple[list[dict[str, Any]], dict[int, float]]:
+    """The messages under `key`, and by index the weights below 1 that the record gives some: 0 is not trained.
 
     A message keeps every key that a template may read; the marks of training are taken out. Raises FormatError.
     """
     if not isinstance(turns, list) or not turns:
         raise FormatError(f"{where}: {key} is {shown(turns)}, expected a list of messages.")
-    messages, left_out = [], []
+    messages: list[dict[str, Any]] = []
+    weights: dict[int, float] = {}
     for index, turn in enumerate(turns):
         if not isinstance(turn, dict):
             raise FormatError(f"{where}: {key} holds {shown(turn)}, expected objects with role and content.")
         message = _message(turn, key, where)
-        if _trained(turn, message["role"], where) is False:
-            left_out.append(index)
+        weight = _weight(turn, message["role"], where)
+        if weight < 1:
+            weights[index] = weight
         messages.append(message)
-    return messages, frozenset(left_out)
+    return messages, weights
 
 
 def _either(turn: dict[str, Any], name: str, other: str, where: str) -> Any:
@@ -152,17 +154,17 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     return [{"type": "function", "function": call} for call in calls]
 
 
-def _trained(turn: dict[str, Any], role: str, where: str) -> bool | None:
-    """What a message's marks say; None where it has none."""
+def _weight(turn: dict[str, Any], role: str, where: str) -> float:
+    """What a message's marks say its tokens count in the loss; 1 where it has none."""
     said: dict[str, bool] = {}
     for name in FLAGS:
         value = turn.get(name)
         if value is None:
             continue
-        if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise FormatError(
-                f"{where}: {name} of a message is {shown(value)}, expected 0 or false (not trained), 1 or true."
-            )
+        number = isinstance(value, bool | int | float)
+        if not number or not (0 <= value <= 1 if name == "weight" else value in (0, 1)):
+            expected = "a number from 0 (not trained) to 1" if name == "weight" else "0 or false, 1 or true"
+            raise FormatError(f"{where}: {name} of a message is {shown(value)}, expected {expected}.")
         said[name] = bool(value)
     if len(set(said.values())) > 1:
         marks = " and ".join(f"{name} {shown(value)}" for name, value in said.items())
@@ -172,7 +174,7 @@ def _trained(turn: dict[str, Any], role: str, where: str) -> bool | None:
             f"{where}: {next(iter(said))} says that a message of the {role} is trained, and only the assistant's are; "
             "take it out (data.train_on_prompt trains on all prompts)."
         )
-    return next(iter(said.values()), None)
+    return float(turn["weight"]) if "weight" in said else float(all(said.values()))
 
 
 def _advice(name: str) -> str:

@@ -18,7 +18,8 @@ class Batch:
 
     tokens, targets and positions (batch, seq) int64; targets are shifted already (targets[t] is tokens[t + 1]) and
     IGNORE where nothing is trained: prompts, padding, the last token of a sample. cu_seqlens (segments + 1,) int64
-    bounds samples and padding in the flattened tokens.
+    bounds samples and padding in the flattened tokens. `weights` (batch, seq) float32 are what the targets count in the
+    loss, None where each counts 1.
     """
 
     tokens: np.ndarray
@@ -26,6 +27,12 @@ class Batch:
     positions: np.ndarray
     cu_seqlens: np.ndarray
     trained_tokens: int
+    weights: np.ndarray | None = None
+
+    @property
+    def trained_weight(self) -> float:
+        """The sum of the targets' weights: what a mean over them divides by."""
+        return float(self.trained_tokens if self.weights is None else self.weights.sum(dtype=np.float64))
 
 
 def pack(lengths: Sequence[int] | np.ndarray, sequence_length: int) -> list[list[int]]:
@@ -51,6 +58,7 @@ def collate(rows: Sequence[Sequence[Sample]], sequence_length: int, pad_id: int)
     shape = (len(rows), sequence_length)
     tokens, targets = np.full(shape, pad_id, np.int64), np.full(shape, IGNORE, np.int64)
     positions = np.zeros(shape, np.int64)
+    weights = np.zeros(shape, np.float32) if any(s.weights is not None for row in rows for s in row) else None
     bounds = [0]
     for r, row in enumerate(rows):
         start = 0
@@ -60,10 +68,13 @@ def collate(rows: Sequence[Sequence[Sample]], sequence_length: int, pad_id: int)
             tokens[r, start:stop] = sample.tokens[:size]
             wanted = np.where(sample.trained[1:size], sample.tokens[1:size], IGNORE)
             targets[r, start : stop - 1] = wanted
+            if weights is not None:
+                each = 1 if sample.weights is None else sample.weights[1:size]
+                weights[r, start : stop - 1] = np.where(sample.trained[1:size], each, 0)
             positions[r, start:stop] = np.arange(size)
             bounds.append(r * sequence_length + stop)
             start = stop
         if start < sequence_length:
             positions[r, start:] = np.arange(sequence_length - start)
             bounds.append((r + 1) * sequence_length)
-    return Batch(tokens, targets, positions, np.array(bounds, np.int64), int((targets != IGNORE).sum()))
+    return Batch(tokens, targets, positions, np.array(bounds, np.int64), int((targets != IGNORE).sum()), weights)

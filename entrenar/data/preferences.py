@@ -83,8 +83,11 @@ def _answer(record: dict[str, Any], prompt: Any, answer: Any, where: str) -> Exa
     messages = list(_messages(prompt, "user", where)) + list(_messages(answer, "assistant", where))
     others = {key: record[key] for key in COMMON if record.get(key) is not None}
     example = example_of({"messages": messages, **others}, where)
+    last = len(example.messages) - 1
+    if last in example.left_out or last in example.weights:
+        raise FormatError(f"{where}: an answer has a weight, which preferences do not use; leave it out.")
     earlier = [index for index, message in enumerate(example.messages[:-1]) if message["role"] == "assistant"]
-    return replace(example, left_out=frozenset(earlier), marked=False)
+    return replace(example, left_out=frozenset(earlier), marked=False, weights={})
 
 
 def _messages(content: Any, role: str, where: str) -> Iterator[Any]:

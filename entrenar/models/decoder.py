@@ -346,11 +346,12 @@ class Decoder(CausalLM):
         *,
         reduction: str = "mean",
         divisor: float | None = None,
+        weights: np.ndarray | None = None,
     ) -> Tensor:
         """Cross-entropy of `targets` (batch, seq), already shifted, -100 ignored; logits exist a chunk at a time.
 
         `divisor` replaces the number of targets under reduction "mean" (gradient accumulation divides each part by the
-        tokens of the whole step).
+        tokens of the whole step). `weights` (batch, seq) multiply the targets' losses; the mean is by their sum then.
         """
         hidden = self.hidden_states(tokens, positions, cu_seqlens)
         targets = np.asarray(targets)
@@ -362,6 +363,7 @@ class Decoder(CausalLM):
             targets,
             reduction=reduction,
             divisor=divisor,
+            weights=weights,
             softcap=self.config.final_logit_softcapping,
         )
 

@@ -16,7 +16,7 @@ from entrenar.train.diagnose import first_nonfinite
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy (nats a trained token) over `tokens` targets."""
+    """Mean cross-entropy (nats a trained token, by their weights) over `tokens` targets."""
 
     loss: float
     tokens: int
@@ -32,11 +32,12 @@ def evaluate(model: LLaMAModel, batches: Iterable[Batch], step: int | None = Non
 
     NumericsError where it is not finite, of which an event tells `step`, or nothing is trained.
     """
-    total, tokens = 0.0, 0
+    total, tokens, weight = 0.0, 0, 0.0
     precision = get_matmul_precision()
     with no_grad(), model.evaluating(), matmul_precision("high" if precision == "medium" else precision):
         for batch in batches:
-            loss = model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, reduction="sum")
+            where = (batch.positions, batch.cu_seqlens)
+            loss = model.loss(batch.tokens, batch.targets, *where, reduction="sum", weights=batch.weights)
             if not math.isfinite(loss.item()):
                 found = first_nonfinite(model, batch)
                 found.tell("forward", step)
@@ -46,6 +47,7 @@ def evaluate(model: LLaMAModel, batches: Iterable[Batch], step: int | None = Non
                 )
             total += loss.item()
             tokens += batch.trained_tokens
+            weight += batch.trained_weight
     if not tokens:
         raise NumericsError("The held-out set has no trained tokens; hold out more examples.")
-    return Evaluation(total / tokens, tokens)
+    return Evaluation(total / weight, tokens)

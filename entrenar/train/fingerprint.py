@@ -93,6 +93,7 @@ def _examples(samples: Sequence[Sample]) -> str:
     for sample in samples:
         data.update(sample.tokens.tobytes())
         data.update(sample.trained.tobytes())
+        data.update(b"" if sample.weights is None else sample.weights.tobytes())
     return data.hexdigest()
 
 
@@ -102,6 +103,7 @@ def _held_out(batches: Sequence[Batch]) -> str:
     for batch in batches:
         data.update(batch.tokens.tobytes())
         data.update(batch.targets.tobytes())
+        data.update(b"" if batch.weights is None else batch.weights.tobytes())
     return data.hexdigest()
 
 

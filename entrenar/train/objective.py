@@ -12,13 +12,15 @@ from entrenar.train.evaluate import Evaluation, evaluate
 
 
 class Objective:
-    """The mean cross-entropy over trained tokens; a subclass has another loss."""
+    """The mean cross-entropy over trained tokens by their weights; a subclass has another loss."""
 
     of_tokens: ClassVar[bool] = True  # whether e^loss is a perplexity
 
-    def loss(self, model: LLaMAModel, batch: Batch, trained: int) -> Tensor:
-        """The loss of a micro-batch, as its share of that of a step with `trained` tokens."""
-        return model.loss(batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, divisor=trained)
+    def loss(self, model: LLaMAModel, batch: Batch, total: float) -> Tensor:
+        """The loss of a micro-batch, as its share of that of a step whose trained tokens weigh `total`."""
+        return model.loss(
+            batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, divisor=total, weights=batch.weights
+        )
 
     def evaluate(self, model: LLaMAModel, batches: Iterable[Batch], step: int | None = None) -> Evaluation:
         """The held-out loss; raises as `entrenar.train.evaluate.evaluate`."""

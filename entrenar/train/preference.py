@@ -191,7 +191,7 @@ class PreferenceObjective(Objective):
     def __init__(self, settings: Preferences, count: int) -> None:
         self.settings, self.count = settings, count
 
-    def loss(self, model: LLaMAModel, batch: Batch, trained: int) -> Tensor:
+    def loss(self, model: LLaMAModel, batch: Batch, total: float) -> Tensor:
         assert isinstance(batch, PreferenceBatch)
         return self._loss(model, batch, self.count)
 

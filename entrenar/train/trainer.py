@@ -186,24 +186,24 @@ class Trainer:
         self._seconds: dict[str, float] = {}
         random.set_step(self.step)
         with self._phase("data"):
-            batches, tokens, trained = self._next_batches()
-        self._micro_batches = batches, trained
+            batches, tokens, trained, weight = self._next_batches()
+        self._micro_batches = batches, weight
         self._verifying = self.verifier is not None and self.verifier.is_due(self.step + 1)
-        loss = self._reduce(self._gradients(batches, trained))
+        loss = self._reduce(self._gradients(batches, weight))
         norm, scale = self._clip()
         rate = self.optimizer.lr
         self._update(scale)
         seconds = time.perf_counter() - started
         return StepReport(self.step, loss, rate, norm, tokens, trained, seconds, phases=self._seconds)
 
-    def _next_batches(self) -> tuple[list[Batch], int, int]:
-        """This rank's micro-batches, and the tokens and trained tokens of all ranks."""
+    def _next_batches(self) -> tuple[list[Batch], int, int, float]:
+        """This rank's micro-batches, and the tokens, trained tokens and their weights of all ranks."""
         count = self.config.training.gradient_accumulation
         batches = self.loader.next_batches(count, self.communicator.rank, self.communicator.size)
-        tokens, trained = sum(batch.tokens.size for batch in batches), sum(batch.trained_tokens for batch in batches)
-        counts = np.array([tokens, trained], np.int64)
+        each = [(batch.tokens.size, batch.trained_tokens, batch.trained_weight) for batch in batches]
+        counts = np.array(each, np.float64).reshape(-1, 3).sum(0)  # integers below 2**53 are exact
         self.communicator.all_reduce(counts)
-        return batches, int(counts[0]), int(counts[1])
+        return batches, int(counts[0]), int(counts[1]), float(counts[2])
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -218,15 +218,15 @@ class Trainer:
         inside = self._seconds.get("verify", 0.0) - verified  # counted already
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started - inside
 
-    def _gradients(self, batches: list[Batch], trained: int) -> float:
+    def _gradients(self, batches: list[Batch], weight: float) -> float:
         """Add the gradients of this rank's micro-batches, verified where that is due; the sum of their losses."""
         if self.verifier is None or not self._verifying:
-            return self._passes(batches, trained)
+            return self._passes(batches, weight)
 
         def watched(recording: AbstractContextManager[object]) -> float:
             self._watch = recording
             try:
-                return self._passes(batches, trained)
+                return self._passes(batches, weight)
             finally:
                 self._watch = UNWATCHED
 
@@ -265,20 +265,20 @@ class Trainer:
         )
         raise error
 
-    def _passes(self, batches: list[Batch], trained: int) -> float:
+    def _passes(self, batches: list[Batch], weight: float) -> float:
         loss = 0.0
         for batch in batches:
             if batch.trained_tokens:
-                share = self._forward(batch, trained)
+                share = self._forward(batch, weight)
                 loss += share.item()
                 self._backward(share)
         return loss
 
-    def _forward(self, batch: Batch, trained: int) -> Tensor:
-        """The loss of a micro-batch, as its share of the step's loss over `trained` tokens."""
+    def _forward(self, batch: Batch, weight: float) -> Tensor:
+        """The loss of a micro-batch, as its share of the loss of a step whose trained tokens weigh so much."""
         with self._phase("forward"):
             with self._watch:
-                loss = self.objective.loss(self.model, batch, trained)
+                loss = self.objective.loss(self.model, batch, weight)
             if not math.isfinite(loss.item()):
                 found = first_nonfinite(self.model, batch)
                 found.tell("forward", self.step + 1)
@@ -326,8 +326,8 @@ class Trainer:
         name = next((name for name, grad in gradients if grad is not None and not is_finite(grad)), "all weights")
         random.set_step(self.step)
         layer = name.rpartition(".")[0]
-        batches, trained = self._micro_batches
-        losses = [partial(self.objective.loss, self.model, batch, trained) for batch in batches if batch.trained_tokens]
+        batches, weight = self._micro_batches
+        losses = [partial(self.objective.loss, self.model, batch, weight) for batch in batches if batch.trained_tokens]
         found = first_nonfinite_gradient(self.model, losses)
         return found or Nonfinite(layer, "gradient", f"the gradient of {name}, and not when it was computed again")
 

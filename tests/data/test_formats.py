@@ -215,9 +215,9 @@ BAD: dict[str, tuple[Any, str]] = {
         {"messages": [{"role": "user", "content": "a", "value": "b"}]},
         "a message has content 'a' and value",
     ),
-    "a weight between": (
-        {"messages": [SUM[0], SUM[1] | {"weight": 0.5}]},
-        "weight of a message is 0.5, expected 0 or false (not trained), 1 or true.",
+    "a weight above 1": (
+        {"messages": [SUM[0], SUM[1] | {"weight": 1.5}]},
+        "weight of a message is 1.5, expected a number from 0 (not trained) to 1.",
     ),
     "a flag of text": ({"messages": [SUM[0], SUM[1] | {"train": "false"}]}, "train of a message is 'false', expected"),
     "flags that contradict": (

@@ -18,4 +18,5 @@ def linear_cross_entropy(
     reduction: str = "mean",
     divisor: float | None = None,
     softcap: float | None = None,
+    weights: NDArray[np.floating] | None = None,
 ) -> Tensor: ...

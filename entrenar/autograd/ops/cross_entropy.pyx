@@ -33,7 +33,7 @@ cdef int check_reduction(object reduction, tuple allowed, str op) except -1:
     return 0
 
 
-cdef double divisor_of(object reduction, object divisor, Py_ssize_t counted, str op) except? -1:
+cdef double divisor_of(object reduction, object divisor, double counted, str op) except? -1:
     """What the summed loss is divided by."""
     if reduction != "mean":
         return 1.0
@@ -46,9 +46,14 @@ cdef double divisor_of(object reduction, object divisor, Py_ssize_t counted, str
     return counted
 
 
-cdef double total(const float* losses, Py_ssize_t n) noexcept nogil:
+cdef double total(const float* losses, const float* weights, Py_ssize_t n) noexcept nogil:
+    """The sum of the losses, each times its weight where there are weights."""
     cdef double sum = 0
     cdef Py_ssize_t i
+    if weights != NULL:
+        for i in range(n):
+            sum += <double> losses[i] * weights[i]
+        return sum
     for i in range(n):
         sum += losses[i]
     return sum
@@ -115,7 +120,7 @@ def cross_entropy(logits, targets, ignore_index=-100, reduction="mean"):
         with nogil:
             cross_entropy_forward(losses.data, lse.data, x.data, first, rows, vocabulary, ignored)
     cdef double divisor = divisor_of(reduction, None, np.count_nonzero(flat != ignore_index), "cross_entropy")
-    out = losses if reduction == "none" else new_scalar(total(losses.data, rows) / divisor)
+    out = losses if reduction == "none" else new_scalar(total(losses.data, NULL, rows) / divisor)
     if wants_grad(x):
         node = CrossEntropyNode.__new__(CrossEntropyNode)
         node.inverse = 1.0 / divisor
@@ -156,10 +161,12 @@ cdef class LinearCrossEntropyNode(Node):
 
 
 cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const int64_t* targets, Py_ssize_t count,
-                         Py_ssize_t vocabulary, float inverse, float cap, Tensor dx, Tensor dw) except? -1:
+                         Py_ssize_t vocabulary, float inverse, const float* weights, const float* scales, float cap,
+                         Tensor dx, Tensor dw) except? -1:
     """The summed loss of `count` rows of x; gradients of loss * inverse go to dx (count, hidden), dw, if not None.
 
-    A cap that is not 0 bounds the logits, of which a copy is then held for its slope.
+    Where there are weights of the rows, `scales` are each one's times inverse. A cap that is not 0 bounds the logits,
+    of which a copy is then held for its slope.
     """
     cdef Py_ssize_t hidden = x.dims[x.ndim - 1], first = 0, n, i
     cdef bint slopes = cap != 0 and (dx is not None or dw is not None)
@@ -169,6 +176,9 @@ cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const
     cdef Tensor logits = new_matrix(per_chunk, vocabulary), gathered = new_matrix(per_chunk, hidden)
     cdef Tensor losses = new_vector(per_chunk), lse = new_vector(per_chunk)
     cdef Tensor capped = new_matrix(per_chunk, vocabulary) if slopes else logits
+    cdef const float* scale = &inverse
+    if weights != NULL:
+        scale = scales
     cdef double loss = 0
     cdef int status = 0
     while first < count:
@@ -180,11 +190,11 @@ cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const
             if cap != 0:
                 softcap_forward(capped.data, logits.data, cap, n * vocabulary)
             cross_entropy_forward(losses.data, lse.data, capped.data, targets + first, n, vocabulary, -1)
-            loss += total(losses.data, n)
+            loss += total(losses.data, weights, n)
         if dx is not None or dw is not None:
             with nogil:
-                cross_entropy_backward(logits.data, capped.data, lse.data, targets + first, &inverse, 0, n, vocabulary,
-                                       -1, False)
+                cross_entropy_backward(logits.data, capped.data, lse.data, targets + first, scale, weights != NULL, n,
+                                       vocabulary, -1, False)
                 if cap != 0:
                     softcap_backward(logits.data, logits.data, capped.data, cap, n * vocabulary, False)
         if dx is not None:
@@ -196,19 +206,35 @@ cdef double fused_chunks(Tensor x, matrix_view* head, const int64_t* rows, const
                 status |= linear_backward_weight(dw.data, logits.data, gathered.data, n, vocabulary, hidden, first > 0)
         check_scratch(status, "linear_cross_entropy")
         first += n
+        if weights != NULL:
+            weights += n
+            scale += n
     if dw is not None and count == 0:
         memset(dw.data, 0, dw.size * sizeof(float))
     return loss
 
 
-def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean", divisor=None, softcap=None):
+cdef object chosen_weights(object weights, tuple shape, object counted):
+    """The weights of the counted rows, (count,) float32."""
+    array = np.asarray(weights, np.float32)
+    if array.shape != shape:
+        raise ShapeError(f"linear_cross_entropy: weights have shape {array.shape}, expected {shape} as the targets.")
+    chosen = array.reshape(-1)[counted]
+    if not (np.isfinite(chosen).all() and (chosen >= 0).all()):
+        raise ConfigError("linear_cross_entropy: weights must be finite and not negative.")
+    return np.ascontiguousarray(chosen)
+
+
+def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean", divisor=None, softcap=None,
+                         weights=None):
     """cross_entropy(linear(x, weight), targets) that holds at most 48 MiB of logits at a time.
 
-    x (..., hidden), weight (vocabulary, hidden) of any weight type, integer targets (...). Rows whose target
-    is `ignore_index` are not multiplied at all. `reduction` is "mean" or "sum"; `divisor` replaces the number of
-    counted rows under "mean". `softcap` c bounds the logits to c tanh(logit / c). The gradients are computed in the
+    x (..., hidden), weight (vocabulary, hidden) of any weight type, integer targets (...). Rows whose target is
+    `ignore_index` are not multiplied at all. `reduction` is "mean" or "sum"; `divisor` replaces the number of counted
+    rows under "mean". `weights` (...), not negative, multiply the rows' losses; the mean is over their sum then, as
+    torch's with class weights. `softcap` c bounds the logits to c tanh(logit / c). The gradients are computed in the
     forward pass, chunk by chunk, as Liger Kernel does (Hsu et al., 2024, arXiv 2410.10989). Raises what cross_entropy
-    and linear raise, and ConfigError for a softcap that is not positive.
+    and linear raise, and ConfigError for a softcap that is not positive or weights that are negative or not finite.
     """
     cdef matrix_view head
     cdef Py_ssize_t vocabulary, hidden, count
@@ -233,14 +259,21 @@ def linear_cross_entropy(x, weight, targets, ignore_index=-100, reduction="mean"
     chosen = flat[counted]
     count = len(counted)
     cdef const int64_t[::1] rows = counted, ids = chosen
-    cdef double scale = divisor_of(reduction, divisor, count, "linear_cross_entropy")
+    cdef const float[::1] each = None, scales = None
+    if weights is not None:
+        each = chosen_weights(weights, array.shape, counted)
+    cdef double scale = divisor_of(reduction, divisor, count if each is None else np.sum(each, dtype=np.float64),
+                                   "linear_cross_entropy")
+    if each is not None:
+        scales = (np.asarray(each, np.float64) / scale).astype(np.float32)
     cdef Tensor w = <Tensor> weight if isinstance(weight, Tensor) else None
     if wants_grad(t):
         dx = new_matrix(count, hidden)
     if wants_grad(w):
         dw = new_like(w)
     cdef double loss = fused_chunks(t, &head, &rows[0] if count else NULL, &ids[0] if count else NULL, count,
-                                    vocabulary, 1.0 / scale, cap, dx, dw)
+                                    vocabulary, 1.0 / scale, &each[0] if each is not None and count else NULL,
+                                    &scales[0] if each is not None and count else NULL, cap, dx, dw)
     out = new_scalar(loss / scale)
     if dx is not None or dw is not None:
         node = LinearCrossEntropyNode.__new__(LinearCrossEntropyNode)
