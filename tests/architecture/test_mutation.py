@@ -85,7 +85,7 @@ MUTANTS = [
         "trained = _overlapping(offsets, spans) | True",
         "tests/data/test_masking.py",
     ),
-    Mutant("train/objective.py", "divisor=trained)", "divisor=batch.trained_tokens)", "tests/train/test_trainer.py"),
+    Mutant("train/objective.py", "divisor=total, ", "divisor=batch.trained_tokens, ", "tests/train/test_trainer.py"),
     Mutant(
         "train/trainer.py",
         'self.schedule.load_state_dict(values["schedule"])',
