@@ -24,6 +24,7 @@ FLAGS = {
         "every": "checkpoint_every",
         "minutes": "checkpoint_minutes",
         "keep": "checkpoint_keep",
+        "compression": "checkpoint_compression",
     },
     "preference": {"method": "preference", "beta": "preference_beta"},
 }

@@ -1,7 +1,8 @@
 """Checkpoints of a run: trained weights, optimizer, schedule, random state and data position, written as a whole.
 
 `checkpoint/step-N/` holds `state.json` (plain values), `state.safetensors` (the arrays, all float32; nothing is
-pickled) and `SHA256SUMS` over both, which is held against them before anything of them is used.
+pickled; compressed where that is asked for) and `SHA256SUMS` over both, which is held against them before anything of
+them is used.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ import numpy as np
 from entrenar.errors import EntrenarError, FormatError
 from entrenar.io import atomic
 from entrenar.io.atomic import atomic_files, unwritable
-from entrenar.io.safetensors import open_safetensors, save_safetensors
+from entrenar.io.compressed import check_zstd, open_maybe_compressed, save_compressed
+from entrenar.io.lazy import LazyTensor
+from entrenar.io.safetensors import save_safetensors
 from entrenar.train import state
 from entrenar.train.fingerprint import check
 
 VALUES, ARRAYS, SUMS = "state.json", "state.safetensors", "SHA256SUMS"
 FORMAT = 4
 READ = 1 << 20
+COMPRESSION = "checkpointing.compression = zstd"
 
 
 # ---------------------------------------------------------------------- the folder of all
@@ -159,17 +163,25 @@ def writing(path: Path) -> Iterator[None]:
 
 # ---------------------------------------------------------------------- saving and loading
 def save(
-    state: Mapping[str, Any], fingerprint: Mapping[str, Any], directory: Path, keep: int, spared: int | None = None
+    state: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+    directory: Path,
+    keep: int,
+    spared: int | None = None,
+    compression: str = "none",
 ) -> None:
     """Write a state into `directory`, step-N of its folder, then remove all but the newest `keep` of that folder.
 
-    That of the step `spared` stays beside them.
+    That of the step `spared` stays beside them; `compression` none or zstd gives the same bits back.
     """
     arrays: dict[str, np.ndarray] = {}
     values = _split({"format": FORMAT, "fingerprint": fingerprint, **state}, "state", arrays)
     with writing(directory), atomic_files(directory, key=SUMS) as part:
         (part / VALUES).write_text(json.dumps(values))
-        save_safetensors(part / ARRAYS, arrays)
+        if compression == "none":
+            save_safetensors(part / ARRAYS, arrays)
+        else:
+            save_compressed(part / ARRAYS, arrays, COMPRESSION)
         (part / SUMS).write_bytes(_sums(part))
     with writing(directory.parent):
         for path in steps_in(directory.parent)[keep:]:
@@ -237,10 +249,21 @@ def go_back(directory: Path, fingerprint: Mapping[str, Any], writes: bool) -> di
     return values
 
 
+def check_compression(compression: str) -> None:
+    """ConfigError where checkpoints could not be compressed so."""
+    if compression != "none":
+        check_zstd(COMPRESSION)
+
+
+def open_arrays(directory: Path) -> dict[str, LazyTensor]:
+    """The arrays of the checkpoint `directory`, compressed or not."""
+    return open_maybe_compressed(directory / ARRAYS)
+
+
 def _read(directory: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     values = json.loads((directory / VALUES).read_bytes())
     arrays = {}
-    for name, lazy in open_safetensors(directory / ARRAYS).items():
+    for name, lazy in open_arrays(directory).items():
         arrays[name] = lazy.load()
         if lazy.type != "F32" or not np.isfinite(arrays[name]).all():
             raise FormatError(f"{directory}: its array {name} is not of finite float32 numbers.")

@@ -211,6 +211,7 @@ class Checkpointing(Section):
         help="keep the checkpoint of the lowest held-out loss, of the steps that are evaluated, and write its weights "
         "as the result",
     )
+    compression: str = option("none", help="of checkpoints, without loss; zstd is an extra", choices=("none", "zstd"))
 
 
 @dataclass

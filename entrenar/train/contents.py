@@ -136,7 +136,7 @@ def _adapter(path: Path) -> Contents:
 def _checkpoint(path: Path) -> Contents:
     """A run's state; its numbers beside the arrays as metadata."""
     files = [path / name for name in (run_state.VALUES, run_state.ARRAYS, run_state.SUMS) if (path / name).exists()]
-    tensors = list(open_safetensors(path / run_state.ARRAYS).values())
+    tensors = list(run_state.open_arrays(path).values())
     state = read_json_object(path / run_state.VALUES, "the state of a run").get("dict")
     pairs = state if isinstance(state, list) else []
     values: dict[Any, Any] = {str(pair[0]): pair[1] for pair in pairs if isinstance(pair, list) and len(pair) == 2}

@@ -53,6 +53,7 @@ def prepared(config: TrainConfig) -> Iterator[None]:
     ConfigError before it where the output cannot be written, is another run's, or would be lost.
     """
     folder.check(config)
+    checkpoint.check_compression(config.checkpointing.compression)
     directory, resume = Path(config.checkpointing.directory), config.checkpointing.resume
     date = checkpoint.date_of(directory / "checkpoint") if resume else datetime.now()
     wanted, threads = config.training.precision, cpu.get_num_threads()

@@ -72,6 +72,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.config = self.config.counted(self.loader.rows)
         t, c = self.config.training, self.config.checkpointing
+        checkpoint.check_compression(c.compression)
         self.callbacks = [
             Evaluate(t.evaluate_every),
             SaveCheckpoints(c.every, c.minutes, c.keep_best),
@@ -367,7 +368,8 @@ class Trainer:
             if self.communicator.rank == 0:
                 keeping = best(self.reports) if self.config.checkpointing.keep_best else None
                 spared = None if keeping is None else keeping.step
-                checkpoint.save(self.state_dict(), self.fingerprint, path, self.config.checkpointing.keep, spared)
+                c = self.config.checkpointing
+                checkpoint.save(self.state_dict(), self.fingerprint, path, c.keep, spared, c.compression)
             self.communicator.barrier()
         self.saved = self.step
         self._tell("on_checkpoint", path)
