@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from entrenar.observe import continued
 from entrenar.observe.events import Event, Span, Subscriber
 from entrenar.observe.stream import Stream
 
@@ -22,13 +23,14 @@ class ChromeTrace(Subscriber):
 
     Events are instants of their thread (ph i), and each thread's name goes before what happens in it (ph M). A context
     manager. A reader takes the file of a killed run too: the format lets the closing bracket be missing. `say` gets one
-    sentence where the file cannot be written.
+    sentence where the file cannot be written. With `resumed`, what the file holds is kept, and written on.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        self._stream = Stream(path, "observe.trace_chrome", say)
-        self._stream.write("[")
-        self._separator, self._process = "\n", os.getpid()
+    def __init__(self, path: Path, say: Callable[[str], None], resumed: bool = False) -> None:
+        self._stream = Stream(path, "observe.trace_chrome", say, continued.array if resumed else None)
+        if self._stream.between is None:
+            self._stream.write("[")
+        self._separator, self._process = f"{self._stream.between or ''}\n", os.getpid()
         self._named: set[int] = set()
         self._writing = threading.Lock()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from entrenar.observe import continued
 from entrenar.observe.extras import needed
 from entrenar.observe.stream import Stream
 
@@ -19,10 +20,14 @@ HAS_REMOTE, REMOTE = 0x100, 0x200  # SpanFlags: whether the parent is another pr
 
 
 class JsonLines:
-    """A span exporter into `path`; `say` gets one sentence where it cannot be written."""
+    """A span exporter into `path`; `say` gets one sentence where it cannot be written.
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        self._stream = Stream(path, "observe.trace_file", say)
+    With `resumed`, lines are added to those that the file has.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None], resumed: bool = False) -> None:
+        self._stream = Stream(path, "observe.trace_file", say, continued.lines if resumed else None)
+        self._stream.write(self._stream.between or "")
         self._result = needed("opentelemetry.sdk.trace.export", "observe.trace_file").SpanExportResult
 
     def export(self, spans: Sequence[Any]) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import IO
 
 from entrenar.errors import ConfigError
+from entrenar.observe.continued import Tail
 
 
 def check(path: Path, option: str) -> None:
@@ -20,16 +22,53 @@ def check(path: Path, option: str) -> None:
         ) from error
 
 
-class Stream:
-    """`path`, emptied and open for text. What fails is told to `say` once; then what is written goes nowhere."""
+def _free(path: Path) -> Path:
+    """A name like `path` that nothing has."""
+    names = (path.with_name(f"{path.stem}.before-{i}{path.suffix}") for i in count(1))
+    return next(name for name in names if not name.exists() and not name.is_symlink())
 
-    def __init__(self, path: Path, option: str, say: Callable[[str], None]) -> None:
+
+class Stream:
+    """`path`, emptied and open for text. What fails is told to `say` once; then what is written goes nowhere.
+
+    With `tail`, which says where a file can be written on, what it holds is kept: `between` is then what has to come
+    between that and the next entry, and None where the file is begun. One that cannot be written on gets another name.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        option: str,
+        say: Callable[[str], None],
+        tail: Callable[[IO[bytes]], Tail | None] | None = None,
+    ) -> None:
         self.path, self._option, self._say = path, option, say
         self._file: IO[str] | None = None
+        self.between: str | None = None
         try:
-            self._file = path.open("w", encoding="utf-8")
+            if tail is not None and path.is_file() and path.stat().st_size:
+                self.between = self._kept(tail)
+            self._file = path.open("w" if self.between is None else "a", encoding="utf-8")
         except OSError as error:
             self._failed(error)
+
+    def _kept(self, tail: Callable[[IO[bytes]], Tail | None]) -> str | None:
+        """Leave half an entry out; what comes before the next, None where the file is another's and was renamed."""
+        with self.path.open("r+b") as file:
+            found = tail(file)
+            if found is not None:
+                file.truncate(found.keep)
+        if found is None:
+            other = _free(self.path)
+            self.path.rename(other)
+            self._say(f"{self._option}: {self.path} cannot be written on, and is kept as {other}.")
+            return None
+        if found.cut:
+            self._say(
+                f"{self._option}: {self.path} ended in the middle of an entry, whose {found.cut} bytes are left out; "
+                "what follows is written behind the others."
+            )
+        return found.between
 
     @property
     def ready(self) -> bool:

@@ -55,20 +55,21 @@ class Traces(Callback):
 
     @contextmanager
     def _around(self, trainer: Trainer) -> Iterator[None]:
-        wanted, rank = self.wanted, trainer.communicator.rank
+        wanted, rank, resumed = self.wanted, trainer.communicator.rank, trainer.saved > 0
         exporters = []
         with ExitStack() as stack:
             if wanted.trace:
                 exporters.append(otlp.Counted(otlp_sdk.exporter("traces", "observe.trace"), "the receiver"))
             if wanted.trace_file is not None:
                 path = of_rank(Path(wanted.trace_file), rank)
-                exporters.append(otlp.Counted(JsonLines(path, self.say), str(path), "observe.trace_file"))
+                exporters.append(otlp.Counted(JsonLines(path, self.say, resumed), str(path), "observe.trace_file"))
             if exporters:
                 attributes = {f"entrenar.{key}": value for key, value in info(trainer).items()}
                 stack.callback(self._say_where)
                 self._spans = stack.enter_context(otlp.tracing(exporters, attributes, self.say))
             if wanted.trace_chrome is not None:
-                trace = stack.enter_context(ChromeTrace(of_rank(Path(wanted.trace_chrome), rank), self.say))
+                path = of_rank(Path(wanted.trace_chrome), rank)
+                trace = stack.enter_context(ChromeTrace(path, self.say, resumed))
                 subscribe(trace)
                 stack.callback(unsubscribe, trace)
             yield
