@@ -35,7 +35,7 @@ from entrenar.config import (
 from entrenar.errors import ConfigError
 from entrenar.llama import LLaMAConfig
 from entrenar.models.config import SECTIONS
-from entrenar.train.config import SECTION_TYPES, TrainConfig
+from entrenar.train.config import TrainConfig, section_types
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,7 +44,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.toml"))
-TYPES: dict[str, Any] = {"model": LLaMAConfig, **SECTION_TYPES}
+TYPES: dict[str, Any] = {"model": LLaMAConfig, **section_types()}
 KEYS = [(section, spec.name) for section, kind in TYPES.items() for spec in fields(kind)]
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
@@ -316,7 +316,7 @@ def test_a_flag_out_of_range_is_a_configuration_error() -> None:
 
 @pytest.mark.unit
 def test_flags_of_every_section_give_the_sections_defaults() -> None:
-    for kind in SECTION_TYPES.values():
+    for kind in section_types().values():
         parser = ArgumentParser()
         add_arguments(parser, kind)
         assert from_arguments(kind, parser.parse_args([])) == kind()
@@ -325,7 +325,7 @@ def test_flags_of_every_section_give_the_sections_defaults() -> None:
 
 @pytest.mark.unit
 def test_gradient_checkpointing_is_a_word_or_a_number_of_layers() -> None:
-    kind = SECTION_TYPES["training"]
+    kind = section_types()["training"]
     parser = ArgumentParser()
     add_arguments(parser, kind)
 
@@ -394,7 +394,7 @@ def test_the_sections_that_are_commented_out_are_valid_as_they_stand(path: Path,
         other = tmp_path / f"{section}.toml"
         other.write_text(text[:start] + "\n".join(line.removeprefix("# ") for line in block))
         config = TrainConfig.from_file(other)
-        assert config.adapter == SECTION_TYPES[section]()
+        assert config.adapter == section_types()[section]()
 
 
 def wrong_value(default: Any) -> str:
@@ -465,7 +465,7 @@ def test_toml_beyond_the_reader_is_one_sentence(text: str, message: str, tmp_pat
 )
 def test_a_text_that_is_empty_or_something_long_is_refused_shortly(value: Any, key: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        from_table(SECTION_TYPES["data"], {key: value}, "data")
+        from_table(section_types()["data"], {key: value}, "data")
 
 
 @pytest.mark.unit

@@ -13,6 +13,7 @@ from pathlib import Path
 from cpython.pycapsule cimport PyCapsule_New
 
 from entrenar._kernels.simd.simd cimport simd_find, simd_supported
+from entrenar.choices import PRECISIONS
 from entrenar.errors import ConfigError
 
 cdef extern from "scratch.h" nogil:
@@ -44,7 +45,6 @@ cdef extern from *:
     const int ENTRENAR_OPENMP
 
 TIERS = ("base", "v3", "v4", "v4i")
-PRECISIONS = ("highest", "high", "medium")  # of matrix products, by the number of their format in simd/gemm.h
 MAX_THREADS = 1024  # beyond it a count is a mistake
 cdef int n_threads = 1
 cdef int matmul_format = 0

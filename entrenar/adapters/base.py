@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from entrenar.adapters.options import AdapterOptions
 from entrenar.adapters.peft_table import PeftTable
 from entrenar.adapters.peft_weights import PREFIX
 from entrenar.adapters.targets import Shaped
@@ -84,10 +85,9 @@ class Adapter(Linear, ABC):
         return weight.astype(np.float32)
 
 
-class AdapterConfig(ABC):
+class AdapterConfig(AdapterOptions, ABC):
     """The settings of one kind, a dataclass. Raises ConfigError for a value out of range."""
 
-    section: ClassVar[str]  # of a configuration file; what messages call the configuration
     title: ClassVar[str]  # what people call the kind
     peft: ClassVar[PeftTable]  # its adapter_config.json
 
@@ -119,7 +119,7 @@ class AdapterConfig(ABC):
         for name, layer in list(adapter_layers(model)):
             model.replace(name, layer.merged())
 
-    def check_use(self) -> None:  # noqa: B027 (a kind may have no such setting)
+    def check_use(self) -> None:
         """ConfigError for a setting of a run that has no effect beside the others."""
 
     def storage_options(self) -> dict[str, Any]:

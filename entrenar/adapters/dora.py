@@ -11,21 +11,18 @@ from typing import ClassVar
 from entrenar.adapters.base import Adapter
 from entrenar.adapters.dora_linear import DoRALinear
 from entrenar.adapters.lora import LoRAConfig
+from entrenar.adapters.options import DoRAOptions
 from entrenar.adapters.peft_table import takes_peft_names
-from entrenar.config import option
 from entrenar.errors import ConfigError
 
 
 @takes_peft_names
 @dataclass
-class DoRAConfig(LoRAConfig):
+class DoRAConfig(DoRAOptions, LoRAConfig):
     """DoRA (Liu et al., 2024): LoRA with use_dora, over a base of any weight type."""
 
-    section: ClassVar[str] = "dora"
     title: ClassVar[str] = "DoRA"
     layer: ClassVar[type[Adapter]] = DoRALinear
-
-    use_dora: bool = option(True, help="train the norm of every row of W + scaling B A too; true in this section")
 
     def __post_init__(self) -> None:
         super().__post_init__()

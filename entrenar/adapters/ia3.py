@@ -14,10 +14,10 @@ import numpy as np
 
 from entrenar.adapters.base import Adapter, copied
 from entrenar.adapters.linears import LinearAdapterConfig
+from entrenar.adapters.options import IA3Options
 from entrenar.adapters.peft_table import NEUTRAL, UNSUPPORTED, PeftTable
 from entrenar.adapters.targets import Shaped, check_pattern, full_matches, is_quick, listed
 from entrenar.autograd import Tensor
-from entrenar.config import option
 from entrenar.errors import ConfigError
 from entrenar.nn.layers import Linear
 
@@ -81,27 +81,16 @@ class IA3Linear(Adapter):
 
 
 @dataclass
-class IA3Config(LinearAdapterConfig):
+class IA3Config(IA3Options, LinearAdapterConfig):
     """IA3 (Liu et al., 2022): y = l * (W x), or y = W (l * x) for feed-forward modules.
 
     Raises ConfigError for a value out of range. Names and patterns mean what they do in `LinearAdapterConfig`; names in
     `feedforward_modules` are ends, also within a part of a name, as in PEFT.
     """
 
-    section: ClassVar[str] = "ia3"
     title: ClassVar[str] = "IA3"
     peft: ClassVar[PeftTable] = PEFT
     layer: ClassVar[type[Adapter]] = IA3Linear
-
-    target_modules: list[str] | str = option(
-        factory=lambda: ["k_proj", "v_proj", "down_proj"],
-        help='linears that get adapters: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj or "all-linear"',
-    )
-    feedforward_modules: list[str] | str | None = option(
-        None, help="targets whose input is scaled in the place of their output; unset is down_proj"
-    )
-    exclude_modules: list[str] | str = option(factory=list, help="linears that get none, though they are targets")
-    init_ia3_weights: bool = option(True, help="start from ones, which change nothing; else from random numbers")
 
     def __post_init__(self) -> None:
         super().__post_init__()

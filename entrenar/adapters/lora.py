@@ -18,6 +18,7 @@ from entrenar.adapters.linears import LinearAdapterConfig
 from entrenar.adapters.lora_embedding import PARTS, LoRAEmbedding
 from entrenar.adapters.lora_init import check_init, takes_from_base
 from entrenar.adapters.lora_linear import LoRALinear
+from entrenar.adapters.options import LoRAOptions
 from entrenar.adapters.peft_table import NEUTRAL, UNSUPPORTED, PeftTable, takes_peft_names
 from entrenar.adapters.peft_weights import PREFIX
 from entrenar.adapters.targets import (
@@ -33,7 +34,7 @@ from entrenar.adapters.targets import (
 )
 from entrenar.adapters.trained_weights import EMBEDDING, HEAD, biases, is_tied, saved_modules, train, untie, within
 from entrenar.autograd.quantized import QuantizedTensor
-from entrenar.config import option, shown
+from entrenar.config import shown
 from entrenar.errors import ConfigError
 from entrenar.nn.layers import Embedding
 from entrenar.nn.module import Module
@@ -99,7 +100,7 @@ PEFT = PeftTable(
 
 @takes_peft_names
 @dataclass
-class LoRAConfig(LinearAdapterConfig):
+class LoRAConfig(LoRAOptions, LinearAdapterConfig):
     """LoRA (Hu et al., 2021): y = W x + scaling B A dropout(x). Raises ConfigError for a value out of range.
 
     Names in lists mean every layer whose name ends in them ("q_proj", "layers.0.self_attn.q_proj"); a text with other
@@ -107,43 +108,9 @@ class LoRAConfig(LinearAdapterConfig):
     matches decides (as in PEFT).
     """
 
-    section: ClassVar[str] = "lora"
     title: ClassVar[str] = "LoRA"
     peft: ClassVar[PeftTable] = PEFT
     layer: ClassVar[type[Adapter]] = LoRALinear
-
-    rank: int = option(16, help="rank of the update", minimum=1)
-    alpha: float = option(32.0, help="strength: the update is scaled by alpha / rank", above=0)
-    dropout: float = option(0.0, help="probability that an input of the adapter is dropped", minimum=0, below=1)
-    target_modules: list[str] | str = option(
-        factory=lambda: ["q_proj", "v_proj"],
-        help='what gets adapters: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj or "all-linear", and '
-        "embed_tokens",
-    )
-    use_rslora: bool = option(False, help="scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)")
-    use_dora: bool = option(False, help="train the norm of every row of W + scaling B A too (DoRA, Liu et al., 2024)")
-    exclude_modules: list[str] | str = option(factory=list, help="linears that get none, though they are targets")
-    layers_to_transform: list[int] = option(factory=list, help="layers that get adapters; empty is all of them")
-    rank_pattern: dict[str, int] = option(
-        factory=dict, help="other ranks by layer name or pattern (flag: q_proj=8,up_proj=4)"
-    )
-    alpha_pattern: dict[str, float] = option(factory=dict, help="other values of alpha by layer name or pattern")
-    layers_pattern: list[str] | str = option(
-        factory=list, help="what the model calls its list of layers, for layers_to_transform; empty is any name"
-    )
-    init_lora_weights: bool | str = option(
-        True, help="first values of A and B: true, gaussian, orthogonal, pissa, pissa_niter_N, loftq (over 4 bits)"
-    )
-    loftq_iter: int = option(
-        1, help="steps of loftq; from the second on the base's quantized values change too", minimum=1
-    )
-    bias: str = option("none", help="biases of the base that are trained as well", choices=("none", "all", "lora_only"))
-    modules_to_save: list[str] = option(
-        factory=list, help="modules that are trained whole and saved with the adapter, as embed_tokens,lm_head or norm"
-    )
-    ensure_weight_tying: bool = option(
-        False, help="keep one weight for a tied embedding and head of modules_to_save; else each gets its own"
-    )
 
     def __post_init__(self) -> None:
         self.layers_pattern = listed(self.layers_pattern)

@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from entrenar.adapters.base import AdapterConfig, tensors_of
+from entrenar.adapters.options import PrefixOptions
 from entrenar.adapters.peft_table import NEUTRAL, UNSUPPORTED, PeftTable
 from entrenar.adapters.targets import Shaped
 from entrenar.autograd import Tensor
-from entrenar.config import option, shown
+from entrenar.config import shown
 from entrenar.errors import ConfigError
 from entrenar.nn.module import Module
 from entrenar.nn.prefix import KeyValuePrefix, PrefixedAttention
@@ -47,22 +48,16 @@ PEFT = PeftTable(
 
 
 @dataclass
-class PrefixConfig(AdapterConfig):
+class PrefixConfig(PrefixOptions, AdapterConfig):
     """Prefix tuning (Li and Liang, 2021): `num_virtual_tokens` keys and values before those of every sequence.
 
     The tokens of a sequence stand at the positions after the prefix, as in PEFT and transformers. Raises ConfigError
     for a value out of range. PEFT's prefix_projection, a network that makes the prefix, is not trained here.
     """
 
-    section: ClassVar[str] = "prefix"
     title: ClassVar[str] = "prefix"
     peft: ClassVar[PeftTable] = PEFT
     sizes: ClassVar[Mapping[str, Any]] = {}  # SIZES of the model that it is on, or that a file names
-
-    num_virtual_tokens: int = option(20, help="keys and values before every sequence", unit="tokens", minimum=1)
-    init_weights: str = option(
-        "random", help="first values: of a normal distribution, or zero", choices=("random", "zero")
-    )
 
     @property
     def added_positions(self) -> int:

@@ -7,11 +7,12 @@ of other text (lower is better): LoRA r64 with rsLoRA .513 / .111, the MLP's lin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from entrenar.config import nearest, shown
+from entrenar.adapters.options import OPTIONS
+from entrenar.config import names_of, nearest, shown
 from entrenar.errors import ConfigError
 
 KEY = "preset"
@@ -45,9 +46,20 @@ def preset(name: Any, where: str) -> Mapping[str, Any]:
     return PRESETS[name].settings
 
 
-def expanded(table: Mapping[str, Any], section: str, known: Collection[str]) -> dict[str, Any]:
-    """The keys of a section with those of the preset that it names, where it does not set them itself."""
-    found = dict(table)
-    if KEY not in found or not set(PRESETS["mlp"].settings) <= set(known):
-        return found
+def with_preset(section: str, content: Any) -> Any:
+    """What a file has under `section`; an adapter's with the keys of the preset that it names where it sets none."""
+    known = names_of(OPTIONS[section]) if section in OPTIONS else []
+    if not isinstance(content, dict) or KEY not in content or not set(PRESETS["mlp"].settings) <= set(known):
+        return content
+    found = dict(content)
     return {**preset(found.pop(KEY), f"{section}.{KEY}"), **found}
+
+
+def filled(table: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The table of a file with a program's defaults under what it says; a preset has its own."""
+    found = dict(table)
+    for section, values in defaults.items():
+        content = table.get(section, None if section in OPTIONS else {})
+        if isinstance(content, dict) and KEY not in content:
+            found[section] = {**values, **content}
+    return found

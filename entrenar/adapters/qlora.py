@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from entrenar.adapters.base import check_no_adapters, tensors_of
 from entrenar.adapters.lora import LoRAConfig
 from entrenar.adapters.lora_init import needs_original
+from entrenar.adapters.options import QLoRAOptions
 from entrenar.adapters.peft_table import takes_peft_names
-from entrenar.config import option
 from entrenar.errors import ConfigError
 from entrenar.nn.module import Module
 from entrenar.nn.quantize import quantize_linears
@@ -21,18 +21,8 @@ from entrenar.nn.quantize import quantize_linears
 
 @takes_peft_names
 @dataclass
-class QLoRAConfig(LoRAConfig):
+class QLoRAConfig(QLoRAOptions, LoRAConfig):
     """QLoRA (Dettmers et al., 2023): the decoder linears in 4 bits, frozen, under LoRA adapters."""
-
-    section: ClassVar[str] = "qlora"
-
-    quantize_4bit: bool = option(True, help="quantize the decoder linears that are not quantized yet")
-    quantize: str = option(
-        "auto",
-        help="4-bit format: auto keeps the quantized values that a file has and makes NF4 of the other decoder linears",
-        choices=("auto", "nf4", "int4"),
-    )
-    double_quantization: bool = option(True, help="keep the scales of NF4 in 8 bits")
 
     @property
     def lora(self) -> LoRAConfig:

@@ -17,7 +17,7 @@ def _kind(section: str) -> type[AdapterConfig]:
     (kind,) = (
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, AdapterConfig) and value.__dict__.get("section") == section
+        if isinstance(value, type) and issubclass(value, AdapterConfig) and getattr(value, "section", None) == section
     )
     return kind
 

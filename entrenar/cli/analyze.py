@@ -6,17 +6,17 @@ import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from entrenar.config import ArgumentParser, text_argument
-from entrenar.observe.anomaly import Anomaly, Step, StepDetector, read_anomalies
-from entrenar.observe.clusters import Clusters, cluster
-from entrenar.train.folder import ANOMALIES, JSON_LINES
-from entrenar.train.recorded import read_steps
+
+if TYPE_CHECKING:
+    from entrenar.observe.anomaly import Anomaly, Step
+    from entrenar.observe.clusters import Clusters
 
 DESCRIPTION = """Find the slow and the unusual steps of a run, with their causes where it was watched (--monitor).
 
@@ -43,6 +43,10 @@ def main(
     parser.add_argument("run", metavar="RUN", type=text_argument, help="output folder of a run")
     parser.add_argument("--json", action="store_true", help="print JSON (default: false)")
     parsed = parser.parse_args(arguments)
+    from entrenar.observe.clusters import cluster
+    from entrenar.train.folder import ANOMALIES, JSON_LINES
+    from entrenar.train.recorded import read_steps
+
     path = Path(parsed.run)
     path = path / JSON_LINES if path.is_dir() else path
     steps = [step.unverified() for step in read_steps(path)]
@@ -58,6 +62,8 @@ def main(
 
 def anomalies(steps: Sequence[Step], path: Path) -> tuple[list[Anomaly], bool]:
     """What the monitor recorded in `path`, and what is found in the steps besides; whether the run was watched."""
+    from entrenar.observe.anomaly import StepDetector, read_anomalies
+
     recorded = read_anomalies(path)
     detector = StepDetector()
     found = [anomaly for step in steps for anomaly in detector.observe(step)[0]]

@@ -6,13 +6,16 @@ import contextlib
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from entrenar.cli.flags import Parser, add_adapter
 from entrenar.cli.generate import say
 from entrenar.config import add_arguments, from_arguments, nearest, shown
 from entrenar.errors import ConfigError, ShapeError
-from entrenar.train.answers import Sampling, Speaker
-from entrenar.train.loading import Source
+from entrenar.train.options import Sampling, SourceOptions
+
+if TYPE_CHECKING:
+    from entrenar.train.answers import Speaker
 
 DESCRIPTION = """Talk with a model; each turn costs its own tokens alone.
 
@@ -31,9 +34,12 @@ def main(
     """Talk until the input ends; the messages. EntrenarError for a wrong input, SystemExit for a wrong flag."""
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     add_adapter(parser)
-    add_arguments(parser, Source)
+    add_arguments(parser, SourceOptions)
     add_arguments(parser, Sampling)
     parsed = parser.parse_args(arguments)
+    from entrenar.train.answers import Speaker
+    from entrenar.train.loading import Source
+
     source = from_arguments(Source, parsed)
     with source.computing():
         speaker = Speaker.load(source, parsed.adapter, from_arguments(Sampling, parsed))

@@ -13,10 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from entrenar.config import ArgumentParser, add_arguments, from_arguments, shown, text_argument
-from entrenar.observe.changes import FEWEST
-from entrenar.observe.compare import Tolerance, compare
-from entrenar.observe.history import find, read_history
-from entrenar.train.recorded import read_run
+from entrenar.observe.tolerance import Tolerance
 
 DESCRIPTION = """Say how run B differs from run A: configuration, bits, losses, speed, phases, kernels.
 
@@ -53,9 +50,14 @@ def main(
     if parsed.history is not None:
         if parsed.runs or tolerance != Tolerance():
             parser.error("--history stands alone: neither runs nor tolerances go with it.")
+        from entrenar.observe.history import find, read_history
+
         return _end(parsed.json, find(read_history(Path(parsed.history))), show_history, "slower")
     if len(parsed.runs) != 2:
         parser.error(f"{len(parsed.runs)} runs are given; expected two output folders.")
+    from entrenar.observe.compare import compare
+    from entrenar.train.recorded import read_run
+
     first, second = (read_run(Path(name)) for name in parsed.runs)
     return _end(parsed.json, compare(first, second, tolerance), show, "beyond")
 
@@ -161,6 +163,8 @@ def _ratio_cells(row: dict[str, Any]) -> list[str]:
 
 def show_history(console: Console, table: dict[str, Any]) -> None:
     """The changes of a history, what became slower first; the verdict last."""
+    from entrenar.observe.changes import FEWEST
+
     rows = []
     for row in table["changes"]:
         (low, high), scale, unit = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,8 +18,10 @@ from entrenar.errors import printable
 from entrenar.io.atomic import atomic_file
 from entrenar.train import report
 from entrenar.train.config import Data
-from entrenar.train.data_check import DataCheck, check_data, page
-from entrenar.train.loading import Checked, open_checkpoint
+from entrenar.train.options import Checked
+
+if TYPE_CHECKING:
+    from entrenar.train.data_check import DataCheck
 
 DESCRIPTION = """Say what is in a data file, as a model would be trained on it.
 
@@ -44,6 +46,9 @@ def main(
     )
     parser.add_argument("--json", action="store_true", help="print JSON (default: false)")
     parsed = parser.parse_args(arguments)
+    from entrenar.train.data_check import check_data, page
+    from entrenar.train.loading import open_checkpoint
+
     asked = from_arguments(Checked, parsed)
     checkpoint = open_checkpoint(asked.model)
     data = Data(

@@ -12,7 +12,6 @@ from rich.markup import escape
 from entrenar.config import ArgumentParser
 from entrenar.errors import printable
 from entrenar.train import report
-from entrenar.train.doctor import examine, remarks
 
 DESCRIPTION = """Say what this machine and installation are, and measure what they can do, in some two seconds.
 
@@ -32,6 +31,8 @@ def main(
     )
     parser.add_argument("--json", action="store_true", help="print JSON (default: false)")
     parsed = parser.parse_args(arguments)
+    from entrenar.train.doctor import examine, remarks
+
     found = examine()
     said = remarks(found)
     if parsed.json:

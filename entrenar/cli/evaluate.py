@@ -6,7 +6,7 @@ import json
 import math
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,8 +16,11 @@ from entrenar.cli.flags import Parser, add_adapters
 from entrenar.config import add_arguments, from_arguments
 from entrenar.errors import ConfigError, printable
 from entrenar.train import report
-from entrenar.train.evaluate import Evaluation, evaluate
-from entrenar.train.loading import Base, Rows, Source, check_fits, evaluation_rows
+from entrenar.train.options import Rows, SourceOptions
+
+if TYPE_CHECKING:
+    from entrenar.train.evaluate import Evaluation
+    from entrenar.train.loading import Source
 
 DESCRIPTION = """Measure the loss and perplexity of a model on examples, with an adapter or without.
 
@@ -35,7 +38,7 @@ def main(
 ) -> dict[str, Any]:
     """Evaluate and print; what --json prints. EntrenarError for a wrong input, SystemExit for a wrong flag."""
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    add_arguments(parser, Source)
+    add_arguments(parser, SourceOptions)
     add_adapters(parser, "each put on the base alone")
     parser.add_argument(
         "--compare", action="store_true", help="evaluate the base without an adapter too (default: false)"
@@ -45,6 +48,8 @@ def main(
     parsed = parser.parse_args(arguments)
     if parsed.compare and not parsed.adapter:
         raise ConfigError("--compare has nothing to compare the base with; give one --adapter or several.")
+    from entrenar.train.loading import Source
+
     places: list[str | None] = [*([None] if parsed.compare or not parsed.adapter else []), *parsed.adapter]
     # progress goes to the error stream where standard output is JSON
     console = Console(stderr=True, quiet=not report.Output(stderr=True).is_terminal) if parsed.json else report.Output()
@@ -60,6 +65,9 @@ def main(
 
 def _evaluated(source: Source, rows: Rows, places: Sequence[str | None], console: Console) -> list[Evaluation]:
     """The evaluation of the base with each adapter; the base is read once, after everything else was checked."""
+    from entrenar.train.evaluate import evaluate
+    from entrenar.train.loading import Base, check_fits, evaluation_rows
+
     checkpoint = source.open()
     for place in places:
         if place is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from entrenar.cli.flags import Parser
 from entrenar.config import add_arguments, from_arguments
-from entrenar.train.export import Export, export
+from entrenar.train.options import ExportOptions
 
 DESCRIPTION = """Write a model, with an adapter merged into it or beside it, for llama.cpp, Ollama and transformers.
 
@@ -25,5 +25,8 @@ def main(
 ) -> list[str]:
     """Parse the flags and write; EntrenarError for what is wrong with the input, SystemExit for a wrong flag."""
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    add_arguments(parser, Export)
-    return export(from_arguments(Export, parser.parse_args(arguments)))
+    add_arguments(parser, ExportOptions)
+    parsed = parser.parse_args(arguments)
+    from entrenar.train.export import Export, export
+
+    return export(from_arguments(Export, parsed))

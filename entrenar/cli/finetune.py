@@ -6,21 +6,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from entrenar.adapters.base import AdapterConfig
-from entrenar.adapters.lora import LoRAConfig
-from entrenar.adapters.peft import read_adapter_config
+from entrenar.adapters.options import OPTIONS, AdapterOptions, LoRAOptions
 from entrenar.adapters.presets import PRESETS
-from entrenar.adapters.registry import KINDS
 from entrenar.cli.flags import CONFIG, PRESET, Parser, config_from, early, parser_for
 from entrenar.config import BASE_KEYS, add_arguments, load_toml, names_of, without
 from entrenar.errors import ConfigError
-from entrenar.io.hub import fetch_default_model
-from entrenar.llama import LLaMAConfig
-from entrenar.train import Result, TrainConfig, finetune
-from entrenar.train.config import NO_ADAPTER, Pretrained
-from entrenar.train.written import whole_toml
+from entrenar.train.config import NO_ADAPTER, Pretrained, TrainConfig
+
+if TYPE_CHECKING:
+    from entrenar.train.run import Result
 
 DESCRIPTION = """Fine-tune a pretrained LLaMA on CPUs: by default SmolLM2-135M on Python's documentation.
 
@@ -53,7 +49,7 @@ def main(
     written = TrainConfig.from_file(path, _defaults()) if path is not None else None
     base = Pretrained.from_file(path) if path is not None else Pretrained()
     begun = early(arguments, CONTINUE, written.training.continue_adapter if written else None, prog=prog)
-    start = None if begun is None else read_adapter_config(begun)
+    start = None if begun is None else _begun(begun)
     chosen = kind or _chosen(arguments, written, base, start, prog)
     preset = early(arguments, PRESET, choices=PRESETS, prog=prog)
     adapter = _adapter(chosen, path, written, preset, start, by_flag=kind is None)
@@ -69,8 +65,12 @@ def main(
     parsed = parser.parse_args(arguments)
     config = config_from(parsed, adapter)
     # a section with storage of its own has a key of this name itself
-    own = kind is None and adapter is not None and not adapter.storage_options()
+    own = kind is None and adapter is not None and "quantize" not in names_of(type(adapter))
     quantize = parsed.quantize if own else base.quantize
+    from entrenar.io.hub import fetch_default_model
+    from entrenar.train.finetune import finetune
+    from entrenar.train.written import whole_toml
+
     shape = _shape(path) if path is not None else {}
     base = Pretrained(parsed.model, parsed.dtype, quantize, NONE if adapter is None else None)
     if parsed.print_config:
@@ -85,20 +85,27 @@ def _continuing(arguments: Sequence[str]) -> list[str]:
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith(f"{ADAPTER}=") else [word])]
     for at, word in enumerate(words[:-1]):
         value = words[at + 1]
-        if word == ADAPTER and value not in (*KINDS, NONE) and Path(value).is_dir():
+        if word == ADAPTER and value not in (*OPTIONS, NONE) and Path(value).is_dir():
             words[at] = CONTINUE
     return words
 
 
+def _begun(folder: str) -> AdapterOptions:
+    """The settings of the adapter that is continued; raises as `read_adapter_config`."""
+    from entrenar.adapters.peft import read_adapter_config
+
+    return read_adapter_config(folder)
+
+
 def _defaults() -> dict[str, dict[str, Any]]:
     """The program's defaults by section, for what a file leaves out."""
-    known = {section: names_of(kind) for section, kind in KINDS.items()}
+    known = {section: names_of(kind) for section, kind in OPTIONS.items()}
     return {section: {key: value for key, value in SETTINGS.items() if key in keys} for section, keys in known.items()}
 
 
-def _add_choices(parser: Parser, chosen: str, adapter: AdapterConfig | None, base: Pretrained) -> None:
+def _add_choices(parser: Parser, chosen: str, adapter: AdapterOptions | None, base: Pretrained) -> None:
     """What a program for one kind alone has no flags for: the kind, and 4 bits where its section does not say them."""
-    kinds = [*KINDS, NONE]
+    kinds = [*OPTIONS, NONE]
     parser.add_argument(
         ADAPTER,
         choices=kinds,
@@ -106,13 +113,13 @@ def _add_choices(parser: Parser, chosen: str, adapter: AdapterConfig | None, bas
         help="what is trained; none is all weights, the folder of an adapter continues it "
         f"({', '.join(kinds)}; default: {chosen})",
     )
-    if adapter is not None and not adapter.storage_options():
+    if adapter is not None and "quantize" not in names_of(type(adapter)):
         add_arguments(parser, Pretrained, base, only=("quantize",))
 
 
-def _add_presets(parser: Parser, adapter: AdapterConfig | None) -> None:
+def _add_presets(parser: Parser, adapter: AdapterOptions | None) -> None:
     """Advised settings, where the kind has them; the other flags change what they say."""
-    if isinstance(adapter, LoRAConfig):
+    if isinstance(adapter, LoRAOptions):
         named = "; ".join(f"{name}: {preset.help}" for name, preset in PRESETS.items())
         parser.add_argument(PRESET, choices=tuple(PRESETS), metavar="NAME", help=f"{named} (default: unset)")
 
@@ -126,7 +133,7 @@ def _chosen(
     arguments: Sequence[str],
     written: TrainConfig | None,
     base: Pretrained,
-    start: AdapterConfig | None,
+    start: AdapterOptions | None,
     prog: str | None,
 ) -> str:
     """The kind of adapter that --adapter names, or the file has, or that is continued, or that is the default."""
@@ -135,7 +142,7 @@ def _chosen(
         section = written.adapter.section
         if base.adapter not in (None, section):
             raise ConfigError(f"model.adapter is {base.adapter}, and the file has a [{section}] section; keep one.")
-    chosen = early(arguments, ADAPTER, section, choices=[*KINDS, NONE], prog=prog)
+    chosen = early(arguments, ADAPTER, section, choices=[*OPTIONS, NONE], prog=prog)
     assert chosen is not None
     return chosen
 
@@ -145,10 +152,10 @@ def _adapter(
     path: str | None,
     written: TrainConfig | None,
     preset: str | None,
-    start: AdapterConfig | None,
+    start: AdapterOptions | None,
     *,
     by_flag: bool,
-) -> AdapterConfig | None:
+) -> AdapterOptions | None:
     """The adapter with the file's values, or those of the one that is continued, or the program's defaults.
 
     ConfigError where the file has another's.
@@ -166,11 +173,11 @@ def _adapter(
         return found
     if chosen == NONE:
         return None
-    known = names_of(KINDS[chosen])
-    if start is not None and issubclass(KINDS[chosen], type(start)):
-        return KINDS[chosen](**{key: getattr(start, key) for key in names_of(type(start)) if key in known})
-    settings = SETTINGS if preset is None or not issubclass(KINDS[chosen], LoRAConfig) else PRESETS[preset].settings
-    return KINDS[chosen](**{key: value for key, value in settings.items() if key in known})
+    known = names_of(OPTIONS[chosen])
+    if start is not None and issubclass(OPTIONS[chosen], OPTIONS[start.section]):
+        return OPTIONS[chosen](**{key: getattr(start, key) for key in names_of(type(start)) if key in known})
+    settings = SETTINGS if preset is None or not issubclass(OPTIONS[chosen], LoRAOptions) else PRESETS[preset].settings
+    return OPTIONS[chosen](**{key: value for key, value in settings.items() if key in known})
 
 
 def _shape(path: str) -> dict[str, Any]:
@@ -178,5 +185,7 @@ def _shape(path: str) -> dict[str, Any]:
     table = load_toml(path).get("model", {})
     if isinstance(table, dict) and not without(table, BASE_KEYS):
         return {}
+    from entrenar.models.config import LLaMAConfig
+
     config = LLaMAConfig.from_file(path)  # which refuses what is no table
     return {key: getattr(config, key) for key in without(table, BASE_KEYS)}

@@ -9,8 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
-from entrenar.adapters.base import AdapterConfig
-from entrenar.adapters.registry import KINDS
+from entrenar.adapters.options import OPTIONS, AdapterOptions
 from entrenar.cli import synonyms
 from entrenar.config import ArgumentParser, add_arguments, from_arguments, names_of, nearest, shown, text_argument
 from entrenar.train.config import TrainConfig
@@ -42,7 +41,7 @@ class Parser(ArgumentParser):
         if flag == PRESET:
             return "presets are of LoRA: --adapter lora or qlora."
         key = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
-        having = [section for section, kind in KINDS.items() if key in names_of(kind)]
+        having = [section for section, kind in OPTIONS.items() if key in names_of(kind)]
         if having:
             chosen = "a run without an adapter" if self.adapter is None else f"the kind {self.adapter}"
             return f"{chosen} has no such option; {' and '.join(having)} {'has' if len(having) == 1 else 'have'} it."
@@ -87,7 +86,7 @@ def parser_for(
     defaults: TrainConfig,
     *,
     config: str | None,
-    adapter: AdapterConfig | None,
+    adapter: AdapterOptions | None,
     prog: str | None = None,
 ) -> Parser:
     """Flags for every section, with the values of `defaults` as defaults, and for `adapter` where there is one."""
@@ -107,7 +106,7 @@ def parser_for(
     return parser
 
 
-def config_from(parsed: argparse.Namespace, adapter: AdapterConfig | None) -> TrainConfig:
+def config_from(parsed: argparse.Namespace, adapter: AdapterOptions | None) -> TrainConfig:
     """The configuration that the flags say; ConfigError for a value out of range."""
     sections: dict[str, Any] = {
         spec.name: from_arguments(spec.default_factory, parsed, FLAGS.get(spec.name))  # type: ignore[arg-type]
@@ -115,5 +114,7 @@ def config_from(parsed: argparse.Namespace, adapter: AdapterConfig | None) -> Tr
         if spec.name != "adapter"
     }
     if adapter is not None:
-        sections["adapter"] = from_arguments(type(adapter), parsed)
+        from entrenar.adapters.registry import KINDS
+
+        sections["adapter"] = from_arguments(KINDS[adapter.section], parsed)
     return TrainConfig(**sections)

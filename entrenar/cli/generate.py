@@ -7,13 +7,15 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entrenar.cli.flags import Parser, add_adapter
 from entrenar.config import add_arguments, from_arguments, named_stdout, text_argument
 from entrenar.errors import ConfigError, FormatError, safe
-from entrenar.train.answers import Answer, Sampling, Speaker
-from entrenar.train.loading import Source
+from entrenar.train.options import Sampling, SourceOptions
+
+if TYPE_CHECKING:
+    from entrenar.train.answers import Answer
 
 DESCRIPTION = """Let a model answer prompts, or continue texts (--raw), token by token as they come.
 
@@ -44,10 +46,13 @@ def main(
         help="continue the text as it stands, without the chat template (default: false)",
     )
     add_adapter(parser)
-    add_arguments(parser, Source)
+    add_arguments(parser, SourceOptions)
     add_arguments(parser, Sampling)
     parser.add_argument("--json", action="store_true", help="print an object a prompt, a line each (default: false)")
     parsed = parser.parse_args(arguments)
+    from entrenar.train.answers import Speaker
+    from entrenar.train.loading import Source
+
     prompts = list(_prompts(parsed.prompt, parsed.file, parsed.lines))
     source, sampling = from_arguments(Source, parsed), from_arguments(Sampling, parsed)
     if parsed.raw and sampling.system is not None:

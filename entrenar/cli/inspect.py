@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +14,9 @@ from rich.table import Table
 from entrenar.config import ArgumentParser, text_argument
 from entrenar.errors import printable
 from entrenar.train import report
-from entrenar.train.contents import Contents, as_text, contents
+
+if TYPE_CHECKING:
+    from entrenar.train.contents import Contents
 
 DESCRIPTION = """Show what a file or folder holds: tensors, shapes, types, sizes and metadata. No weight is read.
 
@@ -36,6 +38,8 @@ def main(
     parser.add_argument("path", metavar="PATH", type=text_argument, help="file or folder")
     parser.add_argument("--json", action="store_true", help="print JSON (default: false)")
     parsed = parser.parse_args(arguments)
+    from entrenar.train.contents import contents
+
     found = contents(parsed.path)
     table = found.table()
     if parsed.json:
@@ -47,6 +51,8 @@ def main(
 
 def show(console: Console, found: Contents, table: dict[str, Any]) -> None:
     """The whole, its metadata and its tensors, for a person."""
+    from entrenar.train.contents import as_text
+
     rows = {"kind": found.kind, "files": f"{len(found.files)} ({report.size(table['bytes'])})"}
     rows |= {"elements": f"{table['elements']:,} in {len(found.tensors)} tensors"}
     for name, count in table["types"].items():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from entrenar.cli.flags import Parser
 from entrenar.config import add_arguments
-from entrenar.train.export import GGUF, HF, Export, export
+from entrenar.train.options import GGUF, HF, ExportOptions
 
 DESCRIPTION = """Merge an adapter into its base: a model that needs no adapter any more.
 
@@ -28,6 +28,8 @@ def main(
 ) -> list[str]:
     """Merge and write; what there is to know of the output. Raises as `entrenar.cli.export.main`."""
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    add_arguments(parser, Export, only=KEYS, required=("adapter",))
+    add_arguments(parser, ExportOptions, only=KEYS, required=("adapter",))
     values = vars(parser.parse_args(arguments))
+    from entrenar.train.export import Export, export
+
     return export(Export(to=GGUF if values["output"].lower().endswith(ENDING) else HF, **values))

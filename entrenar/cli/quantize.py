@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from entrenar.cli.flags import Parser
 from entrenar.config import add_arguments
-from entrenar.train.export import Export, export
+from entrenar.train.options import ExportOptions
 
 DESCRIPTION = """Write a model as a GGUF file of a type, each matrix as llama-quantize decides.
 
@@ -24,5 +24,8 @@ def main(
 ) -> list[str]:
     """Quantize and write; what there is to know of the output. Raises as `entrenar.cli.export.main`."""
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    add_arguments(parser, Export, only=KEYS, required=("type",))
-    return export(Export(**vars(parser.parse_args(arguments))))
+    add_arguments(parser, ExportOptions, only=KEYS, required=("type",))
+    values = vars(parser.parse_args(arguments))
+    from entrenar.train.export import Export, export
+
+    return export(Export(**values))

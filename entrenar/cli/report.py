@@ -11,10 +11,6 @@ from typing import Any
 from entrenar.config import ArgumentParser, named_stdout, text_argument
 from entrenar.errors import FormatError
 from entrenar.io.atomic import atomic_file
-from entrenar.observe.report_page import page
-from entrenar.observe.report_run import facts, read_run
-from entrenar.train.folder import ANOMALIES, JSON_LINES, METRICS, PROFILE, REPORT
-from entrenar.train.summary import SUMMARY
 
 DESCRIPTION = """Write what a run did as one HTML file, which opens in any browser without a network.
 
@@ -43,6 +39,11 @@ def main(
     )
     parser.add_argument("--json", action="store_true", help="print the report's figures as JSON too (default: false)")
     parsed = parser.parse_args(arguments)
+    from entrenar.observe.report_page import page
+    from entrenar.observe.report_run import facts, read_run
+    from entrenar.train.folder import ANOMALIES, JSON_LINES, METRICS, PROFILE, REPORT
+    from entrenar.train.summary import SUMMARY
+
     folder = Path(parsed.run)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder"

@@ -9,17 +9,19 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from entrenar.cli.flags import Parser, add_adapters
 from entrenar.config import add_arguments, check_dataclass, from_arguments, option
 from entrenar.errors import ConfigError
-from entrenar.models.caches import longest_alike
-from entrenar.models.checkpoint import Checkpoint
 from entrenar.observe.extras import needed
-from entrenar.serve.engine import Engine
 from entrenar.train import report
-from entrenar.train.loading import Base, Source, check_fits
-from entrenar.train.stopping import end_tokens
+from entrenar.train.options import SourceOptions
+
+if TYPE_CHECKING:
+    from entrenar.models.checkpoint import Checkpoint
+    from entrenar.serve.engine import Engine
+    from entrenar.train.loading import Source
 
 DESCRIPTION = """Answer over HTTP as the OpenAI API does.
 
@@ -56,10 +58,12 @@ class Serving:
 def main(arguments: Sequence[str] | None = None, *, description: str = DESCRIPTION, prog: str | None = None) -> None:
     """Serve until a signal; EntrenarError for a wrong input, SystemExit for a wrong flag."""
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
-    add_arguments(parser, Source)
+    add_arguments(parser, SourceOptions)
     add_adapters(parser, "each served as a model")
     add_arguments(parser, Serving)
     parsed = parser.parse_args(arguments)
+    from entrenar.train.loading import Source
+
     source, serving = from_arguments(Source, parsed), from_arguments(Serving, parsed)
     uvicorn = needed("uvicorn", "entrenar serve", "serve")
     needed("starlette", "entrenar serve", "serve")
@@ -111,6 +115,8 @@ def _socket(host: str, port: int) -> socket.socket:
 
 def _names(checkpoint: Checkpoint, source: Source, adapters: Sequence[str]) -> dict[str, str | None]:
     """The adapter of each model's name, the base's first; ConfigError where two have the same name."""
+    from entrenar.train.loading import check_fits
+
     names: dict[str, str | None] = {Path(source.model or checkpoint.path).stem: None}
     for place in adapters:
         check_fits(checkpoint, place)
@@ -125,6 +131,11 @@ def _names(checkpoint: Checkpoint, source: Source, adapters: Sequence[str]) -> d
 
 def _engine(checkpoint: Checkpoint, source: Source, names: dict[str, str | None], serving: Serving) -> Engine:
     """The engine with every model loaded, one base for all."""
+    from entrenar.models.caches import longest_alike
+    from entrenar.serve.engine import Engine
+    from entrenar.train.loading import Base
+    from entrenar.train.stopping import end_tokens
+
     tokenizer, config = checkpoint.tokenizer(), checkpoint.config
     with source.computing():
         base = Base(checkpoint, source.storage(checkpoint))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from entrenar.cli.flags import CONFIG, config_from, early, parser_for
 from entrenar.errors import ConfigError
-from entrenar.llama import LLaMAConfig
-from entrenar.train import Result, TrainConfig, pretrain
-from entrenar.train.config import Pretrained
-from entrenar.train.written import whole_toml
+from entrenar.train.config import Pretrained, TrainConfig
+
+if TYPE_CHECKING:
+    from entrenar.train.run import Result
 
 DESCRIPTION = """Train a tokenizer and a LLaMA from scratch, of the shape and with the settings of a configuration file.
 
@@ -30,7 +31,7 @@ def main(
     """
     path = early(arguments, CONFIG, DEFAULT_FILE, prog=prog)
     assert path is not None
-    defaults, shape = TrainConfig.from_file(path), LLaMAConfig.from_file(path)
+    defaults = TrainConfig.from_file(path)
     if Pretrained.from_file(path) != Pretrained():
         raise ConfigError(
             f"{path}: its [model] names a model to fine-tune, which training from scratch does not use; leave path, "
@@ -38,6 +39,11 @@ def main(
         )
     parser = parser_for(description, defaults, config=path, adapter=defaults.adapter, prog=prog)
     parsed = parser.parse_args(arguments)
+    from entrenar.models.config import LLaMAConfig
+    from entrenar.train.pretrain import pretrain
+    from entrenar.train.written import whole_toml
+
+    shape = LLaMAConfig.from_file(path)
     config = config_from(parsed, defaults.adapter)
     if parsed.print_config:
         print(whole_toml(config, shape), end="")

@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, overload
 
+from entrenar.choices import FORMATS
 from entrenar.config import shown
 from entrenar.data.foreign_files import command
 from entrenar.data.foreign_records import foreign_layout, wrapped
@@ -29,16 +30,6 @@ LAYOUTS = {
     "prompt": ("prompt", "completion", "system", "tools", "chat_template_kwargs"),
     "text": ("text",),
     "segments": ("segments",),
-}
-# What data.format may say, and the key of LAYOUTS that it means.
-FORMATS = {
-    "auto": "",
-    "messages": "messages",
-    "prompt_completion": "prompt",
-    "alpaca": "instruction",
-    "sharegpt": "conversations",
-    "text": "text",
-    "segments": "segments",
 }
 # Keys that would change what is learned, were they read: refused where they hold something.
 CHANGES = {

@@ -6,8 +6,6 @@ from entrenar.data.formats import Example
 from entrenar.data.masking import Sample
 from entrenar.errors import FormatError
 
-TOO_LONG = ("auto", "truncate", "drop", "split", "error")
-
 
 def fitted(sample: Sample, length: int, too_long: str, example: Example) -> tuple[str, list[Sample]]:
     """The samples of at most `length` tokens that become of one, or why there are none.

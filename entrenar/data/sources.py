@@ -29,16 +29,6 @@ class Source:
         return stored_bytes(self.path)
 
 
-def one_or_several(path: str | list[str] | None) -> str | list[str] | None:
-    """A list of one path as that path; ConfigError for an empty list, or an empty path in one."""
-    if not isinstance(path, list):
-        return path
-    if not path or "" in path:
-        what = "holds an empty path" if path else "is an empty list"
-        raise ConfigError(f"data.path {what}, expected files or folders of examples; leave it out, or name them.")
-    return path[0] if len(path) == 1 else path
-
-
 def sources_of(given: str | Sequence[str]) -> list[Source]:
     """The files of PATH or PATH:WEIGHT texts; a path that exists is that path, whatever colons it has.
 

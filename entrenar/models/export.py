@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entrenar.autograd.quantized import QuantizedTensor
+from entrenar.choices import SAVED_DTYPES
 from entrenar.errors import ConfigError
 from entrenar.io.atomic import atomic_files
 from entrenar.io.safetensors import DeferredArray, save_sharded, weight_files
@@ -25,8 +26,6 @@ from entrenar.models.rounded import numpy_type, rounded
 
 if TYPE_CHECKING:
     from entrenar.models.api import LLaMAModel
-
-SAVED_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def save(

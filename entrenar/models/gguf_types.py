@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from entrenar.autograd.weight_types import gguf_weight_type
 from entrenar.config import nearest, shown
@@ -12,39 +11,11 @@ from entrenar.errors import ConfigError
 from entrenar.io.gguf_writer import block_of
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.families import FAMILIES, gguf_name
+from entrenar.models.file_types import FILE_TYPES, KEEP, FileType
 
-KEEP = "keep"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-@dataclass(frozen=True)
-class FileType:
-    """A kind of file: its number in general.file_type, the type of its matrices, and of those that get more bits.
-
-    `more` is the type of MORE_BITS in the first and last eighth of the layers and in each third one between. The head,
-    and an embedding that is one, have Q6_K unless the others have Q8_0 or more.
-    """
-
-    number: int
-    matrices: str
-    more: str | None = None
-
-
-FILE_TYPES = {
-    "F32": FileType(0, "F32"),
-    "F16": FileType(1, "F16"),
-    "BF16": FileType(32, "BF16"),
-    "Q8_0": FileType(7, "Q8_0"),
-    "Q4_0": FileType(2, "Q4_0"),
-    "Q4_1": FileType(3, "Q4_1"),
-    "Q5_0": FileType(8, "Q5_0"),
-    "Q5_1": FileType(9, "Q5_1"),
-    "Q4_K": FileType(14, "Q4_K"),
-    "Q4_K_M": FileType(15, "Q4_K", more="Q6_K"),
-    "Q5_K": FileType(16, "Q5_K"),
-    "Q5_K_M": FileType(17, "Q5_K", more="Q6_K"),
-    "Q6_K": FileType(18, "Q6_K"),
-}
 KEPT_NUMBERS = {"Q2_K": 10, "Q3_K": 11, "IQ4_NL": 25, "IQ4_XS": 30}  # of the types that are only ever kept
 FULL_PRECISION = ("F32", "F16", "BF16")
 HEAD_TYPE = "Q6_K"

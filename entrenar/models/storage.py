@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from entrenar.autograd.weight_types import WeightType, gguf_weight_type, weight_type
+from entrenar.choices import DTYPES, QUANTIZE
 from entrenar.errors import ConfigError
 from entrenar.io.bitsandbytes import DOUBLE, PLAIN
 from entrenar.nn.quantize import AUTO, in_decoder_layer, misfit
 
-QUANTIZE = (None, "auto", "nf4", "int4")
-DTYPES = ("auto", "float32", "float16", "bfloat16", "int16")
 ROUNDED = ("float16", "bfloat16")  # storage of 16 bits that is frozen
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BITSANDBYTES = {DOUBLE: True, PLAIN: False}  # matrices in the very blocks of our nf4; whether doubly quantized

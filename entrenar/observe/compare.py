@@ -14,27 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from entrenar.config import check_dataclass, option
 from entrenar.observe.anomaly import Step
+from entrenar.observe.tolerance import Tolerance
 
 FEW = 6  # common steps, below which speed is not judged
 DRAWS, SEED = 2000, 0
 CONFIDENCE = 0.95
 ABSENT = "absent"
 ARITHMETIC = ("fp32", "int16", "int8")  # the last word of a product's shape
-
-
-@dataclass
-class Tolerance:
-    """How much the second run may differ from the first."""
-
-    loss_tolerance: float = option(
-        0.01, help="relative difference of the losses, training and held-out, in either direction", minimum=0.0
-    )
-    speed_tolerance: float = option(0.05, help="how much slower a step may be, relative", minimum=0.0)
-
-    def __post_init__(self) -> None:
-        check_dataclass(self, "compare")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
+from entrenar.choices import FALLS
 from entrenar.errors import ConfigError
 from entrenar.optim.optimizer import Optimizer, check_range
 
@@ -135,11 +136,9 @@ def _half_cosine(progress: float) -> float:
 
 
 # The share of the rate that is left where so much of the way down is done.
-FALLS: dict[str, Callable[[float], float]] = {
-    "cosine": _half_cosine,
-    "linear": lambda progress: 1 - progress,
-    "1-sqrt": lambda progress: 1 - math.sqrt(progress),
-}
+SHAPES: dict[str, Callable[[float], float]] = dict(
+    zip(FALLS, (_half_cosine, lambda progress: 1 - progress, lambda progress: 1 - math.sqrt(progress)), strict=True)
+)
 
 
 class _WarmupThenFall(Schedule):
@@ -159,7 +158,7 @@ class _WarmupThenFall(Schedule):
         if self.last_step < self.warmup_steps:
             return self.warming(base, self.warmup_steps)
         progress = min(1.0, (self.last_step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
-        return self.min_lr + (base - self.min_lr) * FALLS[self.fall](progress)
+        return self.min_lr + (base - self.min_lr) * SHAPES[self.fall](progress)
 
 
 class WarmupCosineLR(_WarmupThenFall):
@@ -198,8 +197,8 @@ class WSDLR(Schedule):
         _steps("WSDLR: warmup_steps", warmup_steps, 0, total_steps)
         _steps("WSDLR: decay_steps", decay_steps, 0, total_steps - warmup_steps)
         check_range("WSDLR", "min_lr", min_lr, 0)
-        if not isinstance(decay, str) or decay not in FALLS:
-            raise ConfigError(f"WSDLR: decay is {decay!r:.80}, expected one of {', '.join(FALLS)}.")
+        if not isinstance(decay, str) or decay not in SHAPES:
+            raise ConfigError(f"WSDLR: decay is {decay!r:.80}, expected one of {', '.join(SHAPES)}.")
         self.warmup_steps, self.total_steps, self.decay_steps = warmup_steps, total_steps, decay_steps
         self.decay, self.min_lr = decay, min_lr
         super().__init__(optimizer)
@@ -211,4 +210,4 @@ class WSDLR(Schedule):
         if done < 0:
             return base
         progress = min(1.0, done / self.decay_steps) if self.decay_steps else 1.0
-        return self.min_lr + (base - self.min_lr) * FALLS[self.decay](progress)
+        return self.min_lr + (base - self.min_lr) * SHAPES[self.decay](progress)

@@ -7,38 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from entrenar.config import check_dataclass, option
-from entrenar.errors import ConfigError, ShapeError
+from entrenar.errors import ShapeError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.generate import Cache, generate
 from entrenar.train.loading import Base, Source, check_fits
+from entrenar.train.options import Sampling
 from entrenar.train.stopping import end_tokens
 
 CONTEXT = 4  # tokens before the first that are decoded with it: a word's space belongs to what stands before it
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # the end of a text whose last character lacks bytes
-
-
-@dataclass
-class Sampling:
-    """How tokens are chosen, and how many."""
-
-    max_tokens: int = option(256, help="new tokens at most; fewer where the context ends", unit="tokens", minimum=1)
-    temperature: float = option(0.0, help="0 takes the most likely token, 1 samples as the model says", minimum=0)
-    top_k: int = option(0, help="sample among so many most likely tokens; 0 is all", minimum=0)
-    top_p: float = option(
-        1.0, help="sample among the most likely tokens that together reach this probability", above=0, maximum=1
-    )
-    seed: int = option(0, help="seed of sampling", minimum=0)
-    system: str | None = option(None, help="the system message of the chat template; unset gives none")
-
-    def __post_init__(self) -> None:
-        check_dataclass(self, "generate")
-        if self.temperature == 0 and (self.top_k, self.top_p, self.seed) != (0, 1.0, 0):
-            raise ConfigError(
-                "generate: top_k, top_p and seed have no effect where temperature is 0; give a temperature too."
-            )
 
 
 class TextStream:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from entrenar._kernels.cpu import PRECISIONS
 from entrenar.adapters import presets
-from entrenar.adapters.base import AdapterConfig
-from entrenar.adapters.lora import LoRAConfig
-from entrenar.adapters.registry import KINDS
-from entrenar.config import BASE_KEYS, SECTIONS, check_dataclass, from_table, load_toml, names_of, nearest, option
-from entrenar.data.formats import FORMATS
-from entrenar.data.lengths import TOO_LONG
-from entrenar.data.sources import one_or_several
+from entrenar.adapters.options import LoRAOptions
+from entrenar.choices import DTYPES, FALLS, FORMATS, PRECISIONS, QUANTIZE, TOO_LONG
+from entrenar.config import (
+    ADAPTER_SECTIONS,
+    BASE_KEYS,
+    SECTIONS,
+    check_dataclass,
+    from_table,
+    load_toml,
+    nearest,
+    one_or_several,
+    option,
+)
 from entrenar.errors import ConfigError
-from entrenar.models.config import LLaMAConfig
-from entrenar.models.storage import DTYPES, QUANTIZE
 from entrenar.observe.loggers import LOGGERS
-from entrenar.optim import Optimizer, Schedule
-from entrenar.optim.schedule import FALLS
 from entrenar.train.updates import OPTIMIZERS, check_updates, optimizer_of, schedule_of
+
+if TYPE_CHECKING:
+    from entrenar.adapters.base import AdapterConfig
+    from entrenar.optim import Optimizer, Schedule
 
 # Keys that only some optimizers and schedules look at.
 ADAM = ("adamw", "adam", "schedulefree_adamw", "muon")
@@ -146,7 +151,7 @@ class LRSchedule(Section):
     decay_steps: int | None = option(
         None, help="steps at the end in which the rate falls (wsd); unset is a tenth of the steps", minimum=0
     )
-    decay_shape: str = option("cosine", help="how the rate falls at the end (wsd)", choices=tuple(FALLS))
+    decay_shape: str = option("cosine", help="how the rate falls at the end (wsd)", choices=FALLS)
     schedule_steps: int | None = option(
         None,
         help="steps that the curve is made for, which a resumed run with more steps keeps with the number of before; "
@@ -307,7 +312,7 @@ class Pretrained:
     adapter: str | None = option(
         None,
         help="kind of adapter where the file has no section of one, none trains all weights; unset is qlora",
-        choices=(*KINDS, NO_ADAPTER),
+        choices=(*ADAPTER_SECTIONS, NO_ADAPTER),
     )
 
     def __post_init__(self) -> None:
@@ -347,7 +352,7 @@ class TrainConfig:
         t, s = self.training, self.lr_schedule
         if t.decay_norms and not t.weight_decay:
             raise ConfigError("training.decay_norms is true, which has no effect without training.weight_decay.")
-        if t.loraplus_lr_ratio is not None and not isinstance(self.adapter, LoRAConfig):
+        if t.loraplus_lr_ratio is not None and not isinstance(self.adapter, LoRAOptions):
             raise ConfigError(
                 f"training.loraplus_lr_ratio is {t.loraplus_lr_ratio}, which has no effect without LoRA adapters; "
                 "leave it out."
@@ -529,9 +534,12 @@ class TrainConfig:
         has their section.
         """
         table = load_toml(path)
+        types = section_types(table)
         for name, content in table.items():
             if name not in SECTIONS and not isinstance(content, dict):
-                known = {**SECTION_TYPES, "model": LLaMAConfig}
+                from entrenar.models.config import LLaMAConfig
+
+                known = {**section_types(), "model": LLaMAConfig}
                 homes = [
                     f"[{section}]" for section, kind in known.items() if name in [spec.name for spec in fields(kind)]
                 ]
@@ -541,11 +549,11 @@ class TrainConfig:
                 raise ConfigError(f"{path}: [{name}] is no known section; {nearest(name, SECTIONS)}")
         try:
             sections: dict[str, Any] = {
-                name: from_table(SECTION_TYPES[name], _with_preset(name, content), name)
-                for name, content in _filled(table, defaults or {}).items()
+                name: from_table(types[name], presets.with_preset(name, content), name)
+                for name, content in presets.filled(table, defaults or {}).items()
                 if name != "model"
             }
-            adapters = [sections.pop(name) for name in KINDS if name in sections]
+            adapters = [sections.pop(name) for name in ADAPTER_SECTIONS if name in sections]
             if len(adapters) > 1:
                 first, second, *_ = adapters
                 raise ConfigError(f"[{first.section}] and [{second.section}] are both there; keep one.")
@@ -567,23 +575,6 @@ class TrainConfig:
         return schedule_of(self.lr_schedule, self.schedule_steps, optimizer)
 
 
-def _filled(table: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The table with a program's defaults under what it says; a preset has its own."""
-    filled = dict(table)
-    for section, values in defaults.items():
-        content = table.get(section, None if section in KINDS else {})
-        if isinstance(content, dict) and "preset" not in content:
-            filled[section] = {**values, **content}
-    return filled
-
-
-def _with_preset(section: str, content: Any) -> Any:
-    """An adapter's section with the keys of the preset that it names."""
-    if section not in KINDS or not isinstance(content, dict):
-        return content
-    return presets.expanded(content, section, names_of(KINDS[section]))
-
-
 SECTION_TYPES: dict[str, type] = {
     "training": Training,
     "lr_schedule": LRSchedule,
@@ -591,6 +582,14 @@ SECTION_TYPES: dict[str, type] = {
     "checkpointing": Checkpointing,
     "observe": Observe,
     "preference": Preferences,
-    **KINDS,
 }
 SECTION_NAMES = {kind: name for name, kind in SECTION_TYPES.items()}
+
+
+def section_types(names: Container[str] = ADAPTER_SECTIONS) -> dict[str, type]:
+    """What becomes of each section but [model]; the kinds of adapters are loaded where `names` has one."""
+    if not any(name in names for name in ADAPTER_SECTIONS):
+        return SECTION_TYPES
+    from entrenar.adapters.registry import KINDS
+
+    return {**SECTION_TYPES, **KINDS}

@@ -4,57 +4,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from entrenar.config import check_dataclass, option
+from entrenar.config import check_dataclass
 from entrenar.data import Batch
 from entrenar.errors import ConfigError
 from entrenar.io.atomic import real_file, real_folder
 from entrenar.models.api import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
-from entrenar.models.export import SAVED_DTYPES
-from entrenar.models.gguf_types import FILE_TYPES, KEEP, checked_type
+from entrenar.models.file_types import KEEP
+from entrenar.models.gguf_types import checked_type
 from entrenar.train import report, served
 from entrenar.train.evaluate import Evaluation, evaluate
-from entrenar.train.loading import ROW, Rows, as_stored, check_adapter, evaluation_rows, put_adapter
+from entrenar.train.loading import as_stored, check_adapter, evaluation_rows, put_adapter
+from entrenar.train.options import (
+    FLOAT32,
+    GGUF,
+    GGUF_ADAPTER,
+    HF,
+    LARGEST_SHARD,
+    MODELFILE,
+    ROW,
+    ExportOptions,
+    Rows,
+)
 
-HF, GGUF, GGUF_ADAPTER, MODELFILE = "hf", "gguf", "gguf-adapter", "modelfile"
-FLOAT32 = "float32"
-LARGEST_SHARD = 5.0  # GB
 
-
-@dataclass
-class Export:
+class Export(ExportOptions):
     """What is written of which model. Raises ConfigError for a value out of range, and for one that has no effect."""
-
-    model: str = option(help="GGUF file or Hugging Face directory")
-    output: str = option(help="file (gguf) or folder (hf) to write")
-    adapter: str | None = option(
-        None, help="PEFT adapter directory or GGUF adapter: merged into the model, made a GGUF adapter, or named"
-    )
-    to: str = option(
-        GGUF,
-        help="what to write: a GGUF file, a Hugging Face directory, a GGUF adapter for llama.cpp and Ollama, or only "
-        "Ollama's Modelfile of GGUF files",
-        choices=(GGUF, HF, GGUF_ADAPTER, MODELFILE),
-    )
-    type: str = option(
-        KEEP,
-        help=f"type of a GGUF file's matrices ({', '.join((KEEP, *FILE_TYPES))}), each as llama-quantize decides; "
-        f"{KEEP} is the type that the model has them in",
-    )
-    dtype: str = option(FLOAT32, help="of a directory's weights", choices=SAVED_DTYPES)
-    max_shard_gb: float = option(LARGEST_SHARD, help="largest file of a directory's weights", unit="GB", above=0)
-    data: str | None = option(None, help="examples whose loss is shown before and after; unset shows none")
-    held_out_fraction: float = option(
-        1.0, help="share of them that is held out from training, chosen as finetune does; 1 is all", above=0, maximum=1
-    )
-    sequence_length: int = option(ROW, help="length of a row of them", unit="tokens", minimum=2)
-    modelfile: bool = option(True, help="write Ollama's Modelfile beside a GGUF output (model.gguf: model.Modelfile)")
-    overwrite: bool = option(False, help="replace an output that is there")
 
     def __post_init__(self) -> None:
         check_dataclass(self, "export")

@@ -4,49 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from entrenar._kernels import cpu
 from entrenar.adapters.gguf import check_gguf_adapter, load_gguf_adapter
 from entrenar.adapters.peft import expected_shapes, load_adapter, read_adapter_config
 from entrenar.autograd.precision import auto_precision, matmul_precision
-from entrenar.config import check_dataclass, option
 from entrenar.data import Batch, evaluation_batches
-from entrenar.data.formats import FORMATS
-from entrenar.data.lengths import TOO_LONG
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
 from entrenar.models.api import LLaMAModel
 from entrenar.models.checkpoint import Checkpoint
-from entrenar.models.storage import QUANTIZE, Storage, StoragePolicy
+from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.models.weights import storage_of
 from entrenar.train import dataset
-from entrenar.train.config import FORMAT_HELP, MODEL_HELP, Data, TrainConfig, Training
+from entrenar.train.config import Data, TrainConfig, Training
+from entrenar.train.options import Rows, SourceOptions
 from entrenar.train.vocabulary import padding
 
-ROW, BATCH = 512, 4  # tokens of a row, and rows that are evaluated at once
-EXAMPLES_HELP = "examples: files (JSON, CSV, Parquet, text) or folders of texts"
-PRECISIONS = ("auto", *cpu.PRECISIONS)
 
-
-@dataclass
-class Source:
-    """Which model, and how it computes."""
-
-    model: str | None = option(None, help=MODEL_HELP)
-    quantize: str | None = option(
-        None,
-        help="4-bit format of the decoder's linears (auto, nf4, int4); unset keeps the types that the file has",
-        choices=QUANTIZE[1:],
-    )
-    precision: str = option(
-        "auto", help="of matrix products, as in training; auto is high where the machine has it", choices=PRECISIONS
-    )
-    threads: int = option(0, help="threads; 0 takes what the machine and environment say", minimum=0)
-
-    def __post_init__(self) -> None:
-        check_dataclass(self, "source")
+class Source(SourceOptions):
+    """A model to use; its options, opened."""
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -69,41 +47,6 @@ class Source:
         if self.quantize is None:
             return as_stored(checkpoint)
         return storage_of(checkpoint, StoragePolicy("auto", self.quantize))
-
-
-@dataclass
-class Rows:
-    """Which examples are evaluated, and as what rows."""
-
-    data: str | list[str] = option(help=EXAMPLES_HELP, words=True)
-    held_out_fraction: float = option(
-        1.0, help="share of them that is held out from training, chosen as finetune does; 1 is all", above=0, maximum=1
-    )
-    sequence_length: int = option(ROW, help="length of a row", unit="tokens", minimum=2)
-    batch_size: int = option(BATCH, help="rows that run through the model at once", minimum=1)
-    max_examples: int = option(0, help="use at most this many examples of each file; 0 is all", minimum=0)
-    train_on_prompt: bool = option(False, help="evaluate the prompts too, not only the answers")
-
-    def __post_init__(self) -> None:
-        check_dataclass(self, "evaluate")
-
-
-@dataclass
-class Checked:
-    """Which examples are looked at, and as rows of which model."""
-
-    data: str | list[str] = option(help=EXAMPLES_HELP, words=True)
-    model: str | None = option(None, help=MODEL_HELP)
-    sequence_length: int = option(ROW, help="length of a row", unit="tokens", minimum=2)
-    max_examples: int = option(0, help="use at most this many examples of each file; 0 is all", minimum=0)
-    format: str = option("auto", help=FORMAT_HELP, choices=tuple(FORMATS))
-    train_on_prompt: bool = option(False, help="train on the prompts too, not only on the answers")
-    answers: str = option("all", help="which answers of a conversation are trained", choices=("all", "last"))
-    too_long: str = option("auto", help="what becomes of examples longer than a row", choices=TOO_LONG)
-    show: int = option(3, help="samples that are shown", minimum=0)
-
-    def __post_init__(self) -> None:
-        check_dataclass(self, "data")
 
 
 def open_checkpoint(model: str | None) -> Checkpoint:

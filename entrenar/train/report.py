@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,8 +21,10 @@ from entrenar.config import STDOUT, named_stdout
 from entrenar.errors import safe
 from entrenar.io.atomic import atomic_file
 from entrenar.observe.energy import Energy
-from entrenar.train.evaluate import Evaluation
-from entrenar.train.step import StepReport
+
+if TYPE_CHECKING:
+    from entrenar.train.evaluate import Evaluation
+    from entrenar.train.step import StepReport
 
 T = TypeVar("T")
 FEW_TOKENS = 400  # of a held-out set, below which its loss is said to say little

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from entrenar.autograd import Tensor
 from entrenar.errors import ConfigError
-from entrenar.optim import (
-    SGD,
-    WSDLR,
-    Adam,
-    AdamW,
-    AdamWScheduleFree,
-    ConstantLR,
-    CosineAnnealingLR,
-    ExponentialLR,
-    LinearLR,
-    Muon,
-    Optimizer,
-    Schedule,
-    StepLR,
-    WarmupCosineLR,
-)
 
 if TYPE_CHECKING:
     from entrenar.adapters.base import AdapterConfig
+    from entrenar.autograd import Tensor
+    from entrenar.optim import Optimizer, Schedule
     from entrenar.train.config import LRSchedule, Training
 
 
 SCHEDULEFREE, MUON = "schedulefree_adamw", "muon"
-ADAMS: dict[str, type[Adam]] = {"adamw": AdamW, "adam": Adam, SCHEDULEFREE: AdamWScheduleFree}
-OPTIMIZERS = (*ADAMS, MUON, "sgd")
+OPTIMIZERS = ("adamw", "adam", SCHEDULEFREE, MUON, "sgd")  # words alone: a configuration is read without the engine
 SGD_MOMENTUM, MUON_MOMENTUM = 0.9, 0.95
 
 
@@ -57,6 +41,9 @@ def is_hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
 
 def optimizer_of(t: Training, parameters: list[tuple[str, Tensor]]) -> Optimizer:
     """The optimizer of [training] over (name, tensor) pairs; ConfigError for a name that is none."""
+    from entrenar.optim import SGD, Adam, AdamW, AdamWScheduleFree, Muon
+
+    adams: dict[str, type[Adam]] = {"adamw": AdamW, "adam": Adam, SCHEDULEFREE: AdamWScheduleFree}
     groups = parameter_groups(t, parameters)
     options: dict[str, Any] = {"lr": t.learning_rate, "weight_decay": t.weight_decay}
     if t.optimizer == "sgd":
@@ -64,9 +51,9 @@ def optimizer_of(t: Training, parameters: list[tuple[str, Tensor]]) -> Optimizer
     options |= {"betas": (t.beta1, t.beta2), "eps": t.eps}
     if t.optimizer == MUON:
         return Muon(groups, momentum=MUON_MOMENTUM if t.momentum is None else t.momentum, **options)
-    if t.optimizer not in ADAMS:
+    if t.optimizer not in adams:
         raise ConfigError(f"training.optimizer is {t.optimizer!r:.80}, expected one of {', '.join(OPTIMIZERS)}.")
-    return ADAMS[t.optimizer](groups, **options)
+    return adams[t.optimizer](groups, **options)
 
 
 def parameter_groups(t: Training, parameters: list[tuple[str, Tensor]]) -> list[Any]:
@@ -97,6 +84,16 @@ def parameter_groups(t: Training, parameters: list[tuple[str, Tensor]]) -> list[
 
 def schedule_of(s: LRSchedule, steps: int, optimizer: Optimizer) -> Schedule:
     """The schedule of [lr_schedule], its curve made for `steps`."""
+    from entrenar.optim import (
+        WSDLR,
+        ConstantLR,
+        CosineAnnealingLR,
+        ExponentialLR,
+        LinearLR,
+        StepLR,
+        WarmupCosineLR,
+    )
+
     warmup = min(100, steps // 10) if s.warmup_steps is None else s.warmup_steps
     if s.name == "constant":
         return ConstantLR(optimizer, warmup)

@@ -131,7 +131,8 @@ def test_a_help_that_cannot_be_written_is_said() -> None:
         ("entrenar", ["numpy", "rich"]),
         ("entrenar.cli.main", ["numpy", "rich"]),
         ("entrenar.cli.run", ["numpy", "rich"]),  # what an environment variable breaks is reported too
-        ("entrenar.cli.finetune", ["gguf", "tokenizers", "jinja2", "torch", "psutil", "ml_dtypes", "safetensors"]),
+        ("entrenar.train.finetune", ["gguf", "tokenizers", "jinja2", "torch", "psutil", "ml_dtypes", "safetensors"]),
+        ("entrenar.train.config, entrenar.train.options, entrenar.adapters.options", ["numpy", "rich"]),
     ],
 )
 def test_an_import_loads_what_it_needs_and_no_more(module: str, absent: list[str]) -> None:

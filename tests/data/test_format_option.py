@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from entrenar.choices import FORMATS
 from entrenar.data import ExampleFile
-from entrenar.data.formats import FORMATS, LAYOUTS
+from entrenar.data.formats import LAYOUTS
 from entrenar.errors import ConfigError, FormatError
 from entrenar.train.config import Data, TrainConfig
 

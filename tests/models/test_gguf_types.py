@@ -17,7 +17,8 @@ from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import LoRAConfig, merge
 from entrenar.models.checkpoint import Checkpoint
-from entrenar.models.gguf_types import FILE_TYPES, file_type_number, tensor_types
+from entrenar.models.file_types import FILE_TYPES
+from entrenar.models.gguf_types import file_type_number, tensor_types
 from entrenar.train.loading import as_stored
 from tests.edges.gguf_models import PROMPTS, TOKENIZER, VOCABULARY, peers_log_probabilities
 from tests.edges.llama_cpp import log_softmax

@@ -23,7 +23,7 @@ from entrenar.config import load_toml, shipped_configurations, tomllib
 from entrenar.errors import EntrenarError, HubError
 from entrenar.io.hub import Package, fetch
 from entrenar.llama import LLaMAConfig, LLaMAModel
-from entrenar.train.config import SECTION_TYPES, TrainConfig, Training
+from entrenar.train.config import TrainConfig, Training, section_types
 
 from ..harness import Variation, Verdict, Wrong, check_sentence, close, judge
 
@@ -117,7 +117,7 @@ def refuses(text: str, names: list[str], folder: Path) -> Verdict:
 def wrong_keys() -> list[Variation]:
     """Every key of every section with a value of a type that no key takes, and a key that no section has."""
     made = []
-    for section, kind in SECTION_TYPES.items():
+    for section, kind in section_types().items():
         for spec in fields(kind):
             check = partial(refuses, f"[{section}]\n{spec.name} = 1979-05-27\n", [f"{section}.{spec.name}"])
             made.append(Variation(FILES, f"{section}.{spec.name} is a date", "the key's definition", check))

@@ -1,0 +1,5 @@
+"""`python -m entrenar` is `entrenar`."""
+
+from entrenar.cli.main import main
+
+main()
