@@ -25,6 +25,7 @@ FLOORS = (
     ("train",),
     ("serve",),
     ("cli",),
+    ("__main__",),
 )
 
 
