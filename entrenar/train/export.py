@@ -32,6 +32,7 @@ from entrenar.train.options import (
 )
 
 
+@dataclass
 class Export(ExportOptions):
     """What is written of which model. Raises ConfigError for a value out of range, and for one that has no effect."""
 

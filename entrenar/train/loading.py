@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from entrenar._kernels import cpu
@@ -23,6 +24,7 @@ from entrenar.train.options import Rows, SourceOptions
 from entrenar.train.vocabulary import padding
 
 
+@dataclass
 class Source(SourceOptions):
     """A model to use; its options, opened."""
 
