@@ -225,7 +225,7 @@ def example_of(record: Any, where: str, format: str = "auto") -> Example:
     if not isinstance(record, dict):
         raise FormatError(f"{where}: is {json_kind(record)}, expected {EXPECTED}.")
     layout = _layout(record, where) if format == "auto" else _asked(record, format, where)
-    _check_changes(record, layout, where)
+    check_changes(record, layout, where)
     unused = tuple(key for key, value in record.items() if key not in LAYOUTS[layout] and not is_empty(value))
     if layout == "text":
         return Example([], document=check_text(record["text"], "text", where), where=where, unused=unused)
@@ -255,7 +255,8 @@ def example_of(record: Any, where: str, format: str = "auto") -> Example:
     )
 
 
-def _check_changes(record: dict[str, Any], layout: str, where: str) -> None:
+def check_changes(record: dict[str, Any], layout: str, where: str) -> None:
+    """FormatError for a key that says something, would change what is learned and is not read."""
     for key, advice in CHANGES.items():
         if not is_empty(record.get(key)) and not (key.endswith("weight") and record[key] == 1):
             raise FormatError(f"{where}: has {_article(key)}{key}, which is not read; {advice}.")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from entrenar.data.formats import Example, example_of
-from entrenar.data.json_records import RecordFile
+from entrenar.data.formats import Example, check_changes, example_of
+from entrenar.data.messages import is_empty
+from entrenar.data.record_files import TableFile, open_records
 from entrenar.errors import FormatError
 
 PAIRED = "prompt, chosen and rejected (or chosen and rejected that begin with the same prompt)"
 LABELLED = "prompt, completion and label (true or false)"
+LABELS = {"true": True, "1": True, "false": False, "0": False}  # of a cell of CSV
+IN_PYTHON = re.compile(r"\s*\[\s*\{\s*'")  # how pandas writes a list of messages into CSV
 COMMON = ("system", "tools", "chat_template_kwargs")
 
 
@@ -21,39 +26,75 @@ COMMON = ("system", "tools", "chat_template_kwargs")
 class Preference:
     """Answers to one prompt, each an example whose last answer alone is trained.
 
-    `answers` are the chosen and the rejected one, or one with its `label`.
+    `answers` are the chosen and the rejected one, or one with its `label`, perhaps of a `pair` with this text.
     """
 
     answers: tuple[Example, ...]
     label: bool = True
+    pair: str = ""
 
     @property
     def text(self) -> str:
-        """What tells preferences apart."""
-        return "\n".join(answer.text for answer in self.answers)
+        """What tells preferences apart: answers of one pair are held out together."""
+        return self.pair or "\n".join(answer.text for answer in self.answers)
 
 
-def read_preferences(path: str | Path, *, labelled: bool) -> list[Preference]:
-    """The preferences of a .jsonl or .json file, pairs or `labelled` answers.
+def read_preferences(path: str | Path, *, labelled: bool, most: int = 0) -> list[Preference]:
+    """The preferences of a file's first `most` records (0 is all): pairs, or `labelled` answers.
 
-    A prompt is a text or a list of messages, answers are too. Raises FormatError, naming file and line, where a record
-    is not as expected.
+    The file is one of JSON, CSV or Parquet. A prompt is a text or a list of messages, answers are too (in CSV the
+    JSON of one). Where answers are labelled, a pair is one wanted and one unwanted answer, the wanted ones of all
+    pairs first, as TRL has them. Raises FormatError, naming file and line, where a record is not as expected.
     """
-    found = [(_labelled if labelled else _pair)(record, where) for where, record in RecordFile(path)]
-    if not found:
+    records = open_records(path)
+    wanted: list[Preference] = []
+    unwanted: list[Preference] = []
+    for where, record in islice(records, most or None):
+        if isinstance(records, TableFile):
+            record = _from_cells(record, where)
+        if not labelled:
+            wanted.append(_pair(record, where))
+        elif isinstance(record, dict) and "completion" not in record and record.get("chosen"):
+            pair = _pair(record, where)
+            for label, side, answer in zip((True, False), (wanted, unwanted), pair.answers, strict=True):
+                side.append(Preference((answer,), label, pair.text))
+        else:
+            wanted.append(_labelled(record, where))
+    if not wanted:
         raise FormatError(f"{path}: holds no preferences; expected one JSON object a line.")
-    return found
+    return wanted + unwanted
+
+
+def _from_cells(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """A row of CSV, whose cells are texts, with its messages as lists and its label as true or false."""
+    found = dict(record)
+    for key in ("prompt", "chosen", "rejected", "completion"):
+        text = found.get(key, "")
+        try:
+            messages = json.loads(text) if text.lstrip().startswith("[") else None
+        except (ValueError, RecursionError):
+            messages = None
+        if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
+            found[key] = messages
+        elif IN_PYTHON.match(text):
+            raise FormatError(
+                f"{where}: {key} is a list in the notation of Python, expected JSON; write json.dumps of it, or a "
+                "Parquet file."
+            )
+    label = str(found.get("label", "")).strip().lower()
+    return found | ({"label": LABELS[label]} if label in LABELS else {})
 
 
 def _pair(record: Any, where: str) -> Preference:
     missing = [key for key in ("chosen", "rejected") if not isinstance(record, dict) or not record.get(key)]
     if missing:
         raise FormatError(f"{where}: has no {' and no '.join(missing)}, expected an object with {PAIRED}.")
+    unused = _unused(record, ("prompt", "chosen", "rejected"), where)
     prompt, answers = record.get("prompt"), [record["chosen"], record["rejected"]]
     if prompt is None:
         prompt, answers = _shared(answers, where)
     chosen, rejected = (_answer(record, prompt, answer, where) for answer in answers)
-    return Preference((chosen, rejected))
+    return Preference((replace(chosen, unused=unused), rejected))
 
 
 def _labelled(record: Any, where: str) -> Preference:
@@ -61,7 +102,15 @@ def _labelled(record: Any, where: str) -> Preference:
         raise FormatError(f"{where}: has no prompt or no completion, expected an object with {LABELLED}.")
     if not isinstance(record.get("label"), bool):
         raise FormatError(f"{where}: label is {record.get('label')!r:.80}, expected true or false.")
-    return Preference((_answer(record, record["prompt"], record["completion"], where),), record["label"])
+    unused = _unused(record, ("prompt", "completion", "label"), where)
+    answer = _answer(record, record["prompt"], record["completion"], where)
+    return Preference((replace(answer, unused=unused),), record["label"])
+
+
+def _unused(record: dict[str, Any], read: Sequence[str], where: str) -> tuple[str, ...]:
+    """The keys that say something and that nothing reads; FormatError for one that would change what is learned."""
+    check_changes(record, "prompt", where)
+    return tuple(key for key, value in record.items() if key not in (*read, *COMMON) and not is_empty(value))
 
 
 def _shared(answers: list[Any], where: str) -> tuple[Any, list[Any]]:

@@ -444,7 +444,7 @@ class TrainConfig:
                 f"training.batch_size is {self.training.batch_size}, expected at least 2 for kto, which compares an "
                 "answer with those to other prompts."
             )
-        for name, default in (("eval_path", None), ("format", "auto"), ("answers", "all"), ("too_long", "auto")):
+        for name, default in (("format", "auto"), ("answers", "all"), ("too_long", "auto")):
             if getattr(data, name) != default:
                 raise ConfigError(f"data.{name} is {getattr(data, name)}, which {method} does not use; leave it out.")
         if data.train_on_prompt or not data.packing:

@@ -82,6 +82,11 @@ class PreferenceLoader(DataLoader):
             data.samples, data.group * batch_size, sequence_length, seed=seed, packing=False, pad_id=pad_id
         )
 
+    @property
+    def rows(self) -> int:
+        """Pairs, or labelled answers, of this epoch: what a batch size counts."""
+        return len(self._order) // self.data.group
+
     def _shuffled(self) -> list[list[int]]:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
         group = self.data.group

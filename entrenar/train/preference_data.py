@@ -52,12 +52,17 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Prefer
     data, labelled = config.data, config.preference.method == "kto"
     assert data.path is not None  # held by the configuration
     files = [
-        read_preferences(source.path, labelled=labelled)[: data.max_examples or None]
+        read_preferences(source.path, labelled=labelled, most=data.max_examples)
         for source in unweighted(data.path, config.preference.method)
     ]
     found, bounds = [preference for file in files for preference in file], [0, *accumulate(map(len, files))]
     hashes = np.array([digest(preference.text) for preference in found], np.uint64)
-    sides = split_files(hashes, np.array(bounds), data.held_out_fraction)
+    own = [] if data.eval_path is None else read_preferences(data.eval_path, labelled=labelled)
+    if own:
+        sides = np.arange(len(found)), np.arange(len(found), len(found) + len(own))
+        found += own
+    else:
+        sides = split_files(hashes, np.array(bounds), data.held_out_fraction)
     if not len(sides[0]) or (data.held_out_fraction and not len(sides[1])):
         raise ConfigError(
             f"{source_name(config)}: has {len(found)} preferences, which cannot be both trained on and held out; give "
@@ -70,9 +75,11 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Prefer
         for side, report in zip((training, held_out), reports, strict=True)
     )
     shown = (held_out or training)[0].answers[0]
-    return PreferenceSides(
-        first, second, shown, DataReport(source_name(config), config.training.sequence_length, *reports)
-    )
+    report = DataReport(source_name(config), config.training.sequence_length, *reports)
+    if data.eval_path is not None:
+        report.evaluated = data.eval_path
+        report.shared = int(np.isin([digest(preference.text) for preference in own], hashes).sum())
+    return PreferenceSides(first, second, shown, report)
 
 
 def _encoded(

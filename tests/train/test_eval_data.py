@@ -10,7 +10,7 @@ import pytest
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.train import dataset
-from entrenar.train.config import Data, Preferences, TrainConfig, Training
+from entrenar.train.config import Data, TrainConfig, Training
 
 
 def write(path: Path, answers: list[str]) -> str:
@@ -42,5 +42,3 @@ def test_a_wrong_validation_file_is_one_sentence(tokenizer: Tokenizer, tmp_path:
         dataset.encode(config, tokenizer, tokenizer.vocab_size)
     with pytest.raises(ConfigError, match=r"^data\.held_out_fraction is 0\.1, which has no effect where data\.eval_p"):
         TrainConfig(data=Data(path=path, eval_path=path, held_out_fraction=0.1))
-    with pytest.raises(ConfigError, match=r"^data\.eval_path is .*, which dpo does not use; leave it out\."):
-        TrainConfig(data=Data(path=path, eval_path=path), preference=Preferences(method="dpo"))
