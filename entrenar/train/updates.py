@@ -23,7 +23,7 @@ def check_updates(t: Training, s: LRSchedule, adapter: AdapterConfig | None) -> 
     if t.optimizer == SCHEDULEFREE and s.name != "constant":
         raise ConfigError(
             f"lr_schedule.name is {s.name}, and {SCHEDULEFREE} averages the weights in the place of a rate that falls; "
-            "set lr_schedule.name to constant (with warmup_steps as you like)."
+            "set lr_schedule.name to constant (--schedule constant), with warmup_steps as you like."
         )
     if t.optimizer == SCHEDULEFREE and not t.beta1:
         raise ConfigError(f"training.beta1 is 0, expected a number above 0 for {SCHEDULEFREE}: 0.9, or 0.95 to 0.98.")
