@@ -149,14 +149,21 @@ class Optimizer:
     def eval(self) -> None:
         """Have the parameters hold the result so far, where that is another than what is trained."""
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether the parameters hold another value than what is trained."""
+        return False
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, the parameters are as after `eval`; then they are trained on, to the same bits."""
+        """Inside, the parameters are as after `eval`; then they are what they were before, to the same bits."""
+        before = self.evaluates
         self.eval()
         try:
             yield
         finally:
-            self.train()
+            if not before:
+                self.train()
 
     def trained(self, parameter: Tensor) -> np.ndarray:
         """What is trained of a parameter, whatever it holds now: with `state_dict()`, what training continues from."""

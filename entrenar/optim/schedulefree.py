@@ -43,7 +43,7 @@ class AdamWScheduleFree(AdamW):
             raise ConfigError(f"{self.name}: betas[0] must be above 0: y would be z, and nothing keep the average.")
 
     def update(self, entries: list[Entry], group: dict[str, Any], gradient_scale: float) -> None:
-        if self._kept:
+        if self.evaluates:
             raise ConfigError(f"{self.name}: the parameters hold the average; call train() before a step.")
         lr, ready = group["lr"], []
         for parameter, gradient, state in entries:
@@ -77,6 +77,10 @@ class AdamWScheduleFree(AdamW):
                 y = tensor.numpy().copy()
                 self._kept[id(tensor)] = tensor, y
                 tensor.numpy()[...] = _average(y, state["z"].numpy(), group["betas"][0])
+
+    @property
+    def evaluates(self) -> bool:
+        return bool(self._kept)
 
     def train(self) -> None:
         """Have the parameters hold y."""

@@ -110,6 +110,19 @@ def test_the_average_is_taken_and_given_back_to_the_same_bits() -> None:
 
 
 @pytest.mark.unit
+def test_who_evaluates_already_goes_on_doing_so() -> None:
+    tensors, optimizer, schedule = made(reference.starting_point())
+    train(tensors, optimizer, schedule, range(3))
+    assert not optimizer.evaluates
+    optimizer.eval()
+    x = arrays(tensors)
+    with optimizer.evaluating():
+        pass
+    assert optimizer.evaluates
+    assert all((one == two).all() for one, two in zip(arrays(tensors), x, strict=True))
+
+
+@pytest.mark.unit
 def test_before_the_first_step_there_is_no_other_average() -> None:
     tensors, optimizer, _ = made(reference.starting_point())
     with optimizer.evaluating():

@@ -111,6 +111,8 @@ def test_the_best_checkpoint_gives_its_average(tmp_path: Path) -> None:
     found = trainer.take_best()
     assert found is not None and found.held_out is not None and found.step < 8
     assert equal(arrays(trainer), averages[found.step])
+    trainer.evaluate()
+    assert equal(arrays(trainer), averages[found.step])  # the result stays where it is evaluated once more
     assert trainer.objective.evaluate(trainer.model, trainer.held_out, 0).loss == found.held_out.loss
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +27,11 @@ from .test_checkpoint import stop_after
 pytestmark = pytest.mark.unit
 pytest.importorskip("opentelemetry.sdk.trace")
 STEPS = 6
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in [*os.environ]:
         if name.startswith("OTEL_") or name in ("TRACEPARENT", "TRACESTATE"):
             monkeypatch.delenv(name)
@@ -106,6 +109,42 @@ def test_half_an_entry_is_left_out_with_a_sentence(cut: int, tmp_path: Path) -> 
     assert (tmp_path / "trace.json").read_bytes().splitlines()[1 : len(entries) + 1] == entries
     lines_before = whole["trace.jsonl"].splitlines()[:-1]
     assert (tmp_path / "trace.jsonl").read_bytes().splitlines()[: len(lines_before)] == lines_before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rich.console import Console
+sys.path.append(sys.argv[2])  # last: the checkout's entrenar is not compiled
+from entrenar.train.config import Observe
+from entrenar.train.observers import observers
+from tests.train.builders import listen, run_config, trainer_of
+
+folder = Path(sys.argv[1])
+config = run_config(folder / "run", steps=6, every=2)
+config.observe = Observe(
+    trace_file=str(folder / "trace.jsonl"), trace_chrome=str(folder / "trace.json"), trace_ops=True
+)
+trainer = trainer_of(config, callbacks=observers(config, folder / "run", Console()))
+listen(trainer, on_step=lambda report: report.step == 5 and os.kill(os.getpid(), signal.SIGKILL))
+trainer.run()
+"""
+
+
+@pytest.mark.chaos
+def test_a_killed_process_leaves_files_that_are_written_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(ROOT)]
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "OTEL_BSP_SCHEDULE_DELAY": "20"}
+    killed = subprocess.run(command, check=False, env=variables)
+    assert killed.returncode == -signal.SIGKILL
+    left = {name: (tmp_path / name).read_bytes().splitlines() for name in ("trace.jsonl", "trace.json")}
+    assert not left["trace.json"][-1].endswith(b"]")
+    traced(tmp_path, io.StringIO(), resume=True).run()
+    assert chrome_steps(tmp_path / "trace.json")[-2:] == [5, 6]
+    assert steps(spans(tmp_path / "trace.jsonl"))[-2:] == [5, 6]
+    for name, entries in left.items():
+        whole = entries[: -2 if name == "trace.json" else -1]  # the last may be half an entry, and gets a comma
+        assert whole and (tmp_path / name).read_bytes().splitlines()[: len(whole)] == whole
 
 
 def test_a_file_of_something_else_is_kept_under_another_name(tmp_path: Path) -> None:
