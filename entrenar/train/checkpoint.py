@@ -183,8 +183,13 @@ def save(
         else:
             save_compressed(part / ARRAYS, arrays, COMPRESSION)
         (part / SUMS).write_bytes(_sums(part))
-    with writing(directory.parent):
-        for path in steps_in(directory.parent)[keep:]:
+    prune(directory.parent, keep, spared)
+
+
+def prune(folder: Path, keep: int, spared: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints in `folder`; that of the step `spared` stays beside them."""
+    with writing(folder):
+        for path in steps_in(folder)[keep:]:
             if path.name != f"step-{spared}":
                 _remove(path)
 

@@ -70,6 +70,11 @@ def check(config: TrainConfig) -> None:
         )
 
 
+def killed_at_once(directory: Path) -> bool:
+    """Whether the last run in `directory` was killed before its first checkpoint, or still runs."""
+    return (directory / LOCK).is_file() and checkpoint.anything_in(directory / "checkpoint") is None
+
+
 def earlier(directory: Path) -> Path | None:
     """Something that an earlier run left in `directory`; None where there is nothing."""
     found = [directory / name for name in RESULTS if (directory / name).exists()]

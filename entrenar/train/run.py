@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,15 @@ def prepared(config: TrainConfig) -> Iterator[None]:
             yield
     finally:
         cpu.set_num_threads(threads)
+
+
+def continued(config: TrainConfig, console: Console) -> TrainConfig:
+    """The configuration; it begins anew, which is said, where it resumes a run that was killed without a checkpoint."""
+    c = config.checkpointing
+    if not c.resume or not folder.killed_at_once(Path(c.directory)):
+        return config
+    report.remarks(console, [f"{c.directory}: the run here was killed before its first checkpoint; it begins anew."])
+    return replace(config, checkpointing=replace(c, resume=False, overwrite=True))
 
 
 def batches(

@@ -112,8 +112,11 @@ class Trainer:
         """
         set_training(self.model, True)
         self.optimizer.train()
-        if not self.saved and self.config.checkpointing.overwrite and self.communicator.rank == 0:
-            checkpoint.clear(self.checkpoint_directory)
+        if self.communicator.rank == 0:
+            if self.saved:  # a run killed after a save has not removed those before
+                checkpoint.prune(self.checkpoint_directory, *self._kept())
+            elif self.config.checkpointing.overwrite:
+                checkpoint.clear(self.checkpoint_directory)
         with interrupt.deferred(), ExitStack() as around:
             for callback in self.callbacks:
                 around.enter_context(callback.around_run(self))
@@ -366,14 +369,19 @@ class Trainer:
         with span("checkpoint", step=self.step):
             path = self.checkpoint_directory / f"step-{self.step}"
             if self.communicator.rank == 0:
-                keeping = best(self.reports) if self.config.checkpointing.keep_best else None
-                spared = None if keeping is None else keeping.step
-                c = self.config.checkpointing
-                checkpoint.save(self.state_dict(), self.fingerprint, path, c.keep, spared, c.compression)
+                keep, spared = self._kept()
+                compression = self.config.checkpointing.compression
+                checkpoint.save(self.state_dict(), self.fingerprint, path, keep, spared, compression)
             self.communicator.barrier()
         self.saved = self.step
         self._tell("on_checkpoint", path)
         return path
+
+    def _kept(self) -> tuple[int, int | None]:
+        """How many of the newest checkpoints are kept, and the step of the best one, which is kept beside them."""
+        c = self.config.checkpointing
+        found = best(self.reports) if c.keep_best else None
+        return c.keep, None if found is None else found.step
 
     def take_best(self) -> StepReport | None:
         """Take the weights of the step with the lowest held-out loss, and nothing else of it; the report of that step.
