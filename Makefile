@@ -15,7 +15,7 @@ HISTORY_FILE = $(or $(HISTORY),benchmarks/history.jsonl)
 .PHONY: help build install test test-peers edges mutate-files lint format gradients bench llama-fuzz fuzz-check clean \
 	tier1 tier2 tier3 llama-tests llama-properties llama-mutations llama-chaos llama-gradients llama-examples llama-ci \
 	imports observability release coverage family-table profile-llama profile-llama-otlp profile-llama-anomaly \
-	planted-faults bench-history docs
+	planted-faults bench-history docs memory-table
 
 help:  ## list the commands
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -134,6 +134,10 @@ profile-llama-anomaly: build  ## train the example watched, then say what was sl
 
 planted-faults: build  ## plant faults in watched runs, and count the false alarms of runs without any (CLEAN=10)
 	PYTHONPATH="$(CURDIR)" $(PYTHON) scripts/planted_faults.py --clean $(or $(CLEAN),10)
+
+memory-table:  ## hold the plan of `entrenar memory` against the peak of six real runs; fails beyond 10 %
+	$(PYTHON) -m pip install -q .
+	$(PYTHON) scripts/memory_table.py $(MODEL)
 
 bench:  ## install with the peers and measure speed and memory against them (BENCH="step --quick" for a part)
 	$(PYTHON) -m pip install -q torch==2.13.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,41 @@ def main(
 
     EntrenarError for what is wrong with the input; SystemExit, with one sentence, for what is wrong with a flag.
     """
-    arguments = _continuing(sys.argv[1:] if arguments is None else arguments)
+    asked = asked_for(sys.argv[1:] if arguments is None else arguments, description, prog, kind=kind)
+    config, base = asked.config, asked.base
+    from entrenar.io.hub import fetch_default_model
+    from entrenar.train.finetune import finetune
+    from entrenar.train.written import whole_toml
+
+    shape = _shape(asked.path) if asked.path is not None else {}
+    if asked.parsed.print_config:
+        print(whole_toml(config, base, shape), end="")
+        return None
+    model = fetch_default_model() if base.path is None else base.path
+    return finetune(model, config, dtype=base.dtype, quantize=base.quantize, shape=shape)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line says of a run: its flags, its configuration, its base, and the file of its defaults."""
+
+    parsed: argparse.Namespace
+    config: TrainConfig
+    base: Pretrained
+    path: str | None
+
+
+def asked_for(
+    arguments: Sequence[str],
+    description: str,
+    prog: str | None,
+    *,
+    kind: str | None = None,
+    only: Mapping[str, Sequence[str]] | None = None,
+    add: Callable[[Parser], None] = lambda parser: None,
+) -> Asked:
+    """Parse the flags; with `only`, those of these keys by section. `add` puts others of the program there."""
+    arguments = _continuing(arguments)
     path = early(arguments, CONFIG, prog=prog)
     written = TrainConfig.from_file(path, _defaults()) if path is not None else None
     base = Pretrained.from_file(path) if path is not None else Pretrained()
@@ -57,27 +92,20 @@ def main(
     if path is None or "directory" not in load_toml(path).get("checkpointing", {}):
         folder = "outputs/full" if chosen == NONE else f"outputs/{chosen}"
         defaults = replace(defaults, checkpointing=replace(defaults.checkpointing, directory=folder))
-    parser = parser_for(description, defaults, config=path, adapter=adapter, prog=prog)
+    parser = parser_for(description, defaults, config=path, adapter=adapter, prog=prog, only=only)
     if kind is None:
         _add_choices(parser, chosen, adapter, base)
     _add_base(parser, base)
     _add_presets(parser, adapter)
+    add(parser)
     parsed = parser.parse_args(arguments)
     config = config_from(parsed, adapter)
     # a section with storage of its own has a key of this name itself
     own = kind is None and adapter is not None and "quantize" not in names_of(type(adapter))
     quantize = parsed.quantize if own else base.quantize
-    from entrenar.io.hub import fetch_default_model
-    from entrenar.train.finetune import finetune
-    from entrenar.train.written import whole_toml
-
-    shape = _shape(path) if path is not None else {}
-    base = Pretrained(parsed.model, parsed.dtype, quantize, NONE if adapter is None else None)
-    if parsed.print_config:
-        print(whole_toml(config, base, shape), end="")
-        return None
-    model = fetch_default_model() if parsed.model is None else parsed.model
-    return finetune(model, config, dtype=parsed.dtype, quantize=quantize, shape=shape)
+    return Asked(
+        parsed, config, Pretrained(parsed.model, parsed.dtype, quantize, NONE if adapter is None else None), path
+    )
 
 
 def _continuing(arguments: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -88,21 +88,29 @@ def parser_for(
     config: str | None,
     adapter: AdapterOptions | None,
     prog: str | None = None,
+    only: Mapping[str, Sequence[str]] | None = None,
 ) -> Parser:
-    """Flags for every section, with the values of `defaults` as defaults, and for `adapter` where there is one."""
+    """Flags for every section, with the values of `defaults` as defaults, and for `adapter` where there is one.
+
+    With `only`, keys by section, the program starts no run: other keys keep their defaults, and nothing is printed.
+    """
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument(
         CONFIG, metavar="FILE", help=f"TOML file that sets the defaults of the flags (default: {config or 'unset'})"
     )
-    parser.add_argument(
-        PRINT, action="store_true", help="print the whole commented TOML of this run and end (default: false)"
-    )
+    if only is None:
+        parser.add_argument(
+            PRINT, action="store_true", help="print the whole commented TOML of this run and end (default: false)"
+        )
     if adapter is not None:
         parser.adapter = adapter.section
         add_arguments(parser, type(adapter), adapter)
     for name in ("training", "lr_schedule", "data", "checkpointing", "observe", "preference"):
-        section = getattr(defaults, name)
-        add_arguments(parser, type(section), section, FLAGS.get(name))
+        section, called = getattr(defaults, name), FLAGS.get(name, {})
+        if only is not None:
+            parser.set_defaults(**{called.get(key, key): getattr(section, key) for key in names_of(type(section))})
+        if only is None or name in only:
+            add_arguments(parser, type(section), section, called, only=() if only is None else only[name])
     return parser
 
 

@@ -57,14 +57,8 @@ def finetune(
     wherever it can be known.
     """
     console = console or report.Output()
-    if config.adapter is None:
-        if dtype not in ("auto", "float32"):
-            raise ConfigError(f"dtype is {dtype}, which is storage of frozen weights; train all weights in float32.")
-        if quantize is not None:
-            raise ConfigError(f"quantize is {quantize}, which is storage of frozen weights; train all in float32.")
-        dtype = "float32"
-    policy = _storage_policy(config, dtype, quantize)
-    base = Pretrained(str(model_path), dtype, quantize, NO_ADAPTER if config.adapter is None else None)
+    policy = storage_policy(config, dtype, quantize)
+    base = Pretrained(str(model_path), policy.dtype, quantize, NO_ADAPTER if config.adapter is None else None)
     toml = whole_toml(to_run_again(config), base, shape)
     config = run.continued(config, console)
     with run.prepared(config):
@@ -128,7 +122,7 @@ def _assemble(
     _check_shape(checkpoint.config, shape, model_path)
     if config.adapter is None:
         _check_can_be_saved(checkpoint)
-    _check_length(config, checkpoint)
+    check_length(config, checkpoint.config, str(checkpoint.path))
     storage = storage_of(checkpoint, policy)
     checkpointing, needed = plan(checkpoint.config, config, storage)
     tokenizer = checkpoint.tokenizer()
@@ -192,22 +186,29 @@ def _adapt(model: LLaMAModel, config: TrainConfig) -> None:
         config.adapter.apply(model, seed)
 
 
-def _check_length(config: TrainConfig, checkpoint: Checkpoint) -> None:
+def check_length(config: TrainConfig, shape: LLaMAConfig, where: str) -> None:
     """ConfigError where a row, with what an adapter puts before it, is longer than the model's context."""
-    length, context = config.training.sequence_length, checkpoint.config.context
+    length, context = config.training.sequence_length, shape.context
     added = 0 if config.adapter is None else config.adapter.added_positions
     if length + added > context:
         before = f", with {added} positions of the adapter before it" if added else ""
         raise ConfigError(
-            f"training.sequence_length is {length}{before}, longer than the context of {checkpoint.path}: {context}."
+            f"training.sequence_length is {length}{before}, longer than the context of {where}: {context}."
         )
 
 
-def _storage_policy(config: TrainConfig, dtype: str, quantize: str | None) -> StoragePolicy:
-    """How the base is stored; ConfigError where the adapter's section says that too, as [qlora] does."""
+def storage_policy(config: TrainConfig, dtype: str, quantize: str | None) -> StoragePolicy:
+    """How the base is stored; ConfigError where the adapter's section says that too, as [qlora] does, and for storage
+    of frozen weights where all are trained."""
     adapter = config.adapter
-    options = adapter.storage_options() if adapter is not None else {}
-    if adapter is not None and options and quantize is not None:
+    if adapter is None:
+        if dtype not in ("auto", "float32"):
+            raise ConfigError(f"dtype is {dtype}, which is storage of frozen weights; train all weights in float32.")
+        if quantize is not None:
+            raise ConfigError(f"quantize is {quantize}, which is storage of frozen weights; train all in float32.")
+        return StoragePolicy("float32")
+    options = adapter.storage_options()
+    if options and quantize is not None:
         section = adapter.section
         raise ConfigError(f"quantize is {quantize}, and [{section}] has its own; set {section}.quantize.")
     return StoragePolicy(dtype, **({"quantize": quantize} | options))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from entrenar.adapters.base import AdapterConfig
+from entrenar.adapters.qlora import QLoRAConfig
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.data import Source, sources_of
 from entrenar.errors import MemoryBudgetError
@@ -130,17 +133,33 @@ def data_bytes(config: TrainConfig, share: float = DATA_SHARE) -> int:
     return min(int(share * size), rows) if most else int(share * size)
 
 
-def check_budget(needed: MemoryEstimate, available: int) -> None:
-    """Raise MemoryBudgetError where the estimate exceeds what is available."""
-    if needed.total <= available:
-        return
-    largest = sorted(needed.items.items(), key=lambda item: -item[1])[:2]
-    parts = " and ".join(f"{size / 2**30:.1f} GiB of {name}" for name, size in largest)
-    advice = "fewer examples (data.max_examples), " if "data" in dict(largest) else ""
-    raise MemoryBudgetError(
-        f"The run needs about {needed.total / 2**30:.1f} GiB ({parts}) and {available / 2**30:.1f} GiB is available; "
-        f"use {advice}a shorter sequence, a smaller batch, gradient checkpointing, LoRA or a 4-bit base."
+def step_memory(
+    shape: LLaMAConfig, config: TrainConfig, storage: Storage | None = None, data_share: float = DATA_SHARE
+) -> StepMemory:
+    """What the steps of a run hold."""
+    t = config.training
+    return StepMemory(
+        shape,
+        adapter=config.adapter,
+        storage=storage,
+        optimizer=t.optimizer,
+        batch_size=t.batch_size * (2 if config.preference.method in ("dpo", "orpo") else 1),  # of pairs
+        sequence_length=t.sequence_length,
+        data_bytes=data_bytes(config, data_share),
     )
+
+
+def chosen(step: StepMemory, config: TrainConfig, available: int) -> tuple[int, MemoryEstimate]:
+    """How many layers are computed again in backward, as few as fit where that is `auto`, and the estimate."""
+    every, wanted = step.config.num_hidden_layers, config.training.gradient_checkpointing
+    if wanted != "auto":
+        count = recomputed_layers(step.config, wanted if isinstance(wanted, int) else wanted == "on")
+    elif step.estimate(0).total <= available:
+        count = 0
+    else:
+        fitting = (count for count in range(1, every) if MARGIN * step.estimate(count).total <= available)
+        count = next(fitting, every)
+    return count, step.estimate(count)
 
 
 def plan(
@@ -150,24 +169,127 @@ def plan(
     data_share: float = DATA_SHARE,
 ) -> tuple[int, MemoryEstimate]:
     """How many layers to compute again in backward, and the estimate of the run; MemoryBudgetError where none fits."""
-    t = config.training
-    step = StepMemory(
-        shape,
-        adapter=config.adapter,
-        storage=storage,
-        optimizer=t.optimizer,
-        batch_size=t.batch_size * (2 if config.preference.method in ("dpo", "orpo") else 1),  # of pairs
-        sequence_length=t.sequence_length,
-        data_bytes=data_bytes(config, data_share),
+    available = available_memory()
+    count, needed = chosen(step_memory(shape, config, storage, data_share), config, available)
+    if needed.total > available:
+        raise MemoryBudgetError(shortage(needed, available, remedies(shape, config, storage, available, data_share)))
+    return count, needed
+
+
+# ---------------------------------------------------------------------- what would make a run fit
+@dataclass(frozen=True)
+class Remedy:
+    """Settings under which a run would fit, by key of a configuration file, and the bytes that it then needs."""
+
+    settings: dict[str, Any]
+    total: int
+
+    def __str__(self) -> str:
+        said = " and ".join(f"{key} = {value}" for key, value in self.settings.items())
+        return f"{said} ({self.total / 2**30:.1f} GiB)"
+
+
+def shortage(needed: MemoryEstimate, available: int, found: Sequence[Remedy]) -> str:
+    """The sentence for a run that does not fit."""
+    largest = sorted(needed.items.items(), key=lambda item: -item[1])[:2]
+    parts = " and ".join(f"{size / 2**30:.1f} GiB of {name}" for name, size in largest)
+    advice = " or ".join(map(str, found)) or "a smaller model: no setting makes this one fit"
+    return (
+        f"The run needs about {needed.total / 2**30:.1f} GiB ({parts}) and {available / 2**30:.1f} GiB is available; "
+        f"use {advice}."
     )
-    every, wanted, available = shape.num_hidden_layers, t.gradient_checkpointing, available_memory()
-    if wanted != "auto":
-        checkpointing = recomputed_layers(shape, wanted if isinstance(wanted, int) else wanted == "on")
-    elif step.estimate(0).total <= available:
-        checkpointing = 0
+
+
+def remedies(
+    shape: LLaMAConfig,
+    config: TrainConfig,
+    storage: Storage | None,
+    available: int,
+    data_share: float = DATA_SHARE,
+) -> list[Remedy]:
+    """Each change of one setting that makes the run fit, else all of them together, if that does."""
+
+    def tried(variant: Variant) -> int:
+        step = step_memory(shape, variant.config, variant.storage, data_share)
+        return chosen(step, variant.config, available)[1].total
+
+    found, together = [], Variant(config, storage, {})
+    for change in (_again, _four_bits, _rows, _length, _examples):
+        for variant in change(shape, Variant(config, storage, {})):
+            total = tried(variant)
+            if MARGIN * total <= available:
+                found.append(Remedy(variant.settings, total))
+                break
+    if found:
+        return found
+    for change in (_again, _four_bits, _rows, _length, _examples):
+        for variant in change(shape, together):
+            together, total = variant, tried(variant)
+            if MARGIN * total <= available:
+                return [Remedy(variant.settings, total)]
+    return []
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A run that is changed by some settings."""
+
+    config: TrainConfig
+    storage: Storage | None
+    settings: dict[str, Any]
+
+    def trained(self, **values: Any) -> Variant:
+        """With other values in [training]."""
+        config = replace(self.config, training=replace(self.config.training, **values))
+        return replace(self, config=config, settings=self.settings | {f"training.{k}": v for k, v in values.items()})
+
+
+def _again(shape: LLaMAConfig, run: Variant) -> Iterator[Variant]:
+    if run.config.training.gradient_checkpointing != "auto":
+        yield run.trained(gradient_checkpointing="auto")
+
+
+def _four_bits(shape: LLaMAConfig, run: Variant) -> Iterator[Variant]:
+    """A base of a file in 4 bits, under the adapter that there is or, where all weights are trained, under one."""
+    if run.storage is None or run.storage.policy.quantize is not None:
+        return
+    storage = StoragePolicy(run.storage.policy.dtype, "nf4").storage(shape.parameter_shapes())
+    if run.config.adapter is None:
+        t = run.config.training
+        adapter = QLoRAConfig(target_modules=["all-linear"])
+        optimizer = t.optimizer if t.optimizer in ("adamw", "adam", "sgd") else "adamw"
+        config = replace(run.config, adapter=adapter, training=replace(t, optimizer=optimizer))
+        yield Variant(config, storage, run.settings | {"model.adapter": "qlora"})
+    elif isinstance(run.config.adapter, QLoRAConfig):
+        yield Variant(run.config, storage, run.settings | {"qlora.quantize_4bit": "true"})
     else:
-        fitting = (count for count in range(1, every) if MARGIN * step.estimate(count).total <= available)
-        checkpointing = next(fitting, every)
-    needed = step.estimate(checkpointing)
-    check_budget(needed, available)
-    return checkpointing, needed
+        yield Variant(run.config, storage, run.settings | {"model.quantize": "nf4"})
+
+
+def _rows(shape: LLaMAConfig, run: Variant) -> Iterator[Variant]:
+    """Fewer rows at once, in more parts of the same step."""
+    t = run.config.training
+    least = 2 if run.config.preference.method == "kto" else 1
+    for size in range(t.batch_size // 2, least - 1, -1):
+        if t.batch_size % size == 0:
+            parts = t.gradient_accumulation * t.batch_size // size
+            yield run.trained(batch_size=size, gradient_accumulation=parts)
+
+
+def _length(shape: LLaMAConfig, run: Variant) -> Iterator[Variant]:
+    length = run.config.training.sequence_length
+    for part in (7, 6, 5, 4, 3, 2, 1):
+        shorter = length * part // 8 // 64 * 64
+        if shorter:
+            yield run.trained(sequence_length=shorter)
+
+
+def _examples(shape: LLaMAConfig, run: Variant) -> Iterator[Variant]:
+    data = run.config.data
+    for most in (100_000, 10_000, 1000):
+        if data.path is not None and (not data.max_examples or data.max_examples > most):
+            yield replace(
+                run,
+                config=replace(run.config, data=replace(data, max_examples=most)),
+                settings=run.settings | {"data.max_examples": most},
+            )

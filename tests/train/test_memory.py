@@ -7,7 +7,9 @@ import json
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from entrenar.errors import MemoryBudgetError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import DoRAConfig, IA3Config, LoRAConfig, PrefixConfig
-from entrenar.models.storage import StoragePolicy
+from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.optim import AdamW
 from entrenar.qlora import QLoRAConfig
 from entrenar.train import TrainConfig, dataset, memory
@@ -270,9 +272,43 @@ def test_the_data_of_no_file_or_few_examples_count_little(tmp_path: Path) -> Non
     assert sizes == [0, 0, int(memory.DATA_SHARE * 10**6), 3 * (512 * 5 + 200)]
 
 
+# ---------------------------------------------------------------------- what would make it fit
+def settings_that_fit(available: int, storage: Storage | None = None, **values: Any) -> list[dict[str, Any]]:
+    sections = {"adapter": ALL} | values
+    found = memory.remedies(SMOLLM2, TrainConfig(**sections), storage, available)
+    for remedy in found:  # each is one of a run that fits, with the margin
+        assert memory.MARGIN * remedy.total <= available
+    return [remedy.settings for remedy in found]
+
+
 @pytest.mark.unit
-def test_where_the_data_are_what_is_too_large_fewer_are_advised(machine: Callable[[int], None]) -> None:
-    with pytest.raises(
-        MemoryBudgetError, match=r"GiB of data .*; use fewer examples \(data\.max_examples\), a shorter"
-    ):
-        memory.check_budget(memory.StepMemory(SMOLLM2, adapter=ALL, data_bytes=1 << 40).estimate(False), 1 << 34)
+def test_each_setting_that_makes_a_run_fit_is_named() -> None:
+    of = partial(Training, gradient_checkpointing="off", batch_size=4, sequence_length=1024)
+    base = StoragePolicy("float32").storage(SMOLLM2.parameter_shapes())
+    found = settings_that_fit(2500 << 20, base, training=of())
+    assert {"training.gradient_checkpointing": "auto"} in found
+    assert {"training.batch_size": 2, "training.gradient_accumulation": 2} in found
+    assert any(list(settings) == ["training.sequence_length"] for settings in found)
+    assert settings_that_fit(1 << 20, base, training=of()) == []
+    (together,) = settings_that_fit(620 << 20, base, training=of())
+    assert list(together)[:2] == ["training.gradient_checkpointing", "model.quantize"] and len(together) > 2
+
+
+@pytest.mark.unit
+def test_a_base_in_four_bits_is_advised_under_each_kind() -> None:
+    base = StoragePolicy("float32").storage(SMOLLM2.parameter_shapes())
+    short = Training(sequence_length=64)
+    assert settings_that_fit(620 << 20, base, training=short) == [{"model.quantize": "nf4"}]
+    assert settings_that_fit(620 << 20, base, training=short, adapter=None) == [{"model.adapter": "qlora"}]
+    wide = QLoRAConfig(quantize_4bit=False, target_modules=["all-linear"])
+    assert settings_that_fit(620 << 20, base, training=short, adapter=wide) == [{"qlora.quantize_4bit": "true"}]
+    assert settings_that_fit(1 << 30, None, training=short, adapter=None) == []  # from scratch there is no base
+
+
+@pytest.mark.unit
+def test_where_the_data_are_what_is_too_large_fewer_are_advised(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    found = settings_that_fit(16 << 30, data=Data(path=str(path)))
+    assert found == [{"data.max_examples": 100_000}]
