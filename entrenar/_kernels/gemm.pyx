@@ -9,8 +9,8 @@
                 micro-kernel          C[ir, jr] (MR x NR) += KC rank-1 updates                      registers
 
 A format (simd/gemm.h) has MR, NR, the packing and the micro-kernel: fp32, or block-scaled int16 or int8; the precision
-chooses it. The contraction is cut into KC by its length alone, so every element of C is the same sum in the same order
-for any number of threads. Fewer rows than packing is worth go to gemv.
+chooses it, and the number of rows. The contraction is cut into KC by its length alone, so every element of C is the
+same sum in the same order for any number of threads. Fewer rows than packing is worth go to gemv.
 """
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t
@@ -23,11 +23,11 @@ from entrenar._kernels.partition cimport (
 )
 from entrenar._kernels.profile cimport begin_kernel, end_kernel, kernel_shape, product_shape, register, weight_bytes
 from entrenar._kernels.simd.gemm cimport (
-    GEMM_BLOCK, GEMM_FP32, GEMM_INT8, GEMM_INT16, gemm_format, gemm_operand_b,
+    GEMM_BLOCK, GEMM_FP32, GEMM_HALF_STEPS, GEMM_INT8, GEMM_INT16, GEMM_STEPS, gemm_format, gemm_operand_b,
 )
-from entrenar._kernels.simd.gemv cimport GEMV_ROWS
+from entrenar._kernels.simd.gemv cimport GEMV_PLANES_ROWS, GEMV_ROWS, GEMV_STEPS
 from entrenar._kernels.simd.matrix_view cimport matrix_view
-from entrenar._kernels.simd.weights.types cimport f32_view
+from entrenar._kernels.simd.weights.types cimport f32_view, weight_type
 
 cdef enum:
     MA = 1024              # at most
@@ -36,7 +36,9 @@ cdef enum:
     KC = 384               # at most
     NC_PANELS = 6          # micro-panels of B in NC, at most
     JOBS_PER_THREAD = 8    # at least, where n has the micro-panels for it
+    FEW_ROWS = 48          # up to which packing is most of a product, and the integers of a quantized B are moved
     THREAD_WORK = 1 << 17  # multiply-adds worth a thread
+    GEMV = -1              # no format: not packed
     SPARE = 64             # floats behind packed micro-panels that the last store may touch
 
 cdef int LINEAR_FORWARD = register("linear_forward")
@@ -90,6 +92,17 @@ cdef int format_number(const matrix_view* b, Py_ssize_t n, Py_ssize_t k) noexcep
     return format
 
 
+cdef int forward_format(const matrix_view* w, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """The number of the format of x W^T, or GEMV."""
+    cdef const weight_type* t = &simd.weight_types[w.type]
+    cdef bint integers = matmul_format != GEMM_FP32 and t.kernels.integers != NULL
+    if 0 < m <= (GEMV_PLANES_ROWS if integers and t.kernels.x_form != GEMV_STEPS else GEMV_ROWS):
+        return GEMV
+    if m <= FEW_ROWS and integers:
+        return GEMM_HALF_STEPS if t.half_steps else GEMM_STEPS
+    return format_number(w, n, k)
+
+
 cdef inline const gemm_format* choose_format(const matrix_view* b, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     return simd.gemm.format[format_number(b, n, k)]
 
@@ -97,6 +110,12 @@ cdef inline const gemm_format* choose_format(const matrix_view* b, Py_ssize_t n,
 cdef inline kernel_shape linear_shape(const matrix_view* w, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     """What a product of m rows with a weight (n, k) counts as; the contraction is over n or k."""
     return product_shape(m, n, k, w.type, format_number(w, n, k))
+
+
+cdef inline kernel_shape forward_shape(const matrix_view* w, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """What x W^T counts as: every product of 16-bit integers as int16."""
+    cdef int format = forward_format(w, m, n, k)
+    return product_shape(m, n, k, w.type, format_number(w, n, k) if format == GEMV else min(format, GEMM_INT16))
 
 
 cdef int plan_blocks(gemm_plan* p) noexcept nogil:
@@ -273,20 +292,19 @@ cdef int grouped_linear_forward(const gemm_operand_b* b, int count, const float*
     """y_i (m, n_i) = x W_i^T: neighbours that are packed to the same format share the packed x."""
     cdef int64_t started = begin_kernel()
     cdef matrix_view a = f32_view(x, k, k)
-    cdef const gemm_format* f
-    cdef int first = 0, last, status = 0
-    if 0 < m <= GEMV_ROWS:
-        status = grouped_gemv(b, count, x, m, k, False)
-        first = count
+    cdef int first = 0, last, format, status = 0
     while first < count:
-        f = choose_format(b[first].b, b[first].n, k)
+        format = forward_format(b[first].b, m, b[first].n, k)
         last = first + 1
-        while last < count and choose_format(b[last].b, b[last].n, k) == f:
+        while last < count and forward_format(b[last].b, m, b[last].n, k) == format:
             last += 1
-        status |= grouped_gemm(NT, f, &a, b + first, last - first, m, k, False)
+        if format == GEMV:
+            status |= grouped_gemv(b + first, last - first, x, m, k, False)
+        else:
+            status |= grouped_gemm(NT, simd.gemm.format[format], &a, b + first, last - first, m, k, False)
         first = last
     if started:
-        end_kernel(LINEAR_FORWARD, started, linear_shape(b.b, m, columns_of(b, count), k),
+        end_kernel(LINEAR_FORWARD, started, forward_shape(b.b, m, columns_of(b, count), k),
                    2 * m * columns_of(b, count) * k, 4 * m * (k + columns_of(b, count)) + weights_of(b, count))
     return status
 

@@ -1,4 +1,4 @@
-"""gemv: products of few rows, bound by memory: each weight is read and dequantized once, in registers.
+"""gemv: products of few rows, bound by memory: a weight is dequantized in registers for GEMV_PASS rows at once.
 
 Under a precision below "highest" x is quantized to 16-bit integers first, for the weights that are integers themselves.
 """
@@ -43,6 +43,7 @@ cdef void row_block(const gemv_plan* p, Py_ssize_t job) noexcept nogil:
     g.m = <int> p.m
     if p.quantized_x != NULL and has_integers(b.b):
         g.x = p.quantized_x
+        g.ldx = gemv_words(p.k)
         simd.gemv.multiply_integer(&g)
     else:
         g.x = p.x

@@ -48,7 +48,7 @@ def disassemble(tmp_path_factory: pytest.TempPathFactory) -> Disassemble:
             command = ["objdump", "-d", "--insn-width=16", object_of(tier, SOURCES[stem], folder)]
             lines = INSTRUCTION.findall(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             # where objdump shows nothing, nothing is free of wide registers; `base` has no integers for few rows
-            assert len(lines) > 20 or stem in ("table", "types") or (tier, stem) == ("base", "gemv")
+            assert len(lines) > 20 or stem in ("table", "types") or (tier == "base" and stem in ("gemv", "gemm_steps"))
             return lines
 
         with ThreadPoolExecutor(2) as pool:
@@ -153,7 +153,7 @@ def test_kernels_know_no_floor_above_them() -> None:
     for path, text in cython_sources().items():
         if path.is_relative_to(KERNELS):
             imported = re.findall(r"^\s*(?:from|cimport|import) (entrenar[\w.]*)", text, re.MULTILINE)
-            assert all(re.match(r"entrenar\.(_kernels|errors)\b", name) for name in imported), path
+            assert all(re.match(r"entrenar\.(_kernels|errors|choices)\b", name) for name in imported), path
 
 
 def test_every_kernel_function_is_declared_where_others_find_it() -> None:

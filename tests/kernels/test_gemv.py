@@ -26,7 +26,7 @@ def test_gemv_reads_the_numbers_that_dequantizing_gives(weight_type: str, tier: 
     k = whole_blocks(weight_type, 192)
     weight, values = frozen_weight(weight_type, 35, k)
     expected = values.astype(np.float32)
-    for m in (1, 2, 3, 4):
+    for m in (1, 2, 3, 4, 7):  # 7: two passes
         for first in range(0, k, 37):
             x = np.zeros((m, k), np.float32)
             columns = (first + 5 * np.arange(m)) % k
@@ -36,7 +36,7 @@ def test_gemv_reads_the_numbers_that_dequantizing_gives(weight_type: str, tier: 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("precision", ["high", "medium"])
-@pytest.mark.parametrize("m", [1, 2, 3, 4])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 7])
 @every_frozen_type
 def test_gemv_of_integers_is_close(weight_type: str, m: int, precision: str, tier: str, threads: None) -> None:
     """x in 16-bit integers times quantized values, no finer than what 8-bit products take; NF4's are rounded."""

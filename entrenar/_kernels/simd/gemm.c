@@ -1,7 +1,7 @@
 // Packed matrix multiplication, after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008,
 // and Van Zee and van de Geijn, "BLIS", 2015. The operand that is a weight is dequantized while it is packed.
 #include "simd/gemm.h"
-#include "simd/vec.h"
+#include "simd/transpose.h"
 
 // Registers: MR x NV accumulators, NV of B and one broadcast of A: 31 of AVX-512's 32, 15 of the others' 16.
 #if VLEN == 16
@@ -10,36 +10,6 @@ enum { MR = 14 };
 enum { MR = 6 };
 #endif
 enum { NV = 2, NR = NV * VLEN, CHUNK = 64 };
-
-// ---------------------------------------------------------------- transposing VLEN x VLEN in registers
-#if VLEN == 16
-static const vi LANE = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#elif VLEN == 8
-static const vi LANE = {0, 1, 2, 3, 4, 5, 6, 7};
-#else
-static const vi LANE = {0, 1, 2, 3};
-#endif
-// Eklundh's exchange: the blocks of s lanes off the diagonal change places between rows i and i + s; s is a constant
-INLINE void exchange(vf r[VLEN], int s) {
-    const vi low = LANE + (((LANE & s) != 0) & (VLEN - s)), high = low + s;
-#pragma GCC unroll 16
-    for (int i = 0; i < VLEN; i++)
-        if (!(i & s)) {
-            const vf upper = r[i], lower = r[i + s];
-            r[i] = __builtin_shuffle(upper, lower, low);
-            r[i + s] = __builtin_shuffle(upper, lower, high);
-        }
-}
-INLINE void transpose(vf r[VLEN]) {
-    exchange(r, 1);
-    exchange(r, 2);
-#if VLEN >= 8
-    exchange(r, 4);
-#endif
-#if VLEN >= 16
-    exchange(r, 8);
-#endif
-}
 
 // ---------------------------------------------------------------- packing
 // packed[p][i] = rows[i - i0][p], p < kc, for i in [i0, i0 + VLEN) of the micro-panel's width, of which `count` exist.
@@ -165,5 +135,9 @@ static const gemm_format fp32 = {
     .micro_kernel = micro_kernel,
 };
 const gemm_ops TIERED(gemm_table) = {
-    .format = {[GEMM_FP32] = &fp32, [GEMM_INT16] = &TIERED(gemm_int16), [GEMM_INT8] = &TIERED(gemm_int8)},
+    .format = {[GEMM_FP32] = &fp32,
+               [GEMM_INT16] = &TIERED(gemm_int16),
+               [GEMM_INT8] = &TIERED(gemm_int8),
+               [GEMM_STEPS] = &TIERED(gemm_steps),
+               [GEMM_HALF_STEPS] = &TIERED(gemm_half_steps)},
 };

@@ -9,7 +9,9 @@
 #include "simd/weights/types.h"
 
 enum { GEMM_BLOCK = 64 };  // steps of the contraction that share a scale
-enum { GEMM_FP32 = 0, GEMM_INT16 = 1, GEMM_INT8 = 2, GEMM_FORMATS = 3 };
+// STEPS and HALF_STEPS (gemm_steps.c): int16, B a quantized weight along its rows, with a scale for each GEMV_STEP
+// columns, or for each half of them
+enum { GEMM_FP32 = 0, GEMM_INT16 = 1, GEMM_INT8 = 2, GEMM_STEPS = 3, GEMM_HALF_STEPS = 4, GEMM_FORMATS = 5 };
 
 // Steps [p0, p0 + kc) of the contraction for `count` rows of A or columns of B from `first` on, the rest of `width`
 // zero. k_major: the contraction runs along the rows of the matrix as it is stored; else down its columns.
@@ -38,6 +40,6 @@ typedef struct gemm_ops {
 } gemm_ops;
 
 #ifdef TIER
-extern const gemm_format TIERED(gemm_int16), TIERED(gemm_int8);
+extern const gemm_format TIERED(gemm_int16), TIERED(gemm_int8), TIERED(gemm_steps), TIERED(gemm_half_steps);
 gemm_packer TIERED(gemm_pack);  // fp32: packed[step][row of A or column of B]
 #endif

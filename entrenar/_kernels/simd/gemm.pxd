@@ -7,6 +7,8 @@ cdef extern from "simd/gemm.h" nogil:
         GEMM_FP32
         GEMM_INT16
         GEMM_INT8
+        GEMM_STEPS
+        GEMM_HALF_STEPS
         GEMM_FORMATS
     ctypedef void gemm_packer(float* packed, int width, const matrix_view* matrix, int k_major, Py_ssize_t first,
                               int count, Py_ssize_t p0, Py_ssize_t kc) noexcept nogil

@@ -6,11 +6,10 @@
 // Each block of a micro-panel is a header of two rows (scales; for int8's A also -128 times the sum of its quantized
 // values, which takes the offset of B away) and rows of 32-bit words of 2 or 4 quantized values: panel[row][word].
 // The sums of a block are exact; they are scaled and added in fp32.
-#include "simd/gemm.h"
-#include "simd/vec.h"
+#include "simd/integer_panels.h"
 
 #if defined(__SSE2__)
-enum { BLOCK = GEMM_BLOCK, HEADER = 2, NV = 2, NR = NV * VLEN };
+enum { BLOCK = GEMM_BLOCK, HEADER = 2 };
 
 // What an operand is quantized to: `per_word` values of magnitudes up to `limit`, `offset_binary` with inverted sign
 typedef struct integers {
@@ -18,30 +17,7 @@ typedef struct integers {
 } integers;
 static const integers A16 = {2, 8191, 0}, B16 = {2, INT16_LIMIT, 0};
 
-INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
-
 // ---------------------------------------------------------------- packing
-// The scales of VLEN rows of A or columns of B: their largest magnitudes / limit. Compared as integers, in which NaN
-// and infinity are the largest, so that a value that is not finite makes the scale, and with it every product, not
-// finite.
-INLINE vf block_scale(const float *panel, int width, int kc, float limit, vf *inverse) {
-    vi most = {0};
-    for (int p = 0; p < kc; p++) {
-        vi bits = (vi)vabs(vload(panel + p * width));
-#if VLEN == 16
-        most = (vi)_mm512_max_epi32((__m512i)most, (__m512i)bits);
-#elif VLEN == 8
-        most = (vi)_mm256_max_epi32((__m256i)most, (__m256i)bits);
-#else
-        vi less = most < bits;
-        most = (bits & less) | (most & ~less);
-#endif
-    }
-    const vi zero = (vf)most < vset(1e-30f);  // below the rounding error of any sum
-    *inverse = vselect(zero, vset(0.0f), vset(limit) / (vf)most);
-    return vselect(zero, vset(0.0f), (vf)most * (1.0f / limit));
-}
-
 // Quantize a block of a packed fp32 micro-panel: per_word steps become one word; steps from kc on are zero
 INLINE void quantize_block(float *out, const float *panel, int width, int kc, integers q) {
     const int bits = 32 / q.per_word;
@@ -101,17 +77,6 @@ static void pack_b16(float *packed, int width, const matrix_view *matrix, int k_
 }
 
 // ---------------------------------------------------------------- the micro-kernel
-INLINE vi multiply_add16(vi sum, vi a, vi b) {
-#if VLEN == 16 && defined(__AVX512VNNI__)
-    return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-#elif VLEN == 16
-    return sum + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif VLEN == 8
-    return sum + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#else
-    return sum + (vi)_mm_madd_epi16((__m128i)a, (__m128i)b);
-#endif
-}
 INLINE vi multiply_add8(vi sum, vi a, vi b) {
 #if defined(__AVX512VNNI__)
     return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, (__m512i)a);
@@ -121,22 +86,13 @@ INLINE vi multiply_add8(vi sum, vi a, vi b) {
 #endif
 }
 
-#if VLEN == 16
-enum { MR = 12 };
-#else
-enum { MR = 6 };
-#endif
-enum { CACHE_LINE = 16 };  // floats
-enum { PACKMR = (MR + VLEN - 1) / VLEN * VLEN };
-
 // per_word is a constant at every call
 INLINE void multiply(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t kc, int m, int n,
                      int accumulate, int per_word) {
     float total[MR * NR] __attribute__((aligned(64)));
 #pragma GCC unroll 24  // all: gcc would make a memset of the loop, whose start costs more than its stores
     for (int i = 0; i < MR * NR; i += VLEN) vstore(total + i, vset(0.0f));
-    for (int i = 0; i < m; i++)  // C is in no near cache by the time it is written
-        for (int j = 0; j < NR; j += CACHE_LINE) __builtin_prefetch(c + i * ldc + j, 1);
+    prefetch_tile(c, ldc, m);
     for (ptrdiff_t p = 0; p < kc; p += BLOCK) {
         const float *a_scale = a, *b_scale = b;
         vi sum[MR][NV];
@@ -170,16 +126,7 @@ INLINE void multiply(float *c, ptrdiff_t ldc, const float *a, const float *b, pt
                 vstore(to, vload(to) + to_float(sum[i][j]) * (a_scale[i] * vload(b_scale + j * VLEN)));
             }
     }
-    for (int i = 0; i < m; i++) {
-        float *to = c + i * ldc, *from = total + i * NR;
-        if (n == NR) {
-#pragma GCC unroll 2
-            for (int j = 0; j < NR; j += VLEN)
-                vstore(to + j, accumulate ? vload(to + j) + vload(from + j) : vload(from + j));
-        } else {
-            for (int j = 0; j < n; j++) to[j] = accumulate ? to[j] + from[j] : from[j];
-        }
-    }
+    store_tile(c, ldc, total, m, n, accumulate);
 }
 static void micro_kernel16(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t kc, int m, int n,
                            int accumulate) {

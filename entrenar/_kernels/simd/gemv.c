@@ -20,7 +20,15 @@ static void by_halves(void (*kernel)(const gemv_args *g), const gemv_args *g) {
     }
 }
 
-static void multiply(const gemv_args *g) { by_halves(TIERED(weight_types)[g->w->type].kernels->gemv, g); }
+static void in_passes(void (*kernel)(const gemv_args *g), const gemv_args *g) {
+    gemv_args pass = *g;
+    for (int rows, left = g->m; left > 0; left -= rows, pass.x += rows * g->ldx, pass.y += rows * g->ldy) {
+        pass.m = rows = left < GEMV_PASS ? left : GEMV_PASS;
+        by_halves(kernel, &pass);
+    }
+}
+
+static void multiply(const gemv_args *g) { in_passes(TIERED(weight_types)[g->w->type].kernels->gemv, g); }
 
 #if HAS_GEMV_INTEGER
 // The scale of x[0 .. n) in integers up to `limit`, and its inverse. NaN and infinity are the largest of bits.
@@ -121,7 +129,7 @@ static void quantize(float *words, const float *x, ptrdiff_t k, int forms) {
 }
 
 static void multiply_integer(const gemv_args *g) {
-    by_halves(TIERED(weight_types)[g->w->type].kernels->gemv_integer, g);
+    in_passes(TIERED(weight_types)[g->w->type].kernels->gemv_integer, g);
 }
 #endif
 

@@ -1,16 +1,17 @@
-// gemv: y (m, n) = x (m, k) W (n, k)^T for up to GEMV_ROWS rows of x. W streams through once, dequantized in registers.
+// gemv: y (m, n) = x (m, k) W (n, k)^T for few rows of x. W streams through once, dequantized in registers.
 #pragma once
 #include <stddef.h>
 #include "simd/matrix_view.h"
 
-enum { GEMV_ROWS = 4 };   // rows of x up to which gemv beats packing
+enum { GEMV_PASS = 4 };  // rows of x that read W together; a W that more of them read lies in a near cache
+// rows of x up to which gemv beats packing, and where x and W are planes of bytes
+enum { GEMV_ROWS = 8, GEMV_PLANES_ROWS = 20 };
 enum { GEMV_STEP = 32 };  // columns of x that share a scale; every quantized weight type has whole steps in a row
 
 // y[r][first + i] = x[r] . W[first + i], i < count, r < m
 typedef struct gemv_args {
     float *y;
-    const float
-        *x;  // of multiply_integer: m rows of gemv_words(k) words, each what `quantize` makes of a row for w's form
+    const float *x;  // of multiply_integer: rows that `quantize` makes for w's form, ldx is gemv_words(k)
     const matrix_view *w;
     ptrdiff_t ldy, ldx, first, count, k;
     int m, accumulate;  // multiply_integer does not accumulate

@@ -3,7 +3,9 @@ from entrenar._kernels.simd.matrix_view cimport matrix_view
 
 cdef extern from "simd/gemv.h" nogil:
     enum:
+        GEMV_PASS
         GEMV_ROWS
+        GEMV_PLANES_ROWS
         GEMV_STEP
         GEMV_STEPS
         GEMV_SIXTEENS

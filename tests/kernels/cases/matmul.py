@@ -1,7 +1,7 @@
 """Cases of matmul, linear and lora_linear: edges of every micro-kernel, gemv, stacks, and every weight type.
 
 A micro-panel of A has 6 or 14 rows, one of B 8, 16 or 32 columns; the contraction is cut after 384 steps, and packed
-for 8192 at once; rows of A are packed for 1024 at once; up to 4 rows go to gemv.
+for 8192 at once; rows of A are packed for 1024 at once; up to 8 rows (20 of some types) go to gemv.
 """
 
 from __future__ import annotations

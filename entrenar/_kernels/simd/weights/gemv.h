@@ -7,7 +7,7 @@
 
 enum { STEP = GEMV_STEP };  // no block of a type ends within a step of columns
 _Static_assert((int)GGML_BLOCK == STEP, "a block is a number of steps");
-_Static_assert(GEMV_ROWS == 4, "sums and cases are written out for 4 rows");
+_Static_assert(GEMV_PASS == 4, "sums and cases are written out for 4 rows");
 enum { AHEAD = 4096 };  // bytes: W is one stream, whose next page the hardware does not fetch by itself
 // The same of a block of 256 columns, into L2: what is multiplied now has the miss buffers of L1 to itself
 enum { BLOCK_AHEAD = 8192 };
@@ -93,6 +93,7 @@ enum { INTEGER_VECTORS = STEP / (2 * VLEN), GEMV_X_LIMIT = 32767 };
 #if VLEN == 16
 typedef __m512i vh;  // 2 VLEN int16
 INLINE vh vhload(const void *p) { return _mm512_loadu_si512(p); }
+INLINE void vhstore(void *p, vh v) { _mm512_storeu_si512(p, v); }
 INLINE vh vhbytes(const uint8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)p)); }
 INLINE vi multiply_add(vh a, vh b) { return (vi)_mm512_madd_epi16(a, b); }
 // The columns 0..15 and 16..31 of a step
@@ -102,6 +103,7 @@ INLINE void join(__m256i low, __m256i high, vh *out) {
 #else
 typedef __m256i vh;
 INLINE vh vhload(const void *p) { return _mm256_loadu_si256(p); }
+INLINE void vhstore(void *p, vh v) { _mm256_storeu_si256(p, v); }
 INLINE vh vhbytes(const uint8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)p)); }
 INLINE vi multiply_add(vh a, vh b) { return (vi)_mm256_madd_epi16(a, b); }
 INLINE void join(__m256i low, __m256i high, vh *out) { out[0] = low, out[1] = high; }
@@ -227,6 +229,20 @@ INLINE void gemv_integer_by(const gemv_args *g, integer_steps step) {
         case 3: gemv_integer_rows(g, i, step, 3, 1); break;
         default: gemv_integer_rows(g, i, step, 4, 1);
         }
+    }
+}
+
+// weight_kernels.integers
+INLINE void integers_by(const matrix_view *w, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, integer_steps step,
+                        int16_t *to, float *scales, float *minima) {
+    const uint8_t *bytes = (const uint8_t *)w->data + row * w->row_stride + k0 / STEP * step.bytes;
+    for (ptrdiff_t p = k0; p < k0 + count; p += STEP, bytes += step.bytes, to += STEP) {
+        vh values[INTEGER_VECTORS];
+        vf scale, minimum = {0};
+        step.read(w, row, p, bytes, values, &scale, &minimum);
+        for (int v = 0; v < INTEGER_VECTORS; v++) vhstore(to + v * 2 * VLEN, values[v]);
+        *scales++ = scale[0];
+        *minima++ = minimum[0];
     }
 }
 
@@ -444,6 +460,31 @@ INLINE void gemv_integer_blocks(const gemv_args *g, integer_blocks f) {
     case 2: gemv_block_rows(g, f, 2); break;
     case 3: gemv_block_rows(g, f, 3); break;
     default: gemv_block_rows(g, f, 4);
+    }
+}
+
+// weight_kernels.integers of types with blocks of 256 columns
+INLINE void integers_of_blocks(const matrix_view *w, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, integer_blocks f,
+                               int16_t *to, float *scales, float *minima) {
+    const int parts = STEP / f.sub_block;
+    for (ptrdiff_t p = k0, end = k0 + count; p < end; p = (p / K_BLOCK + 1) * K_BLOCK) {
+        const uint8_t *block = (const uint8_t *)w->data + row * w->row_stride + p / K_BLOCK * f.bytes;
+        const ptrdiff_t stop = (p / K_BLOCK + 1) * K_BLOCK < end ? (p / K_BLOCK + 1) * K_BLOCK : end;
+        const int first = (int)(p % K_BLOCK) / STEP, last = first + (int)(stop - p) / STEP;
+        v8 scale[SUBS], minimum[SUBS] = {{0}, {0}};
+        f.scales(block, scale, minimum);
+#pragma GCC unroll 8
+        for (int step = 0; step < K_BLOCK / STEP; step++) {
+            if (step < first || step >= last) continue;
+            vh values[INTEGER_VECTORS];
+            f.read(block, step, values);
+            for (int v = 0; v < INTEGER_VECTORS; v++) vhstore(to + v * 2 * VLEN, values[v]);
+            to += STEP;
+            for (int part = 0; part < parts; part++) {
+                *scales++ = scale[(step * parts + part) / 8][(step * parts + part) % 8];
+                *minima++ = f.has_minimum ? minimum[(step * parts + part) / 8][(step * parts + part) % 8] : 0.0f;
+            }
+        }
     }
 }
 #endif

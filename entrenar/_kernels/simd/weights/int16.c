@@ -82,7 +82,12 @@ INLINE void step_integer(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const
     *scale = vset(scale_of(w, row, p));
     for (int v = 0; v < INTEGER_VECTORS; v++) values[v] = vhload((const int16_t *)bytes + v * 2 * VLEN);
 }
-static void gemv_integer(const gemv_args *g) { gemv_integer_by(g, (integer_steps){step_integer, 2 * STEP, 0}); }
+static const integer_steps STEPS = {step_integer, 2 * STEP, 0};
+static void gemv_integer(const gemv_args *g) { gemv_integer_by(g, STEPS); }
+static void integers(const matrix_view *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, int16_t *values, float *scales,
+                     float *minima) {
+    integers_by(s, row, k0, count, STEPS, values, scales, minima);
+}
 #endif
 
 const weight_kernels TIERED(weight_int16) = {
@@ -92,5 +97,6 @@ const weight_kernels TIERED(weight_int16) = {
     .gemv = gemv,
 #if HAS_GEMV_INTEGER
     .gemv_integer = gemv_integer,
+    .integers = integers,
 #endif
 };

@@ -66,4 +66,4 @@ static const integer_blocks INTEGERS = {block_scales, read_integers, GGML_BLOCK,
 #endif
 
 #include "simd/weights/kernels.h"
-const weight_kernels TIERED(weight_iq4_xs) = {dequantize, quantize, check, gemv, GEMV_INTEGER};
+const weight_kernels TIERED(weight_iq4_xs) = {dequantize, quantize, check, gemv, INTEGER_KERNELS};

@@ -22,7 +22,12 @@ static void gemv(const gemv_args *g) { gemv_by(g, (steps){step, FORMAT.columns, 
 static void gemv_integer(const gemv_args *g) {
     _Generic(INTEGERS, integer_steps: gemv_integer_by, integer_blocks: gemv_integer_blocks)(g, INTEGERS);
 }
-#define GEMV_INTEGER gemv_integer
+static void integers(const matrix_view *s, ptrdiff_t stored_row, ptrdiff_t k0, ptrdiff_t count, int16_t *values,
+                     float *scales, float *minima) {
+    _Generic(INTEGERS, integer_steps: integers_by, integer_blocks: integers_of_blocks)(
+        s, stored_row, k0, count, INTEGERS, values, scales, minima);
+}
+#define INTEGER_KERNELS gemv_integer, integers
 #else
-#define GEMV_INTEGER NULL
+#define INTEGER_KERNELS NULL, NULL
 #endif

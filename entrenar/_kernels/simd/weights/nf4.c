@@ -166,7 +166,12 @@ INLINE void step_integer(const matrix_view *w, ptrdiff_t row, ptrdiff_t p, const
     const __m256i a = _mm256_shuffle_epi8(lows, index), b = _mm256_shuffle_epi8(highs, index);
     join(_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b), values);
 }
-static void gemv_integer(const gemv_args *g) { gemv_integer_by(g, (integer_steps){step_integer, STEP / 2, 0}); }
+static const integer_steps STEPS = {step_integer, STEP / 2, 0};
+static void gemv_integer(const gemv_args *g) { gemv_integer_by(g, STEPS); }
+static void integers(const matrix_view *s, ptrdiff_t row, ptrdiff_t k0, ptrdiff_t count, int16_t *values, float *scales,
+                     float *minima) {
+    integers_by(s, row, k0, count, STEPS, values, scales, minima);
+}
 #endif
 
 const weight_kernels TIERED(weight_nf4) = {
@@ -175,5 +180,6 @@ const weight_kernels TIERED(weight_nf4) = {
     .gemv = gemv,
 #if HAS_GEMV_INTEGER
     .gemv_integer = gemv_integer,
+    .integers = integers,
 #endif
 };

@@ -110,4 +110,4 @@ static const integer_blocks INTEGERS = {block_scales, read_integers, SUB_BLOCK, 
 #endif
 
 #include "simd/weights/kernels.h"
-const weight_kernels TIERED(weight_q3_k) = {dequantize, quantize, check, gemv, GEMV_INTEGER};
+const weight_kernels TIERED(weight_q3_k) = {dequantize, quantize, check, gemv, INTEGER_KERNELS};

@@ -34,4 +34,4 @@ static const integer_steps INTEGERS = {step_integer, BYTES, 1};
 #endif
 
 #include "simd/weights/kernels.h"
-const weight_kernels TIERED(weight_q5_1) = {dequantize, quantize, check, gemv, GEMV_INTEGER};
+const weight_kernels TIERED(weight_q5_1) = {dequantize, quantize, check, gemv, INTEGER_KERNELS};

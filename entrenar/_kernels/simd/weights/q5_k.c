@@ -64,4 +64,4 @@ static const integer_blocks INTEGERS = {
 #endif
 
 #include "simd/weights/kernels.h"
-const weight_kernels TIERED(weight_q5_k) = {dequantize, quantize, check, gemv, GEMV_INTEGER, X_SIXTEENS};
+const weight_kernels TIERED(weight_q5_k) = {dequantize, quantize, check, gemv, INTEGER_KERNELS, X_SIXTEENS};

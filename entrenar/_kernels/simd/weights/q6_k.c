@@ -108,4 +108,4 @@ static const integer_blocks INTEGERS = {
 #endif
 
 #include "simd/weights/kernels.h"
-const weight_kernels TIERED(weight_q6_k) = {dequantize, quantize, check, gemv, GEMV_INTEGER, X_EIGHTS};
+const weight_kernels TIERED(weight_q6_k) = {dequantize, quantize, check, gemv, INTEGER_KERNELS, X_EIGHTS};

@@ -43,4 +43,4 @@ static const integer_steps INTEGERS = {step_integer, BYTES, 0};
 #endif
 
 #include "simd/weights/kernels.h"
-const weight_kernels TIERED(weight_q8_0) = {dequantize, quantize, check, gemv, GEMV_INTEGER};
+const weight_kernels TIERED(weight_q8_0) = {dequantize, quantize, check, gemv, INTEGER_KERNELS};

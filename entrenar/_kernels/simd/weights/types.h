@@ -20,7 +20,11 @@ typedef struct weight_kernels {
     int (*check_row)(const void *values, ptrdiff_t columns);
     void (*gemv)(const gemv_args *g);
     void (*gemv_integer)(const gemv_args *g);  // NULL where the type or the tier has none
-    int x_form;                                // of the rows of x that it multiplies: GEMV_STEPS ...
+    // columns [k0, k0 + count) of one row, whole steps, as integers: value * scale + minimum, both of each step, or of
+    // each half of one where the type has half_steps; NULL where gemv_integer is
+    void (*integers)(const matrix_view *s, ptrdiff_t stored_row, ptrdiff_t k0, ptrdiff_t count, int16_t *values,
+                     float *scales, float *minima);
+    int x_form;  // of the rows of x that gemv_integer multiplies: GEMV_STEPS ...
 } weight_kernels;
 
 typedef struct weight_type {
@@ -31,6 +35,7 @@ typedef struct weight_type {
     int bits;               // of one value; precision "medium" packs up to 8 to int8
     int block;              // columns of a block
     int block_bytes;        // its values, and the scales among them
+    int half_steps;         // 16 columns have a scale of their own, else 32 or more
     int has_scales;         // an fp32 scale for each block, in an array of its own
     int scale_block;        // scales that share one when they are quantized to 8 bits; 0: they are not
     int int16_panels;       // values and scales are what an int16 panel of B holds: packing moves them as they are

@@ -1,4 +1,6 @@
 # Made from the header by scripts/simd_pxd.py.
+from libc.stdint cimport int16_t
+
 from entrenar._kernels.simd.gemv cimport gemv_args
 from entrenar._kernels.simd.matrix_view cimport matrix_view
 
@@ -19,6 +21,8 @@ cdef extern from "simd/weights/types.h" nogil:
         int (*check_row)(const void* values, Py_ssize_t columns) noexcept nogil
         void (*gemv)(const gemv_args* g) noexcept nogil
         void (*gemv_integer)(const gemv_args* g) noexcept nogil
+        void (*integers)(const matrix_view* s, Py_ssize_t stored_row, Py_ssize_t k0, Py_ssize_t count, int16_t* values,
+                         float* scales, float* minima) noexcept nogil
         int x_form
     ctypedef struct weight_type:
         const char* name
@@ -28,6 +32,7 @@ cdef extern from "simd/weights/types.h" nogil:
         int bits
         int block
         int block_bytes
+        int half_steps
         int has_scales
         int scale_block
         int int16_panels
