@@ -61,6 +61,9 @@ class Callback:
     def on_run_end(self, trainer: Trainer) -> None:
         """The last step is done, or a signal has asked to stop."""
 
+    def on_result(self, trainer: Trainer, after: Evaluation | None) -> None:
+        """The result is written; `after` is its evaluation, None where nothing is held out."""
+
 
 class Evaluate(Callback):
     """Evaluates the held-out set every `every` steps, 0 being never."""

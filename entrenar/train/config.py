@@ -274,6 +274,10 @@ class Observe(Section):
         help="steps between profiles in the directory (profile/steps-*.pb.gz, of those steps); 0 writes none",
         minimum=0,
     )
+    loss_curve: bool = option(
+        False,
+        help="draw the losses, held-out ones too, as loss.png in the directory, with each evaluation (extra plot)",
+    )
     monitor: bool = option(
         False, help="watch the steps and the machine: anomalies are shown with their cause, and in anomalies.jsonl"
     )

@@ -20,7 +20,7 @@ from entrenar.observe.peak import machine_peak
 # What is used where it is installed, beside what the package needs: extras, and peers of the tests.
 OPTIONAL = (
     *("scikit-learn", "huggingface_hub", "opentelemetry-sdk", "prometheus-client", "tensorboard", "mlflow-skinny"),
-    *("wandb", "trackio", "pyarrow", "torch", "transformers", "peft"),
+    *("wandb", "trackio", "matplotlib", "pyarrow", "torch", "transformers", "peft"),
 )
 NEEDED = ("numpy", "safetensors", "ml_dtypes", "gguf", "tokenizers", "jinja2", "rich", "psutil")
 VARIABLES = ("ENTRENAR_", "OMP_", "HF_")

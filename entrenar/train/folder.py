@@ -21,10 +21,11 @@ from entrenar.train.summary import SUMMARY
 
 FOLDERS = ("adapter", "model", "checkpoint", "profile")
 LOCK, METRICS, JSON_LINES, ANOMALIES = ".entrenar.lock", "metrics.csv", "metrics.jsonl", "anomalies.jsonl"
+LOSS = "loss.png"  # the curves of the losses
 REPORT = "report.html"  # of `entrenar report`
 PROFILE, PROFILES = "profile.json", "profile"  # of the whole run, and a folder with one of every few steps
 CONFIG = "config.toml"  # the whole configuration, as --config takes it
-RECORDS = (METRICS, JSON_LINES, ANOMALIES, PROFILE, SUMMARY, REPORT, CONFIG)
+RECORDS = (METRICS, JSON_LINES, ANOMALIES, PROFILE, SUMMARY, REPORT, LOSS, CONFIG)
 RESULTS = (
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("model/config.json", "model/model.safetensors", "model/model.safetensors.index.json"),

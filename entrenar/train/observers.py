@@ -8,6 +8,7 @@ from rich.console import Console
 
 from entrenar.train.callbacks import Callback
 from entrenar.train.config import TrainConfig
+from entrenar.train.observe_curve import LossCurve
 from entrenar.train.observe_layers import LayerSpans
 from entrenar.train.observe_loggers import Loggers
 from entrenar.train.observe_metrics import RunMetrics
@@ -34,6 +35,8 @@ def observers(config: TrainConfig, directory: Path, console: Console) -> list[Ca
         found.append(Loggers(wanted.loggers, directory, lambda sentence: remarks(console, [sentence])))
     if wanted.profile or wanted.profile_out is not None or wanted.profile_every:
         found.append(Profiler(wanted, directory, console))
+    if wanted.loss_curve:
+        found.append(LossCurve(directory, lambda sentence: remarks(console, [sentence])))
     if wanted.monitor:
         found.append(Monitor(directory, console, wanted.on_spike))
     return found

@@ -172,6 +172,8 @@ def execute(
         stands = f"{output} is written; the evaluation after training is missing." if written else _stands(trainer)
         raise interrupt.Interrupted(stands, getattr(stop, "number", signal.SIGINT)) from None
     record.write(trainer, after)
+    for callback in trainer.callbacks:
+        callback.on_result(trainer, after)
     report.comparison(console, record.before, after, of_tokens=trainer.objective.of_tokens)
     for title, text in (("Prompt", prompt), ("Before", sample_before), ("After", sample_after)):
         console.print(f"[bold]{title}:[/bold] {escape(safe(text).strip())}")
