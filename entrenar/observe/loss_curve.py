@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from entrenar.io.atomic import atomic_file
 from entrenar.observe.extras import needed
 
 OPTION, EXTRA = "observe.loss_curve", "plot"
@@ -36,10 +35,9 @@ def means(losses: Points) -> list[tuple[float, float]]:
 
 
 def draw(path: Path, losses: Points, held_out: Points, *, title: str, best: str, unit: str) -> None:
-    """Write the picture as PNG; held-out losses are those after a step, 0 being before training.
+    """Write the picture as PNG (raises OSError); held-out losses are those after a step, 0 being before training.
 
-    `best` says what the lowest of them is, `unit` what a loss is of. ConfigError where matplotlib is missing,
-    FormatError where the file cannot be written.
+    `best` says what the lowest of them is, `unit` what a loss is of. ConfigError where matplotlib is missing.
     """
     figure_module = needed("matplotlib.figure", OPTION, EXTRA)
     ticker = needed("matplotlib.ticker", OPTION, EXTRA)
@@ -66,5 +64,4 @@ def draw(path: Path, losses: Points, held_out: Points, *, title: str, best: str,
         axes.spines[side].set_visible(False)
     if losses or held_out:
         axes.legend(frameon=False)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+    figure.savefig(path, format="png", dpi=DPI)

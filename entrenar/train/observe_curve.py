@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from entrenar.errors import safe
+from entrenar.errors import FormatError, safe
+from entrenar.io.atomic import atomic_file
 from entrenar.observe import loss_curve
 from entrenar.train.callbacks import Callback
 from entrenar.train.evaluate import Evaluation
@@ -56,15 +57,17 @@ class LossCurve(Callback):
             held_out[trainer.step] = after.loss
         started = time.monotonic()
         try:
-            loss_curve.draw(
-                self.path,
-                [(report.step, report.loss) for report in trainer.reports],
-                sorted(held_out.items()),
-                title=f"Loss of {self.path.parent.resolve().name}",
-                best="best checkpoint" if trainer.config.checkpointing.keep_best else "lowest held out",
-                unit="nats a token" if trainer.objective.of_tokens else trainer.config.preference.method,
-            )
+            with atomic_file(self.path) as temporary:
+                loss_curve.draw(
+                    temporary,
+                    [(report.step, report.loss) for report in trainer.reports],
+                    sorted(held_out.items()),
+                    title=f"Loss of {self.path.parent.resolve().name}",
+                    best="best checkpoint" if trainer.config.checkpointing.keep_best else "lowest held out",
+                    unit="nats a token" if trainer.objective.of_tokens else trainer.config.preference.method,
+                )
         except Exception as error:
             self._failed = True
-            self.say(f"{self.path} is not drawn: {safe(str(error)).rstrip('.')}. The run goes on without it.")
+            said = str(error) if isinstance(error, FormatError) else f"{self.path}: {error}"
+            self.say(f"The losses are not drawn, and the run goes on without: {safe(said).rstrip('.')}.")
         self._spent += time.monotonic() - started

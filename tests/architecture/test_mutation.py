@@ -95,8 +95,8 @@ MUTANTS = [
     ),
     Mutant(
         "train/checkpoint.py",
-        "for path in steps_in(directory.parent)[keep:]:",
-        "for path in steps_in(directory.parent)[keep + 1 :]:",
+        "for path in steps_in(folder)[keep:]:",
+        "for path in steps_in(folder)[keep + 1 :]:",
         "tests/train/test_checkpoint.py",
         "newest_checkpoints_are_kept",
     ),
