@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
@@ -345,6 +346,10 @@ def named_stdout() -> Iterator[None]:
 NEGATIVE = re.compile(r"^-((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)$", re.IGNORECASE)
 
 
+# Who is given a parser in the place of its help being printed.
+HELP: ContextVar[Callable[[argparse.ArgumentParser], None] | None] = ContextVar("HELP", default=None)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse that answers an unknown flag with the nearest valid one, in one sentence, and takes each flag once."""
 
@@ -384,7 +389,10 @@ class ArgumentParser(argparse.ArgumentParser):
         return nearest(flag, self.flags())
 
     def print_help(self, file: Any = None) -> None:
-        """As argparse prints it, which would go on where it cannot."""
+        """As argparse prints it, which would go on where it cannot; or given to who asked for the parser."""
+        if (receiver := HELP.get()) is not None:
+            receiver(self)
+            return
         with named_stdout():
             print(self.format_help(), end="", file=file)
 
@@ -425,7 +433,14 @@ def add_arguments(
             given: dict[str, Any] = {"required": True} if must else {"default": default}
             if spec.metadata.get("words"):
                 given["nargs"] = "+"
-            parser.add_argument(flag, dest=name, type=_argument_type(hint), metavar="VALUE", help=help_text, **given)
+            parser.add_argument(
+                flag,
+                dest=name,
+                type=ArgumentType(hint, spec.metadata.get("choices") or ()),
+                metavar="VALUE",
+                help=help_text,
+                **given,
+            )
 
 
 def from_arguments(cls: type[T], arguments: argparse.Namespace, names: Mapping[str, str] | None = None) -> T:
@@ -434,16 +449,23 @@ def from_arguments(cls: type[T], arguments: argparse.Namespace, names: Mapping[s
     return cls(**{f.name: getattr(arguments, (names or {}).get(f.name, f.name)) for f in specs})
 
 
-def _argument_type(hint: Any) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        arguments = typing.get_args(hint)
-        if typing.get_origin(hint) in (list, tuple):
-            return [_scalar(part.strip(), arguments or (str,)) for part in text.split(",")]
-        if typing.get_origin(hint) is dict:
-            return _pairs(text, arguments[1:])
-        return _scalar(text, arguments or (hint,))
+class ArgumentType:
+    """The value of a flag for a field of type `hint`, from its text; `offered` are those that it may have, if few."""
 
-    return parse
+    def __init__(self, hint: Any, offered: Sequence[Any] = ()) -> None:
+        self.hint, self.offered, self.arguments = hint, offered, typing.get_args(hint)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it takes a text, which may be a path."""
+        return str in (self.arguments or (self.hint,)) and typing.get_origin(self.hint) is not dict
+
+    def __call__(self, text: str) -> Any:
+        if typing.get_origin(self.hint) in (list, tuple):
+            return [_scalar(part.strip(), self.arguments or (str,)) for part in text.split(",")]
+        if typing.get_origin(self.hint) is dict:
+            return _pairs(text, self.arguments[1:])
+        return _scalar(text, self.arguments or (self.hint,))
 
 
 def _pairs(text: str, hints: tuple[Any, ...]) -> dict[str, Any]:

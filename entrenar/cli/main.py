@@ -28,6 +28,7 @@ VERBS = {
     "inspect": "show what a model, adapter or checkpoint holds: tensors, types, sizes, metadata",
     "data": "check a data file: counts, lengths, faults, and samples with what is trained",
     "memory": "say what memory a run would need, by part, and what would make it fit",
+    "completion": "print a script by which a shell completes verbs, flags and paths",
     "serve": "answer over HTTP, as the OpenAI API does",
     "analyze": "find the slow and the unusual steps of a run, and why they were",
     "compare": "say how two runs differ, or what became slower in a history of benchmarks",
