@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, overload
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from entrenar.data.answers import Renderer
 from entrenar.data.formats import Example
 from entrenar.data.lengths import fitted
 from entrenar.data.masking import Sample, encode_example, encode_segments
+from entrenar.data.samples import Samples
 from entrenar.data.sources import Source
 from entrenar.errors import ConfigError, EntrenarError
 from entrenar.io.tokenizer import Tokenizer
@@ -23,55 +24,6 @@ from entrenar.io.tokenizer import Tokenizer
 PROMPTS_SEEN = 100  # examples whose answer's beginning is held against the template's prompt for one
 KEYS_SAID, KEYS_KEPT = 8, 1000  # of the keys that nothing reads: before training, and in summary.json
 UNMARKED = "every answer is marked as not trained (weight 0, or train, trainable or loss false)"
-
-
-class Samples(Sequence[Sample]):
-    """Many samples in three flat arrays: 5 bytes a token and 9 a sample, where objects would need hundreds.
-
-    Weights, which change with the messages of a sample, are kept as where they change and to what.
-    """
-
-    def __init__(self, samples: Iterable[Sample] = ()) -> None:
-        self._tokens, self._trained = array("i"), bytearray()
-        self._bounds, self._truncated = array("q", [0]), bytearray()
-        self._weights: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for sample in samples:
-            self.append(sample)
-
-    def append(self, sample: Sample) -> None:
-        """Copy one more sample to the end."""
-        self._tokens.frombytes(np.ascontiguousarray(sample.tokens, np.int32).tobytes())
-        self._trained += np.ascontiguousarray(sample.trained, bool).tobytes()
-        self._bounds.append(len(self._trained))
-        if sample.weights is not None:
-            starts = np.flatnonzero(np.diff(sample.weights, prepend=np.nan)).astype(np.int32)
-            self._weights[len(self)] = starts, sample.weights[starts]
-        self._truncated.append(sample.truncated)
-
-    def __len__(self) -> int:
-        return len(self._truncated)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        index = range(len(self))[index]
-        start, size = self._bounds[index], self._bounds[index + 1] - self._bounds[index]
-        tokens = np.frombuffer(self._tokens, np.int32, size, 4 * start) if size else np.zeros(0, np.int32)
-        trained = np.frombuffer(self._trained, bool, size, start) if size else np.zeros(0, bool)
-        weights = None
-        if index in self._weights:
-            starts, values = self._weights[index]
-            weights = np.repeat(values, np.diff(starts, append=size))
-        return Sample(tokens, trained, bool(self._truncated[index]), weights)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays."""
-        return 4 * len(self._tokens) + len(self._trained) + 8 * len(self._bounds) + len(self._truncated)
 
 
 @dataclass
@@ -114,11 +66,15 @@ class SideReport:
         self.other_prompts += bool(end)
         self.prompt_end = self.prompt_end or end
 
-    def count_samples(self, samples: Sequence[Sample]) -> None:
+    def count_samples(self, samples: Iterable[Sample]) -> None:
         """Count what is used: the side's samples and their tokens."""
-        self.samples, self.tokens = len(samples), sum(len(sample) for sample in samples)
-        self.trained_tokens = sum(int(sample.trained.sum()) for sample in samples)
-        self.cut = max(0, sum(sample.truncated for sample in samples) - self.continued)
+        self.samples = self.tokens = self.trained_tokens = truncated = 0
+        for sample in samples:
+            self.samples += 1
+            self.tokens += len(sample)
+            self.trained_tokens += int(sample.trained.sum())
+            truncated += sample.truncated
+        self.cut = max(0, truncated - self.continued)
 
 
 def encode_examples(
@@ -129,15 +85,17 @@ def encode_examples(
     train_on_prompt: bool = False,
     last_answer: bool = False,
     too_long: str = "auto",
+    folder: str | Path | None = None,
     check: Callable[[Example, Sample], None] = lambda example, sample: None,
 ) -> tuple[Samples, SideReport]:
     """The samples of the examples that have something to train, each seen by `check`, and what became of the others.
 
     With `last_answer` the last answer of a conversation is trained alone. `too_long` says what becomes of examples
-    longer than `sequence_length` (`lengths.fitted`). Raises ConfigError, naming the example's place, where the template
-    has no place for what a record holds, FormatError where one is too long and that is an error.
+    longer than `sequence_length` (`lengths.fitted`), `folder` where many samples stand (`Samples`). Raises
+    ConfigError, naming the example's place, where the template has no place for what a record holds, FormatError
+    where one is too long and that is an error.
     """
-    samples, report = Samples(), SideReport()
+    samples, report = Samples(folder=folder), SideReport()
     for example in examples:
         report.count(example)
         reason, whole = _encoded(example, tokenizer, train_on_prompt, last_answer)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from entrenar.data.masking import Sample
-from entrenar.data.packing import Batch, collate, pack
+from entrenar.data.packing import Batch, Rows, collate, pack
+from entrenar.data.samples import Samples
 from entrenar.errors import ConfigError
 
 
 def _lengths(samples: Sequence[Sample]) -> np.ndarray:
+    if isinstance(samples, Samples):
+        return samples.lengths
     return np.fromiter((len(sample) for sample in samples), np.int64, len(samples))
 
 
-def _rows(lengths: np.ndarray, sequence_length: int, packing: bool) -> list[list[int]]:
-    return pack(lengths, sequence_length) if packing else [[index] for index in range(len(lengths))]
+def _rows(lengths: np.ndarray, sequence_length: int, packing: bool) -> Rows:
+    count = len(lengths)
+    return pack(lengths, sequence_length) if packing else Rows(np.arange(count), np.arange(count + 1))
 
 
 class DataLoader:
@@ -41,7 +45,10 @@ class DataLoader:
         self.seed, self.packing, self.pad_id = seed, packing, pad_id
         self._lengths = _lengths(samples)
         self.epoch, self.position = 0, 0
-        marks = np.array([int(sample.trained[1:sequence_length].sum()) for sample in samples], np.int64)
+        marks, self.truncated = np.zeros(len(samples), np.int64), 0
+        for index, sample in enumerate(samples):
+            marks[index] = sample.trained[1:sequence_length].sum()
+            self.truncated += sample.truncated or len(sample) > sequence_length
         drawn = self._drawn()
         tokens, trained = int(np.minimum(self._lengths[drawn], sequence_length).sum()), int(marks[drawn].sum())
         if not trained:
@@ -51,21 +58,19 @@ class DataLoader:
             )
         self.tokens, self.trained_tokens = tokens, trained
         self.trained_fraction = trained / tokens
-        self.truncated = sum(sample.truncated or len(sample) > sequence_length for sample in samples)
         self._order = self._shuffled()
 
     def _drawn(self) -> np.ndarray:
         """The samples of this epoch, in no order."""
         return np.arange(len(self.samples))
 
-    def _shuffled(self) -> list[list[int]]:
+    def _shuffled(self) -> Sequence[list[int]]:
         """This epoch's rows: which samples share one changes too."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
         drawn = self._drawn()
         order = drawn[rng.permutation(len(drawn))]
         rows = _rows(self._lengths[order], self.sequence_length, self.packing)
-        rows = [[int(order[i]) for i in row] for row in rows]
-        return [rows[i] for i in rng.permutation(len(rows))]
+        return rows.renamed(order, rng.permutation(len(rows)))
 
     @property
     def rows(self) -> int:
@@ -133,11 +138,33 @@ class DataLoader:
         self.position, self._order = state["position"], order
 
 
+class EvaluationBatches(Sequence[Batch]):
+    """Batches of samples in a fixed order, made when they are asked for."""
+
+    def __init__(
+        self, samples: Sequence[Sample], rows: Rows, batch_size: int, sequence_length: int, pad_id: int
+    ) -> None:
+        self._samples, self._rows, self._size = samples, rows, batch_size
+        self._sequence_length, self._pad_id = sequence_length, pad_id
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._size)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        start = range(len(self))[index] * self._size
+        chosen = [[self._samples[i] for i in row] for row in self._rows[start : start + self._size]]
+        return collate(chosen, self._sequence_length, self._pad_id)
+
+
 def evaluation_batches(
     samples: Sequence[Sample], batch_size: int, sequence_length: int, packing: bool = True, pad_id: int = 0
-) -> Iterator[Batch]:
+) -> EvaluationBatches:
     """Every sample once, in a fixed order; the last batch may have fewer rows."""
     rows = _rows(_lengths(samples), sequence_length, packing)
-    for start in range(0, len(rows), batch_size):
-        chosen = [[samples[i] for i in row] for row in rows[start : start + batch_size]]
-        yield collate(chosen, sequence_length, pad_id)
+    return EvaluationBatches(samples, rows, batch_size, sequence_length, pad_id)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -35,22 +37,50 @@ class Batch:
         return float(self.trained_tokens if self.weights is None else self.weights.sum(dtype=np.float64))
 
 
-def pack(lengths: Sequence[int] | np.ndarray, sequence_length: int) -> list[list[int]]:
+class Rows(Sequence[list[int]]):
+    """Lists of sample indices in flat arrays: row i is `samples[bounds[j] : bounds[j + 1]]` with j = `order[i]`."""
+
+    def __init__(self, samples: np.ndarray, bounds: np.ndarray, order: np.ndarray | None = None) -> None:
+        self._samples, self._bounds = samples, bounds
+        self._order = np.arange(len(bounds) - 1) if order is None else order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        row = self._order[index]
+        found: list[int] = self._samples[self._bounds[row] : self._bounds[row + 1]].tolist()
+        return found
+
+    def renamed(self, names: np.ndarray, order: np.ndarray) -> Rows:
+        """These rows in another order, with `names` of the indices in their place."""
+        return Rows(names[self._samples], self._bounds, order)
+
+
+def pack(lengths: Sequence[int] | np.ndarray, sequence_length: int) -> Rows:
     """Bins of sample indices whose lengths (capped) sum to at most `sequence_length`: best fit, longest first."""
     sizes = np.minimum(np.asarray(lengths, np.int64), sequence_length)
-    rooms: dict[int, list[int]] = {}  # free room -> bins that have it
-    bins: list[list[int]] = []
-    for index in np.argsort(-sizes, kind="stable").tolist():
-        size = int(sizes[index])
+    longest_first = np.argsort(-sizes, kind="stable")
+    rooms: dict[int, array[int]] = {}  # free room -> bins that have it
+    chosen, count = array("q"), 0
+    for size in (int(size) for size in sizes[longest_first]):
         room = next((room for room in range(size, sequence_length) if rooms.get(room)), None)
         if room is None:
-            bins.append([index])
-            rooms.setdefault(sequence_length - size, []).append(len(bins) - 1)
+            room, number, count = sequence_length, count, count + 1
         else:
-            chosen = rooms[room].pop()
-            bins[chosen].append(index)
-            rooms.setdefault(room - size, []).append(chosen)
-    return bins
+            number = rooms[room].pop()
+        chosen.append(number)
+        rooms.setdefault(room - size, array("q")).append(number)
+    bins = np.array(chosen, np.int64)
+    order = np.argsort(bins, kind="stable")  # of one bin in the order in which they came into it
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=count))])
+    return Rows(longest_first[order], bounds)
 
 
 def collate(rows: Sequence[Sequence[Sample]], sequence_length: int, pad_id: int) -> Batch:

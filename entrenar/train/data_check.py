@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
@@ -76,7 +77,7 @@ def check_data(data: Data, tokenizer: Tokenizer, vocabulary: int, sequence_lengt
     found = DataCheck(name, count, sequence_length, SideReport())
     samples = [0] * len(sources)
     options: dict[str, Any] = {"train_on_prompt": data.train_on_prompt, "last_answer": data.answers == "last"}
-    lengths: list[int] = []
+    lengths: array[int] = array("q")
 
     def keep(example: Example, sample: Sample) -> None:
         samples[example.file] += 1
@@ -114,9 +115,9 @@ def _empty_answer(sentence: str) -> bool:
     return bool(EMPTY.search(sentence))
 
 
-def histogram(lengths: list[int]) -> list[tuple[int, int, int]]:
+def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
     """(from, to, count) of at most BINS ranges of whole tokens, both ends included."""
-    if not lengths:
+    if not len(lengths):
         return []
     low, high = min(lengths), max(lengths)
     width = -(-(high - low + 1) // BINS)

@@ -109,7 +109,7 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Datase
         report.evaluated = config.data.eval_path
         report.shared = int(np.isin(held_out.hashes, training.hashes).sum())
     elif len(held_out.examples) and not held_out.samples:
-        _hold_out_others(training, held_out, config.data.held_out_fraction)
+        _hold_out_others(training, held_out, config.data.held_out_fraction, config.checkpointing.directory)
     for side, kind in ((training, ""), (held_out, "held-out ")):
         source = (report.evaluated if kind else "") or report.source
         if len(side.examples) and not side.samples:
@@ -171,12 +171,13 @@ def _encode_side(examples: Subset, config: TrainConfig, tokenizer: Tokenizer, vo
         train_on_prompt=config.data.train_on_prompt,
         last_answer=config.data.answers == "last",
         too_long=config.data.too_long,
+        folder=config.checkpointing.directory,
         check=check,
     )
     return _Side(examples, samples, report, np.array(hashes, np.uint64), np.array(files, np.int64), first)
 
 
-def _hold_out_others(training: _Side, held_out: _Side, fraction: float) -> None:
+def _hold_out_others(training: _Side, held_out: _Side, fraction: float, directory: str) -> None:
     """Hold out samples of the training side, chosen alike, where all that were to be held out are left out."""
     kept, moved = split_indices(training.hashes, fraction)
     if not len(kept) or not len(moved):
@@ -185,7 +186,7 @@ def _hold_out_others(training: _Side, held_out: _Side, fraction: float) -> None:
     held_out.first = next(example for example in training.examples if digest(example.text) in chosen)
     whole = training.samples
     training.files = training.files[kept]
-    training.samples, held_out.samples = (Samples(whole[i] for i in side) for side in (kept, moved))
+    training.samples, held_out.samples = (Samples((whole[i] for i in side), directory) for side in (kept, moved))
     training.report.examples -= len(moved)
     held_out.report.examples += len(moved)
     for side in (training, held_out):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,7 @@ def put_adapter(model: LLaMAModel, place: str | Path) -> None:
     (load_gguf_adapter if Path(place).is_file() else load_adapter)(model, place)
 
 
-def evaluation_rows(rows: Rows, checkpoint: Checkpoint) -> list[Batch]:
+def evaluation_rows(rows: Rows, checkpoint: Checkpoint) -> Sequence[Batch]:
     """The examples to evaluate, as batches of rows; raises as `dataset.held_out`."""
     length, fraction = min(rows.sequence_length, checkpoint.config.context), rows.held_out_fraction
     data = Data(
@@ -124,4 +124,4 @@ def evaluation_rows(rows: Rows, checkpoint: Checkpoint) -> list[Batch]:
     tokenizer, vocabulary = checkpoint.tokenizer(), checkpoint.config.vocab_size
     samples = dataset.held_out(config, tokenizer, vocabulary, whole=fraction == 1)
     pad = padding(tokenizer, vocabulary) or 0
-    return list(evaluation_batches(samples, rows.batch_size, length, config.data.packing, pad))
+    return evaluation_batches(samples, rows.batch_size, length, config.data.packing, pad)

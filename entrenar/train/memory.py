@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from entrenar.adapters.base import AdapterConfig
 from entrenar.adapters.qlora import QLoRAConfig
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.data import Source, sources_of
+from entrenar.data.samples import HELD_BYTES
 from entrenar.errors import MemoryBudgetError
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.decoder import activations, recomputed_layers
@@ -21,6 +23,7 @@ from entrenar.train.updates import is_hidden_matrix
 RUNTIME_BYTES = 112 << 20  # Python, the libraries, the documentation's examples
 # Of a file of examples, for each of its bytes: 5 bytes a token of four, 200 an example of a thousand, and the rows.
 DATA_SHARE = 1.6
+DATA_INDEX_SHARE = 0.2  # what of it is not of tokens, which stand in a file where they are many
 DATA_TOKEN_BYTES, DATA_EXAMPLE_BYTES = 5, 200
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/gemm.pyx)
@@ -124,12 +127,14 @@ def hidden_matrices(config: LLaMAConfig) -> list[tuple[int, ...]]:
 
 
 def data_bytes(config: TrainConfig, share: float = DATA_SHARE) -> int:
-    """What the examples of a file take, of which tokens and training marks are held and no text; 0 where it is none."""
+    """What the examples of a file take, of which tokens and training marks are kept and no text; 0 where it is none."""
     data, most = config.data, config.data.max_examples
     files = [] if data.path is None else sources_of(data.path)
     files += [] if data.eval_path is None else [Source(data.eval_path)]
     size = sum(source.nbytes for source in files)
     rows = len(files) * most * (config.training.sequence_length * DATA_TOKEN_BYTES + DATA_EXAMPLE_BYTES)
+    if share == DATA_SHARE and config.preference.method == "none" and share * size > 2 * HELD_BYTES:
+        return min(int(DATA_INDEX_SHARE * size) + 2 * HELD_BYTES, rows or sys.maxsize)
     return min(int(share * size), rows) if most else int(share * size)
 
 

@@ -87,7 +87,7 @@ class PreferenceLoader(DataLoader):
         """Pairs, or labelled answers, of this epoch: what a batch size counts."""
         return len(self._order) // self.data.group
 
-    def _shuffled(self) -> list[list[int]]:
+    def _shuffled(self) -> Sequence[list[int]]:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
         group = self.data.group
         order = rng.permutation(len(self.samples) // group)

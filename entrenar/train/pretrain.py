@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> run.Res
         tokenizer = Tokenizer.train(_texts(sides[0], SideReport()), shape.vocab_size)
         reports = SideReport(), SideReport()
         (samples, rest), (held_out, held_out_rest) = (
-            text_windows(_texts(side, read), tokenizer, t.sequence_length)
+            text_windows(_texts(side, read), tokenizer, t.sequence_length, config.checkpointing.directory)
             for side, read in zip(sides, reports, strict=True)
         )
     if not samples or (sides[1] and not held_out):
@@ -138,7 +138,10 @@ def _texts(examples: Iterable[Example], read: SideReport) -> Iterator[str]:
 
 
 def _summary(
-    config: TrainConfig, reports: tuple[SideReport, SideReport], rows: tuple[list[Sample], list[Sample]], rest: int
+    config: TrainConfig,
+    reports: tuple[SideReport, SideReport],
+    rows: tuple[Sequence[Sample], Sequence[Sample]],
+    rest: int,
 ) -> Summary:
     """What became of the texts."""
     for read, samples in zip(reports, rows, strict=True):

@@ -86,7 +86,7 @@ def batches(
     held_out: Sequence[Sample],
     pad_id: int | None,
     mix: Mix | None = None,
-) -> tuple[DataLoader, list[Batch]]:
+) -> tuple[DataLoader, Sequence[Batch]]:
     """The loader of the training samples, drawn by `mix` where there is one, and the batches of the held-out ones."""
     t, packing, pad = config.training, config.data.packing, pad_id or 0
     options: dict[str, Any] = {"seed": t.seed, "packing": packing, "pad_id": pad}
@@ -94,7 +94,7 @@ def batches(
         loader = DataLoader(samples, t.batch_size, t.sequence_length, **options)
     else:
         loader = MixedLoader(samples, mix, t.batch_size, t.sequence_length, **options)
-    return loader, list(evaluation_batches(held_out, t.batch_size, t.sequence_length, packing, pad))
+    return loader, evaluation_batches(held_out, t.batch_size, t.sequence_length, packing, pad)
 
 
 def callbacks(config: TrainConfig, record: Record, console: Console) -> list[Callback]:

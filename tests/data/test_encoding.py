@@ -49,7 +49,7 @@ def test_flat_samples_are_those_that_were_put_in() -> None:
         np.testing.assert_array_equal(found.trained, expected.trained)
         assert found.tokens.dtype == np.int32 and found.trained.dtype == bool and found.truncated == expected.truncated
     assert samples[-2].tokens.tolist() == rows[4].tokens.tolist()
-    assert samples.nbytes == 5 * 18 + 8 * 7 + 6
+    assert samples.nbytes == 5 * 18 + 8 * 7 + 6 and samples.lengths.tolist() == [len(row) for row in rows]
     with pytest.raises(IndexError):
         samples[6]
 

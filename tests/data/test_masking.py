@@ -223,8 +223,9 @@ def test_windows_follow_each_other_over_all_texts() -> None:
     for window in windows:
         assert window.trained.tolist() == [False] + [True] * 15
     assert rest == len(stream) % 16
-    assert text_windows(texts, tokenizer, len(stream) + 1) == ([], len(stream))
-    assert text_windows([], tokenizer, 4) == ([], 0)
+    for given, length, left in ((texts, len(stream) + 1, len(stream)), ([], 4, 0)):
+        windows, rest = text_windows(given, tokenizer, length)
+        assert (len(windows), rest) == (0, left)
 
 
 @pytest.mark.unit
