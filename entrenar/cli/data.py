@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entrenar.cli.flags import Parser
-from entrenar.config import add_arguments, from_arguments, text_argument
+from entrenar.config import add_arguments, from_arguments, named_stdout, text_argument
 from entrenar.errors import printable
 from entrenar.io.atomic import atomic_file
 from entrenar.train import report
@@ -27,10 +28,11 @@ DESCRIPTION = """Say what is in a data file, as a model would be trained on it.
 
     entrenar data check --data examples.jsonl --model DIRECTORY_OR_GGUF
     entrenar data check --data examples.jsonl --model base.gguf --html check.html
-    entrenar data check --data examples.jsonl --model base.gguf --json
+    entrenar data check --data examples.jsonl --eval-data held_out.jsonl --model base.gguf --json
 
 Counts, lengths, the share of tokens that is trained, duplicates, empty answers, the first record that is refused, and
-samples in which what is trained is coloured. The status is 1 where a record is refused.
+samples in which what is trained is coloured. With --eval-data the same of that file, and how many of its records are
+trained on too. The status is 1 where a record is refused.
 """
 
 
@@ -60,17 +62,25 @@ def main(
         too_long=asked.too_long,
     )
     length = min(asked.sequence_length, checkpoint.config.context)
-    found = check_data(data, checkpoint.tokenizer(), checkpoint.config.vocab_size, length, show=asked.show)
+    model = (checkpoint.tokenizer(), checkpoint.config.vocab_size, length)
+    sides = [check_data(data, *model, show=asked.show)]
+    if asked.eval_data is not None:
+        sides.append(check_data(replace(data, path=asked.eval_data), *model, show=asked.show, against=sides[0]))
+    table: dict[str, Any] = sides[0].table()
+    if len(sides) > 1:
+        table["evaluation"] = sides[1].table()
     if parsed.html:
         with atomic_file(parsed.html) as file:
-            file.write_text(page(found, rows(found)), encoding="utf-8", errors="backslashreplace")
+            file.write_text(page([(side, rows(side)) for side in sides]), encoding="utf-8", errors="backslashreplace")
     if parsed.json:
-        print(json.dumps(found.table(), indent=2))
+        with named_stdout():
+            print(json.dumps(table, indent=2))
     else:
-        show(report.Output(), found)
-    if found.bad_records:
+        for side in sides:
+            show(report.Output(), side)
+    if any(side.bad_records for side in sides):
         raise SystemExit(1)
-    return found.table()
+    return table
 
 
 def rows(found: DataCheck) -> dict[str, str]:
@@ -86,6 +96,9 @@ def rows(found: DataCheck) -> dict[str, str]:
         "duplicates": f"{found.duplicates:,}"
         + (f": the first is {found.first_duplicate}" if found.first_duplicate else ""),
     }
+    if found.overlap is not None:
+        first = f": the first is {found.overlap.first}" if found.overlap.first else ""
+        said["also trained on"] = f"{found.overlap.records:,}{first}"
     return {key: printable(value) for key, value in said.items()}
 
 

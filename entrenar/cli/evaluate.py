@@ -19,6 +19,7 @@ from entrenar.train import report
 from entrenar.train.options import Rows, SourceOptions
 
 if TYPE_CHECKING:
+    from entrenar.data import SideReport
     from entrenar.train.evaluate import Evaluation
     from entrenar.train.loading import Source
 
@@ -29,7 +30,8 @@ DESCRIPTION = """Measure the loss and perplexity of a model on examples, with an
     entrenar evaluate --model base.gguf --adapter outputs/a/adapter outputs/b/adapter --compare --data examples.jsonl
 
 The loss is the mean cross-entropy of a trained token, in nats: of answers, or of everything in plain texts. --json
-prints {"loss", "perplexity", "tokens"}; of several, a list "results" of such, each with its "adapter".
+prints {"loss", "perplexity", "tokens", "examples"}; of several, a list "results" of such, each with its "adapter".
+"examples" counts those that were read, cut or split because they are longer than a row, and left out.
 """
 
 
@@ -53,18 +55,40 @@ def main(
     places: list[str | None] = [*([None] if parsed.compare or not parsed.adapter else []), *parsed.adapter]
     # progress goes to the error stream where standard output is JSON
     console = Console(stderr=True, quiet=not report.Output(stderr=True).is_terminal) if parsed.json else report.Output()
-    found = _evaluated(from_arguments(Source, parsed), from_arguments(Rows, parsed), places, console)
+    found, read = _evaluated(from_arguments(Source, parsed), from_arguments(Rows, parsed), places, console)
     rows = [{"adapter": place} | _table(result) for place, result in zip(places, found, strict=True)]
-    table = _table(found[0]) if len(rows) == 1 else {"results": rows}
+    table: dict[str, Any] = _table(found[0]) if len(rows) == 1 else {"results": rows}
+    table["examples"] = {
+        "read": read.examples,
+        "cut": read.cut,
+        "split": read.split,
+        "left_out": sum(read.left_out.values()),
+        "reasons": read.left_out,
+    }
     if parsed.json:
         print(json.dumps(table, indent=2))
     else:
         show(console, rows)
+        report.remarks(console, lengths(read, parsed.sequence_length))
     return table
 
 
-def _evaluated(source: Source, rows: Rows, places: Sequence[str | None], console: Console) -> list[Evaluation]:
-    """The evaluation of the base with each adapter; the base is read once, after everything else was checked."""
+def lengths(read: SideReport, length: int) -> list[str]:
+    """What is to be said of examples that were not evaluated as they are."""
+    of = f"of {read.examples:,} examples"
+    said = [
+        f"{read.cut:,} {of} are longer than a row of {length:,} tokens and were cut: what is behind is not counted."
+    ]
+    said = said if read.cut else []
+    said += [f"{read.split:,} {of} are longer than a row of {length:,} tokens and were split."] if read.split else []
+    return said + [f"{count:,} {of} were left out: {reason}." for reason, count in read.left_out.items()]
+
+
+def _evaluated(
+    source: Source, rows: Rows, places: Sequence[str | None], console: Console
+) -> tuple[list[Evaluation], SideReport]:
+    """The evaluation of the base with each adapter, and what became of the examples; the base is read once, after
+    everything else was checked."""
     from entrenar.train.evaluate import evaluate
     from entrenar.train.loading import Base, check_fits, evaluation_rows
 
@@ -72,12 +96,13 @@ def _evaluated(source: Source, rows: Rows, places: Sequence[str | None], console
     for place in places:
         if place is not None:
             check_fits(checkpoint, place)
-    batches = evaluation_rows(rows, checkpoint)
+    batches, read = evaluation_rows(rows, checkpoint)
     with source.computing():
         with console.status("reading the model"):
             base = Base(checkpoint, source.storage(checkpoint))
         report.remarks(console, checkpoint.remarks)
-        return [evaluate(base.model(place), report.track(console, batches, place or "base")) for place in places]
+        found = [evaluate(base.model(place), report.track(console, batches, place or "base")) for place in places]
+    return found, read
 
 
 def _table(result: Evaluation) -> dict[str, Any]:

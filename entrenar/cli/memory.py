@@ -78,7 +78,8 @@ def flags_of(remedy: Remedy) -> str:
 
 def show(console: Console, found: Planned) -> None:
     """The parts, the sum against what is available, and what would make it fit."""
-    table = Table(title=escape(printable(found.model)), title_justify="left", show_header=False)
+    console.print(escape(printable(found.model)), highlight=False, soft_wrap=True)
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_row("parameters", f"{found.parameters:,}")

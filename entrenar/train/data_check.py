@@ -26,6 +26,14 @@ EMPTY = re.compile(
 
 
 @dataclass
+class Overlap:
+    """Of the records to evaluate on, how many have a text that is trained on too, and where the first stands."""
+
+    records: int = 0
+    first: str = ""
+
+
+@dataclass
 class DataCheck:
     """What was found: `lengths` counts whole samples by (from, to) tokens, `bad` is the sentence of the first record
     that is refused and `bad_records` their number, `duplicates` counts texts that stood before, `shown` are samples."""
@@ -43,6 +51,8 @@ class DataCheck:
     longest: int = 0
     files: list[FileReport] = field(default_factory=list)
     shown: list[tuple[str, list[tuple[bool, str]]]] = field(default_factory=list)
+    texts: set[int] = field(default_factory=set)
+    overlap: Overlap | None = None
 
     @property
     def trained_percent(self) -> float:
@@ -58,23 +68,32 @@ class DataCheck:
     def table(self) -> dict[str, object]:
         """For JSON: all but the samples that are shown."""
         found = asdict(self)
-        for name in ("report", "shown", "lengths"):
+        for name in ("report", "shown", "lengths", "texts"):
             del found[name]
         read = {key: value for key, value in asdict(self.report).items() if key not in ("examples", "unused")}
         lengths = [{"from": low, "to": high, "samples": count} for low, high, count in self.lengths]
         return found | read | {"trained_percent": self.trained_percent, "lengths": lengths, "remarks": self.remarks()}
 
 
-def check_data(data: Data, tokenizer: Tokenizer, vocabulary: int, sequence_length: int, *, show: int = 3) -> DataCheck:
+def check_data(
+    data: Data,
+    tokenizer: Tokenizer,
+    vocabulary: int,
+    sequence_length: int,
+    *,
+    show: int = 3,
+    against: DataCheck | None = None,
+) -> DataCheck:
     """Read every record of `data.path`, go on after one that is refused, and show the first `show` samples.
 
+    With `against`, what was found of the training data, the records that stand there too are counted in `overlap`.
     Raises FormatError or ConfigError where the file as a whole cannot be read.
     """
     assert data.path is not None
     sources = sources_of(data.path)
     examples = ExampleFiles(sources, data.max_examples, data.format)
     count, name = len(examples), ", ".join(source.path for source in sources)
-    found = DataCheck(name, count, sequence_length, SideReport())
+    found = DataCheck(name, count, sequence_length, SideReport(), overlap=Overlap() if against else None)
     samples = [0] * len(sources)
     options: dict[str, Any] = {"train_on_prompt": data.train_on_prompt, "last_answer": data.answers == "last"}
     lengths: array[int] = array("q")
@@ -85,7 +104,7 @@ def check_data(data: Data, tokenizer: Tokenizer, vocabulary: int, sequence_lengt
             found.shown.append((example.where, marked_text(sample, tokenizer)))
 
     def read() -> Iterator[Example]:
-        seen: set[int] = set()
+        seen = found.texts
         for index in range(count):
             try:
                 example = examples[index]
@@ -102,6 +121,9 @@ def check_data(data: Data, tokenizer: Tokenizer, vocabulary: int, sequence_lengt
                 found.duplicates += 1
                 found.first_duplicate = found.first_duplicate or example.where
             seen.add(text)
+            if against is not None and found.overlap is not None and text in against.texts:
+                found.overlap.records += 1
+                found.overlap.first = found.overlap.first or example.where
             yield example
 
     found.report = encode_examples(read(), tokenizer, sequence_length, **options, too_long=data.too_long, check=keep)[1]
@@ -146,8 +168,16 @@ STYLE = (
 )
 
 
-def page(found: DataCheck, rows: dict[str, str]) -> str:
-    """One HTML file that needs no other: the table, the histogram, the remarks, and samples with what is trained."""
+def page(sides: Sequence[tuple[DataCheck, dict[str, str]]]) -> str:
+    """One HTML file that needs no other: of each side its table, histogram, remarks and samples."""
+    title = html.escape(sides[0][0].source)
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style></head><body>{''.join(_part(found, rows) for found, rows in sides)}</body></html>\n"
+    )
+
+
+def _part(found: DataCheck, rows: dict[str, str]) -> str:
     most = max((count for *_, count in found.lengths), default=1)
     bars = "".join(
         f"<tr><td>{low:,}-{high:,}</td><td>{count:,}</td>"
@@ -162,10 +192,7 @@ def page(found: DataCheck, rows: dict[str, str]) -> str:
         + "</pre>"
         for where, runs in found.shown
     )
-    title = html.escape(found.source)
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{STYLE}</style></head>"
-        f"<body><h1>{title}</h1><table>{table}</table>{remarks}<h2>Lengths in tokens</h2><table>{bars}</table>"
-        f"<h2>Samples</h2><p>What is <mark>marked</mark> is trained.</p>{samples}</body></html>\n"
+        f"<h1>{html.escape(found.source)}</h1><table>{table}</table>{remarks}<h2>Lengths in tokens</h2>"
+        f"<table>{bars}</table><h2>Samples</h2><p>What is <mark>marked</mark> is trained.</p>{samples}"
     )

@@ -142,8 +142,8 @@ def _mix(config: TrainConfig, training: _Side, report: DataReport) -> Mix | None
     return Mix(tuple(counts), tuple(weights))
 
 
-def held_out(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int, *, whole: bool) -> Samples:
-    """The held-out examples of the file, or all with `whole`, as tokens; raises as `encode`."""
+def held_out(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int, *, whole: bool) -> tuple[Samples, SideReport]:
+    """The held-out examples of the file, or all with `whole`, as tokens, and what became of all; raises as `encode`."""
     examples = _all_examples(config)[0] if whole else split_examples(config)[1]
     side = _encode_side(examples, config, tokenizer, vocabulary)
     if not side.samples:
@@ -151,7 +151,7 @@ def held_out(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int, *, whol
             f"{source_name(config)}: none of its {len(examples)} examples has a token that is trained: give a longer "
             "sequence length or other examples."
         )
-    return side.samples
+    return side.samples, side.report
 
 
 def _encode_side(examples: Subset, config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> _Side:

@@ -98,7 +98,7 @@ def export(settings: Export, console: Console | None = None) -> list[str]:
 def _export_model(settings: Export, checkpoint: Checkpoint, modelfile: served.Modelfile, console: Console) -> list[str]:
     """The model's weights, with the adapter merged into them, and what that costs."""
     rows = Rows(settings.data or "", settings.held_out_fraction, settings.sequence_length) if settings.data else None
-    batches = [] if rows is None else evaluation_rows(rows, checkpoint)
+    batches = [] if rows is None else evaluation_rows(rows, checkpoint)[0]
     with console.status("reading the model"):
         model = _loaded(checkpoint)
         if settings.adapter is not None:

@@ -11,7 +11,7 @@ from entrenar._kernels import cpu
 from entrenar.adapters.gguf import check_gguf_adapter, load_gguf_adapter
 from entrenar.adapters.peft import expected_shapes, load_adapter, read_adapter_config
 from entrenar.autograd.precision import auto_precision, matmul_precision
-from entrenar.data import Batch, evaluation_batches
+from entrenar.data import Batch, SideReport, evaluation_batches
 from entrenar.errors import ConfigError
 from entrenar.io.hub import fetch_default_model
 from entrenar.models.api import LLaMAModel
@@ -111,17 +111,18 @@ def put_adapter(model: LLaMAModel, place: str | Path) -> None:
     (load_gguf_adapter if Path(place).is_file() else load_adapter)(model, place)
 
 
-def evaluation_rows(rows: Rows, checkpoint: Checkpoint) -> Sequence[Batch]:
-    """The examples to evaluate, as batches of rows; raises as `dataset.held_out`."""
+def evaluation_rows(rows: Rows, checkpoint: Checkpoint) -> tuple[Sequence[Batch], SideReport]:
+    """The examples to evaluate, as batches of rows, and what became of them; raises as `dataset.held_out`."""
     length, fraction = min(rows.sequence_length, checkpoint.config.context), rows.held_out_fraction
     data = Data(
         path=rows.data,
         held_out_fraction=fraction if fraction < 1 else 0,
         max_examples=rows.max_examples,
         train_on_prompt=rows.train_on_prompt,
+        too_long=rows.too_long,
     )
     config = TrainConfig(training=Training(sequence_length=length), data=data)
     tokenizer, vocabulary = checkpoint.tokenizer(), checkpoint.config.vocab_size
-    samples = dataset.held_out(config, tokenizer, vocabulary, whole=fraction == 1)
+    samples, read = dataset.held_out(config, tokenizer, vocabulary, whole=fraction == 1)
     pad = padding(tokenizer, vocabulary) or 0
-    return evaluation_batches(samples, rows.batch_size, length, config.data.packing, pad)
+    return evaluation_batches(samples, rows.batch_size, length, config.data.packing, pad), read

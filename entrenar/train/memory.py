@@ -20,7 +20,7 @@ from entrenar.observe.hardware import available_memory
 from entrenar.train.config import TrainConfig
 from entrenar.train.updates import is_hidden_matrix
 
-RUNTIME_BYTES = 112 << 20  # Python, the libraries, the documentation's examples
+RUNTIME_BYTES = 128 << 20  # Python, the libraries, the documentation's examples
 # Of a file of examples, for each of its bytes: 5 bytes a token of four, 200 an example of a thousand, and the rows.
 DATA_SHARE = 1.6
 DATA_INDEX_SHARE = 0.2  # what of it is not of tokens, which stand in a file where they are many

@@ -50,6 +50,11 @@ class Rows:
     batch_size: int = option(BATCH, help="rows that run through the model at once", minimum=1)
     max_examples: int = option(0, help="use at most this many examples of each file; 0 is all", minimum=0)
     train_on_prompt: bool = option(False, help="evaluate the prompts too, not only the answers")
+    too_long: str = option(
+        "auto",
+        help="what becomes of examples longer than a row; auto splits text files and truncates others",
+        choices=TOO_LONG,
+    )
 
     def __post_init__(self) -> None:
         check_dataclass(self, "evaluate")
@@ -68,6 +73,9 @@ class Checked:
     answers: str = option("all", help="which answers of a conversation are trained", choices=("all", "last"))
     too_long: str = option("auto", help="what becomes of examples longer than a row", choices=TOO_LONG)
     show: int = option(3, help="samples that are shown", minimum=0)
+    eval_data: str | None = option(
+        None, help="examples to evaluate on, which are checked alike, and held against the others; unset is none"
+    )
 
     def __post_init__(self) -> None:
         check_dataclass(self, "data")

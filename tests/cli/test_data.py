@@ -50,6 +50,24 @@ def test_samples_are_coloured_in_the_terminal(model: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.unit
+def test_records_to_evaluate_on_are_checked_too_and_held_against_the_others(model: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", RECORDS[:3])
+    others = write(tmp_path / "e.jsonl", [RECORDS[1], {"prompt": "What is 9?", "completion": "Nine."}, RECORDS[3]])
+    words = ("data", "check", "--data", path, "--eval-data", others, "--model", model)
+    ended = run_entrenar(*words, "--json", "--html", tmp_path / "check.html")
+    assert (ended.returncode, ended.stderr) == (1, "")  # a record of theirs is refused
+    found = json.loads(ended.stdout)
+    theirs = found["evaluation"]
+    assert (found["records"], found["bad_records"], found["overlap"]) == (3, 0, None)
+    assert (theirs["records"], theirs["samples"], theirs["bad_records"], theirs["duplicates"]) == (3, 2, 1, 0)
+    assert theirs["bad"].startswith(f"{others}, line 3: ")
+    assert theirs["overlap"] == {"records": 1, "first": f"{others}, line 1"}
+    assert str(path) in (tmp_path / "check.html").read_text() and str(others) in (tmp_path / "check.html").read_text()
+    shown = run_entrenar(*words, COLUMNS="400").stdout
+    assert f"1: the first is {others}, line 1" in shown and shown.count("duplicates") == 2
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("words", "status", "sentence"),
     [

@@ -53,10 +53,29 @@ def test_json_has_loss_perplexity_and_tokens_and_nothing_else_is_printed(model: 
     ended = run_entrenar("evaluate", "--model", model, "--data", data, "--json")
     assert (ended.returncode, ended.stderr) == (0, "")
     found = json.loads(ended.stdout)
-    assert found.keys() == {"loss", "perplexity", "tokens"}
+    assert found.keys() == {"loss", "perplexity", "tokens", "examples"}
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"])) and found["tokens"] > 64
     shown = run_entrenar("evaluate", "--model", model, "--data", data)
     assert f"{found['loss']:.4f}" in shown.stdout and f"{found['tokens']:,} tokens" in shown.stdout
+
+
+@pytest.mark.unit
+def test_what_is_cut_or_left_out_is_counted_and_said(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "d.jsonl"
+    records = [("One?", "One."), ("One?", "It is one. " * 30), ("Is it " * 60, "Two.")]
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in records))
+    words = ("--model", model, "--data", path, "--sequence-length", 32)
+    found = evaluated(*words)["examples"]
+    assert [found[key] for key in ("read", "cut", "split", "left_out")] == [3, 1, 0, 1]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1 of 3 examples are longer than a row of 32 tokens and were cut" in shown
+    assert "1 of 3 examples were left out: the prompt alone fills a row of 32 tokens" in shown
+    assert evaluated(*words, "--too-long", "drop")["examples"]["left_out"] == 2
+    assert evaluated(*words, "--too-long", "split")["examples"]["split"] == 1
+    ended = run_entrenar("evaluate", *words, "--too-long", "error")
+    assert ended.returncode == 1 and ended.stderr.startswith(f"error: {path}, line 2: has ") and ended.stdout == ""
 
 
 @pytest.mark.unit
