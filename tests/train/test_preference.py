@@ -158,6 +158,7 @@ def answers(method: str, seed: int = 0) -> PreferenceData:
 
 SETTINGS = {
     "dpo": Preferences("dpo", beta=0.3),
+    "dpo, smoothed": Preferences("dpo", beta=0.3, label_smoothing=0.2),
     "orpo": Preferences("orpo", beta=0.2),
     "kto": Preferences("kto", beta=0.3, desirable_weight=1.2, undesirable_weight=0.7),
 }
@@ -167,13 +168,15 @@ def ours(name: str) -> tuple[float, dict[str, np.ndarray], LLaMAModel, LLaMAMode
     """Loss and gradients of one batch of all answers, the model and the reference."""
     settings = SETTINGS[name]
     reference, model = LLaMAModel(SHAPE, seed=7), LLaMAModel(SHAPE, seed=7)
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(9)
     for _, tensor in model.named_parameters():
         tensor.numpy()[...] += rng.normal(0, 0.03, tensor.shape).astype(np.float32)
     data = answers(settings.method)
     data.compute_reference(reference, 64, 0)
     batch = data.batch(range(8), 64, 0)
-    loss = PreferenceObjective(settings, 8 // data.group).loss(model, batch, batch.trained_tokens)
+    objective = PreferenceObjective(settings, 8 // data.group)
+    assert settings.method != "kto" or objective._divergence(model, batch) > 0.1  # nothing is compared with what is 0
+    loss = objective.loss(model, batch, batch.trained_tokens)
     loss.backward()
     found = {name: t.grad.numpy().copy() for name, t in model.named_parameters() if t.grad is not None}
     return loss.item(), found, model, reference, data
@@ -232,6 +235,9 @@ def trl_loss(settings: Preferences, policy: Any, base: Any, data: PreferenceData
         arguments = DPOConfig(**common)
         trainer = DPOTrainer(policy, base, args=arguments, train_dataset=pairs, processing_class=processing)
         found = trainer.compute_loss(trainer.model, padded([*chosen, *rejected]))
+        if smoothing := settings.label_smoothing:  # each pair the wrong way round with this probability
+            flipped = trainer.compute_loss(trainer.model, padded([*rejected, *chosen]))
+            found = (1 - smoothing) * found + smoothing * flipped
     elif settings.method == "kto":
         from trl import KTOConfig, KTOTrainer
 
