@@ -207,6 +207,19 @@ def test_losses_and_gradients_are_those_of_trl(name: str, tmp_path: Path, monkey
         assert error < 1e-4, key
 
 
+def padded(samples: Any) -> dict[str, Any]:
+    """The samples as TRL batches them."""
+    import torch
+
+    width = max(len(s) for s in samples)
+    ids = torch.zeros(len(samples), width, dtype=torch.long)
+    there, trained = torch.zeros_like(ids), torch.zeros_like(ids)
+    for i, s in enumerate(samples):
+        ids[i, : len(s)] = torch.from_numpy(s.tokens.astype(np.int64))
+        there[i, : len(s)], trained[i, : len(s)] = 1, torch.from_numpy(s.trained.astype(np.int64))
+    return {"input_ids": ids, "attention_mask": there, "completion_mask": trained}
+
+
 def trl_loss(settings: Preferences, policy: Any, base: Any, data: PreferenceData, tokenizer: Path, folder: Path) -> Any:
     """What TRL's own trainer computes for one batch of all answers."""
     import datasets
@@ -218,15 +231,6 @@ def trl_loss(settings: Preferences, policy: Any, base: Any, data: PreferenceData
     common = {"output_dir": str(folder / "trl"), "use_cpu": True, "report_to": [], "per_device_train_batch_size": 8}
     common |= {"beta": settings.beta, "bf16": False, "fp16": False}
     pairs = datasets.Dataset.from_list([{"prompt": "a b", "chosen": " c", "rejected": " d"}] * 2)
-
-    def padded(samples: Any) -> dict[str, Any]:
-        width = max(len(s) for s in samples)
-        ids = torch.zeros(len(samples), width, dtype=torch.long)
-        there, trained = torch.zeros_like(ids), torch.zeros_like(ids)
-        for i, s in enumerate(samples):
-            ids[i, : len(s)] = torch.from_numpy(s.tokens.astype(np.int64))
-            there[i, : len(s)], trained[i, : len(s)] = 1, torch.from_numpy(s.trained.astype(np.int64))
-        return {"input_ids": ids, "attention_mask": there, "completion_mask": trained}
 
     chosen, rejected = data.samples[::2], data.samples[1::2]
     if settings.method == "dpo":
