@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, takewhile
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
 
 from entrenar.data.formats import Example, check_changes, example_of
 from entrenar.data.messages import is_empty
 from entrenar.data.record_files import TableFile, open_records
+from entrenar.data.split import digest
 from entrenar.errors import FormatError
 
 PAIRED = "prompt, chosen and rejected (or chosen and rejected that begin with the same prompt)"
@@ -39,30 +43,59 @@ class Preference:
         return self.pair or "\n".join(answer.text for answer in self.answers)
 
 
-def read_preferences(path: str | Path, *, labelled: bool, most: int = 0) -> list[Preference]:
-    """The preferences of a file's first `most` records (0 is all): pairs, or `labelled` answers.
+class PreferenceFile(Sequence[Preference]):
+    """The preferences of a file's first `most` records (0 is all): pairs, or `labelled` answers; read when asked for.
 
     The file is one of JSON, CSV or Parquet. A prompt is a text or a list of messages, answers are too (in CSV the
     JSON of one). Where answers are labelled, a pair is one wanted and one unwanted answer, the wanted ones of all
-    pairs first, as TRL has them. Raises FormatError, naming file and line, where a record is not as expected.
+    pairs first, as TRL has them. Raises FormatError, naming file and line, where a record is not as expected: all are
+    checked at once. `hashes` (n,) uint64 are the digests of their texts.
     """
-    records = open_records(path)
-    wanted: list[Preference] = []
-    unwanted: list[Preference] = []
-    for where, record in islice(records, most or None):
-        if isinstance(records, TableFile):
+
+    def __init__(self, path: str | Path, *, labelled: bool, most: int = 0) -> None:
+        self._records, self._labelled = open_records(path), labelled
+        count = min(len(self._records), most or len(self._records))
+        places, hashes = (array("q"), array("q")), (array("Q"), array("Q"))  # wanted or all of a record, unwanted
+        for index, (where, record) in enumerate(self._records.read(range(count))):
+            for side, preference in enumerate(self._of_record(where, record)):
+                places[side].append(index)
+                hashes[side].append(digest(preference.text))
+        if not places[0]:
+            raise FormatError(f"{path}: holds no preferences; expected one JSON object a line.")
+        self._wanted, self._places = len(places[0]), np.array(places[0] + places[1], np.int64)
+        self.hashes = np.array(hashes[0] + hashes[1], np.uint64)
+
+    def _of_record(self, where: str, record: Any) -> list[Preference]:
+        """What a record is: one preference, or the wanted and the unwanted answer of a pair."""
+        if isinstance(self._records, TableFile):
             record = _from_cells(record, where)
-        if not labelled:
-            wanted.append(_pair(record, where))
-        elif isinstance(record, dict) and "completion" not in record and record.get("chosen"):
+        if not self._labelled:
+            return [_pair(record, where)]
+        if isinstance(record, dict) and "completion" not in record and record.get("chosen"):
             pair = _pair(record, where)
-            for label, side, answer in zip((True, False), (wanted, unwanted), pair.answers, strict=True):
-                side.append(Preference((answer,), label, pair.text))
-        else:
-            wanted.append(_labelled(record, where))
-    if not wanted:
-        raise FormatError(f"{path}: holds no preferences; expected one JSON object a line.")
-    return wanted + unwanted
+            labels = zip((True, False), pair.answers, strict=True)
+            return [Preference((answer,), label, pair.text) for label, answer in labels]
+        return [_labelled(record, where)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Preference: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Preference]: ...
+    def __getitem__(self, index: int | slice) -> Preference | list[Preference]:
+        chosen = range(len(self))[index]
+        return list(self.read(chosen)) if isinstance(chosen, range) else next(self.read([chosen]))
+
+    def __iter__(self) -> Iterator[Preference]:
+        return self.read(range(len(self)))
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> Iterator[Preference]:
+        """The preferences of these indices, in their order."""
+        records = self._records.read(self._places[indices].tolist())
+        for index, (where, record) in zip(indices, records, strict=True):
+            yield self._of_record(where, record)[int(index >= self._wanted)]
 
 
 def _from_cells(record: dict[str, Any], where: str) -> dict[str, Any]:

@@ -133,8 +133,8 @@ def data_bytes(config: TrainConfig, share: float = DATA_SHARE) -> int:
     files += [] if data.eval_path is None else [Source(data.eval_path)]
     size = sum(source.nbytes for source in files)
     rows = len(files) * most * (config.training.sequence_length * DATA_TOKEN_BYTES + DATA_EXAMPLE_BYTES)
-    if share == DATA_SHARE and config.preference.method == "none" and share * size > 2 * HELD_BYTES:
-        return min(int(DATA_INDEX_SHARE * size) + 2 * HELD_BYTES, rows or sys.maxsize)
+    if share == DATA_SHARE and share * size > (held := HELD_BYTES * (4 if config.preference.method == "kto" else 2)):
+        return min(int(DATA_INDEX_SHARE * size) + held, rows or sys.maxsize)
     return min(int(share * size), rows) if most else int(share * size)
 
 

@@ -8,15 +8,16 @@ log-probabilities are computed once, and no second model exists.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 import numpy as np
 
 from entrenar.autograd import Tensor, no_grad
 from entrenar.autograd.ops.cross_entropy import linear_cross_entropy
 from entrenar.autograd.precision import get_matmul_precision, matmul_precision
-from entrenar.data import IGNORE, Batch, DataLoader, Sample, collate
+from entrenar.data import IGNORE, Batch, DataLoader, Sample, Samples, collate
 from entrenar.errors import ConfigError, NumericsError
 from entrenar.models.api import LLaMAModel
 from entrenar.train.config import Preferences
@@ -41,12 +42,20 @@ class PreferenceData:
     """Encoded answers with their labels and, once they are computed, the reference's log-probabilities.
 
     Of pairs, the chosen and the rejected answer follow each other. With `shifts` each prompt also stands with the
-    answer before it, as in TRL's KTO.
+    answer before it, as in TRL's KTO. Many of these stand in `folder` (`Samples`).
     """
 
-    def __init__(self, samples: Sequence[Sample], labels: Sequence[bool], group: int, shifts: bool) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        labels: Sequence[bool] | np.ndarray,
+        group: int,
+        shifts: bool,
+        folder: str | None = None,
+    ) -> None:
         self.samples, self.labels, self.group = samples, np.array(labels, bool), group
-        self.shifted = [_with_answer(s, samples[i - 1]) for i, s in enumerate(samples)] if shifts else []
+        shifted = (_with_answer(sample, samples[i - 1]) for i, sample in enumerate(samples))
+        self.shifted = Samples(shifted if shifts else (), folder)
         self.reference, self.shifted_reference = np.zeros(len(samples)), np.zeros(len(self.shifted))
 
     def compute_reference(self, model: LLaMAModel, sequence_length: int, pad_id: int) -> None:
@@ -97,13 +106,26 @@ class PreferenceLoader(DataLoader):
         return self.data.batch([i for row in rows for i in row], self.sequence_length, self.pad_id)
 
 
-def held_out_batches(
-    data: PreferenceData, batch_size: int, sequence_length: int, pad_id: int
-) -> Iterator[PreferenceBatch]:
-    """Every answer once, in a fixed order."""
-    size = data.group * batch_size
-    for start in range(0, len(data.samples), size):
-        yield data.batch(range(start, min(start + size, len(data.samples))), sequence_length, pad_id)
+class PreferenceBatches(Sequence[PreferenceBatch]):
+    """Every answer once, in a fixed order, in batches that are made when they are asked for."""
+
+    def __init__(self, data: PreferenceData, batch_size: int, sequence_length: int, pad_id: int) -> None:
+        self._data, self._size = data, data.group * batch_size
+        self._sequence_length, self._pad_id = sequence_length, pad_id
+
+    def __len__(self) -> int:
+        return -(-len(self._data.samples) // self._size)
+
+    @overload
+    def __getitem__(self, index: int) -> PreferenceBatch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PreferenceBatch]: ...
+    def __getitem__(self, index: int | slice) -> PreferenceBatch | list[PreferenceBatch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        start = range(len(self))[index] * self._size
+        stop = min(start + self._size, len(self._data.samples))
+        return self._data.batch(range(start, stop), self._sequence_length, self._pad_id)
 
 
 def _with_answer(prompt: Sample, answer: Sample) -> Sample:
@@ -258,11 +280,10 @@ def _whole_targets(batch: PreferenceBatch) -> np.ndarray:
     return whole
 
 
-def check_samples(samples: Sequence[Sample], where: Sequence[str]) -> None:
+def check_sample(sample: Sample, where: str) -> None:
     """ConfigError, naming its place, for an answer of which no token is left in a row."""
-    for sample, place in zip(samples, where, strict=True):
-        if not sample.trained[1:].any():
-            raise ConfigError(
-                f"{place}: has an answer of which no token is trained in a row; give a longer "
-                "training.sequence_length, or leave the record out."
-            )
+    if not sample.trained[1:].any():
+        raise ConfigError(
+            f"{where}: has an answer of which no token is trained in a row; give a longer training.sequence_length, or "
+            "leave the record out."
+        )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
-from entrenar.data import DataReport, Example, SideReport, digest, encode_example, split_files
-from entrenar.data.preferences import Preference, read_preferences
+from entrenar.data import DataReport, Example, Samples, SideReport, encode_example, split_files
+from entrenar.data.preferences import Preference, PreferenceFile
 from entrenar.data.sources import unweighted
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
@@ -18,10 +19,10 @@ from entrenar.train.config import TrainConfig
 from entrenar.train.dataset import source_name
 from entrenar.train.preference import (
     PreferenceBatch,
+    PreferenceBatches,
     PreferenceData,
     PreferenceLoader,
-    check_samples,
-    held_out_batches,
+    check_sample,
 )
 from entrenar.train.vocabulary import check_vocabulary
 
@@ -37,61 +38,62 @@ class PreferenceSides:
 
     def batches(
         self, config: TrainConfig, model: LLaMAModel, pad_id: int
-    ) -> tuple[PreferenceLoader, list[PreferenceBatch]]:
+    ) -> tuple[PreferenceLoader, Sequence[PreferenceBatch]]:
         """The loader and the held-out batches, with `model` as it is as the reference."""
         t = config.training
         if config.preference.method != "orpo":
             for side in (self.training, self.held_out):
                 side.compute_reference(model, t.sequence_length, pad_id)
         loader = PreferenceLoader(self.training, t.batch_size, t.sequence_length, seed=t.seed, pad_id=pad_id)
-        return loader, list(held_out_batches(self.held_out, t.batch_size, t.sequence_length, pad_id))
+        return loader, PreferenceBatches(self.held_out, t.batch_size, t.sequence_length, pad_id)
 
 
 def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> PreferenceSides:
     """The run's preferences as tokens of a model that has `vocabulary` of them; raises as `dataset.encode`."""
-    data, labelled = config.data, config.preference.method == "kto"
+    data, method = config.data, config.preference.method
     assert data.path is not None  # held by the configuration
-    files = [
-        read_preferences(source.path, labelled=labelled, most=data.max_examples)
-        for source in unweighted(data.path, config.preference.method)
-    ]
-    found, bounds = [preference for file in files for preference in file], [0, *accumulate(map(len, files))]
-    hashes = np.array([digest(preference.text) for preference in found], np.uint64)
-    own = [] if data.eval_path is None else read_preferences(data.eval_path, labelled=labelled)
-    if own:
-        sides = np.arange(len(found)), np.arange(len(found), len(found) + len(own))
-        found += own
-    else:
-        sides = split_files(hashes, np.array(bounds), data.held_out_fraction)
-    if not len(sides[0]) or (data.held_out_fraction and not len(sides[1])):
+    options: dict[str, Any] = {"labelled": method == "kto"}
+    sources = unweighted(data.path, method)
+    files = [PreferenceFile(source.path, **options, most=data.max_examples) for source in sources]
+    own = None if data.eval_path is None else PreferenceFile(data.eval_path, **options)
+    hashes, bounds = np.concatenate([file.hashes for file in files]), np.array([0, *accumulate(map(len, files))])
+    training, held_out = split_files(hashes, bounds, data.held_out_fraction if own is None else 0)
+    if not len(training) or (own is None and data.held_out_fraction and not len(held_out)):
         raise ConfigError(
-            f"{source_name(config)}: has {len(found)} preferences, which cannot be both trained on and held out; give "
+            f"{source_name(config)}: has {len(hashes)} preferences, which cannot be both trained on and held out; give "
             "more, or data.held_out_fraction = 0."
         )
-    training, held_out = ([found[i] for i in side] for side in sides)
-    reports = SideReport(), SideReport()
-    first, second = (
-        _encoded(side, config, tokenizer, vocabulary, report)
-        for side, report in zip((training, held_out), reports, strict=True)
-    )
-    shown = (held_out or training)[0].answers[0]
-    report = DataReport(source_name(config), config.training.sequence_length, *reports)
-    if data.eval_path is not None:
-        report.evaluated = data.eval_path
-        report.shared = int(np.isin([digest(preference.text) for preference in own], hashes).sum())
+
+    def chosen(side: np.ndarray) -> Iterator[Preference]:
+        for file, first, end in zip(files, bounds[:-1], bounds[1:], strict=True):
+            yield from file.read(side[(first <= side) & (side < end)] - first)
+
+    sides = [_encoded(chosen(training), config, tokenizer, vocabulary)]
+    sides.append(_encoded(chosen(held_out) if own is None else own, config, tokenizer, vocabulary))
+    (first, trained, shown), (second, kept, held_out_shown) = sides
+    report = DataReport(source_name(config), config.training.sequence_length, trained, kept)
+    if own is not None:
+        report.evaluated, report.shared = str(data.eval_path), int(np.isin(own.hashes, hashes).sum())
+    shown = held_out_shown or shown
+    assert shown is not None  # held above
     return PreferenceSides(first, second, shown, report)
 
 
 def _encoded(
-    preferences: Iterable[Preference], config: TrainConfig, tokenizer: Tokenizer, vocabulary: int, report: SideReport
-) -> PreferenceData:
-    labelled = config.preference.method == "kto"
-    pairs = [(answer, preference.label) for preference in preferences for answer in preference.answers]
-    answers = [answer for answer, _ in pairs]
-    samples = [encode_example(answer, tokenizer, config.training.sequence_length) for answer in answers]
-    check_samples(samples, [answer.where for answer in answers])
-    check_vocabulary(answers, samples, tokenizer, vocabulary)
-    for answer in answers:
-        report.count(answer)
+    preferences: Iterable[Preference], config: TrainConfig, tokenizer: Tokenizer, vocabulary: int
+) -> tuple[PreferenceData, SideReport, Example | None]:
+    """The answers as tokens, what they are, and the first of them."""
+    labelled, folder = config.preference.method == "kto", config.checkpointing.directory
+    samples, labels, report, first = Samples(folder=folder), bytearray(), SideReport(), None
+    for preference in preferences:
+        for answer in preference.answers:
+            sample = encode_example(answer, tokenizer, config.training.sequence_length)
+            check_sample(sample, answer.where)
+            check_vocabulary([answer], [sample], tokenizer, vocabulary)
+            report.count(answer)
+            samples.append(sample)
+            labels.append(preference.label)
+            first = first or answer
     report.count_samples(samples)
-    return PreferenceData(samples, [label for _, label in pairs], 1 if labelled else 2, shifts=labelled)
+    marks = np.frombuffer(labels, bool)
+    return PreferenceData(samples, marks, 1 if labelled else 2, shifts=labelled, folder=folder), report, first

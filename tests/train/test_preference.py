@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from entrenar.data import Sample
-from entrenar.data.preferences import read_preferences
+from entrenar.data.preferences import PreferenceFile
 from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig
@@ -53,7 +53,7 @@ def read(tmp_path: Path, *records: Any, labelled: bool = False) -> list[list[tup
             ([f"{message['role']}: {message['content']}" for message in answer.messages], sorted(answer.left_out))
             for answer in preference.answers
         ]
-        for preference in read_preferences(path, labelled=labelled)
+        for preference in PreferenceFile(path, labelled=labelled)
     ]
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from entrenar.data.preferences import read_preferences
+from entrenar.data import samples
+from entrenar.data.preferences import PreferenceFile
 from entrenar.errors import ConfigError, FormatError
 from entrenar.train import TrainConfig
 from entrenar.train.config import Data, Preferences, Training
@@ -67,11 +68,11 @@ def written(path: Path, records: list[dict[str, Any]]) -> Path:
 def test_tables_hold_what_json_holds(
     ending: str, records: list[dict[str, Any]], labelled: bool, tmp_path: Path
 ) -> None:
-    expected = read_preferences(written(tmp_path / "a.jsonl", records), labelled=labelled)
-    found = read_preferences(written(tmp_path / f"a.{ending}", records), labelled=labelled)
-    assert found == expected and len(found) == 5
+    expected = PreferenceFile(written(tmp_path / "a.jsonl", records), labelled=labelled)
+    found = PreferenceFile(written(tmp_path / f"a.{ending}", records), labelled=labelled)
+    assert list(found) == list(expected) and len(found) == 5
     assert [p.label for p in found] == [p.label for p in expected]
-    assert len(read_preferences(tmp_path / f"a.{ending}", labelled=labelled, most=2)) == 2
+    assert len(PreferenceFile(tmp_path / f"a.{ending}", labelled=labelled, most=2)) == 2
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
@@ -79,7 +80,7 @@ def test_pairs_are_unpaired_for_labels_as_in_trl(ending: str, tmp_path: Path) ->
     datasets = pytest.importorskip("datasets")
     trl = pytest.importorskip("trl.data_utils")
     theirs = trl.unpair_preference_dataset(datasets.Dataset.from_list(PAIRS["texts"]))
-    found = read_preferences(written(tmp_path / f"a.{ending}", PAIRS["texts"]), labelled=True)
+    found = PreferenceFile(written(tmp_path / f"a.{ending}", PAIRS["texts"]), labelled=True)
     ours = [(*(message["content"] for message in p.answers[0].messages), p.label) for p in found]
     assert ours == [(row["prompt"], row["completion"], row["label"]) for row in theirs]
     assert len({p.text for p in found}) == 5  # both answers of a pair are on one side
@@ -112,7 +113,7 @@ def test_a_row_that_is_none_is_named(
     records = [dict.fromkeys(change) | record for record in records]  # a table has the columns of its first row
     records[1] |= change
     with pytest.raises(FormatError, match=rf"a\.{ending}, {message}"):
-        read_preferences(written(tmp_path / f"a.{ending}", records), labelled=labelled)
+        PreferenceFile(written(tmp_path / f"a.{ending}", records), labelled=labelled)
 
 
 def test_files_that_hold_no_preferences_are_refused(tmp_path: Path) -> None:
@@ -120,18 +121,18 @@ def test_files_that_hold_no_preferences_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     pandas.DataFrame(PAIRS["messages"]).to_csv(path, index=False)
     with pytest.raises(FormatError, match="line 2: prompt is a list in the notation of Python"):
-        read_preferences(path, labelled=False)
+        PreferenceFile(path, labelled=False)
     (tmp_path / "b.csv").write_text("prompt,chosen,rejected\n")
     with pytest.raises(FormatError, match=r"b\.csv: holds no preferences"):
-        read_preferences(tmp_path / "b.csv", labelled=False)
+        PreferenceFile(tmp_path / "b.csv", labelled=False)
     (tmp_path / "c.txt").write_text("A text.")
     with pytest.raises(FormatError, match=r"c\.txt: has no chosen and no rejected"):
-        read_preferences(tmp_path / "c.txt", labelled=False)
+        PreferenceFile(tmp_path / "c.txt", labelled=False)
     for cell, label in (("true", True), ("FALSE", False), ("1", True), ("0", False), (" True ", True)):
         (tmp_path / "d.csv").write_text(f"prompt,completion,label\na,b,{cell}\n")
-        assert read_preferences(tmp_path / "d.csv", labelled=True)[0].label is label
+        assert PreferenceFile(tmp_path / "d.csv", labelled=True)[0].label is label
     (tmp_path / "e.csv").write_text('prompt,chosen,rejected\n[1] is what?,[a],"[{""b"": 1}"\n')
-    answers = read_preferences(tmp_path / "e.csv", labelled=False)[0].answers
+    answers = PreferenceFile(tmp_path / "e.csv", labelled=False)[0].answers
     assert [answer.messages[-1]["content"] for answer in answers] == ["[a]", '[{"b": 1}']
 
 
@@ -248,3 +249,19 @@ def test_a_file_of_its_own_to_evaluate_on(model: Path, tmp_path: Path) -> None:
     assert "others.parquet: 3 of its 6 samples" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["data"]
     assert summary["evaluated"] == str(others) and summary["training"]["samples"] == 48
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_run_over_answers_on_disk_has_the_same_bits(
+    method: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [json.loads(line) for line in write_preferences(tmp_path / "a.jsonl", "dpo").read_text().splitlines()]
+    written(tmp_path / "b.parquet", records[:10])
+    written(tmp_path / "c.csv", records[10:])
+    found = []
+    for name, held in (("x", samples.HELD_BYTES), ("y", 200)):
+        monkeypatch.setattr(samples, "HELD_BYTES", held)
+        config = config_for(tmp_path / "a.jsonl", tmp_path / name, SHORT, preference=Preferences(method))
+        several = [str(tmp_path / "b.parquet"), str(tmp_path / "c.csv")]
+        found.append(outcome(model, replace(config, data=Data(path=several, held_out_fraction=0.3))))
+    assert found[0] == found[1]

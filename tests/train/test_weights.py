@@ -20,7 +20,7 @@ from entrenar.data import (
     evaluation_batches,
 )
 from entrenar.data.formats import example_of
-from entrenar.data.preferences import read_preferences
+from entrenar.data.preferences import PreferenceFile
 from entrenar.errors import ConfigError, FormatError, NumericsError, ShapeError
 from entrenar.llama import LLaMAModel
 from entrenar.train import Trainer
@@ -229,7 +229,7 @@ def test_weights_of_preferences_are_refused(tmp_path: Path) -> None:
     answers = {"chosen": [TURNS[1]], "rejected": [{"role": "assistant", "content": "no"}]}
     path.write_text(json.dumps({"prompt": [TURNS[0]], **answers}) + "\n")
     with pytest.raises(FormatError, match="line 1: an answer has a weight, which preferences do not use"):
-        read_preferences(path, labelled=False)
+        PreferenceFile(path, labelled=False)
 
 
 def test_a_run_over_a_file_with_weights(tmp_path: Path) -> None:
