@@ -22,7 +22,7 @@ from entrenar.observe.hardware import available_memory
 from entrenar.train import checkpoint, folder, interrupt, report
 from entrenar.train.best import best
 from entrenar.train.callbacks import Callback, Display, Record
-from entrenar.train.config import TrainConfig
+from entrenar.train.config import FALLING, TrainConfig
 from entrenar.train.evaluate import Evaluation
 from entrenar.train.memory import MemoryEstimate
 from entrenar.train.observers import observers
@@ -275,11 +275,22 @@ def _other_rates(trainer: Trainer, console: Console) -> list[str]:
     said = [
         f"The learning rates of {schedule} follow from the number of steps, which was another than {steps} up to step "
         f"{trainer.step}: the result is not that of {steps} steps from the beginning, and the rate goes from "
-        f"{trainer.reports[-1].learning_rate:.3g} to {trainer.optimizer.lr:.3g} here. lr_schedule.schedule_steps"
-        f"{f' = {before}' if (before := trainer.earlier_steps) else ''} keeps the curve of before."
+        f"{trainer.reports[-1].learning_rate:.3g} to {trainer.optimizer.lr:.3g} here. {_kept_curve(trainer)}"
     ]
     report.remarks(console, said)
     return said
+
+
+def _kept_curve(trainer: Trainer) -> str:
+    """How the learning rates of before a resume are kept, where they train anything to the new end."""
+    s, before = trainer.config.lr_schedule, trainer.earlier_steps
+    if before is None or before >= trainer.config.training.steps or s.min_lr or s.name not in FALLING:
+        return f"lr_schedule.schedule_steps{f' = {before}' if before else ''} keeps the curve of before."
+    further = "; training.continue_adapter, in another directory, trains its result on with a curve of its own"
+    return (
+        f"The curve of before ends at a rate of 0 after step {before}: training.steps = {before} keeps it"
+        f"{further if trainer.config.adapter is not None else ''}."
+    )
 
 
 def _stands(trainer: Trainer) -> str:

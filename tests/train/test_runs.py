@@ -94,6 +94,18 @@ def test_other_learning_rates_before_a_resume_are_said(model: Path, data: Path, 
 
 
 @pytest.mark.unit
+def test_a_curve_that_ends_at_nothing_is_not_advised_for_more_steps(model: Path, data: Path, tmp_path: Path) -> None:
+    for steps, resume in ((4, False), (6, True)):
+        config = config_for(data, tmp_path / "run", replace(SMALL, steps=steps))
+        config.checkpointing = replace(config.checkpointing, resume=resume, minutes=10)
+        shown = quiet(model, config)[1]
+    assert (
+        "The curve of before ends at a rate of 0 after step 4: training.steps = 4 keeps it; training.continue_" in shown
+    )
+    assert "keeps the curve of before" not in shown
+
+
+@pytest.mark.unit
 def test_a_resumed_run_keeps_the_old_curve_where_it_is_asked_to(model: Path, data: Path, tmp_path: Path) -> None:
     for steps, schedule_steps, resume in ((4, None, False), (6, 4, True)):
         config = config_for(data, tmp_path / "run", replace(SMALL, steps=steps))
