@@ -343,6 +343,12 @@ def named_stdout() -> Iterator[None]:
         raise OSError(error.errno, error.strerror, STDOUT) from error
 
 
+def print_out(text: object, end: str = "\n") -> None:
+    """Print to standard output; an OSError names it."""
+    with named_stdout():
+        print(text, end=end)
+
+
 NEGATIVE = re.compile(r"^-((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)$", re.IGNORECASE)
 
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from entrenar.config import ArgumentParser, text_argument
+from entrenar.config import ArgumentParser, print_out, text_argument
+from entrenar.train import report
 
 if TYPE_CHECKING:
     from entrenar.observe.anomaly import Anomaly, Step
@@ -54,9 +55,9 @@ def main(
     found, watched = anomalies(steps, path.parent / ANOMALIES)
     table = as_table(steps, kinds, found, watched)
     if parsed.json:
-        print(json.dumps(table, indent=2, ensure_ascii=False))
+        print_out(json.dumps(table, indent=2, ensure_ascii=False))
     else:
-        show(Console(), table)
+        show(report.Output(), table)
     return table
 
 

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from entrenar.config import ArgumentParser, add_arguments, from_arguments, shown, text_argument
+from entrenar.config import ArgumentParser, add_arguments, from_arguments, print_out, shown, text_argument
 from entrenar.observe.tolerance import Tolerance
+from entrenar.train import report
 
 DESCRIPTION = """Say how run B differs from run A: configuration, bits, losses, speed, phases, kernels.
 
@@ -65,9 +66,9 @@ def main(
 def _end(as_json: bool, table: dict[str, Any], show: Callable[[Console, dict[str, Any]], None], wrong: str) -> Any:
     """Print the table and return it; SystemExit with BEYOND where it has something under the key `wrong`."""
     if as_json:
-        print(json.dumps(table, indent=2, ensure_ascii=False))
+        print_out(json.dumps(table, indent=2, ensure_ascii=False))
     else:
-        show(Console(), table)
+        show(report.Output(), table)
     if table[wrong]:
         raise SystemExit(BEYOND)
     return table

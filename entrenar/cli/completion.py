@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from entrenar.adapters.options import OPTIONS
-from entrenar.config import HELP, ArgumentParser, ArgumentType, named_stdout, text_argument
+from entrenar.config import HELP, ArgumentParser, ArgumentType, print_out, text_argument
 from entrenar.io.atomic import atomic_file
 from entrenar.train.config import NO_ADAPTER
 
@@ -62,8 +62,7 @@ def main(arguments: Sequence[str] | None = None, *, description: str = DESCRIPTI
     parsed = parser.parse_args(arguments)
     script = SHELLS[parsed.shell](verbs())
     if parsed.output is None:
-        with named_stdout():
-            print(script, end="")
+        print_out(script, end="")
     else:
         with atomic_file(Path(parsed.output).expanduser()) as part:
             part.write_text(script, encoding="utf-8")

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from entrenar.cli.flags import Parser
-from entrenar.config import add_arguments, from_arguments, named_stdout, text_argument
+from entrenar.config import add_arguments, from_arguments, print_out, text_argument
 from entrenar.errors import printable
 from entrenar.io.atomic import atomic_file
 from entrenar.train import report
@@ -73,8 +73,7 @@ def main(
         with atomic_file(parsed.html) as file:
             file.write_text(page([(side, rows(side)) for side in sides]), encoding="utf-8", errors="backslashreplace")
     if parsed.json:
-        with named_stdout():
-            print(json.dumps(table, indent=2))
+        print_out(json.dumps(table, indent=2))
     else:
         for side in sides:
             show(report.Output(), side)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from entrenar.config import ArgumentParser
+from entrenar.config import ArgumentParser, print_out
 from entrenar.errors import printable
 from entrenar.train import report
 
@@ -36,7 +36,7 @@ def main(
     found = examine()
     said = remarks(found)
     if parsed.json:
-        print(json.dumps(found | {"remarks": said}, indent=2))
+        print_out(json.dumps(found | {"remarks": said}, indent=2))
         return found
     console = report.Output()
     report.summary(console, "entrenar", {name: escape(printable(value)) for name, value in _rows(found).items()})

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from entrenar.cli.flags import Parser, add_adapters
-from entrenar.config import add_arguments, from_arguments
+from entrenar.config import add_arguments, from_arguments, print_out
 from entrenar.errors import ConfigError, printable
 from entrenar.train import report
 from entrenar.train.options import Rows, SourceOptions
@@ -66,7 +66,7 @@ def main(
         "reasons": read.left_out,
     }
     if parsed.json:
-        print(json.dumps(table, indent=2))
+        print_out(json.dumps(table, indent=2))
     else:
         show(console, rows)
         report.remarks(console, lengths(read, parsed.sequence_length))

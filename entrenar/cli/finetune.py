@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from entrenar.adapters.options import OPTIONS, AdapterOptions, LoRAOptions
 from entrenar.adapters.presets import PRESETS
 from entrenar.cli.flags import CONFIG, PRESET, Parser, config_from, early, parser_for
-from entrenar.config import BASE_KEYS, add_arguments, load_toml, names_of, without
+from entrenar.config import BASE_KEYS, add_arguments, load_toml, names_of, print_out, without
 from entrenar.errors import ConfigError
 from entrenar.train.config import NO_ADAPTER, Pretrained, TrainConfig
 
@@ -53,7 +53,7 @@ def main(
 
     shape = _shape(asked.path) if asked.path is not None else {}
     if asked.parsed.print_config:
-        print(whole_toml(config, base, shape), end="")
+        print_out(whole_toml(config, base, shape), end="")
         return None
     model = fetch_default_model() if base.path is None else base.path
     return finetune(model, config, dtype=base.dtype, quantize=base.quantize, shape=shape)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from entrenar.config import ArgumentParser, text_argument
+from entrenar.config import ArgumentParser, print_out, text_argument
 from entrenar.errors import printable
 from entrenar.train import report
 
@@ -43,7 +43,7 @@ def main(
     found = contents(parsed.path)
     table = found.table()
     if parsed.json:
-        print(json.dumps(table, indent=2, ensure_ascii=True, allow_nan=False))
+        print_out(json.dumps(table, indent=2, ensure_ascii=True, allow_nan=False))
     else:
         show(report.Output(), found, table)
     return table

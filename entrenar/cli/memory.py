@@ -13,7 +13,7 @@ from rich.table import Table
 
 from entrenar.cli.finetune import asked_for
 from entrenar.cli.flags import Parser
-from entrenar.config import named_stdout
+from entrenar.config import print_out
 from entrenar.errors import printable
 from entrenar.train import report
 
@@ -54,8 +54,7 @@ def main(
     for row, remedy in zip(table["remedies"], found.remedies, strict=True):
         row["flags"] = flags_of(remedy)
     if asked.parsed.json:
-        with named_stdout():
-            print(json.dumps(table, indent=2))
+        print_out(json.dumps(table, indent=2))
     else:
         show(report.Output(), found)
     if not found.fits:

@@ -7,7 +7,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
-from entrenar.config import ArgumentParser, named_stdout, text_argument
+from entrenar.config import ArgumentParser, print_out, text_argument
 from entrenar.io.pull import pull
 
 DESCRIPTION = """Fetch a model and print where it is, which --model of the other verbs takes.
@@ -39,6 +39,5 @@ def main(arguments: Sequence[str] | None = None, *, description: str = DESCRIPTI
     if parsed.name is None and (parsed.to or parsed.revision):
         parser.error("--to and --revision are of a model on a hub; give its name too (hf:org/name).")
     path = pull(parsed.name, revision=parsed.revision, to=parsed.to)
-    with named_stdout():
-        print(json.dumps({"model": parsed.name, "path": str(path)}) if parsed.json else path)
+    print_out(json.dumps({"model": parsed.name, "path": str(path)}) if parsed.json else path)
     return path

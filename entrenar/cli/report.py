@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from entrenar.config import ArgumentParser, named_stdout, text_argument
+from entrenar.config import ArgumentParser, print_out, text_argument
 from entrenar.errors import FormatError
 from entrenar.io.atomic import atomic_file
 
@@ -55,6 +55,5 @@ def main(
     with atomic_file(out) as temporary:
         temporary.write_text(page(run, str(folder.resolve())), encoding="utf-8", errors="replace")
     table = {"report": str(out), **facts(run)}
-    with named_stdout():
-        print(json.dumps(table, indent=2) if parsed.json else f"Written: {out}")
+    print_out(json.dumps(table, indent=2) if parsed.json else f"Written: {out}")
     return table

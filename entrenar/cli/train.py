@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from entrenar.cli.flags import CONFIG, config_from, early, parser_for
+from entrenar.config import print_out
 from entrenar.errors import ConfigError
 from entrenar.train.config import Pretrained, TrainConfig
 
@@ -46,6 +47,6 @@ def main(
     shape = LLaMAConfig.from_file(path)
     config = config_from(parsed, defaults.adapter)
     if parsed.print_config:
-        print(whole_toml(config, shape), end="")
+        print_out(whole_toml(config, shape), end="")
         return None
     return pretrain(shape, config)

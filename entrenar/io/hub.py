@@ -185,7 +185,8 @@ def _bar(show: bool) -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as progress:
+    console = Console(stderr=True)  # a log, or a program that reads the sentence of an error, gets no bar
+    with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as progress:
         yield progress
 
 

@@ -169,7 +169,12 @@ def _lock(directory: Path) -> int:
         except FileNotFoundError:
             ours = False
         if ours:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
+            try:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+            except OSError as error:  # a full disk
+                path.unlink(missing_ok=True)
+                os.close(descriptor)
+                raise atomic.unwritable(path, error) from error
             return descriptor
         os.close(descriptor)  # its holder removed it between: there is a new one to take

