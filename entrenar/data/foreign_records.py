@@ -39,7 +39,8 @@ def foreign_layout(record: dict[str, Any]) -> tuple[str, str] | None:
     if {"prompt", "completion"} <= there and isinstance(record.get("label", record.get("kto_tag")), bool):
         key = "label" if "label" in record else "kto_tag"
         return (
-            f"a judged answer (KTO: {key} says whether it is good), of which fine-tuning uses the good ones",
+            f"a judged answer (KTO: {key} says whether it is good), which --preference kto trains on as a label; "
+            "fine-tuning uses the good ones",
             f"{{'prompt': r['prompt'], 'completion': r['completion']}}|if r['{key}']",
         )
     if "input_ids" in there:
@@ -78,7 +79,8 @@ def _preference(record: dict[str, Any], there: set[str]) -> tuple[str, str]:
         expression = "{'text': r['chosen']}|"
     else:
         expression = ""
-    return "a preference (DPO: chosen and rejected), of which fine-tuning uses the chosen answer", expression
+    what = "a preference (DPO: chosen and rejected), which --preference dpo, orpo or kto trains on"
+    return f"{what}; fine-tuning uses the chosen answer", expression
 
 
 def wrapped(record: Any) -> str | None:

@@ -386,3 +386,18 @@ def test_any_record_is_read_or_refused_with_its_place(record: dict[str, Any], tm
     else:
         assert example.messages[-1]["role"] == "assistant"
         assert all(turn["content"].strip() for turn in example.messages)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("record", "method"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "--preference dpo, orpo or kto trains on"),
+        ({"prompt": "a", "completion": "b", "label": True}, "--preference kto trains on"),
+    ],
+)
+def test_preferences_are_refused_with_what_trains_on_them(record: dict[str, Any], method: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    with pytest.raises(FormatError, match=rf"line 1: is .*{method}.*; convert the file"):
+        read_examples(path)
