@@ -89,7 +89,8 @@ def test_a_callback_hears_a_run_in_order(tmp_path: Path) -> None:
     assert again.heard == ["start at 3", "end"]
 
 
-RARE = ("on_error", "on_nonfinite", "on_rollback")  # of runs that fail: tests/train/test_monitor.py
+# Of runs that fail (tests/train/test_monitor.py), and of a result, which a trainer alone does not write.
+RARE = ("on_error", "on_nonfinite", "on_rollback", "on_result")
 
 
 @pytest.mark.unit

@@ -67,6 +67,16 @@ def test_a_run_leaves_the_picture_of_its_losses(files: tuple[Path, Path], tmp_pa
     assert not (tmp_path / "plain" / "loss.png").exists()
 
 
+@pytest.mark.unit
+def test_the_loss_of_the_result_is_drawn_too(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """Nothing is evaluated in between: two held-out losses, of which the lower is marked."""
+    config = config_for(files[1], tmp_path / "run")
+    config.observe = Observe(loss_curve=True)
+    quiet(files[0], config)
+    image = pixels(tmp_path / "run" / "loss.png")
+    assert has(image, loss_curve.HELD_OUT) and has(image, "#f2b705")
+
+
 def replace_directory(config: object, directory: Path) -> object:
     """The configuration in another folder, without a picture."""
     other = replace(config, observe=Observe())  # type: ignore[type-var]
