@@ -102,7 +102,7 @@ def rows(found: DataCheck) -> dict[str, str]:
 
 
 def show(console: Console, found: DataCheck) -> None:
-    """The table, the histogram, the remarks, and samples with what is trained in green."""
+    """The table, the histogram, the remarks, and samples with what is trained in green, or in « » without colours."""
     table = Table(show_header=False, title=escape(printable(found.source)), title_justify="left")
     for key, value in rows(found).items():
         table.add_row(key, escape(value))
@@ -111,11 +111,12 @@ def show(console: Console, found: DataCheck) -> None:
     for low, high, count in found.lengths:
         console.print(f"{low:>9,}-{high:<9,} {count:>9,} {'█' * -(-30 * count // most)}", highlight=False)
     report.remarks(console, found.remarks())
+    plain = console.color_system is None or console.no_color
+    how = "stands in « »" if plain else "is [green]green[/green]"
     for where, runs in found.shown:
-        console.print(
-            f"\n[bold]{escape(printable(where))}[/bold]: what is trained is [green]green[/green]", soft_wrap=True
-        )
+        console.print(f"\n[bold]{escape(printable(where))}[/bold]: what is trained {how}", soft_wrap=True)
         text = Text()
         for trained, part in runs:
-            text.append("".join(c if c == "\n" else printable(c) for c in part), "bold green" if trained else "dim")
+            shown = "".join(c if c == "\n" else printable(c) for c in part)
+            text.append(f"«{shown}»" if plain and trained else shown, "bold green" if trained else "dim")
         console.print(text, soft_wrap=True)

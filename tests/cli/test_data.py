@@ -41,12 +41,23 @@ def test_a_check_counts_and_names_the_first_bad_record(model: Path, tmp_path: Pa
 
 
 @pytest.mark.unit
-def test_samples_are_coloured_in_the_terminal(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("colours", [True, False])
+def test_samples_are_coloured_in_the_terminal_and_marked_without_colours(
+    colours: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "d.jsonl", RECORDS[:3])
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    if colours:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
     dispatch(["data", "check", "--data", str(path), "--model", str(model), "--show", "1"])
     shown = capsys.readouterr().out
-    assert "It is <i>one</i>." in shown and "green" in shown and "% of them trained" in shown
-    assert "line 1: what is trained" in shown and "line 2: what is trained" not in shown
+    if colours:
+        assert "\x1b[1;32mIt is <i>one</i>." in shown and "«" not in shown
+    else:
+        assert "«It is <i>one</i>." in shown and "line 1: what is trained stands in « »" in shown
+        assert "% of them trained" in shown and "line 2: what is trained" not in shown
 
 
 @pytest.mark.unit

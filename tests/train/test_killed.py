@@ -223,6 +223,23 @@ def test_a_run_killed_at_ten_more_changes_of_files_resumes_to_the_same_files(
 
 @pytest.mark.slow
 @pytest.mark.chaos
+def test_a_killed_run_with_compressed_checkpoints_resumes_to_the_same_files(runner: Runner) -> None:
+    pytest.importorskip("zstandard")
+    words, runner.words = runner.words, f"{runner.words} --checkpoint-compression zstd"
+    try:
+        status, seen = runner.run(runner.folder / "compressed")
+        assert status == 0
+        files = comparable(runner.folder / "compressed")
+        for at in moments(seen, 5, inside=4, anywhere=1):
+            output = runner.folder / f"compressed-{at}"
+            assert runner.run(output, at=at)[0] == -9
+            check(runner, output, files)
+    finally:
+        runner.words = words
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_run_killed_at_ten_random_times_resumes_to_the_same_files(
     runner: Runner, whole: tuple[dict[str, Any], list[bool]]
 ) -> None:
