@@ -60,8 +60,7 @@ def finetune(
     policy = storage_policy(config, dtype, quantize)
     base = Pretrained(str(model_path), policy.dtype, quantize, NO_ADAPTER if config.adapter is None else None)
     toml = whole_toml(to_run_again(config), base, shape)
-    config = run.continued(config, console)
-    with run.prepared(config):
+    with run.prepared(config, console) as config:
         with console.status("reading model and examples"):
             trainer, tokenizer, example, needed, record = _assemble(model_path, config, policy, shape or {}, console)
             record.toml = toml

@@ -72,7 +72,7 @@ def check(config: TrainConfig) -> None:
 
 
 def killed_at_once(directory: Path) -> bool:
-    """Whether the last run in `directory` was killed before its first checkpoint, or still runs."""
+    """Whether the last run in `directory` was killed before its first checkpoint, or is still before it."""
     return (directory / LOCK).is_file() and checkpoint.anything_in(directory / "checkpoint") is None
 
 

@@ -47,8 +47,7 @@ def pretrain(shape: LLaMAConfig, config: TrainConfig, console: Console | None = 
             f"{shape.context}."
         )
     _check_used(config)
-    config = run.continued(config, console)
-    with run.prepared(config):
+    with run.prepared(config, console) as config:
         return _train(shape, config, console)
 
 

@@ -47,15 +47,19 @@ class Result:
 
 
 @contextmanager
-def prepared(config: TrainConfig) -> Iterator[None]:
+def prepared(config: TrainConfig, console: Console | None = None) -> Iterator[TrainConfig]:
     """Threads, precision, signals and date as the run wants them inside the block, its output folder its own.
 
-    ConfigError before it where the output cannot be written, is another run's, or would be lost.
+    Gives the configuration, which begins anew where it resumes a run that was killed before its first checkpoint, as
+    `console` is told. ConfigError before the block where the output cannot be written, is another run's, or would be
+    lost.
     """
     folder.check(config)
-    checkpoint.check_compression(config.checkpointing.compression)
-    directory, resume = Path(config.checkpointing.directory), config.checkpointing.resume
-    date = checkpoint.date_of(directory / "checkpoint") if resume else datetime.now()
+    c = config.checkpointing
+    directory, anew = Path(c.directory), c.resume and folder.killed_at_once(Path(c.directory))
+    if anew:
+        config = replace(config, checkpointing=replace(c, resume=False, overwrite=True))
+    date = checkpoint.date_of(directory / "checkpoint") if c.resume and not anew else datetime.now()
     wanted, threads = config.training.precision, cpu.get_num_threads()
     if config.training.threads:
         cpu.set_num_threads(config.training.threads)
@@ -66,18 +70,11 @@ def prepared(config: TrainConfig) -> Iterator[None]:
             rendering_date(date),
             matmul_precision(auto_precision() if wanted == "auto" else wanted),
         ):
-            yield
+            if anew and console is not None:
+                report.remarks(console, [f"{directory}: the run was killed before a checkpoint, and begins anew."])
+            yield config
     finally:
         cpu.set_num_threads(threads)
-
-
-def continued(config: TrainConfig, console: Console) -> TrainConfig:
-    """The configuration; it begins anew, which is said, where it resumes a run that was killed without a checkpoint."""
-    c = config.checkpointing
-    if not c.resume or not folder.killed_at_once(Path(c.directory)):
-        return config
-    report.remarks(console, [f"{c.directory}: the run here was killed before its first checkpoint; it begins anew."])
-    return replace(config, checkpointing=replace(c, resume=False, overwrite=True))
 
 
 def batches(

@@ -198,7 +198,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_a_folder_witho
     assert {path.name for path in output.rglob("*")} == {".entrenar.lock", "checkpoint"}
     check(runner, output, files)
     log = output.with_name("early.log").read_text()
-    assert "early: the run here was killed before its first checkpoint; it begins anew." in log.replace("\n", " ")
+    assert "early: the run was killed before a checkpoint, and begins anew." in log.replace("\n", " ")
     nowhere = runner.folder / "nowhere"
     assert runner.run(nowhere, "--resume")[0] == 1
     assert "there is no checkpoint to resume" in nowhere.with_name("nowhere.log").read_text()

@@ -200,6 +200,9 @@ def test_one_run_at_a_time_has_a_folder(model: Path, data: Path, tmp_path: Path)
         assert lock.read_text() == f"{os.getpid()}\n"
         with pytest.raises(ConfigError, match=rf"run is in use by another run \(process {os.getpid()}\); wait for its"):
             quiet(model, config)
+        again = replace(config, checkpointing=replace(config.checkpointing, resume=True))  # it has no checkpoint yet
+        with pytest.raises(ConfigError, match=r"run is in use by another run"):
+            quiet(model, again)
         refused = run_example("llama2_finetune_lora.py", "--model", model, "--data", data, "--output", tmp_path / "run")
         assert refused.returncode == 1 and f"in use by another run (process {os.getpid()})" in refused.stderr
     assert not list((tmp_path / "run").iterdir())
