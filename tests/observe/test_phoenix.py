@@ -47,7 +47,7 @@ def phoenix(tmp_path: Path) -> Iterator[tuple[str, str]]:
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen([PHOENIX or "", "serve"], stdout=log, stderr=log, env=environment)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while True:
                 try:
                     ask(f"{rest}/v1/projects")

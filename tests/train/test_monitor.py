@@ -94,7 +94,10 @@ def slow_step(directory: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------- planted faults of the machine
 @pytest.mark.unit
 def test_a_step_that_sleeps_is_found_and_its_cause_is_said_to_be_unknown(tmp_path: Path) -> None:
-    trainer, shown = watched(tmp_path, Paced(0.01), Fault(lambda: time.sleep(LONG)), steps=WHEN + 40)
+    sampler(tmp_path / "machine")  # what other programs do meanwhile would be a cause
+    machine = Resources(tmp_path, proc=tmp_path / "machine" / "proc", sys=tmp_path / "machine" / "sys")
+    sleep = Fault(lambda: time.sleep(LONG))
+    trainer, shown = watched(tmp_path, Paced(0.01), sleep, steps=WHEN + 40, resources=machine)
     trainer.run()
     found = slow_step(tmp_path)
     assert found["causes"][0].startswith("unknown cause: ") and "the process waited meanwhile" in found["causes"][0]

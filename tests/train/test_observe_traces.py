@@ -337,7 +337,7 @@ def test_a_receiver_killed_in_mid_run_is_one_sentence(
     assert losses(trainer) == plain(tmp_path)
     check_said(said.getvalue())
     lost, ended = [int(word) for word in said.getvalue().split() if word.isdecimal()][-3:-1]
-    assert 0 < lost < ended
+    assert 0 < lost <= ended  # all, where no answer came before the end
 
 
 def test_a_full_queue_drops_spans_and_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
