@@ -33,6 +33,7 @@ ENTRIES = (
     "quality",
     "curve",
     "observe",
+    "serve",
 )
 INSTALL = {"torch": "pip install torch==2.13.0", "xllamacpp": "pip install xllamacpp"}  # the rest is the extra
 DEFAULT_INSTALL = "pip install '.[peers]'"

@@ -252,7 +252,7 @@ class Engine:
         token = sample(processed, item.rng, settings.temperature, 0, settings.top_p)
         if settings.top is not None:
             item.scores.append(token_score(logits, token, settings.top))  # of an end token too: clients count on one
-        if token in self.ends:
+        if token in self.ends and not settings.ignore_eos:
             return self._finish(item, "stop")
         item.written.append(token)
         job.produced += 1

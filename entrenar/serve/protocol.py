@@ -19,7 +19,18 @@ from entrenar.serve.request import Settings
 
 DEFAULT_TOKENS = 16  # of /v1/completions, as OpenAI's
 MOST_TOP, MOST_STOPS, MOST_PROMPTS = 20, 4, 128
-COMMON = ("model", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options", "logprobs")
+COMMON = (
+    "model",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "stream",
+    "stream_options",
+    "logprobs",
+    "ignore_eos",
+)
 COMPLETION = (*COMMON, "prompt", "echo")
 CHAT = (*COMMON, "messages", "max_completion_tokens", "top_logprobs")
 IGNORED = (
@@ -193,6 +204,7 @@ def _settings(table: Mapping[str, Any], tokens: int | None, top: int | None, ech
         stop=tuple(stops),
         echo=echo,
         top=top,
+        ignore_eos=_flag(table, "ignore_eos"),
     )
 
 

@@ -14,7 +14,10 @@ from entrenar.train.answers import TextStream
 
 @dataclass(frozen=True)
 class Settings:
-    """How a request is answered; `top` alternatives stand beside each log-probability, None asks for neither."""
+    """How a request is answered; `top` alternatives stand beside each log-probability, None asks for neither.
+
+    `ignore_eos` writes on after an end token, as vLLM's and llama.cpp's servers do where a speed is measured.
+    """
 
     max_tokens: int = 16
     temperature: float = 1.0
@@ -23,6 +26,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     echo: bool = False
     top: int | None = None
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True)
