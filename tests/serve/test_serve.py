@@ -120,6 +120,17 @@ def test_an_answer_ends_before_a_stop_string(server: Server, model: Path) -> Non
 
 
 @pytest.mark.unit
+def test_an_answer_goes_on_after_an_end_token_where_that_is_asked(server: Server) -> None:
+    for seed in range(50):
+        wanted = {"model": "tiny", "prompt": "What", "max_tokens": 60, "temperature": 1, "seed": seed}
+        if ask(server, wanted)[1]["choices"][0]["finish_reason"] == "stop":
+            break
+    answer = ask(server, wanted | {"ignore_eos": True})[1]
+    assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 60)
+    assert ask(server, wanted | {"ignore_eos": 1})[0] == 400
+
+
+@pytest.mark.unit
 def test_prompts_are_scored_as_the_model_scores_them(server: Server, model: Path) -> None:
     found, tokenizer = loaded(model)
     prompts = [tokenizer.encode(text, add_bos=True) for text in QUESTIONS[:3]]
