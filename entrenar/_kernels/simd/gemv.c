@@ -102,22 +102,25 @@ INLINE int32_t sum_of(vi v) {
 
 static void quantize_steps(float *words, const float *x, ptrdiff_t k) {
     const quantized_row to = quantized_row_of(words, k);
-    for (ptrdiff_t p = 0; p < k; p += STEP) {
-        int32_t sums[2];
+    for (ptrdiff_t block = 0; block < k; block += K_BLOCK) {
+        const ptrdiff_t end = k - block < K_BLOCK ? k : block + K_BLOCK;
         float inverse;
-        const float scale = scale_to(x + p, STEP, GEMV_X_LIMIT, &inverse);
-        for (int half = 0; half < 2; half++) {
-            vi sum = viset(0);
-            for (ptrdiff_t j = p + 16 * half; j < p + 16 * half + 16; j += VLEN) {
-                const vi value = round_to_int(vload(x + j) * inverse);
-                *(vshort *)(to.values + j) = __builtin_convertvector(value, vshort);
-                sum += value;
+        const float scale = scale_to(x + block, end - block, GEMV_X_LIMIT, &inverse);
+        for (ptrdiff_t p = block; p < end; p += STEP) {
+            int32_t sums[2];
+            for (int half = 0; half < 2; half++) {
+                vi sum = viset(0);
+                for (ptrdiff_t j = p + 16 * half; j < p + 16 * half + 16; j += VLEN) {
+                    const vi value = round_to_int(vload(x + j) * inverse);
+                    *(vshort *)(to.values + j) = __builtin_convertvector(value, vshort);
+                    sum += value;
+                }
+                sums[half] = sum_of(sum);
+                to.half_sums[p / 16 + half] = (float)sums[half] * scale;
             }
-            sums[half] = sum_of(sum);
+            to.scales[p / STEP] = scale;
+            to.sums[p / STEP] = (float)(sums[0] + sums[1]) * scale;
         }
-        to.scales[p / STEP] = scale;
-        to.sums[p / STEP] = (float)(sums[0] + sums[1]) * scale / VLEN;
-        for (int half = 0; half < 2; half++) to.half_sums[p / 16 + half] = (float)sums[half] * scale / VLEN;
     }
 }
 

@@ -82,8 +82,8 @@ INLINE void gemv_by(const gemv_args *g, steps step) {
 }
 
 // ---------------------------------------------------------------- 16-bit integers
-// x in integers with a scale for each step, W by its quantized values. The sum of a step is exact; it is scaled and
-// added in fp32.
+// x in integers with a scale for each block of 256 columns, W by its quantized values. The sum of a step is exact; it is
+// scaled and added in fp32.
 //
 //   |x| <= 32767, |W| <= 4095: the four products of a step that a 32-bit lane adds stay below 2^31
 #if VLEN >= 8  // without, dequantizing costs more than integers save
@@ -143,8 +143,24 @@ INLINE vh minus(vh values, int zero) {
 #endif
 }
 
-// A row of x in gemv_words(k) words: values, the scale of each step, the sum of each step's values / VLEN, and of each
-// half of a step
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v8_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
+INLINE v8 v8load(const float *p) { return *(const v8_unaligned *)p; }
+// The first n, and zeros
+INLINE v8 v8load_n(const float *p, int n) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return (v8)_mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lanes));
+}
+INLINE vf widened(v8 x) {
+#if VLEN == 16
+    return (vf)_mm512_zextps256_ps512((__m256)x);
+#else
+    return (vf)x;
+#endif
+}
+
+// A row of x in gemv_words(k) words: values, the scale of each step, the sum of each step's values, scaled, and of
+// each half of a step
 typedef struct quantized_row {
     int16_t *values;
     float *scales, *sums, *half_sums;
@@ -189,30 +205,46 @@ INLINE void gemv_integer_rows(const gemv_args *g, ptrdiff_t first, integer_steps
     const uint8_t *bytes = (const uint8_t *)w->data + first * stride, *ahead = bytes;
     ahead += weights > 1 ? weights * stride : AHEAD;
     vf total[4] = {{0}, {0}, {0}, {0}};
-    for (ptrdiff_t p = 0; p < k; p += STEP, bytes += step.bytes, ahead += step.bytes) {
+    v8 minima[4] = {{0}, {0}, {0}, {0}};
+    for (ptrdiff_t block = 0; block < k; block += K_BLOCK) {
+        const int steps = k - block < K_BLOCK ? (int)(k - block) / STEP : K_BLOCK / STEP;
+        vf sums[4] = {{0}, {0}, {0}, {0}};
+        float minimum_of[4][K_BLOCK / STEP] __attribute__((aligned(32))) = {{0}};
+        for (int s = 0; s < steps; s++, bytes += step.bytes, ahead += step.bytes) {
+            const ptrdiff_t p = block + s * STEP;
 #pragma GCC unroll 4
-        for (int i = 0; i < weights; i++) {
-            vh values[INTEGER_VECTORS];
-            vf scale, minimum;
-            __builtin_prefetch(ahead + i * stride);
-            step.read(w, first + i, p, bytes + i * stride, values, &scale, &minimum);
+            for (int i = 0; i < weights; i++) {
+                vh values[INTEGER_VECTORS];
+                vf scale, minimum;
+                __builtin_prefetch(ahead + i * stride);
+                step.read(w, first + i, p, bytes + i * stride, values, &scale, &minimum);
+                if (step.has_minimum) minimum_of[i][s] = minimum[0];
 #pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) {
-                const quantized_row x = quantized_row_of(g->x + r * words, k);
-                vi sum = multiply_add(values[0], vhload(x.values + p));
-                vf *to = &total[r * weights + i];
+                for (int r = 0; r < rows; r++) {
+                    const int16_t *x = quantized_row_of(g->x + r * words, k).values + p;
+                    vi sum = multiply_add(values[0], vhload(x));
 #pragma GCC unroll 2
-                for (int v = 1; v < INTEGER_VECTORS; v++)
-                    sum += multiply_add(values[v], vhload(x.values + p + v * 2 * VLEN));
-                if (step.has_minimum) *to += minimum * x.sums[p / STEP];
-                *to += __builtin_convertvector(sum, vf) * (scale * x.scales[p / STEP]);
+                    for (int v = 1; v < INTEGER_VECTORS; v++) sum += multiply_add(values[v], vhload(x + v * 2 * VLEN));
+                    sums[r * weights + i] += __builtin_convertvector(sum, vf) * scale;
+                }
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            const quantized_row x = quantized_row_of(g->x + r * words, k);
+#pragma GCC unroll 4
+            for (int i = 0; i < weights; i++) {
+                total[r * weights + i] += sums[r * weights + i] * x.scales[block / STEP];
+                if (step.has_minimum)
+                    minima[r * weights + i] += v8load(minimum_of[i]) * v8load_n(x.sums + block / STEP, steps);
             }
         }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int i = 0; i < weights; i++) g->y[r * g->ldy + first + i] = vsum(total[r * weights + i]);
+        for (int i = 0; i < weights; i++)
+            g->y[r * g->ldy + first + i] = vsum(total[r * weights + i] + widened(minima[r * weights + i]));
 }
 
 // weight_kernels.gemv_integer. The two sums of a step with a minimum wait for each other: four rows of w are taken at
@@ -248,10 +280,7 @@ INLINE void integers_by(const matrix_view *w, ptrdiff_t row, ptrdiff_t k0, ptrdi
 
 // ---------------------------------------------------------------- 16-bit integers, blocks of 256 columns
 // Sub-blocks of 32 or 16 columns have scales (and minima) of their own, which are made for the whole block at once.
-typedef float v8 __attribute__((vector_size(32)));
-typedef float v8_unaligned __attribute__((vector_size(32), aligned(4), may_alias));
 enum { SUBS = 2 };  // vectors of 8 scales in a block, at most
-INLINE v8 v8load(const float *p) { return *(const v8_unaligned *)p; }
 
 #if HAS_PLANES
 // The block as unsigned bytes q with signed scales of 8 bits: value = d (scale q) + minimum
@@ -339,15 +368,7 @@ INLINE void gemv_integer_blocks_row(const gemv_args *g, ptrdiff_t row, integer_b
         }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-        const v8 minimum = minima[r] * (float)VLEN;  // x.sums are / VLEN
-#if VLEN == 16
-        const vf sum = total[r] + (vf)_mm512_zextps256_ps512((__m256)minimum);
-#else
-        const vf sum = total[r] + (vf)minimum;
-#endif
-        g->y[r * g->ldy + row] = vsum(sum);
-    }
+    for (int r = 0; r < rows; r++) { g->y[r * g->ldy + row] = vsum(total[r] + widened(minima[r])); }
 }
 
 #if HAS_PLANES
