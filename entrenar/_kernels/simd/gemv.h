@@ -3,10 +3,10 @@
 #include <stddef.h>
 #include "simd/matrix_view.h"
 
-enum { GEMV_PASS = 4 };  // rows of x that read W together; a W that more of them read lies in a near cache
+enum { GEMV_PASS = 8 };  // rows of x that read W together
 // rows of x up to which gemv beats packing, and where x and W are planes of bytes
 enum { GEMV_ROWS = 8, GEMV_PLANES_ROWS = 20 };
-enum { GEMV_STEP = 32 };  // columns of x that share a scale; every quantized weight type has whole steps in a row
+enum { GEMV_STEP = 32 };  // columns of W that are read at once; every quantized weight type has whole steps in a row
 
 // y[r][first + i] = x[r] . W[first + i], i < count, r < m
 typedef struct gemv_args {
@@ -20,7 +20,7 @@ typedef struct gemv_args {
 // What `quantize` makes of a row of x; a set of them has the bits 1 << form. The last two are of blocks of 256 columns,
 // as two planes of bytes, in the order in which types unpack theirs.
 enum {
-    GEMV_STEPS = 0,     // 16-bit integers in order, a scale for each step
+    GEMV_STEPS = 0,     // 16-bit integers in order, a scale for each block of 256 columns
     GEMV_SIXTEENS = 1,  // vector i of a block has columns 16 i .. 16 i + 15, 64 + 16 i .., 128 + 16 i .., 192 + 16 i ..
     GEMV_EIGHTS = 2,  // vectors 2 h and 2 h + 1: the first and the second eights of sixteens 4 h, 4 h + 8, 4 h + 1, ...
 };

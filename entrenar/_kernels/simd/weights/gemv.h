@@ -7,7 +7,7 @@
 
 enum { STEP = GEMV_STEP };  // no block of a type ends within a step of columns
 _Static_assert((int)GGML_BLOCK == STEP, "a block is a number of steps");
-_Static_assert(GEMV_PASS == 4, "sums and cases are written out for 4 rows");
+_Static_assert(GEMV_PASS == 8, "cases are written out for so many rows");
 enum { AHEAD = 4096 };  // bytes: W is one stream, whose next page the hardware does not fetch by itself
 // The same of a block of 256 columns, into L2: what is multiplied now has the miss buffers of L1 to itself
 enum { BLOCK_AHEAD = 8192 };
@@ -34,15 +34,15 @@ INLINE void gemv_row(const gemv_args *g, ptrdiff_t row, steps step, int rows) {
     const float *x = g->x;
     const ptrdiff_t ldx = g->ldx, k = g->k, stride = w->row_stride * (step.value_bytes ? step.value_bytes : 1);
     const uint8_t *bytes = (const uint8_t *)w->data + row * stride;
-    vf total[4] = {{0}, {0}, {0}, {0}};
-    float rest[4] = {0};
+    vf total[GEMV_PASS] = {{0}};
+    float rest[GEMV_PASS] = {0};
     ptrdiff_t p = 0;
     for (; p + STEP <= k; p += STEP) {
         const uint8_t *block = bytes + (size_t)p / (size_t)step.columns * (size_t)step.bytes;
         vf values[STEP_VECTORS];
         __builtin_prefetch(bytes + (size_t)p * (size_t)step.bytes / (size_t)step.columns + AHEAD);
         step.read(w, row, p, block, values);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             const float *at = x + r * ldx + p;
             vf part = vload(at) * values[0];
@@ -61,7 +61,7 @@ INLINE void gemv_row(const gemv_args *g, ptrdiff_t row, steps step, int rows) {
             for (; j < k - p; j++) rest[r] += at[j] * values[j];
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
         const float sum = vsum(total[r]) + rest[r];
         float *to = g->y + r * g->ldy + row;
@@ -76,7 +76,9 @@ INLINE void gemv_by(const gemv_args *g, steps step) {
         case 1: gemv_row(g, row, step, 1); break;
         case 2: gemv_row(g, row, step, 2); break;
         case 3: gemv_row(g, row, step, 3); break;
-        default: gemv_row(g, row, step, 4);
+        case 4: gemv_row(g, row, step, 4); break;
+        case 6: gemv_row(g, row, step, 6); break;
+        default: gemv_row(g, row, step, 8);
         }
     }
 }
@@ -204,11 +206,11 @@ INLINE void gemv_integer_rows(const gemv_args *g, ptrdiff_t first, integer_steps
     const ptrdiff_t k = g->k, words = gemv_words(k), stride = w->row_stride;
     const uint8_t *bytes = (const uint8_t *)w->data + first * stride, *ahead = bytes;
     ahead += weights > 1 ? weights * stride : AHEAD;
-    vf total[4] = {{0}, {0}, {0}, {0}};
-    v8 minima[4] = {{0}, {0}, {0}, {0}};
+    vf total[GEMV_PASS] = {{0}};
+    v8 minima[GEMV_PASS] = {{0}};
     for (ptrdiff_t block = 0; block < k; block += K_BLOCK) {
         const int steps = k - block < K_BLOCK ? (int)(k - block) / STEP : K_BLOCK / STEP;
-        vf sums[4] = {{0}, {0}, {0}, {0}};
+        vf sums[GEMV_PASS] = {{0}};
         float minimum_of[4][K_BLOCK / STEP] __attribute__((aligned(32))) = {{0}};
         for (int s = 0; s < steps; s++, bytes += step.bytes, ahead += step.bytes) {
             const ptrdiff_t p = block + s * STEP;
@@ -219,7 +221,7 @@ INLINE void gemv_integer_rows(const gemv_args *g, ptrdiff_t first, integer_steps
                 __builtin_prefetch(ahead + i * stride);
                 step.read(w, first + i, p, bytes + i * stride, values, &scale, &minimum);
                 if (step.has_minimum) minimum_of[i][s] = minimum[0];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int r = 0; r < rows; r++) {
                     const int16_t *x = quantized_row_of(g->x + r * words, k).values + p;
                     vi sum = multiply_add(values[0], vhload(x));
@@ -229,7 +231,7 @@ INLINE void gemv_integer_rows(const gemv_args *g, ptrdiff_t first, integer_steps
                 }
             }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             const quantized_row x = quantized_row_of(g->x + r * words, k);
 #pragma GCC unroll 4
@@ -240,7 +242,7 @@ INLINE void gemv_integer_rows(const gemv_args *g, ptrdiff_t first, integer_steps
             }
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int i = 0; i < weights; i++)
@@ -259,7 +261,9 @@ INLINE void gemv_integer_by(const gemv_args *g, integer_steps step) {
         case 1: gemv_integer_rows(g, i, step, 1, 1); break;
         case 2: gemv_integer_rows(g, i, step, 2, 1); break;
         case 3: gemv_integer_rows(g, i, step, 3, 1); break;
-        default: gemv_integer_rows(g, i, step, 4, 1);
+        case 4: gemv_integer_rows(g, i, step, 4, 1); break;
+        case 6: gemv_integer_rows(g, i, step, 6, 1); break;
+        default: gemv_integer_rows(g, i, step, 8, 1);
         }
     }
 }
@@ -476,11 +480,15 @@ INLINE void gemv_block_rows(const gemv_args *g, integer_blocks f, int rows) {
 
 // weight_kernels.gemv_integer of types with blocks of 256 columns
 INLINE void gemv_integer_blocks(const gemv_args *g, integer_blocks f) {
-    switch (g->m) {
-    case 1: gemv_block_rows(g, f, 1); break;
-    case 2: gemv_block_rows(g, f, 2); break;
-    case 3: gemv_block_rows(g, f, 3); break;
-    default: gemv_block_rows(g, f, 4);
+    gemv_args part = *g;
+    for (int left = g->m; left > 0; left -= 4, part.x += 4 * g->ldx, part.y += 4 * g->ldy) {
+        part.m = left < 4 ? left : 4;
+        switch (part.m) {
+        case 1: gemv_block_rows(&part, f, 1); break;
+        case 2: gemv_block_rows(&part, f, 2); break;
+        case 3: gemv_block_rows(&part, f, 3); break;
+        default: gemv_block_rows(&part, f, 4);
+        }
     }
 }
 
