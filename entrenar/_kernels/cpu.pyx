@@ -106,10 +106,10 @@ def set_matmul_precision(name):
     """Set how matrices are multiplied from now on, in the whole process.
 
     "highest" is fp32. "high" multiplies block-scaled 16-bit integers (64 steps of the contraction share a scale, 32
-    or 256 where x has few rows; relative error 1e-4 to 4e-4, closer than TF32). "medium" multiplies 8-bit ones where the
-    weight has up to 8 bits itself and x has more than 48 rows (1e-2), and is "high" elsewhere. A tier without the instructions
-    computes the next finer one, which a RuntimeWarning says once; `effective_precision` tells which. Raises ConfigError
-    for another name.
+    or 256 where x has few rows; relative error 1e-4 to 4e-4, closer than TF32). "medium" multiplies 8-bit ones
+    where the weight has up to 8 bits itself and x has more than 48 rows (1e-2), and is "high" elsewhere. A tier
+    without the instructions computes the next finer one, which a RuntimeWarning says once; `effective_precision`
+    tells which. Raises ConfigError for another name.
     """
     global matmul_format
     if not isinstance(name, str) or name not in PRECISIONS:

@@ -69,7 +69,7 @@ def test_the_products_read_the_quantized_values_without_rounding_them_again(rows
     scales = rng.uniform(0.5, 2, (rows + 40, 5)).astype(np.float32)
     weight = QuantizedTensor.from_arrays({"quantized_values": values.view(np.uint8), "scales": scales}, "int16")
     x = rng.integers(-100, 100, (rows, 320)).astype(np.float32)
-    x[:, ::64] = 8191  # the scale of every block is 1
+    x[:, ::32] = 16383 if rows <= 48 and tier != "base" else 8191  # the scale of every block is 1
     wanted = x.astype(np.float64) @ weight.dequantize().astype(np.float64).T
     with matmul_precision("high"):
         found = linear(Tensor(x), weight).numpy()
