@@ -91,7 +91,8 @@ def test_a_weight_type_is_a_file_and_a_row(row: WeightType) -> None:
     code = {path: path.read_text() for path in files if path.suffix in {".py", ".pyx", ".pxd", ".c", ".h"}}
     aliased = {ROOT / "entrenar/autograd/weight_types.pyx"} if row.name in ALIASES.values() else set()
     named = {path for path, text in code.items() if any(word in text for word in words)}
-    mixes = {ROOT / "entrenar/models/gguf_types.py"}  # which type llama-quantize gives a tensor
+    # which type llama-quantize gives a tensor, and the names of its mixes
+    mixes = {ROOT / "entrenar/models/gguf_types.py", ROOT / "entrenar/models/file_types.py"}
     assert named - mixes == {folder / "types.c", folder / f"{row.name}.c"} | aliased
 
 
