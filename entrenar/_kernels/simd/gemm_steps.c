@@ -1,5 +1,5 @@
 // Micro-panels for few rows of A, whose B is a quantized weight: B's own integers and scales are moved to the panel as
-// they are, which costs a third of dequantizing and quantizing them again (gemm_integer.c), and nothing of them is lost.
+// they are, which costs a third of dequantizing them and quantizing them again (gemm_integer.c), and loses nothing.
 //
 //   |A| <= 16383, |B| <= 4095: the 32 products of a step stay below 2^31
 //
@@ -135,32 +135,53 @@ INLINE void multiply_rows(float *c, ptrdiff_t ldc, const float *a, const float *
     }
 }
 
-#define FORMAT_OF(name, parts)                                                                                         \
-    static void name##_a(float *packed, int width, const matrix_view *matrix, int k_major, ptrdiff_t first, int count, \
-                         ptrdiff_t p0, ptrdiff_t kc) {                                                                 \
-        pack_a(packed, width, matrix, k_major, first, count, p0, kc, parts);                                           \
-    }                                                                                                                  \
-    static void name##_b(float *packed, int width, const matrix_view *matrix, int k_major, ptrdiff_t first, int count, \
-                         ptrdiff_t p0, ptrdiff_t kc) {                                                                 \
-        (void)width, (void)k_major; /* NR, 1 */                                                                        \
-        pack_b(packed, matrix, first, count, p0, kc, parts);                                                           \
-    }                                                                                                                  \
-    static void name##_micro_kernel(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t kc, int m,      \
-                                    int n, int accumulate) {                                                           \
-        multiply_rows(c, ldc, a, b, kc, m, n, accumulate, parts);                                                      \
-    }                                                                                                                  \
-    const gemm_format TIERED(gemm_##name) = {                                                                          \
-        .mr = MR,                                                                                                      \
-        .nr = NR,                                                                                                      \
-        .packmr = PACKMR,                                                                                              \
-        .block = STEP,                                                                                                 \
-        .block_words = 2 * (parts) + WORDS,                                                                            \
-        .pack_a = name##_a,                                                                                            \
-        .pack_b = name##_b,                                                                                            \
-        .micro_kernel = name##_micro_kernel,                                                                           \
-    }
-FORMAT_OF(steps, 1);
-FORMAT_OF(half_steps, 2);
+static void pack_a_steps(float *packed, int width, const matrix_view *matrix, int k_major, ptrdiff_t first, int count,
+                         ptrdiff_t p0, ptrdiff_t kc) {
+    pack_a(packed, width, matrix, k_major, first, count, p0, kc, 1);
+}
+static void pack_b_steps(float *packed, int width, const matrix_view *matrix, int k_major, ptrdiff_t first, int count,
+                         ptrdiff_t p0, ptrdiff_t kc) {
+    (void)width, (void)k_major;  // NR, 1
+    pack_b(packed, matrix, first, count, p0, kc, 1);
+}
+static void micro_kernel_steps(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t kc, int m, int n,
+                               int accumulate) {
+    multiply_rows(c, ldc, a, b, kc, m, n, accumulate, 1);
+}
+const gemm_format TIERED(gemm_steps) = {
+    .mr = MR,
+    .nr = NR,
+    .packmr = PACKMR,
+    .block = STEP,
+    .block_words = 2 * 1 + WORDS,
+    .pack_a = pack_a_steps,
+    .pack_b = pack_b_steps,
+    .micro_kernel = micro_kernel_steps,
+};
+
+static void pack_a_half_steps(float *packed, int width, const matrix_view *matrix, int k_major, ptrdiff_t first,
+                              int count, ptrdiff_t p0, ptrdiff_t kc) {
+    pack_a(packed, width, matrix, k_major, first, count, p0, kc, 2);
+}
+static void pack_b_half_steps(float *packed, int width, const matrix_view *matrix, int k_major, ptrdiff_t first,
+                              int count, ptrdiff_t p0, ptrdiff_t kc) {
+    (void)width, (void)k_major;  // NR, 1
+    pack_b(packed, matrix, first, count, p0, kc, 2);
+}
+static void micro_kernel_half_steps(float *c, ptrdiff_t ldc, const float *a, const float *b, ptrdiff_t kc, int m, int n,
+                                    int accumulate) {
+    multiply_rows(c, ldc, a, b, kc, m, n, accumulate, 2);
+}
+const gemm_format TIERED(gemm_half_steps) = {
+    .mr = MR,
+    .nr = NR,
+    .packmr = PACKMR,
+    .block = STEP,
+    .block_words = 2 * 2 + WORDS,
+    .pack_a = pack_a_half_steps,
+    .pack_b = pack_b_half_steps,
+    .micro_kernel = micro_kernel_half_steps,
+};
 #else
 const gemm_format TIERED(gemm_steps) = {0}, TIERED(gemm_half_steps) = {0};
 #endif

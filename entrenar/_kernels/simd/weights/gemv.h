@@ -84,8 +84,8 @@ INLINE void gemv_by(const gemv_args *g, steps step) {
 }
 
 // ---------------------------------------------------------------- 16-bit integers
-// x in integers with a scale for each block of 256 columns, W by its quantized values. The sum of a step is exact; it is
-// scaled and added in fp32.
+// x in integers with a scale for each block of 256 columns, W by its quantized values. The sum of a step is exact; it
+// is scaled and added in fp32.
 //
 //   |x| <= 32767, |W| <= 4095: the four products of a step that a 32-bit lane adds stay below 2^31
 #if VLEN >= 8  // without, dequantizing costs more than integers save
