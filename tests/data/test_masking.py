@@ -242,3 +242,21 @@ def test_examples_survive_json(tmp_path: Path) -> None:
     (again,) = read_examples(tmp_path / "x.jsonl")
     first, second = encode_example(again, chatml()), encode_example(TWO_TURNS, chatml())
     np.testing.assert_array_equal(first.tokens, second.tokens)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("weights", [{0: 0.25, 1: 0.5}, {0: 0.5, 1: 0.25}], ids=["rising", "falling"])
+def test_a_token_of_two_answers_has_the_greater_weight(weights: dict[int, float]) -> None:
+    template = "{% for message in messages %}{% generation %}{{ message.content }}{% endgeneration %}{% endfor %}"
+    tokenizer = with_template(template)
+    answers = [{"role": "assistant", "content": content} for content in ("What is the capi", "tal of France?")]
+    sample = encode_example(Example(answers, weights=weights), tokenizer)
+    ends = np.cumsum([len(tokenizer.decode([token])) for token in sample.tokens.tolist()])
+    across = int(np.searchsorted(ends, len(answers[0]["content"])))
+    assert ends[across] > len(answers[0]["content"])  # one token stands for characters of both
+    assert sample.weights is not None
+    assert sample.weights.tolist() == [
+        *([weights[0]] * across),
+        0.5,
+        *([weights[1]] * (len(sample.tokens) - across - 1)),
+    ]
