@@ -37,6 +37,7 @@ KEYS = {
     "lr_schedule": ("name",),
     "data": ("path", "eval_path", "max_examples"),
     "preference": ("method",),
+    "observe": ("verify_every",),
 }
 
 

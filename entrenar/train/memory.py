@@ -19,6 +19,7 @@ from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.observe.hardware import available_memory
 from entrenar.train.config import TrainConfig
 from entrenar.train.updates import is_hidden_matrix
+from entrenar.train.verify import PIECE_BYTES
 
 RUNTIME_BYTES = 128 << 20  # Python, the libraries, the documentation's examples
 # Of a file of examples, for each of its bytes: 5 bytes a token of four, 200 an example of a thousand, and the rows.
@@ -28,8 +29,9 @@ DATA_TOKEN_BYTES, DATA_EXAMPLE_BYTES = 5, 200
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/gemm.pyx)
 MARGIN = 1.1  # what an estimate may be off by, once layers are chosen to fit it
-# Floats kept for each that is trained; schedule-free has y aside in evaluations too, when no gradient is there.
-OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "schedulefree_adamw": 2, "muon": 2, "sgd": 1}
+OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "schedulefree_adamw": 2, "muon": 2, "sgd": 1}  # floats for each trained
+# Floats that are aside in evaluations, y: no gradient is there then, but the process keeps the memory of gradients.
+OPTIMIZER_ASIDE = {"schedulefree_adamw": 1}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class StepMemory:
     """What a training step holds at its peak, from the second step on, by how many layers are computed again.
 
     `adapter` None is full fine-tuning; `storage` has the weight types, None is float32 for all; `data_bytes` is what
-    the examples take (`data_bytes`).
+    the examples take (`data_bytes`); `verifies` is of a run with steps that are computed again (train/verify.py).
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class StepMemory:
         batch_size: int = 1,
         sequence_length: int = 512,
         data_bytes: int = 0,
+        verifies: bool = False,
     ) -> None:
         self.config, self.full = config, adapter is None
         self.trains_logits = adapter is None or adapter.trains_logits(config)
@@ -73,12 +76,19 @@ class StepMemory:
         self.fixed = {
             "weights": weights + (0 if self.full else self.gradients),
             "gradients": self.gradients,
-            "optimizer": self.gradients * OPTIMIZER_STATES[optimizer],
+            "optimizer": self.gradients * (OPTIMIZER_STATES[optimizer] + OPTIMIZER_ASIDE.get(optimizer, 0)),
         }
         hidden = hidden_matrices(config) if optimizer == "muon" else []  # which have one float less
         self.fixed["optimizer"] -= sum(4 * rows * columns for rows, columns in hidden)
+        if verifies:
+            self.fixed["verification"] = self._verified_piece() * (1 + OPTIMIZER_STATES[optimizer])
         self.sides = max(((min(shape), max(shape)) for shape in hidden), key=lambda s: s[0] * s[1], default=(0, 0))
         self.data_bytes = data_bytes
+
+    def _verified_piece(self) -> int:
+        """Of what is updated and verified at once, the weights, which are kept with their states; at most."""
+        largest = 4 * self.table.logits * self.table.hidden if self.trains_logits else 0
+        return min(self.gradients, max(PIECE_BYTES, largest))
 
     @property
     def chunks(self) -> int:
@@ -151,6 +161,7 @@ def step_memory(
         batch_size=t.batch_size * (2 if config.preference.method in ("dpo", "orpo") else 1),  # of pairs
         sequence_length=t.sequence_length,
         data_bytes=data_bytes(config, data_share),
+        verifies=config.observe.verify_every > 0,
     )
 
 

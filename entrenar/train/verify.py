@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -211,23 +212,36 @@ class Verifier:
         """The optimizer's step, a piece of the weights at a time; raises as `gradients`."""
         for group, entries in optimizer.entries():
             for piece in _pieces(entries):
-                before = [_copied(parameter, state) for _, (parameter, _, state) in piece]
+                self._update(
+                    step, optimizer, piece, partial(optimizer.update, group=group, gradient_scale=scale), again
+                )
 
-                def whole(recording: Recording, group: Any = group, piece: Any = piece) -> None:
-                    optimizer.update([entry for _, entry in piece], group, scale)
-                    for name, (parameter, _, state) in piece:
-                        recording.add(Place(name, optimizer.name, "update"), parameter)
-                        for key, value in state.items():
-                            if isinstance(value, Tensor):
-                                recording.add(Place(name, optimizer.name, "update", f" of {key}"), value)
+    def _update(
+        self,
+        step: int,
+        optimizer: Optimizer,
+        piece: list[Any],
+        update: Callable[[list[Any]], None],
+        again: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """A function of its own: the copies of one piece are freed before those of the next are made."""
+        before = [_copied(parameter, state) for _, (parameter, _, state) in piece]
 
-                def reset(piece: Any = piece, before: Any = before) -> None:
-                    for (_, (parameter, _, state)), (weights, values) in zip(piece, before, strict=True):
-                        parameter.numpy()[...] = weights
-                        state.clear()
-                        state.update({k: Tensor(v) if isinstance(v, np.ndarray) else v for k, v in values.items()})
+        def whole(recording: Recording) -> None:
+            update([entry for _, entry in piece])
+            for name, (parameter, _, state) in piece:
+                recording.add(Place(name, optimizer.name, "update"), parameter)
+                for key, value in state.items():
+                    if isinstance(value, Tensor):
+                        recording.add(Place(name, optimizer.name, "update", f" of {key}"), value)
 
-                self._verified(step, whole, reset, again)
+        def reset() -> None:
+            for (_, (parameter, _, state)), (weights, values) in zip(piece, before, strict=True):
+                parameter.numpy()[...] = weights
+                state.clear()
+                state.update({k: Tensor(v) if isinstance(v, np.ndarray) else v for k, v in values.items()})
+
+        self._verified(step, whole, reset, again)
 
     # ------------------------------------------------------------------ how
     def _verified(

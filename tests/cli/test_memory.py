@@ -59,6 +59,7 @@ def test_each_flag_changes_the_part_that_it_is_about(model: str, capsys: pytest.
     ):
         again = () if words[0] == "--gradient-checkpointing" else ("--gradient-checkpointing", "off")
         assert parts("--adapter", "lora", *again, *words)[part] == pytest.approx(factor * base[part], rel=0.15), words
+    assert parts("--adapter", "lora", "--verify-every", "1")["verification"] == 3 * base["gradients"]
     assert parts("--adapter", "none")["gradients"] == 4 * SMOLLM2.num_parameters()
 
 

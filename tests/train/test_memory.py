@@ -23,8 +23,8 @@ from entrenar.lora import DoRAConfig, IA3Config, LoRAConfig, PrefixConfig
 from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.optim import AdamW
 from entrenar.qlora import QLoRAConfig
-from entrenar.train import TrainConfig, dataset, memory
-from entrenar.train.config import Data, Training
+from entrenar.train import TrainConfig, dataset, memory, verify
+from entrenar.train.config import Data, Preferences, Training
 from tests.train.builders import run_config, trainer_of
 
 SHAPE = LLaMAConfig(
@@ -197,8 +197,54 @@ def test_the_optimizer_of_the_estimate_is_what_it_keeps(optimizer: str, tmp_path
     trainer.run()
     states = [value for state in trainer.optimizer.state.values() for value in state.values()]
     held = sum(value.nbytes for value in states if isinstance(value, Tensor))
+    trainer.optimizer.train()
+    trainer.optimizer.eval()  # has y aside
+    held += sum(y.nbytes for _, y in getattr(trainer.optimizer, "_kept", {}).values())
     estimate = memory.StepMemory(trainer.model.config, adapter=None, optimizer=optimizer).estimate(False)
     assert estimate.items["optimizer"] == held
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedulefree_adamw"])
+def test_what_a_verified_update_keeps_counts(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []  # by each parameter that is copied, in a piece that has all of them
+
+    def copied(*entry: Any) -> Any:
+        weights, values = copies(*entry)
+        kept.append(weights.nbytes + sum(v.nbytes for v in values.values() if isinstance(v, np.ndarray)))
+        return weights, values
+
+    copies = verify._copied
+    monkeypatch.setattr(verify, "_copied", copied)
+    config = run_config(tmp_path, steps=2, optimizer=optimizer)
+    config = replace(config, observe=replace(config.observe, verify_every=2))
+    trainer = trainer_of(config)
+    trainer.run()
+    items = memory.step_memory(trainer.model.config, config).estimate(False).items
+    assert sum(kept) == items["verification"]
+    plain = replace(config, observe=replace(config.observe, verify_every=0))
+    assert "verification" not in memory.step_memory(trainer.model.config, plain).estimate(False).items
+
+
+@pytest.mark.unit
+def test_a_verified_update_keeps_a_piece_of_the_weights_at_most() -> None:
+    def kept(**values: Any) -> int:
+        return memory.StepMemory(SMOLLM2, verifies=True, **values).estimate(False).items["verification"]
+
+    assert kept(adapter=None) == 3 * 4 * 49152 * 576  # the embedding is more than a piece
+    assert kept(adapter=ALL) == 3 * 4 * ALL.num_parameters(SMOLLM2)  # less than a piece
+    assert kept(adapter=replace(ALL, rank=128), optimizer="sgd") == 2 * verify.PIECE_BYTES
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("method", "rows"), [("none", 1), ("dpo", 2), ("orpo", 2), ("kto", 1)])
+def test_the_rows_of_a_pair_count_twice(method: str, rows: int, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.touch()
+    data = Data(path=str(path))
+    t = Training(batch_size=4, sequence_length=128)
+    config = TrainConfig(training=t, adapter=ALL, data=data, preference=Preferences(method=method))
+    assert memory.step_memory(SMOLLM2, config).tokens == rows * 4 * 128
 
 
 @pytest.mark.memory
