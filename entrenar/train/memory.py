@@ -12,7 +12,7 @@ from entrenar.adapters.qlora import QLoRAConfig
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
 from entrenar.data import Source, sources_of
 from entrenar.data.samples import HELD_BYTES
-from entrenar.errors import MemoryBudgetError
+from entrenar.errors import ConfigError, MemoryBudgetError
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.decoder import activations, recomputed_layers
 from entrenar.models.storage import Storage, StoragePolicy
@@ -166,10 +166,19 @@ def step_memory(
 
 
 def chosen(step: StepMemory, config: TrainConfig, available: int) -> tuple[int, MemoryEstimate]:
-    """How many layers are computed again in backward, as few as fit where that is `auto`, and the estimate."""
+    """How many layers are computed again in backward, as few as fit where that is `auto`, and the estimate.
+
+    ConfigError for more layers than the model has.
+    """
     every, wanted = step.config.num_hidden_layers, config.training.gradient_checkpointing
     if wanted != "auto":
-        count = recomputed_layers(step.config, wanted if isinstance(wanted, int) else wanted == "on")
+        numbered = wanted if isinstance(wanted, int) else {"on": every, "off": 0}[wanted]
+        if numbered > every:
+            raise ConfigError(
+                f"training.gradient_checkpointing is {numbered}, and the model has {every} layers; give at most "
+                f"{every}, on or auto."
+            )
+        count = recomputed_layers(step.config, numbered)
     elif step.estimate(0).total <= available:
         count = 0
     else:

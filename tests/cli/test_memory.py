@@ -109,6 +109,11 @@ def test_the_program_says_what_is_wrong(tmp_path: Path) -> None:
         (("--model", str(shape)), 1, f"error: {shape}: "),
         (("--steps", "3"), 2, "entrenar memory: error: unknown argument --steps; "),
         (("--model", "llama2/tiny", "--adapter", "none", "--quantize", "nf4"), 2, "entrenar memory: error: unknown"),
+        (
+            ("--model", "llama2/tiny", "--gradient-checkpointing", "99"),
+            1,
+            "error: training.gradient_checkpointing is 99, ",
+        ),
         (("--model", "llama2/tiny", "--sequence-length", "99999"), 1, "error: training.sequence_length is 99999"),
     ):
         ended = run_entrenar("memory", *words)

@@ -16,7 +16,7 @@ import pytest
 
 from entrenar.autograd import Tensor, empty_cache, memory_stats, reset_peak_memory
 from entrenar.data import DataLoader
-from entrenar.errors import MemoryBudgetError
+from entrenar.errors import ConfigError, MemoryBudgetError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAConfig, LLaMAModel
 from entrenar.lora import DoRAConfig, IA3Config, LoRAConfig, PrefixConfig
@@ -252,7 +252,7 @@ def test_as_few_layers_are_recomputed_as_let_the_estimate_fit(machine: Callable[
     assert needs(True) < 0.8 * needs(False)
     machine(needs(False))
     assert planned() == (0, estimated())
-    assert [planned(mode)[0] for mode in ("on", "off", 7, 99)] == [30, 0, 7, 30]
+    assert [planned(mode)[0] for mode in ("on", "off", 7, 30)] == [30, 0, 7, 30]
     for count in (1, 17, 29):  # with a margin for what the estimate may be off by
         machine(min(int(1.1 * needs(count)) + 1, needs(False) - 1))
         chosen, estimate = planned()
@@ -260,6 +260,13 @@ def test_as_few_layers_are_recomputed_as_let_the_estimate_fit(machine: Callable[
         assert 1.1 * needs(chosen) <= min(1.1 * needs(count) + 2, needs(False)) < 1.1 * needs(chosen - 1) + 1
     machine(needs(True))
     assert planned() == (30, estimated(True))
+
+
+@pytest.mark.unit
+def test_more_layers_than_the_model_has_are_refused() -> None:
+    refusal = r"training\.gradient_checkpointing is 31, and the model has 30 layers; give at most 30, on or auto\.$"
+    with pytest.raises(ConfigError, match=refusal):
+        planned(31)
 
 
 @pytest.mark.memory
