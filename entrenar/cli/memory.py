@@ -79,6 +79,9 @@ def flags_of(remedy: Remedy) -> str:
 def show(console: Console, found: Planned) -> None:
     """The parts, the sum against what is available, and what would make it fit."""
     console.print(escape(printable(found.model)), highlight=False, soft_wrap=True)
+    if found.assumed:
+        said = f"No file has these weights; taken as stored in {found.assumed}, as models are published (see --dtype)."
+        console.print(said, soft_wrap=True)
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")

@@ -234,23 +234,26 @@ def remedies(
 ) -> list[Remedy]:
     """Each change of one setting that makes the run fit, else all of them together, if that does."""
 
-    def tried(variant: Variant) -> int:
+    def tried(variant: Variant) -> tuple[int, bool]:
+        """What it needs, and whether it fits with the margin, which `auto` has where all layers computed again do."""
         step = step_memory(shape, variant.config, variant.storage, data_share)
-        return chosen(step, variant.config, available)[1].total
+        total = chosen(step, variant.config, available)[1].total
+        auto = variant.config.training.gradient_checkpointing == "auto"
+        return total, total <= available and MARGIN * (step.estimate(True).total if auto else total) <= available
 
     found, together = [], Variant(config, storage, {})
-    for change in (_again, _four_bits, _rows, _length, _examples):
+    for change in (_again, _sixteen_bits, _four_bits, _rows, _length, _examples):
         for variant in change(shape, Variant(config, storage, {})):
-            total = tried(variant)
-            if MARGIN * total <= available:
+            total, fits = tried(variant)
+            if fits:
                 found.append(Remedy(variant.settings, total))
                 break
     if found:
         return found
-    for change in (_again, _four_bits, _rows, _length, _examples):
+    for change in (_again, _sixteen_bits, _four_bits, _rows, _length, _examples):
         for variant in change(shape, together):
-            together, total = variant, tried(variant)
-            if MARGIN * total <= available:
+            together, (total, fits) = variant, tried(variant)
+            if fits:
                 return [Remedy(variant.settings, total)]
     return []
 
@@ -272,6 +275,15 @@ class Variant:
 def _again(shape: LLaMAConfig, run: Variant) -> Iterator[Variant]:
     if run.config.training.gradient_checkpointing != "auto":
         yield run.trained(gradient_checkpointing="auto")
+
+
+def _sixteen_bits(shape: LLaMAConfig, run: Variant) -> Iterator[Variant]:
+    """A frozen base in 16 bits where matrices of it are wider."""
+    if run.storage is None or run.config.adapter is None or run.storage.policy.quantize is not None:
+        return
+    storage = replace(run.storage.policy, dtype="bfloat16").storage(shape.parameter_shapes())
+    if storage.nbytes < run.storage.nbytes:
+        yield Variant(run.config, storage, run.settings | {"model.dtype": "bfloat16"})
 
 
 def _four_bits(shape: LLaMAConfig, run: Variant) -> Iterator[Variant]:

@@ -16,6 +16,8 @@ from entrenar.train.config import TrainConfig
 from entrenar.train.finetune import check_length, storage_policy
 from entrenar.train.memory import MemoryEstimate, Remedy, chosen, remedies, shortage, step_memory
 
+PUBLISHED, PUBLISHED_GGUF = "bfloat16", "BF16"  # the type in which models are published, and its name in GGUF
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -29,6 +31,7 @@ class Planned:
     needed: MemoryEstimate
     available: int
     remedies: list[Remedy]
+    assumed: str | None = None  # in which type the weights of a shape are taken to be stored, where no flag says it
 
     @property
     def fits(self) -> bool:
@@ -44,6 +47,7 @@ class Planned:
         """Everything as values that JSON can hold; bytes."""
         return {
             "model": self.model,
+            "assumed_dtype": self.assumed,
             "parameters": self.parameters,
             "trained_parameters": self.trained,
             "layers": self.layers,
@@ -59,15 +63,18 @@ class Planned:
 def planned(model: str | None, config: TrainConfig, *, dtype: str = "auto", quantize: str | None = None) -> Planned:
     """The plan of fine-tuning `model`: a checkpoint, or the TOML file of a shape, whose weights no file has.
 
-    Without an adapter the model of a shape is trained from scratch. Raises EntrenarError as `finetune` would.
+    Without an adapter the model of a shape is trained from scratch; with one its weights are taken to be stored in
+    bfloat16, as such models are published, and dtype "auto" leaves them so. Raises EntrenarError as `finetune` would.
     """
     policy = storage_policy(config, dtype, quantize)
     place = str(fetch_default_model()) if model is None else model
     if place.endswith(".toml") or place in shipped_configurations():
         shape = LLaMAConfig.from_file(place)
-        storage = None if config.adapter is None else policy.storage(shape.parameter_shapes())
+        shapes = shape.parameter_shapes()
+        assumed = PUBLISHED if config.adapter is not None and policy.dtype == "auto" else None
+        storage = None if config.adapter is None else policy.storage(shapes, dict.fromkeys(shapes, PUBLISHED_GGUF))
     else:
-        checkpoint = Checkpoint.open(Path(place))
+        assumed, checkpoint = None, Checkpoint.open(Path(place))
         checkpoint.check()
         shape, storage = checkpoint.config, storage_of(checkpoint, policy)
     check_length(config, shape, place)
@@ -76,4 +83,5 @@ def planned(model: str | None, config: TrainConfig, *, dtype: str = "auto", quan
     count, needed = chosen(step, config, available)
     fitting = remedies(shape, config, storage, available) if needed.total > available else []
     trained = step.gradients // 4
-    return Planned(place, shape.num_parameters(), trained, shape.num_hidden_layers, count, needed, available, fitting)
+    layers, parameters = shape.num_hidden_layers, shape.num_parameters()
+    return Planned(place, parameters, trained, layers, count, needed, available, fitting, assumed)

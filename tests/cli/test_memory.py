@@ -47,7 +47,7 @@ def test_each_flag_changes_the_part_that_it_is_about(model: str, capsys: pytest.
         found: dict[str, int] = said("--model", model, *words, capsys=capsys)["parts"]
         return found
 
-    base = parts("--adapter", "lora", "--gradient-checkpointing", "off")
+    base = parts("--adapter", "lora", "--gradient-checkpointing", "off", "--dtype", "float32")
     for words, part, factor in (
         (("--rank", "32"), "gradients", 2),
         (("--sequence-length", "1024"), "activations", 2),
@@ -58,9 +58,23 @@ def test_each_flag_changes_the_part_that_it_is_about(model: str, capsys: pytest.
         (("--quantize", "nf4"), "weights", 0.36),
     ):
         again = () if words[0] == "--gradient-checkpointing" else ("--gradient-checkpointing", "off")
+        again += () if words[0] == "--dtype" else ("--dtype", "float32")
         assert parts("--adapter", "lora", *again, *words)[part] == pytest.approx(factor * base[part], rel=0.15), words
     assert parts("--adapter", "lora", "--verify-every", "1")["verification"] == 3 * base["gradients"]
     assert parts("--adapter", "none")["gradients"] == 4 * SMOLLM2.num_parameters()
+
+
+@pytest.mark.unit
+def test_the_weights_of_a_shape_are_taken_to_be_of_16_bits(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model", model, "--adapter", "lora")
+    found, wide = (said(*words, *more, capsys=capsys) for more in ((), ("--dtype", "float32")))
+    assert (found["assumed_dtype"], wide["assumed_dtype"]) == ("bfloat16", None)
+    saved = wide["parts"]["weights"] - found["parts"]["weights"]
+    assert saved == pytest.approx(2 * SMOLLM2.num_parameters(), rel=0.01)
+    main(words)
+    assert "taken as stored in bfloat16, as models are published (see --dtype)." in capsys.readouterr().out
+    scratch = said("--model", model, "--adapter", "none", capsys=capsys)
+    assert scratch["assumed_dtype"] is None and scratch["parts"]["weights"] == 4 * SMOLLM2.num_parameters()
 
 
 @pytest.mark.unit
@@ -69,6 +83,7 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(
 ) -> None:
     monkeypatch.setattr(memory_plan, "available_memory", lambda: 1400 << 20)
     words = ["--model", model, "--adapter", "lora", "--gradient-checkpointing", "off", "--sequence-length", "1024"]
+    words += ["--dtype", "float32"]
     with pytest.raises(SystemExit) as ended:
         main([*words, "--json"])
     table = json.loads(capsys.readouterr().out)

@@ -329,8 +329,8 @@ def test_the_data_of_no_file_or_few_examples_count_little(tmp_path: Path) -> Non
 def settings_that_fit(available: int, storage: Storage | None = None, **values: Any) -> list[dict[str, Any]]:
     sections = {"adapter": ALL} | values
     found = memory.remedies(SMOLLM2, TrainConfig(**sections), storage, available)
-    for remedy in found:  # each is one of a run that fits, with the margin
-        assert memory.MARGIN * remedy.total <= available
+    for remedy in found:  # each is one of a run that fits
+        assert remedy.total <= available
     return [remedy.settings for remedy in found]
 
 
@@ -344,17 +344,22 @@ def test_each_setting_that_makes_a_run_fit_is_named() -> None:
     assert any(list(settings) == ["training.sequence_length"] for settings in found)
     assert settings_that_fit(1 << 20, base, training=of()) == []
     (together,) = settings_that_fit(620 << 20, base, training=of())
-    assert list(together)[:2] == ["training.gradient_checkpointing", "model.quantize"] and len(together) > 2
+    assert list(together)[:2] == ["training.gradient_checkpointing", "model.dtype"] and len(together) > 2
+    assert "model.quantize" in together
 
 
 @pytest.mark.unit
 def test_a_base_in_four_bits_is_advised_under_each_kind() -> None:
     base = StoragePolicy("float32").storage(SMOLLM2.parameter_shapes())
     short = Training(sequence_length=64)
-    assert settings_that_fit(620 << 20, base, training=short) == [{"model.quantize": "nf4"}]
+    either = [{"model.dtype": "bfloat16"}, {"model.quantize": "nf4"}]
+    assert settings_that_fit(620 << 20, base, training=short) == either
     assert settings_that_fit(620 << 20, base, training=short, adapter=None) == [{"model.adapter": "qlora"}]
     wide = QLoRAConfig(quantize_4bit=False, target_modules=["all-linear"])
-    assert settings_that_fit(620 << 20, base, training=short, adapter=wide) == [{"qlora.quantize_4bit": "true"}]
+    assert settings_that_fit(620 << 20, base, training=short, adapter=wide) == [
+        either[0],
+        {"qlora.quantize_4bit": "true"},
+    ]
     assert settings_that_fit(1 << 30, None, training=short, adapter=None) == []  # from scratch there is no base
 
 
