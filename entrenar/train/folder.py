@@ -8,19 +8,21 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io import atomic
 from entrenar.io.atomic import made_folders, real_file, real_folder
-from entrenar.train import checkpoint
+from entrenar.train import checkpoint, fingerprint
 from entrenar.train.config import TrainConfig
 from entrenar.train.summary import SUMMARY
 
 FOLDERS = ("adapter", "model", "checkpoint", "profile")
 LOCK, METRICS, JSON_LINES, ANOMALIES = ".entrenar.lock", "metrics.csv", "metrics.jsonl", "anomalies.jsonl"
+BEGUN = ".entrenar.begun"  # beside the lock: the fingerprint of the run, for a resume before its first checkpoint
 LOSS = "loss.png"  # the curves of the losses
 REPORT = "report.html"  # of `entrenar report`
 PROFILE, PROFILES = "profile.json", "profile"  # of the whole run, and a folder with one of every few steps
@@ -76,6 +78,34 @@ def killed_at_once(directory: Path) -> bool:
     return (directory / LOCK).is_file() and checkpoint.anything_in(directory / "checkpoint") is None
 
 
+def begin(directory: Path, expected: Mapping[str, Any]) -> None:
+    """Write what the run in `directory` is, by its fingerprint, before its first step.
+
+    ConfigError, naming the first difference, where it begins anew what was another run; FormatError where that cannot
+    be read or written.
+    """
+    path = directory / BEGUN
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        with atomic.atomic_file(path) as part:
+            part.write_text(json.dumps(expected), encoding="utf-8")
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: cannot be read ({error}); start anew with --overwrite.") from error
+    else:
+        fingerprint.check(path, found, expected)
+
+
+def _check_anew(directory: Path) -> None:
+    """ConfigError where a run was killed before it said what it is, over a result that another would replace."""
+    left = earlier(directory)
+    if left is not None and not (directory / BEGUN).exists():
+        raise ConfigError(
+            f"checkpointing.directory: {directory} holds an earlier run's {left.relative_to(directory)}, and the run "
+            "over it was killed before its first step; replace it with --overwrite, or choose another directory."
+        )
+
+
 def earlier(directory: Path) -> Path | None:
     """Something that an earlier run left in `directory`; None where there is nothing."""
     found = [directory / name for name in RESULTS if (directory / name).exists()]
@@ -93,7 +123,7 @@ def tidy(directory: Path) -> None:
     """Remove what killed runs left under temporary names, here and where links among the results lead."""
     checkpoint.tidy(directory / "checkpoint")
     with checkpoint.writing(directory):
-        names = (atomic.SHARED, *FOLDERS, *RECORDS)
+        names = (atomic.SHARED, BEGUN, *FOLDERS, *RECORDS)
         atomic.tidy(directory, "|".join(map(re.escape, names)))
         for folder in ("adapter", "model"):
             atomic.tidy(directory / folder, atomic.SHARED)
@@ -121,20 +151,27 @@ def check_run(directory: Path, run: str) -> None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, *, resume: bool = False, anew: bool = False) -> Iterator[None]:
     """The folder is this process's inside the block; the system lets go of it whatever ends the process.
 
-    ConfigError, with the other's process id, where another run has it.
+    With `resume` what the killed run was stays known; with `anew` the run begins again, and where it fails before its
+    first checkpoint it can do so once more. ConfigError, with the other's process id, where another run has the folder,
+    or where `anew` would replace a result of which nothing says that it is to be replaced.
     """
     with made_folders(real_folder(directory)):
-        descriptor = _lock(directory)
+        descriptor, failed = _lock(directory), True
         try:
             tidy(directory)
+            if anew:
+                _check_anew(directory)
+            elif not resume:
+                (directory / BEGUN).unlink(missing_ok=True)
             yield
+            failed = False
         finally:
-            (directory / LOCK).unlink(
-                missing_ok=True
-            )  # while it is held: no other process takes a name that is about to go
+            if not (anew and failed and checkpoint.anything_in(directory / "checkpoint") is None):
+                (directory / BEGUN).unlink(missing_ok=True)
+                (directory / LOCK).unlink(missing_ok=True)  # while it is held: no other process takes its name
             os.close(descriptor)
 
 

@@ -66,7 +66,7 @@ def prepared(config: TrainConfig, console: Console | None = None) -> Iterator[Tr
     try:
         with (
             interrupt.heeded(),
-            folder.locked(directory),
+            folder.locked(directory, resume=c.resume, anew=anew),
             rendering_date(date),
             matmul_precision(auto_precision() if wanted == "auto" else wanted),
         ):
@@ -147,8 +147,10 @@ def execute(
         record.before, sample_before = _before(trainer, sample, console)
         record.summary.samples = {"prompt": prompt, "before": sample_before}
         record.summary.remarks += _other_rates(trainer, console)
-        if writes and not trainer.saved and trainer.config.checkpointing.overwrite:
-            folder.clear(record.directory)
+        if writes and not trainer.saved:
+            folder.begin(record.directory, trainer.fingerprint)
+            if trainer.config.checkpointing.overwrite:
+                folder.clear(record.directory)
         every = trainer.config.training.sample_every
         if every and writes:  # before the checkpoint of a step, which has its sample
             trainer.callbacks = [Samples(every, sample, console), *trainer.callbacks]

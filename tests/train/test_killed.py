@@ -6,10 +6,13 @@ import csv
 import json
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,22 @@ class Runner:
         status, seen = json.loads(self.process.stdout.readline())
         return status, list(map(bool, seen))
 
+    def less(self) -> Path:
+        """A file with half of the examples."""
+        lines = (self.folder / "examples.jsonl").read_text().splitlines(keepends=True)
+        (self.folder / "less.jsonl").write_text("".join(lines[::2]))
+        return self.folder / "less.jsonl"
+
+    @contextmanager
+    def other(self, flag: str) -> Iterator[None]:
+        """Another value of a flag inside the block."""
+        words, (name, value) = self.words, flag.split()
+        self.words = re.sub(rf"{name} \S+", f"{name} {value}", words)
+        try:
+            yield
+        finally:
+            self.words = words
+
     def resumed(self, output: Path) -> None:
         """Resume to the end; a run that was killed before it had its folder is begun again."""
         log = output.with_name(f"{output.name}.log")
@@ -170,6 +189,11 @@ def check(runner: Runner, output: Path, files: dict[str, Any]) -> None:
     assert [name for name in files if found[name] != files[name]] == []
 
 
+def said(output: Path) -> str:
+    """What the runs into a folder printed, as one line."""
+    return " ".join(output.with_name(f"{output.name}.log").read_text().split())
+
+
 def moments(seen: list[bool], seed: int, inside: int, anywhere: int) -> list[int]:
     """Random changes of files: so many of checkpoints, and so many of all."""
     draw = random.Random(seed)
@@ -195,14 +219,45 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_a_folder_witho
     files, seen = whole
     output = runner.folder / "early"
     assert runner.run(output, at=seen.index(True))[0] == -9
-    assert {path.name for path in output.rglob("*")} == {".entrenar.lock", "checkpoint"}
+    assert {path.name for path in output.rglob("*")} == {".entrenar.begun", ".entrenar.lock", "checkpoint"}
+    (output / "report.html").write_text("of steps that are trained again")
+    for flag, sentence in (("--data nowhere.jsonl", "nowhere.jsonl"), ("--rank 2", "lora.rank is 2 and was 4 when")):
+        with runner.other(flag):  # a mistake does not cost the means to resume
+            assert runner.run(output, "--resume")[0] == 1
+        assert sentence in said(output)
+    assert "early: the run was killed before a checkpoint, and begins anew." in said(output)
     check(runner, output, files)
-    log = output.with_name("early.log").read_text()
-    assert "early: the run was killed before a checkpoint, and begins anew." in log.replace("\n", " ")
     nowhere = runner.folder / "nowhere"
     assert runner.run(nowhere, "--resume")[0] == 1
     assert "there is no checkpoint to resume" in nowhere.with_name("nowhere.log").read_text()
     assert not nowhere.exists()
+
+
+@pytest.mark.chaos
+def test_a_run_over_a_result_that_is_killed_at_once_resumes_as_that_run_or_not_at_all(
+    runner: Runner, whole: tuple[dict[str, Any], list[bool]]
+) -> None:
+    output, other = runner.folder / "over", runner.folder / "other"
+    with runner.other("--rank 3"):
+        assert runner.run(output)[0] == 0
+    shutil.rmtree(output / "checkpoint")
+    result = (output / "adapter" / "adapter_model.safetensors").read_bytes()
+    shutil.copytree(output, other)
+    _, seen = runner.run(other, "--overwrite")
+    for at in range(1, 20):  # until it has the lock, and has not said what it is
+        assert runner.run(output, "--overwrite", at=at)[0] == -9
+        if (output / ".entrenar.lock").exists():
+            break
+    assert not (output / ".entrenar.begun").exists()
+    for _ in range(2):
+        assert runner.run(output, "--resume")[0] == 1
+    assert "over holds an earlier run's adapter/adapter_config.json, and the run over it was killed" in said(output)
+    assert runner.run(output, "--overwrite", at=seen.index(True))[0] == -9
+    with runner.other(f"--data {runner.less()}"):
+        assert runner.run(output, "--resume")[0] == 1
+    assert "over/.entrenar.begun: was written with other examples; resume with the same" in said(output)
+    assert (output / "adapter" / "adapter_model.safetensors").read_bytes() == result
+    check(runner, output, whole[0])
 
 
 @pytest.mark.slow
