@@ -2,8 +2,9 @@
 
     python scripts/memory_table.py [MODEL]
 
-Six configurations: all weights, LoRA and QLoRA, with gradient checkpointing and without, in two lengths of rows. Each
-is a process of its own, `entrenar finetune` over texts of this repository, whose peak resident set the kernel counts.
+All weights, LoRA and QLoRA, with gradient checkpointing and without, in several lengths of rows, and all weights with
+schedule-free AdamW and with steps that are verified. Each is a
+process of its own, `entrenar finetune` over texts of this repository, whose peak resident set the kernel counts.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 WITHIN = 0.1  # relative difference
 STEPS = 3
-CASES = (
-    ("none", "off", 256),
-    ("none", "on", 512),
-    ("lora", "off", 256),
-    ("lora", "on", 1024),
-    ("qlora", "off", 512),
-    ("qlora", "on", 1024),
+CASES: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (  # adapter, checkpointing, tokens, and other flags
+    ("none", "off", 256, ()),
+    ("none", "off", 256, ("--optimizer", "schedulefree_adamw", "--schedule", "constant")),
+    ("none", "off", 256, ("--verify-every", "1")),
+    ("none", "on", 512, ()),
+    ("lora", "off", 256, ()),
+    ("lora", "on", 1024, ()),
+    ("qlora", "off", 512, ()),
+    ("qlora", "on", 1024, ()),
 )
 
 
@@ -71,13 +74,13 @@ def main(model: list[str]) -> int:
     with tempfile.TemporaryDirectory() as place:
         data = Path(place) / "texts.jsonl"
         texts(data)
-        for number, (adapter, again, length) in enumerate(CASES):
+        for number, (adapter, again, length, more) in enumerate(CASES):
             flags = ["--adapter", adapter, "--gradient-checkpointing", again, "--sequence-length", str(length)]
-            flags += ["--data", str(data), *(["--model", *model] if model else [])]
+            flags += ["--data", str(data), *(["--model", *model] if model else []), *more]
             plan, peak = sum(planned(flags).values()), measured(flags, Path(place) / str(number))
             off = abs(plan / peak - 1) > WITHIN
             wrong += off
-            what = "all weights" if adapter == "none" else adapter
+            what = " ".join(["all weights" if adapter == "none" else adapter, *more])
             row = f"{what} | {again} | {length} | {plan / 2**20:.0f} | {peak / 2**20:.0f} | {plan / peak:.3f}"
             print(f"| {row} |{' off by more than 10 %' if off else ''}", flush=True)
     return wrong
