@@ -240,9 +240,9 @@ cdef list slot_numbers(str op, str name, object values, Py_ssize_t count, Py_ssi
     if array.dtype.kind not in "iu" or array.ndim != 1 or array.size != count:
         raise ShapeError(f"{op}: with slots, {name} must be a vector of {count} integers, one a batch row, found shape "
                          f"{array.shape} of {array.dtype}.")
-    if count and not (first <= array.min() and array.max() <= last):
-        raise ShapeError(f"{op}: {name} lie between {array.min()} and {array.max()}, expected {first} to {last}.")
-    return array.tolist()
+    if (found := array.tolist()) and not (first <= min(found) and max(found) <= last):  # NumPy's cost 10 us a call
+        raise ShapeError(f"{op}: {name} lie between {min(found)} and {max(found)}, expected {first} to {last}.")
+    return found
 
 
 def write_cache(cache, start, x, slots=None):
