@@ -176,3 +176,15 @@ def test_adapters_are_configured_with_the_names_of_peft(kind: Any) -> None:
         kind(r=0)
     with pytest.raises(TypeError, match="lora_rank"):
         kind(lora_rank=8)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["state_dict", "load_state_dict", "zero_grad", "to", "cuda", "half", "requires_grad_"])
+def test_what_torch_has_and_a_model_has_not_is_answered_with_what_serves(name: str) -> None:
+    model = LLaMAModel(SHAPE)
+    assert not hasattr(model, name)
+    for part in (model, model.model.layers[0]):
+        with pytest.raises(AttributeError, match=rf"^{type(part).__name__} has no {name}; .+\.$"):
+            getattr(part, name)
+    with pytest.raises(AttributeError, match=r"^LLaMAModel has no nonsense\.$"):
+        getattr(model, "nonsense")  # noqa: B009

@@ -13,7 +13,7 @@ from typing import NoReturn
 from entrenar.config import named_stdout
 from entrenar.errors import EntrenarError, printable
 
-CLOSED = "error: standard output was closed, which ended the program; write it to a file to let a run go on."
+CLOSED = "error: standard output was closed, which ended the program; write it to a file to let it go on."
 
 
 def run(main: Callable[[], object], *, debug: bool = False) -> NoReturn:

@@ -14,6 +14,7 @@ CALL = (
     "function_call"  # LLaMA-Factory's role: an assistant's message whose value is one call, or a list of them, in JSON
 )
 FLAGS = ("weight", "train", "trainable", "loss")  # OpenAI, axolotl, LLaMA-Factory and ms-swift: whether it is trained
+LEAST_WEIGHT = 1e-6
 NOT_READ = ("function_call", "images", "image", "audio", "audios", "video", "videos", "train_detail", "training_detail")
 MAY_BE_EMPTY = ("system", "developer", "tool", "function", "ipython")
 THINKING = ("reasoning_content", "reasoning", "thinking")
@@ -165,6 +166,11 @@ def _weight(turn: dict[str, Any], role: str, where: str) -> float:
         if not number or not (0 <= value <= 1 if name == "weight" else value in (0, 1)):
             expected = "a number from 0 (not trained) to 1" if name == "weight" else "0 or false, 1 or true"
             raise FormatError(f"{where}: {name} of a message is {shown(value)}, expected {expected}.")
+        if 0 < value < LEAST_WEIGHT:
+            raise FormatError(
+                f"{where}: weight of a message is {shown(value)}, of which nothing is left in float32 sums; expected "
+                f"0, or {LEAST_WEIGHT:g} to 1."
+            )
         said[name] = bool(value)
     if len(set(said.values())) > 1:
         marks = " and ".join(f"{name} {shown(value)}" for name, value in said.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -13,6 +13,21 @@ from entrenar.autograd import Tensor
 from entrenar.autograd.quantized import QuantizedTensor
 
 Weight = Tensor | QuantizedTensor
+
+
+IN_PLACE_OF = {  # names of torch.nn.Module
+    "state_dict": "named_parameters() gives names and tensors, save_pretrained writes them",
+    "load_state_dict": "from_pretrained reads a model's files, entrenar.lora.load_adapter those of an adapter",
+    "zero_grad": "the optimizer's zero_grad() takes the gradients away",
+    "to": "everything is in main memory; from_pretrained(dtype=...) says in which type",
+    "cuda": "everything is in main memory",
+    "cpu": "everything is in main memory",
+    "half": "from_pretrained(dtype='float16') stores frozen weights so",
+    "bfloat16": "from_pretrained(dtype='bfloat16') stores frozen weights so",
+    "float": "from_pretrained(dtype='float32') stores weights so",
+    "forward": "call the object itself",
+    "requires_grad_": "each tensor's requires_grad says whether it is trained",
+}
 
 
 class Module:
@@ -23,6 +38,13 @@ class Module:
     unquantized: Mapping[str, str] = MappingProxyType({})  # matrices that stayed in full precision, and why
 
     originals: Callable[[str], np.ndarray | None] | None = None  # what `original` asks
+
+    if not TYPE_CHECKING:  # types are checked against the attributes that there are
+
+        def __getattr__(self, name: str) -> Any:
+            """What torch has and a part of a model has not is answered with what serves in its place."""
+            advice = f"; {IN_PLACE_OF[name]}" if name in IN_PLACE_OF else ""
+            raise AttributeError(f"{type(self).__name__} has no {name}{advice}.", name=name, obj=self)
 
     def original(self, name: str) -> np.ndarray | None:
         """The full-precision values that a quantized weight of this name was made of; None where they are not known."""

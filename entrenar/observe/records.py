@@ -29,9 +29,14 @@ def parsed(path: Path, lines: Iterable[Any], read: Callable[[Any], T], what: str
         try:
             yield read(line)
         except (*UNSOUND, EntrenarError) as error:
-            name = "" if isinstance(error, EntrenarError) else f"{type(error).__name__}: "
-            reason = f"{name}{str(error).rstrip('.')}"
-            raise FormatError(f"{path}: line {number} is {what} ({reason}); {advice}.") from error
+            raise FormatError(f"{path}: line {number} is {what} ({_reason(error)}); {advice}.") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no key {error}"
+    name = "" if isinstance(error, EntrenarError | ValueError) else f"{type(error).__name__}: "
+    return f"{name}{str(error).rstrip('.')}"
 
 
 def json_lines(path: Path, read: Callable[[Any], T], what: str, advice: str, expected: str) -> Iterator[T]:

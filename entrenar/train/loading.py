@@ -118,7 +118,9 @@ def evaluation_rows(rows: Rows, checkpoint: Checkpoint) -> tuple[Sequence[Batch]
         path=rows.data,
         held_out_fraction=fraction if fraction < 1 else 0,
         max_examples=rows.max_examples,
+        format=rows.format,
         train_on_prompt=rows.train_on_prompt,
+        answers=rows.answers,
         too_long=rows.too_long,
     )
     config = TrainConfig(training=Training(sequence_length=length), data=data)

@@ -22,6 +22,10 @@ class Objective:
             batch.tokens, batch.targets, batch.positions, batch.cu_seqlens, divisor=total, weights=batch.weights
         )
 
+    def weight(self, batch: Batch) -> float:
+        """What a micro-batch adds to the `total` of its step."""
+        return batch.trained_weight
+
     def evaluate(self, model: LLaMAModel, batches: Iterable[Batch], step: int | None = None) -> Evaluation:
         """The held-out loss; raises as `entrenar.train.evaluate.evaluate`."""
         return evaluate(model, batches, step)

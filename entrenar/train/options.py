@@ -49,7 +49,9 @@ class Rows:
     sequence_length: int = option(ROW, help="length of a row", unit="tokens", minimum=2)
     batch_size: int = option(BATCH, help="rows that run through the model at once", minimum=1)
     max_examples: int = option(0, help="use at most this many examples of each file; 0 is all", minimum=0)
+    format: str = option("auto", help=FORMAT_HELP, choices=tuple(FORMATS))
     train_on_prompt: bool = option(False, help="evaluate the prompts too, not only the answers")
+    answers: str = option("all", help="which answers of a conversation are evaluated", choices=("all", "last"))
     too_long: str = option(
         "auto",
         help="what becomes of examples longer than a row; auto splits text files and truncates others",

@@ -8,7 +8,7 @@ log-probabilities are computed once, and no second model exists.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -211,7 +211,10 @@ def kto(
 
 
 class PreferenceObjective(Objective):
-    """The mean loss over the pairs, or labelled answers, of a step that has `count` of them."""
+    """The mean loss over the pairs, or labelled answers, of a step that has `count` of them.
+
+    ORPO's first term is the mean over all tokens of the step that it trains.
+    """
 
     of_tokens = False
 
@@ -220,9 +223,14 @@ class PreferenceObjective(Objective):
 
     def loss(self, model: LLaMAModel, batch: Batch, total: float) -> Tensor:
         assert isinstance(batch, PreferenceBatch)
-        return self._loss(model, batch, self.count)
+        return self._loss(model, batch, self.count, total)
 
-    def _loss(self, model: LLaMAModel, batch: PreferenceBatch, count: int) -> Tensor:
+    def weight(self, batch: Batch) -> float:
+        orpo = self.settings.method == "orpo"
+        return float((_whole_targets(batch) != IGNORE).sum()) if orpo else batch.trained_weight
+
+    def _loss(self, model: LLaMAModel, batch: PreferenceBatch, count: int, weight: float) -> Tensor:
+        """The share of a micro-batch in the loss of `count` pairs or answers, whose `weight` is the sum of theirs."""
         s = self.settings
         hidden = model.hidden_states(batch.tokens, batch.positions, batch.cu_seqlens)
         costs = _row_costs(model, hidden, batch.targets)
@@ -236,9 +244,7 @@ class PreferenceObjective(Objective):
             lengths = (batch.targets != IGNORE).sum(-1)
             value, slopes = orpo(logs / lengths, s.beta)
             slopes = slopes / lengths
-            whole = _whole_targets(batch)
-            pairs = len(logs) / 2
-            extra = _cost(model, hidden, whole) * (pairs / (count * max(1, int((whole != IGNORE).sum()))))
+            extra = _cost(model, hidden, _whole_targets(batch)) * (1 / weight)
         else:
             weights = (s.desirable_weight, s.undesirable_weight)
             value, slopes = kto(logs - batch.reference, batch.labels, self._divergence(model, batch), s.beta, weights)
@@ -255,23 +261,24 @@ class PreferenceObjective(Objective):
         return max(0.0, float((logs - batch.shifted_reference).mean()))
 
     def evaluate(self, model: LLaMAModel, batches: Iterable[Batch], step: int | None = None) -> Evaluation:
-        total, count, tokens = 0.0, 0, 0
-        precision = get_matmul_precision()
+        total, precision = 0.0, get_matmul_precision()
+        each = list(batches) if isinstance(batches, Iterator) else batches  # they are gone through twice
         group = 1 if self.settings.method == "kto" else 2
+        sizes = [(len(batch.tokens) // group, batch.trained_tokens, self.weight(batch)) for batch in each]
+        if not sizes:
+            raise NumericsError("The held-out set has no preferences; hold out more.")
+        count, tokens, weight = (sum(column) for column in zip(*sizes, strict=True))
         with no_grad(), model.evaluating(), matmul_precision("high" if precision == "medium" else precision):
-            for batch in batches:
+            for batch in each:
                 assert isinstance(batch, PreferenceBatch)
-                size = len(batch.tokens) // group
-                loss = self._loss(model, batch, size).item()
+                loss = self._loss(model, batch, int(count), weight).item()
                 if not math.isfinite(loss):
                     raise NumericsError(f"The held-out preference loss is {loss}; training diverged.")
-                total, count, tokens = total + loss * size, count + size, tokens + batch.trained_tokens
-        if not count:
-            raise NumericsError("The held-out set has no preferences; hold out more.")
-        return Evaluation(total / count, tokens)
+                total += loss
+        return Evaluation(total, int(tokens))
 
 
-def _whole_targets(batch: PreferenceBatch) -> np.ndarray:
+def _whole_targets(batch: Batch) -> np.ndarray:
     """All tokens of the chosen answers with their prompts, which ORPO's first term trains, shifted."""
     whole = np.full_like(batch.targets, IGNORE)
     for row in range(0, len(whole), 2):

@@ -56,6 +56,7 @@ def prepared(config: TrainConfig, console: Console | None = None) -> Iterator[Tr
     """
     folder.check(config)
     c = config.checkpointing
+    checkpoint.check_compression(c.compression)
     directory, anew = Path(c.directory), c.resume and folder.killed_at_once(Path(c.directory))
     if anew:
         config = replace(config, checkpointing=replace(c, resume=False, overwrite=True))

@@ -204,7 +204,7 @@ class Trainer:
         """This rank's micro-batches, and the tokens, trained tokens and their weights of all ranks."""
         count = self.config.training.gradient_accumulation
         batches = self.loader.next_batches(count, self.communicator.rank, self.communicator.size)
-        each = [(batch.tokens.size, batch.trained_tokens, batch.trained_weight) for batch in batches]
+        each = [(batch.tokens.size, batch.trained_tokens, self.objective.weight(batch)) for batch in batches]
         counts = np.array(each, np.float64).reshape(-1, 3).sum(0)  # integers below 2**53 are exact
         self.communicator.all_reduce(counts)
         return batches, int(counts[0]), int(counts[1]), float(counts[2])

@@ -150,6 +150,8 @@ def methods() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "SGD": (lambda *a: optim.SGD(*a), ([x], 0.1)),
         "Adam": (lambda *a: optim.Adam(*a), ([x], 0.1)),
         "AdamW": (lambda *a: optim.AdamW(*a), ([x], 0.1)),
+        "AdamWScheduleFree": (lambda *a: optim.AdamWScheduleFree(*a), ([x], 0.1)),
+        "Muon": (lambda *a: optim.Muon(*a), ([x], 0.1)),
         "step": (sgd.step, (1.0,)),
         "lr": (lambda v: setattr(sgd, "lr", v), (0.1,)),
         "load_state_dict": (sgd.load_state_dict, (sgd.state_dict(),)),

@@ -73,7 +73,7 @@ def test_what_the_monitor_recorded_is_listed_too(tmp_path: Path, capsys: pytest.
     [
         (None, "cannot be read"),
         ("", "holds no step"),
-        ("{}\n", "line 1 is no step of a run (KeyError: 'seconds')"),
+        ("{}\n", "line 1 is no step of a run (it has no key 'seconds')"),
         ("[1]\n", "line 1 is no step of a run"),
         ('{"step": 1, "seconds": NaN, "loss": 1, "grad_norm": 1, "tokens": 1}\n', "not finite"),
         ("\x00", "line 1 is no step of a run"),

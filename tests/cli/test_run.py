@@ -97,9 +97,7 @@ def test_a_closed_output_is_said(printer: str) -> None:
     assert program.stderr is not None
     said = program.stderr.read()
     assert program.wait(60) == 1
-    assert (
-        said == "error: standard output was closed, which ended the program; write it to a file to let a run go on.\n"
-    )
+    assert said == "error: standard output was closed, which ended the program; write it to a file to let it go on.\n"
 
 
 @pytest.mark.chaos

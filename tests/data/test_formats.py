@@ -219,6 +219,10 @@ BAD: dict[str, tuple[Any, str]] = {
         {"messages": [SUM[0], SUM[1] | {"weight": 1.5}]},
         "weight of a message is 1.5, expected a number from 0 (not trained) to 1.",
     ),
+    "a weight that is lost": (
+        {"messages": [SUM[0], SUM[1] | {"weight": 1e-50}]},
+        "weight of a message is 1e-50, of which nothing is left in float32 sums; expected 0, or 1e-06 to 1.",
+    ),
     "a flag of text": ({"messages": [SUM[0], SUM[1] | {"train": "false"}]}, "train of a message is 'false', expected"),
     "flags that contradict": (
         {"messages": [SUM[0], SUM[1] | {"train": False, "weight": 1}]},
