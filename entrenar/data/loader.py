@@ -12,6 +12,8 @@ from entrenar.data.packing import Batch, Rows, collate, pack
 from entrenar.data.samples import Samples
 from entrenar.errors import ConfigError
 
+NEARBY = 50  # batches among whose samples those of like length are put together
+
 
 def _lengths(samples: Sequence[Sample]) -> np.ndarray:
     if isinstance(samples, Samples):
@@ -24,11 +26,21 @@ def _rows(lengths: np.ndarray, sequence_length: int, packing: bool) -> Rows:
     return pack(lengths, sequence_length) if packing else Rows(np.arange(count), np.arange(count + 1))
 
 
+def _collated(
+    samples: Sequence[Sample], rows: Sequence[Sequence[int]], sequence_length: int, packing: bool, pad_id: int
+) -> Batch:
+    chosen = [[samples[i] for i in row] for row in rows]
+    if not packing:
+        sequence_length = min(sequence_length, max(2, *(len(sample) for row in chosen for sample in row)))
+    return collate(chosen, sequence_length, pad_id)
+
+
 class DataLoader:
     """Batches of `batch_size` rows of `sequence_length` tokens, shuffled anew each epoch by (seed, epoch).
 
-    With `packing`, several samples share a row; without, one sample has one. Samples longer than a row are cut
-    (`truncated` counts them). Raises ConfigError where nothing would be trained or no batch can be filled.
+    With `packing`, several samples share a row; without, one sample has one, samples of like length share a batch, and
+    its rows are as long as the longest of them. Samples longer than `sequence_length` are cut (`truncated` counts
+    them). Raises ConfigError where nothing would be trained or no batch can be filled.
     """
 
     def __init__(
@@ -70,7 +82,25 @@ class DataLoader:
         drawn = self._drawn()
         order = drawn[rng.permutation(len(drawn))]
         rows = _rows(self._lengths[order], self.sequence_length, self.packing)
-        return rows.renamed(order, rng.permutation(len(rows)))
+        return rows.renamed(order, rng.permutation(len(rows)) if self.packing else self._by_length(order, rng))
+
+    def _by_length(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Places of `order`, batches of like lengths in any order: within 50 batches each, as transformers groups them.
+
+        The first places fill up the last batch of the epoch before.
+        """
+        first = -self._rows_before() % self.batch_size
+        size, places = self.batch_size, np.arange(len(order))
+        full = first + max(0, len(order) - first) // size * size  # where the last whole batch ends
+        for start in range(first, full, NEARBY * size):
+            part = places[start : min(start + NEARBY * size, full)]
+            places[start : start + len(part)] = part[np.argsort(self._lengths[order[part]], kind="stable")]
+        batches = places[first:full].reshape(-1, size) if first < full else places[:0].reshape(0, size)
+        return np.concatenate([places[:first], rng.permutation(batches).reshape(-1), places[max(first, full) :]])
+
+    def _rows_before(self) -> int:
+        """Samples that the epochs before this one drew."""
+        return self.epoch * len(self.samples)
 
     @property
     def rows(self) -> int:
@@ -102,8 +132,7 @@ class DataLoader:
         return [self._collated(rows) for rows in dealt[rank::size]]
 
     def _collated(self, rows: list[list[int]]) -> Batch:
-        chosen = [[self.samples[i] for i in row] for row in rows]
-        return collate(chosen, self.sequence_length, self.pad_id)
+        return _collated(self.samples, rows, self.sequence_length, self.packing, self.pad_id)
 
     def _next_rows(self) -> list[list[int]]:
         """The samples of each row of the next batch."""
@@ -142,10 +171,10 @@ class EvaluationBatches(Sequence[Batch]):
     """Batches of samples in a fixed order, made when they are asked for."""
 
     def __init__(
-        self, samples: Sequence[Sample], rows: Rows, batch_size: int, sequence_length: int, pad_id: int
+        self, samples: Sequence[Sample], rows: Rows, batch_size: int, sequence_length: int, packing: bool, pad_id: int
     ) -> None:
         self._samples, self._rows, self._size = samples, rows, batch_size
-        self._sequence_length, self._pad_id = sequence_length, pad_id
+        self._row = (sequence_length, packing, pad_id)
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._size)
@@ -158,8 +187,7 @@ class EvaluationBatches(Sequence[Batch]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         start = range(len(self))[index] * self._size
-        chosen = [[self._samples[i] for i in row] for row in self._rows[start : start + self._size]]
-        return collate(chosen, self._sequence_length, self._pad_id)
+        return _collated(self._samples, self._rows[start : start + self._size], *self._row)
 
 
 def evaluation_batches(
@@ -167,4 +195,4 @@ def evaluation_batches(
 ) -> EvaluationBatches:
     """Every sample once, in a fixed order; the last batch may have fewer rows."""
     rows = _rows(_lengths(samples), sequence_length, packing)
-    return EvaluationBatches(samples, rows, batch_size, sequence_length, pad_id)
+    return EvaluationBatches(samples, rows, batch_size, sequence_length, packing, pad_id)

@@ -20,14 +20,17 @@ class Mix:
     counts: tuple[int, ...]
     weights: tuple[float, ...]
 
+    def passed(self, number: int, epochs: int) -> int:
+        """Draws from this file in the first `epochs` epochs."""
+        return int(self.weights[number] / sum(self.weights) * sum(self.counts) * epochs + 0.5)
+
     def drawn(self, number: int, epoch: int, seed: int) -> np.ndarray:
         """The samples of this file in an epoch of as many draws as all files have samples.
 
         Each file is gone through in an order of its own, follows itself in another, and goes on in the next epoch
         where this one ended: no sample comes twice before all of the file have come.
         """
-        each = self.weights[number] / sum(self.weights) * sum(self.counts)
-        start, stop = (int(each * passed + 0.5) for passed in (epoch, epoch + 1))
+        start, stop = (self.passed(number, passed) for passed in (epoch, epoch + 1))
         count = self.counts[number]
         first = start // count
         passes = [
@@ -48,6 +51,9 @@ class MixedLoader(DataLoader):
     def _drawn(self) -> np.ndarray:
         files = range(len(self.mix.counts))
         return np.concatenate([self.mix.drawn(number, self.epoch, self.seed) for number in files])
+
+    def _rows_before(self) -> int:
+        return sum(self.mix.passed(number, self.epoch) for number in range(len(self.mix.counts)))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, and of which mix."""

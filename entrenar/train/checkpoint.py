@@ -28,7 +28,7 @@ from entrenar.train import state
 from entrenar.train.fingerprint import check
 
 VALUES, ARRAYS, SUMS = "state.json", "state.safetensors", "SHA256SUMS"
-FORMAT = 4
+FORMAT = 5
 READ = 1 << 20
 COMPRESSION = "checkpointing.compression = zstd"
 

@@ -116,6 +116,26 @@ def test_epochs_follow_each_other_without_a_gap() -> None:
 
 
 @pytest.mark.unit
+def test_without_packing_a_batch_has_samples_of_like_length_and_ends_with_the_longest() -> None:
+    rng = np.random.default_rng(3)
+    made = [Sample(np.full(n, i, np.int32), np.ones(n, bool)) for i, n in enumerate(rng.integers(4, 400, 1003), 1)]
+    source = DataLoader(made, 8, 256, packing=False, seed=5)
+    batches = [source.next_batch() for _ in range(2 * 1003 // 8 + 1)]  # two epochs, which no batch divides
+    for batch in batches:
+        longest = max(len(made[i - 1]) for i in batch.tokens[:, 0])
+        assert batch.tokens.shape == (8, min(256, longest))
+    counts = Counter(i for batch in batches[: 1003 // 8] for i in batch.tokens[:, 0].tolist())
+    assert set(counts.values()) == {1} and len(counts) == 1000
+    for half in (batches[:125], batches[127:]):
+        padding = 1 - sum(int((batch.tokens != 0).sum()) for batch in half) / sum(batch.tokens.size for batch in half)
+        assert padding < 0.03  # a tenth of what a random order has
+    lengths = [batch.tokens.shape[1] for batch in batches[:50]]
+    assert lengths != sorted(lengths) and lengths != sorted(lengths, reverse=True)
+    again = DataLoader(made, 8, 256, packing=False, seed=6).next_batch()
+    assert again.tokens[:, 0].tolist() != batches[0].tokens[:, 0].tolist()
+
+
+@pytest.mark.unit
 def test_a_batch_larger_than_an_epoch_takes_several() -> None:
     source = DataLoader(SAMPLES[:2], 7, ROW, packing=False)
     counts = Counter(source.next_batch().tokens[:, 0].tolist())

@@ -117,7 +117,8 @@ def test_every_token_is_there_once_and_every_target_follows_its_token_within_its
     batches = list(evaluation_batches(samples, batch_size, row, packing, pad_id=-7))
     seen, trained = [], 0
     for batch in batches:
-        assert batch.tokens.shape[1] == row
+        width = batch.tokens.shape[1]
+        assert width == row if packing else width == min(row, max(2, int((batch.tokens != -7).sum(-1).max())))
         assert batch.tokens.shape[0] <= batch_size
         seen += batch.tokens[batch.tokens != -7].tolist()
         trained += batch.trained_tokens
@@ -128,14 +129,14 @@ def test_every_token_is_there_once_and_every_target_follows_its_token_within_its
 
 def check_segments(batch: Batch, samples: list[Sample], row: int) -> None:
     """Each segment between two bounds is one whole (or cut) sample, or padding, inside one row."""
-    starts = {int(each.tokens[0]): each for each in samples}
+    starts, width = {int(each.tokens[0]): each for each in samples}, batch.tokens.shape[1]
     tokens, targets, positions = (array.reshape(-1) for array in (batch.tokens, batch.targets, batch.positions))
     bounds = batch.cu_seqlens.tolist()
     assert bounds[0] == 0
     assert bounds[-1] == tokens.size
     for start, stop in itertools.pairwise(bounds):
         assert start < stop
-        assert start // row == (stop - 1) // row  # no segment runs over the end of a row
+        assert start // width == (stop - 1) // width  # no segment runs over the end of a row
         assert positions[start:stop].tolist() == list(range(stop - start))
         if tokens[start] == -7:
             assert (tokens[start:stop] == -7).all()
