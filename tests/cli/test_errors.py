@@ -69,9 +69,12 @@ def test_a_shape_that_no_machine_holds_is_refused_before_anything_is_made(tmp_pa
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize(("limit", "every"), [(20_000, 0), (20_000, 1), (2_000, 1)])
+@pytest.mark.parametrize(
+    ("limit", "every", "what"),
+    [(20_000, 0, "adapter"), (20_000, 1, "checkpoint"), (2_000, 1, ".entrenar.begun")],  # what the run is
+)
 def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(
-    limit: int, every: int, model: Path, data: Path, tmp_path: Path
+    limit: int, every: int, what: str, model: Path, data: Path, tmp_path: Path
 ) -> None:
     """A limit on the size of files fails in the same calls as a disk without room."""
     program = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); import runpy, sys; "
@@ -83,8 +86,7 @@ def test_a_full_disk_names_the_file_and_leaves_no_part_of_it(
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 1
-    what = "checkpoint" if every else "adapter"
-    assert re.search(rf"^error: .*{what}.*: cannot be written \(.*File too large.*\)", sentence(run.stderr))
+    assert re.search(rf"^error: .*{re.escape(what)}.*: cannot be written \(.*File too large.*\)", sentence(run.stderr))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert not (tmp_path / "run" / what).exists()
 
