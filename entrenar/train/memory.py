@@ -18,7 +18,7 @@ from entrenar.models.decoder import activations, recomputed_layers
 from entrenar.models.storage import Storage, StoragePolicy
 from entrenar.observe.hardware import available_memory
 from entrenar.train.config import TrainConfig
-from entrenar.train.updates import is_hidden_matrix
+from entrenar.train.updates import MUON, is_hidden_matrix
 from entrenar.train.verify import PIECE_BYTES
 
 RUNTIME_BYTES = 128 << 20  # Python, the libraries, the documentation's examples
@@ -294,9 +294,11 @@ def _four_bits(shape: LLaMAConfig, run: Variant) -> Iterator[Variant]:
     if run.config.adapter is None:
         t = run.config.training
         adapter = QLoRAConfig(target_modules=["all-linear"])
-        optimizer = t.optimizer if t.optimizer in ("adamw", "adam", "sgd") else "adamw"
-        config = replace(run.config, adapter=adapter, training=replace(t, optimizer=optimizer))
-        yield Variant(config, storage, run.settings | {"model.adapter": "qlora"})
+        settings, config = run.settings | {"model.adapter": "qlora"}, replace(run.config, adapter=adapter)
+        if t.optimizer == MUON:  # which trains no adapters
+            settings |= {"training.optimizer": "adamw"}
+            config = replace(config, training=replace(t, optimizer="adamw"))
+        yield Variant(config, storage, settings)
     elif isinstance(run.config.adapter, QLoRAConfig):
         yield Variant(run.config, storage, run.settings | {"qlora.quantize_4bit": "true"})
     else:
