@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
 import subprocess
@@ -58,17 +59,13 @@ class Ours(_Server):
         serve = ["serve", "--port", "0", "--slots", str(AT_ONCE), "--context", "512", "--precision", precision]
         command = [sys.executable, "-m", "entrenar", *serve, "--model", _path(model, file_type)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        atexit.register(self.process.terminate)  # however this process ends its work
         said = iter(self.process.stdout or ())
         found = next(filter(None, (re.search(r"at (http://[^ ]+)/v1", line) for line in said)), None)
         if found is None:
             raise RuntimeError(f"The server ended with status {self.process.wait()}.")
         self.address = found[1]
         threading.Thread(target=lambda: [None for _ in said], daemon=True).start()  # nobody else reads what it says
-
-    def close(self) -> None:
-        """End the server."""
-        self.process.terminate()
-        self.process.wait()
 
 
 class LlamaCpp(_Server):
@@ -116,7 +113,6 @@ def _case(bench: Bench, model: str, file_type: str | None, precision: str, new: 
             "llama.cpp": partial(peer.call, "ask", requests=1, new=new),
         }
         times = bench.interleave(turns)
-        ours.call("close")
     case = f"{model} {file_type or 'Q4_1'}, {precision}"
     bench.add(_row(f"{case}: {AT_ONCE} at once / one", times, f"{AT_ONCE} at once", "one", 3.0))
     bench.add(_row(f"{case}: one / llama.cpp", times, "one", "llama.cpp", 1.0))
