@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from entrenar.adapters.base import AdapterConfig
@@ -198,3 +199,19 @@ def quiet(model: Path, config: TrainConfig, **options: str) -> tuple[Result, str
     out = io.StringIO()
     result = finetune(model, config, console=Console(file=out, width=200), **options)
     return result, out.getvalue()
+
+
+def write_records(path: Path, records: list[dict[str, Any]]) -> Path:
+    """The records in a file of the kind that its ending says, tables as pandas and pyarrow write them."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(records, indent=1))
+    elif path.suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(records), path, row_group_size=2)
+    else:
+        pandas = pytest.importorskip("pandas")
+        cells = [{k: json.dumps(v) if isinstance(v, list) else v for k, v in record.items()} for record in records]
+        pandas.DataFrame(cells).to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return path

@@ -13,7 +13,7 @@ from entrenar.models.checkpoint import Checkpoint
 from entrenar.train import dataset
 from entrenar.train.config import Checkpointing, Data, TrainConfig, Training
 from entrenar.train.data_check import check_data
-from tests.train.builders import SMALL, config_for, quiet, run_entrenar, write_model
+from tests.train.builders import SMALL, config_for, quiet, run_entrenar, write_model, write_records
 
 pytestmark = pytest.mark.unit
 LENGTH = 48
@@ -50,22 +50,6 @@ LAYOUTS: dict[str, list[dict[str, Any]]] = {
 ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet")
 
 
-def written(path: Path, records: list[dict[str, Any]]) -> str:
-    """The records in a file of the kind that its ending says."""
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(records, indent=1))
-    elif path.suffix == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(records), path, row_group_size=4)
-    else:
-        pandas = pytest.importorskip("pandas")
-        cells = [{k: json.dumps(v) if isinstance(v, list) else v for k, v in record.items()} for record in records]
-        pandas.DataFrame(cells).to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"))
@@ -92,10 +76,10 @@ def counts(model: Path, data: Data, output: Path, length: int = LENGTH) -> dict[
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_check_counts_what_a_run_trains_on(layout: str, ending: str, model: Path, tmp_path: Path) -> None:
-    data = Data(path=written(tmp_path / f"a.{ending}", LAYOUTS[layout]), held_out_fraction=0.3)
+    data = Data(path=str(write_records(tmp_path / f"a.{ending}", LAYOUTS[layout])), held_out_fraction=0.3)
     found = counts(model, data, tmp_path)
     assert found["records"] == found["examples"] == 6 and found["trained_tokens"] > 0
-    plain = counts(model, replace(data, path=written(tmp_path / "b.jsonl", LAYOUTS[layout])), tmp_path)
+    plain = counts(model, replace(data, path=str(write_records(tmp_path / "b.jsonl", LAYOUTS[layout]))), tmp_path)
     assert found == plain  # the same records, whatever file holds them
 
 
@@ -112,7 +96,7 @@ def test_a_check_counts_what_a_run_trains_on(layout: str, ending: str, model: Pa
 )
 def test_options_count_alike(options: dict[str, Any], model: Path, tmp_path: Path) -> None:
     records = LAYOUTS["messages"]
-    data = Data(path=written(tmp_path / "a.jsonl", records), held_out_fraction=0.3)
+    data = Data(path=str(write_records(tmp_path / "a.jsonl", records)), held_out_fraction=0.3)
     plain, found = (counts(model, given, tmp_path, 88) for given in (data, replace(data, **options)))
     assert plain["cut"] > 0 and plain["left_out"] == 0
     same = options.get("too_long") == "truncate" or {"held_out_fraction", "format"} & set(options)
@@ -128,14 +112,16 @@ def test_texts_folders_and_several_files_count_alike(model: Path, tmp_path: Path
     assert folder["examples"] == 6 and folder["split"] >= 1
     one = counts(model, Data(path=str(tmp_path / "texts" / "4.md"), held_out_fraction=0.0), tmp_path)
     assert one["examples"] == 1 and one["samples"] > 1
-    paths = [written(tmp_path / f"{name}.jsonl", LAYOUTS[name]) for name in ("messages", "alpaca", "segments")]
+    paths = [
+        str(write_records(tmp_path / f"{name}.jsonl", LAYOUTS[name])) for name in ("messages", "alpaca", "segments")
+    ]
     several = counts(model, Data(path=[*paths, str(tmp_path / "texts")], held_out_fraction=0.3), tmp_path)
     each = [counts(model, Data(path=path, held_out_fraction=0.3), tmp_path) for path in paths]
     assert several == {key: folder[key] + sum(found[key] for found in each) for key in several}
 
 
 def test_the_command_says_what_the_summary_of_a_run_keeps(model: Path, tmp_path: Path) -> None:
-    data = written(tmp_path / "a.csv", LAYOUTS["prompt_completion"])
+    data = str(write_records(tmp_path / "a.csv", LAYOUTS["prompt_completion"]))
     said = run_entrenar("data", "check", "--data", data, "--model", model, "--sequence-length", LENGTH, "--json")
     assert said.returncode == 0, said.stderr
     checked = json.loads(said.stdout)

@@ -15,7 +15,7 @@ from entrenar.data.preferences import PreferenceFile
 from entrenar.errors import ConfigError, FormatError
 from entrenar.train import TrainConfig
 from entrenar.train.config import Data, Preferences, Training
-from tests.train.builders import SMALL, config_for, metrics, quiet, write_model
+from tests.train.builders import SMALL, config_for, metrics, quiet, write_model, write_records
 from tests.train.test_preference import write_preferences
 
 pytestmark = pytest.mark.unit
@@ -49,27 +49,13 @@ LABELLED = {
 CASES = [(PAIRS[name], False) for name in PAIRS] + [(LABELLED[name], True) for name in LABELLED]
 
 
-def written(path: Path, records: list[dict[str, Any]]) -> Path:
-    """The records as pandas or pyarrow writes them into a file with this ending."""
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    elif path.suffix == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(records), path, row_group_size=2)
-    else:
-        pandas = pytest.importorskip("pandas")
-        cells = [{k: json.dumps(v) if isinstance(v, list) else v for k, v in record.items()} for record in records]
-        pandas.DataFrame(cells).to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
-    return path
-
-
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
 @pytest.mark.parametrize(("records", "labelled"), CASES)
 def test_tables_hold_what_json_holds(
     ending: str, records: list[dict[str, Any]], labelled: bool, tmp_path: Path
 ) -> None:
-    expected = PreferenceFile(written(tmp_path / "a.jsonl", records), labelled=labelled)
-    found = PreferenceFile(written(tmp_path / f"a.{ending}", records), labelled=labelled)
+    expected = PreferenceFile(write_records(tmp_path / "a.jsonl", records), labelled=labelled)
+    found = PreferenceFile(write_records(tmp_path / f"a.{ending}", records), labelled=labelled)
     assert list(found) == list(expected) and len(found) == 5
     assert [p.label for p in found] == [p.label for p in expected]
     assert len(PreferenceFile(tmp_path / f"a.{ending}", labelled=labelled, most=2)) == 2
@@ -80,7 +66,7 @@ def test_pairs_are_unpaired_for_labels_as_in_trl(ending: str, tmp_path: Path) ->
     datasets = pytest.importorskip("datasets")
     trl = pytest.importorskip("trl.data_utils")
     theirs = trl.unpair_preference_dataset(datasets.Dataset.from_list(PAIRS["texts"]))
-    found = PreferenceFile(written(tmp_path / f"a.{ending}", PAIRS["texts"]), labelled=True)
+    found = PreferenceFile(write_records(tmp_path / f"a.{ending}", PAIRS["texts"]), labelled=True)
     ours = [(*(message["content"] for message in p.answers[0].messages), p.label) for p in found]
     assert ours == [(row["prompt"], row["completion"], row["label"]) for row in theirs]
     assert len({p.text for p in found}) == 5  # both answers of a pair are on one side
@@ -113,7 +99,7 @@ def test_a_row_that_is_none_is_named(
     records = [dict.fromkeys(change) | record for record in records]  # a table has the columns of its first row
     records[1] |= change
     with pytest.raises(FormatError, match=rf"a\.{ending}, {message}"):
-        PreferenceFile(written(tmp_path / f"a.{ending}", records), labelled=labelled)
+        PreferenceFile(write_records(tmp_path / f"a.{ending}", records), labelled=labelled)
 
 
 def test_files_that_hold_no_preferences_are_refused(tmp_path: Path) -> None:
@@ -138,7 +124,7 @@ def test_files_that_hold_no_preferences_are_refused(tmp_path: Path) -> None:
 
 def test_keys_that_nothing_reads_are_counted_once_a_pair(model: Path, tmp_path: Path) -> None:
     data = tmp_path / "a.jsonl"
-    written(data, [record | {"score_chosen": 1.5} for record in PAIRS["texts"]])
+    write_records(data, [record | {"score_chosen": 1.5} for record in PAIRS["texts"]])
     result, said = quiet(model, config_for(data, tmp_path / "run", preference=Preferences("dpo")))
     assert "the key 'score_chosen' of 5 records is not used" in said
     assert json.loads((result.output.parent / "summary.json").read_text())["data"]["unused_keys"] == {"score_chosen": 5}
@@ -221,7 +207,7 @@ def test_options_change_a_preference_run(option: str, model: Path, plain: dict[s
     section, name = option.split(".")
     data = write_preferences(tmp_path / "preferences.jsonl", "dpo")
     if value == "other":
-        value = str(written(tmp_path / "other.csv", PAIRS["texts"]))
+        value = str(write_records(tmp_path / "other.csv", PAIRS["texts"]))
     config = config_for(data, tmp_path / "run", SHORT, preference=Preferences("dpo"))
     changes = {name: value} | ({"steps": Training().steps} if name == "epochs" else {})
     if name == "eval_path":
@@ -242,7 +228,9 @@ def test_an_epoch_is_one_pass_over_the_pairs(method: str, model: Path, tmp_path:
 
 def test_a_file_of_its_own_to_evaluate_on(model: Path, tmp_path: Path) -> None:
     data = write_preferences(tmp_path / "preferences.jsonl", "dpo")
-    others = written(tmp_path / "others.parquet", [json.loads(line) for line in data.read_text().splitlines()[:3]])
+    others = write_records(
+        tmp_path / "others.parquet", [json.loads(line) for line in data.read_text().splitlines()[:3]]
+    )
     base = config_for(data, tmp_path / "run", SHORT, preference=Preferences("dpo"))
     result, said = quiet(model, replace(base, data=Data(path=str(data), eval_path=str(others))))
     assert result.before is not None and result.before.loss == pytest.approx(math.log(2), rel=1e-6)
@@ -256,8 +244,8 @@ def test_a_run_over_answers_on_disk_has_the_same_bits(
     method: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = [json.loads(line) for line in write_preferences(tmp_path / "a.jsonl", "dpo").read_text().splitlines()]
-    written(tmp_path / "b.parquet", records[:10])
-    written(tmp_path / "c.csv", records[10:])
+    write_records(tmp_path / "b.parquet", records[:10])
+    write_records(tmp_path / "c.csv", records[10:])
     found = []
     for name, held in (("x", samples.HELD_BYTES), ("y", 200)):
         monkeypatch.setattr(samples, "HELD_BYTES", held)
