@@ -15,7 +15,7 @@ from rich.text import Text
 
 from entrenar.cli.flags import Parser
 from entrenar.config import add_arguments, from_arguments, print_out, text_argument
-from entrenar.errors import printable
+from entrenar.errors import FormatError, printable
 from entrenar.io.atomic import atomic_file
 from entrenar.train import report
 from entrenar.train.config import Data
@@ -32,14 +32,15 @@ DESCRIPTION = """Say what is in a data file, as a model would be trained on it.
 
 Counts, lengths, the share of tokens that is trained, duplicates, empty answers, the first record that is refused, and
 samples in which what is trained is coloured. With --eval-data the same of that file, and how many of its records are
-trained on too. The status is 1 where a record is refused.
+trained on too. Where a record is refused the status is 1, and the error stream has the sentence of the first.
 """
 
 
 def main(
     arguments: Sequence[str] | None = None, *, description: str = DESCRIPTION, prog: str | None = None
 ) -> dict[str, Any]:
-    """Check and print; what --json prints. EntrenarError for a wrong input, SystemExit for a wrong flag."""
+    """Check and print; what --json prints. EntrenarError for a wrong input, with the sentence of the first record that
+    is refused after all is printed, SystemExit for a wrong flag."""
     parser = Parser(prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("action", choices=("check",), metavar="check", help="what to do (required)")
     add_arguments(parser, Checked)
@@ -77,8 +78,9 @@ def main(
     else:
         for side in sides:
             show(report.Output(), side)
-    if any(side.bad_records for side in sides):
-        raise SystemExit(1)
+    for side in sides:
+        if side.bad is not None:
+            raise FormatError(side.bad)
     return table
 
 

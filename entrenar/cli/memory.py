@@ -14,7 +14,7 @@ from rich.table import Table
 from entrenar.cli.finetune import asked_for
 from entrenar.cli.flags import Parser
 from entrenar.config import print_out
-from entrenar.errors import printable
+from entrenar.errors import MemoryBudgetError, printable
 from entrenar.train import report
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ DESCRIPTION = """Say what memory a run would need, by part, and what would make 
     entrenar memory --model llama2/7b --adapter none
 
 It takes the flags of `entrenar finetune` that change the memory. --model may also be the TOML file of a shape, or one
-that is shipped (llama2/tiny, llama2/7b): with --adapter none that is training from scratch. The status is 1 where the
-run does not fit.
+that is shipped (llama2/tiny, llama2/7b): with --adapter none that is training from scratch. Where the
+run does not fit the status is 1, and the error stream has the sentence of such a run.
 """
 # The keys that change what a run holds, by section.
 KEYS = {
@@ -44,8 +44,8 @@ KEYS = {
 def main(
     arguments: Sequence[str] | None = None, *, description: str = DESCRIPTION, prog: str | None = None
 ) -> dict[str, Any]:
-    """Plan and print; what --json prints. EntrenarError for a wrong input, SystemExit for a wrong flag, or with 1 where
-    the run does not fit."""
+    """Plan and print; what --json prints. EntrenarError for a wrong input, MemoryBudgetError after all is printed where
+    the run does not fit, SystemExit for a wrong flag."""
     given = sys.argv[1:] if arguments is None else arguments
     asked = asked_for(given, description, prog, only=KEYS, add=_add_json)
     from entrenar.train.memory_plan import planned
@@ -58,8 +58,8 @@ def main(
         print_out(json.dumps(table, indent=2))
     else:
         show(report.Output(), found)
-    if not found.fits:
-        raise SystemExit(1)
+    if found.shortage is not None:
+        raise MemoryBudgetError(found.shortage)
     return table
 
 

@@ -28,8 +28,8 @@ def write(path: Path, records: list[dict]) -> Path:
 def test_a_check_counts_and_names_the_first_bad_record(model: Path, tmp_path: Path) -> None:
     path, page = write(tmp_path / "d.jsonl", RECORDS), tmp_path / "check.html"
     ended = run_entrenar("data", "check", "--data", path, "--model", model, "--json", "--html", page)
-    assert (ended.returncode, ended.stderr) == (1, "")
     found = json.loads(ended.stdout)
+    assert (ended.returncode, ended.stderr) == (1, f"error: {found['bad']}\n")
     assert (found["records"], found["samples"], found["bad_records"], found["empty_answers"]) == (5, 3, 2, 1)
     assert found["bad"] == f"{path}, line 4: completion is '', expected non-empty text."
     assert (found["duplicates"], found["first_duplicate"]) == (1, f"{path}, line 3")
@@ -66,16 +66,18 @@ def test_records_to_evaluate_on_are_checked_too_and_held_against_the_others(mode
     others = write(tmp_path / "e.jsonl", [RECORDS[1], {"prompt": "What is 9?", "completion": "Nine."}, RECORDS[3]])
     words = ("data", "check", "--data", path, "--eval-data", others, "--model", model)
     ended = run_entrenar(*words, "--json", "--html", tmp_path / "check.html")
-    assert (ended.returncode, ended.stderr) == (1, "")  # a record of theirs is refused
     found = json.loads(ended.stdout)
     theirs = found["evaluation"]
+    assert (ended.returncode, ended.stderr) == (1, f"error: {theirs['bad']}\n")
     assert (found["records"], found["bad_records"], found["overlap"]) == (3, 0, None)
     assert (theirs["records"], theirs["samples"], theirs["bad_records"], theirs["duplicates"]) == (3, 2, 1, 0)
     assert theirs["bad"].startswith(f"{others}, line 3: ")
     assert theirs["overlap"] == {"records": 1, "first": f"{others}, line 1"}
     assert str(path) in (tmp_path / "check.html").read_text() and str(others) in (tmp_path / "check.html").read_text()
-    shown = run_entrenar(*words, COLUMNS="400").stdout
+    ended = run_entrenar(*words, COLUMNS="400")
+    shown = ended.stdout
     assert f"1: the first is {others}, line 1" in shown and shown.count("duplicates") == 2
+    assert f"1: the first is {theirs['bad']}" in shown and ended.stderr == f"error: {theirs['bad']}\n"
 
 
 @pytest.mark.unit

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from entrenar.cli.memory import main
+from entrenar.cli.run import run
+from entrenar.errors import MemoryBudgetError
 from entrenar.train import memory, memory_plan
 from tests.train.builders import SHAPE, run_entrenar
 from tests.train.test_memory import SMOLLM2
@@ -85,9 +87,12 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(
     words = ["--model", model, "--adapter", "lora", "--gradient-checkpointing", "off", "--sequence-length", "1024"]
     words += ["--dtype", "float32"]
     with pytest.raises(SystemExit) as ended:
-        main([*words, "--json"])
-    table = json.loads(capsys.readouterr().out)
+        run(lambda: main([*words, "--json"]))
+    printed = capsys.readouterr()
+    table = json.loads(printed.out)
     assert ended.value.code == 1 and not table["fits"]
+    assert printed.err.startswith("error: The run needs about ") and printed.err.count("\n") == 1
+    assert "; use training.gradient_checkpointing = auto (" in printed.err
     assert "--gradient-checkpointing auto" in [row["flags"] for row in table["remedies"]]
     for row in table["remedies"]:  # each is true
         kept = words.copy()
@@ -97,16 +102,15 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(
                 at = kept.index(flag)
                 del kept[at : at + 2]
         assert said(*kept, *flags, capsys=capsys)["bytes"] == row["bytes"]
-    with pytest.raises(SystemExit):
+    with pytest.raises(MemoryBudgetError):
         main(words)
-    printed = capsys.readouterr().out
-    assert "It does not fit." in printed and "with --gradient-checkpointing auto\n" in printed
+    shown = capsys.readouterr().out
+    assert "It does not fit." in shown and "with --gradient-checkpointing auto\n" in shown
 
 
 @pytest.mark.unit
 def test_a_run_that_does_not_fit_names_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 1400 << 20)
-    from entrenar.errors import MemoryBudgetError
     from entrenar.train.config import TrainConfig, Training
     from tests.train.test_memory import ALL
 
