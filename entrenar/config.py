@@ -155,14 +155,19 @@ def load_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not TOML that can be read: an integer has thousands of digits.") from error
 
 
-def from_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
-    """The dataclass from a table of its keys; ConfigError, naming `where` and the key, for whatever does not fit."""
+def from_table(
+    cls: type[T], table: Mapping[str, Any], where: str, hint: Callable[[str], str | None] | None = None
+) -> T:
+    """The dataclass from a table of its keys; ConfigError, naming `where` and the key, for whatever does not fit.
+
+    `hint` has the sentence for a key that is not known, None where the nearest one is all that can be said.
+    """
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where} is {shown(table)}, expected a table of keys.")
     for key in table:
         if key not in known:
-            raise ConfigError(f"{where}.{key} is no known key; {nearest(key, known)}")
+            raise ConfigError(f"{where}.{key} is no known key; {(hint and hint(key)) or nearest(key, known)}")
     hints = type_hints(cls)
     values = {}
     for name, spec in known.items():

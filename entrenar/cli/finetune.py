@@ -14,7 +14,7 @@ from entrenar.adapters.presets import PRESETS
 from entrenar.cli.flags import CONFIG, PRESET, Parser, config_from, early, parser_for
 from entrenar.config import BASE_KEYS, add_arguments, load_toml, names_of, print_out, without
 from entrenar.errors import ConfigError
-from entrenar.train.config import NO_ADAPTER, Pretrained, TrainConfig
+from entrenar.train.config import NO_ADAPTER, Pretrained, TrainConfig, shape_hint
 
 if TYPE_CHECKING:
     from entrenar.train.run import Result
@@ -215,5 +215,5 @@ def _shape(path: str) -> dict[str, Any]:
         return {}
     from entrenar.models.config import LLaMAConfig
 
-    config = LLaMAConfig.from_file(path)  # which refuses what is no table
+    config = LLaMAConfig.from_file(path, shape_hint)  # which refuses what is no table
     return {key: getattr(config, key) for key in without(table, BASE_KEYS)}

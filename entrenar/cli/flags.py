@@ -10,23 +10,11 @@ from dataclasses import fields
 from typing import Any
 
 from entrenar.adapters.options import OPTIONS, AdapterOptions
-from entrenar.cli import synonyms
 from entrenar.config import ArgumentParser, add_arguments, from_arguments, names_of, nearest, shown, text_argument
+from entrenar.train import synonyms
 from entrenar.train.config import TrainConfig
+from entrenar.train.synonyms import FLAGS
 
-# Flags that are called otherwise than their key.
-FLAGS = {
-    "lr_schedule": {"name": "schedule", "step_size": "lr_step_size", "gamma": "lr_gamma"},
-    "data": {"path": "data", "eval_path": "eval_data"},
-    "checkpointing": {
-        "directory": "output",
-        "every": "checkpoint_every",
-        "minutes": "checkpoint_minutes",
-        "keep": "checkpoint_keep",
-        "compression": "checkpoint_compression",
-    },
-    "preference": {"method": "preference", "beta": "preference_beta"},
-}
 CONFIG, PRESET, PRINT = "--config", "--preset", "--print-config"
 
 

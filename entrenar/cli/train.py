@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from entrenar.cli.flags import CONFIG, config_from, early, parser_for
 from entrenar.config import print_out
 from entrenar.errors import ConfigError
-from entrenar.train.config import Pretrained, TrainConfig
+from entrenar.train.config import Pretrained, TrainConfig, shape_hint
 
 if TYPE_CHECKING:
     from entrenar.train.run import Result
@@ -44,7 +44,7 @@ def main(
     from entrenar.train.pretrain import pretrain
     from entrenar.train.written import whole_toml
 
-    shape = LLaMAConfig.from_file(path)
+    shape = LLaMAConfig.from_file(path, shape_hint)
     config = config_from(parsed, defaults.adapter)
     if parsed.print_config:
         print_out(whole_toml(config, shape), end="")

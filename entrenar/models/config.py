@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -251,8 +251,11 @@ class LLaMAConfig:
 
     # ------------------------------------------------------------------ files
     @classmethod
-    def from_file(cls, path: str | Path) -> LLaMAConfig:
-        """The `[model]` section of a TOML file; ConfigError for an unknown key or section, a wrong type or range."""
+    def from_file(cls, path: str | Path, hint: Callable[[str], str | None] | None = None) -> LLaMAConfig:
+        """The `[model]` section of a TOML file; ConfigError for an unknown key or section, a wrong type or range.
+
+        `hint` may have a sentence for a key that is not known.
+        """
         table = load_toml(path)
         for section in table:
             if section not in SECTIONS:
@@ -262,7 +265,7 @@ class LLaMAConfig:
         try:
             section = table["model"]
             shape = section if not isinstance(section, dict) else without(section, BASE_KEYS)
-            return from_table(cls, shape, "model")
+            return from_table(cls, shape, "model", hint)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from entrenar.config import (
 )
 from entrenar.errors import ConfigError
 from entrenar.observe.loggers import LOGGERS
+from entrenar.train.synonyms import key_hint
 from entrenar.train.updates import OPTIMIZERS, check_updates, optimizer_of, schedule_of
 
 if TYPE_CHECKING:
@@ -538,22 +540,16 @@ class TrainConfig:
         has their section.
         """
         table = load_toml(path)
-        types = section_types(table)
+        types, known_as = section_types(table), partial(key_hint, SECTION_TYPES)
         for name, content in table.items():
             if name not in SECTIONS and not isinstance(content, dict):
-                from entrenar.models.config import LLaMAConfig
-
-                known = {**section_types(), "model": LLaMAConfig}
-                homes = [
-                    f"[{section}]" for section, kind in known.items() if name in [spec.name for spec in fields(kind)]
-                ]
-                where = f"put it under {' or '.join(homes)}" if homes else "every key stands under the name of one"
-                raise ConfigError(f"{path}: {name} stands under no [section]; {where}.")
+                where = known_as(None, name) or "every key stands under the name of one."
+                raise ConfigError(f"{path}: {name} stands under no [section]; {where}")
             if name not in SECTIONS:
                 raise ConfigError(f"{path}: [{name}] is no known section; {nearest(name, SECTIONS)}")
         try:
             sections: dict[str, Any] = {
-                name: from_table(types[name], presets.with_preset(name, content), name)
+                name: from_table(types[name], presets.with_preset(name, content), name, partial(known_as, name))
                 for name, content in presets.filled(table, defaults or {}).items()
                 if name != "model"
             }
@@ -588,6 +584,7 @@ SECTION_TYPES: dict[str, type] = {
     "preference": Preferences,
 }
 SECTION_NAMES = {kind: name for name, kind in SECTION_TYPES.items()}
+shape_hint = partial(key_hint, SECTION_TYPES, "model")  # of a key that [model] lacks
 
 
 def section_types(names: Container[str] = ADAPTER_SECTIONS) -> dict[str, type]:

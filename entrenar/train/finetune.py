@@ -23,7 +23,7 @@ from entrenar.models.storage import StoragePolicy
 from entrenar.models.weights import storage_of
 from entrenar.train import dataset, preference_data, report, run
 from entrenar.train.callbacks import Record
-from entrenar.train.config import NO_ADAPTER, Pretrained, TrainConfig
+from entrenar.train.config import NO_ADAPTER, Pretrained, TrainConfig, shape_hint
 from entrenar.train.fingerprint import of_tokenizer
 from entrenar.train.memory import MemoryEstimate, plan
 from entrenar.train.objective import Objective
@@ -104,7 +104,7 @@ def _check_shape(actual: LLaMAConfig, wanted: Mapping[str, Any], model_path: str
     known = [spec.name for spec in fields(actual)]
     for key, value in wanted.items():
         if key not in known:
-            raise ConfigError(f"model.{key} is no known key; {nearest(key, known)}")
+            raise ConfigError(f"model.{key} is no known key; {shape_hint(key) or nearest(key, known)}")
         if getattr(actual, key) != value:
             raise ConfigError(
                 f"model.{key} is {value}, and {model_path} has {getattr(actual, key)}; remove [model], whose shape is "

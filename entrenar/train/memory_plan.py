@@ -12,7 +12,7 @@ from entrenar.models.checkpoint import Checkpoint
 from entrenar.models.config import LLaMAConfig
 from entrenar.models.weights import storage_of
 from entrenar.observe.hardware import available_memory
-from entrenar.train.config import TrainConfig
+from entrenar.train.config import TrainConfig, shape_hint
 from entrenar.train.finetune import check_length, storage_policy
 from entrenar.train.memory import MemoryEstimate, Remedy, chosen, remedies, shortage, step_memory
 
@@ -69,7 +69,7 @@ def planned(model: str | None, config: TrainConfig, *, dtype: str = "auto", quan
     policy = storage_policy(config, dtype, quantize)
     place = str(fetch_default_model()) if model is None else model
     if place.endswith(".toml") or place in shipped_configurations():
-        shape = LLaMAConfig.from_file(place)
+        shape = LLaMAConfig.from_file(place, shape_hint)
         shapes = shape.parameter_shapes()
         assumed = PUBLISHED if config.adapter is not None and policy.dtype == "auto" else None
         storage = None if config.adapter is None else policy.storage(shapes, dict.fromkeys(shapes, PUBLISHED_GGUF))

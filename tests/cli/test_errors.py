@@ -159,6 +159,7 @@ def test_a_bad_flag_names_its_key(arguments: list[str], message: str, model: Pat
         ("[trainin]\nsteps = 3", r"run\.toml: \[trainin\] is no known section; did you mean 'training'\?"),
         ('[training]\nsteps = "3"', r"run\.toml: training\.steps is '3', expected an integer"),
         ("[model]\nhiden_size = 3", r"run\.toml: model\.hiden_size is no known key; .*hidden_size"),
+        ('[model]\nbase_model = "m"', r"model\.base_model is no known key; it is called path here\."),
         ("model = 3", r"run\.toml: .*model.*table"),
         ("model = 0", r"run\.toml: .*model.*table"),
         ("[model]\nvocab_size = 3", r"model\.vocab_size is 3, and .*model\d? has 280; remove \[model\]"),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from entrenar.cli import synonyms
 from entrenar.cli.flags import CONFIG, Parser, early, parser_for
 from entrenar.config import shown, text_argument
 from entrenar.qlora import QLoRAConfig
-from entrenar.train import TrainConfig
+from entrenar.train import TrainConfig, synonyms
 
 NAMES = [(ours, theirs) for ours, names in synonyms.SYNONYMS.items() for theirs in names.split()]
 
@@ -44,6 +43,8 @@ def refused(parser: Parser, arguments: list[str], capsys: pytest.CaptureFixture[
         ("--max_seq_length", "it is called --sequence-length here."),
         ("--grad-accum", "it is called --gradient-accumulation here."),
         ("--lora_r", "it is called --rank here."),
+        ("--r", "it is called --rank here."),
+        ("--lora-alpha", "it is called --alpha here."),
         ("--base_model", "it is called --model here."),
         ("--output_dir", "it is called --output here."),
         ("--val-batches", f"there is none here: {synonyms.HELD_OUT}."),

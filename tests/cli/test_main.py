@@ -14,7 +14,7 @@ from entrenar.cli import main as module
 from entrenar.cli.main import VERBS, dispatch
 from tests.train.builders import ROOT, run_entrenar
 
-FRAME = {"__init__", "main", "flags", "run", "synonyms"}  # the files of entrenar/cli that are no verb
+FRAME = {"__init__", "main", "flags", "run"}  # the files of entrenar/cli that are no verb
 RUNS = ["finetune", "train"]  # the verbs that train
 
 

@@ -247,6 +247,7 @@ def test_a_contradiction_in_a_file_names_the_file(tmp_path: Path) -> None:
         ("rank", r"rank stands under no \[section\]; put it under \[lora\] or \[qlora\] or \[dora\]\."),
         ("hidden_size", r"hidden_size stands under no \[section\]; put it under \[model\]\."),
         ("epochs", r"epochs stands under no \[section\]; put it under \[training\]"),
+        ("lr", r"lr stands under no \[section\]; it is called learning_rate here, under \[training\]\.$"),
         ("passes", r"passes stands under no \[section\]; every key stands under the name of one\."),
     ],
 )
@@ -254,6 +255,42 @@ def test_a_key_outside_of_the_sections_is_told_where_it_belongs(key: str, messag
     (tmp_path / "run.toml").write_text(f"{key} = 3\n")
     with pytest.raises(ConfigError, match=rf"run\.toml: {message}"):
         TrainConfig.from_file(tmp_path / "run.toml")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("lora.r", "it is called rank here."),  # PEFT's
+        ("qlora.lora_alpha", "it is called alpha here."),
+        ("dora.lora_dropout", "it is called dropout here."),
+        ("lora.lora_r", "it is called rank here."),  # axolotl's
+        ("lora.load_in_4bit", "it is called quantize_4bit here, under [qlora]."),
+        ("training.lr", "it is called learning_rate here."),
+        ("training.num_train_epochs", "it is called epochs here."),  # of transformers' Trainer
+        ("training.iters", "it is called steps here."),  # mlx-lm's
+        ("training.max-seq-length", "it is called sequence_length here."),
+        ("training.per_device_train_batch_size", "it is called batch_size here."),
+        ("training.lr_scheduler_type", "it is called name here, under [lr_schedule]."),
+        ("training.warmup_steps", "it stands under [lr_schedule]."),
+        ("training.lora_r", "it is called rank here, under [lora] or [qlora] or [dora]."),
+        ("training.warmup_ratio", "there is none here: say the number of steps with lr_schedule.warmup_steps."),
+        ("training.val_batches", "there is none here: a share of data.path is held out and evaluated before and after: "
+         "data.held_out_fraction, training.evaluate_every."),
+        ("data.dataset", "it is called path here."),
+        ("data.data", "it is called path here."),
+        ("data.val_set_size", "it is called held_out_fraction here."),
+        ("checkpointing.output_dir", "it is called directory here."),
+        ("checkpointing.save_total_limit", "it is called keep here."),
+        ("lora.alfa", "did you mean 'alpha'?"),
+    ],
+)  # fmt: skip
+def test_a_key_of_another_program_is_named(key: str, message: str, tmp_path: Path) -> None:
+    section, name = key.split(".")
+    (tmp_path / "run.toml").write_text(f"[{section}]\n{name} = 3\n")
+    with pytest.raises(ConfigError) as raised:
+        TrainConfig.from_file(tmp_path / "run.toml")
+    assert str(raised.value).removeprefix(f"{tmp_path}/") == f"run.toml: {key} is no known key; {message}"
 
 
 @pytest.mark.unit

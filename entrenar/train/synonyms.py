@@ -1,9 +1,28 @@
-"""What other programs call our flags: mlx-lm, TRL and transformers' Trainer, axolotl, torchtune, llama.cpp."""
+"""What flags are called: ours, and those of mlx-lm, TRL, transformers' Trainer, axolotl, torchtune and llama.cpp."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 
+from entrenar.adapters.options import OPTIONS
+from entrenar.config import BASE_KEYS, names_of
+
+# Flags that are called otherwise than their key, by section.
+FLAGS = {
+    "model": {"path": "model"},
+    "lr_schedule": {"name": "schedule", "step_size": "lr_step_size", "gamma": "lr_gamma"},
+    "data": {"path": "data", "eval_path": "eval_data"},
+    "checkpointing": {
+        "directory": "output",
+        "every": "checkpoint_every",
+        "minutes": "checkpoint_minutes",
+        "keep": "checkpoint_keep",
+        "compression": "checkpoint_compression",
+    },
+    "preference": {"method": "preference", "beta": "preference_beta"},
+}
+# What others call a flag; PEFT's names for the options of an adapter stand in the table of its kind.
 SYNONYMS = {
     "--eval-data": "val-data valid-data validation-data test-data eval-dataset validation-file",
     "--model": "base-model model-name-or-path model-name model-id model-path pretrained-model-name-or-path hf-repo",
@@ -38,9 +57,8 @@ SYNONYMS = {
     "--checkpoint-keep": "save-total-limit",
     "--resume": "resume-from-checkpoint resume-adapter-file auto-resume-from-checkpoints",
     "--overwrite": "overwrite-output-dir",
-    "--rank": "lora-r lora-rank r",
-    "--alpha": "lora-alpha lora-scale",
-    "--dropout": "lora-dropout",
+    "--rank": "lora-r lora-rank",
+    "--alpha": "lora-scale",
     "--target-modules": "lora-target-modules lora-modules lora-layers lora-target-linear",
     "--use-rslora": "peft-use-rslora rslora",
     "--dtype": "torch-dtype bf16 fp16 precision-dtype",
@@ -79,10 +97,54 @@ def hint(flag: str, flags: Collection[str]) -> str | None:
     name = flag.lstrip("-").replace("_", "-").lower()
     if f"--{name}" in flags:
         return f"it is written --{name} here."
+    ours = _ours(name, flags)
+    return f"it is called {ours} here." if ours else _lacking(name)
+
+
+def key_hint(types: Mapping[str, type], section: str | None, key: str) -> str | None:
+    """The same for a key that a file has under a section that lacks it, or under none; `types` are of the sections
+    that are neither [model] nor of an adapter."""
+    from entrenar.models.config import LLaMAConfig
+
+    keys = {home: names_of(kind) for home, kind in {**types, **OPTIONS}.items()}
+    keys["model"] = [*BASE_KEYS, *names_of(LLaMAConfig)]
+    name = key.replace("_", "-").lower()
+    flags: dict[str, list[tuple[str, str]]] = {}
+    for home, known in keys.items():
+        for each in known:
+            flags.setdefault(flag_of(home, each), []).append((home, each))
+    found = [(home, each) for home, known in keys.items() for each in known if each == name.replace("-", "_")]
+    found = found or flags.get(f"--{name}") or flags.get(_ours(name, flags) or "") or []
+    if not found:
+        said = _lacking(name)
+        return said and re.sub(r"--[a-z-]+", lambda flag: _as_key(flags.get(flag[0], []), flag[0]), said)
+    called = dict(found).get(section or "", found[0][1])
+    homes = "" if section in dict(found) else " or ".join(f"[{home}]" for home, _ in found)
+    if called == key:
+        return f"{'it stands' if section else 'put it'} under {homes}."
+    return f"it is called {called} here{homes and ', under '}{homes}."
+
+
+def flag_of(section: str, key: str) -> str:
+    """The flag of a key."""
+    return "--" + FLAGS.get(section, {}).get(key, key).replace("_", "-")
+
+
+def _as_key(homes: Collection[tuple[str, str]], flag: str) -> str:
+    """A flag as the key that it sets, but for those of [model], which a sentence gives as parts of a command line."""
+    return next((f"{section}.{key}" for section, key in homes if section != "model"), flag)
+
+
+def _ours(name: str, flags: Collection[str]) -> str | None:
+    """Which of our flags another program calls `name`."""
     for ours, theirs in SYNONYMS.items():
         if name in theirs.split() and ours in flags:
-            return f"it is called {ours} here."
-    for theirs, instead in LACKING.items():
-        if name in theirs.split():
-            return f"there is none here: {instead}."
-    return None
+            return ours
+    from entrenar.adapters.registry import KINDS
+
+    called = (kind.peft.settings.get(name.replace("-", "_")) for kind in KINDS.values())
+    return next((f"--{key}" for key in called if key and f"--{key}" in flags), None)
+
+
+def _lacking(name: str) -> str | None:
+    return next((f"there is none here: {said}." for names, said in LACKING.items() if name in names.split()), None)
