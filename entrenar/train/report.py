@@ -191,7 +191,7 @@ def uncertainty(tokens: int) -> str | None:
 def comparison(
     console: Console, before: Evaluation | None, after: Evaluation | None, *, of_tokens: bool = True
 ) -> None:
-    """Held-out loss before and after; `of_tokens`: with the perplexity, and whether the tokens say anything."""
+    """Held-out loss before and after; with the perplexity where the loss is `of_tokens`."""
     if before is None or after is None:
         console.print("Nothing was held out (data.held_out_fraction is 0), so there is no loss before and after.")
         return
@@ -204,5 +204,3 @@ def comparison(
         change = (after.perplexity / before.perplexity - 1) * 100
         table.add_row("perplexity", f"{before.perplexity:.3f}", f"{after.perplexity:.3f}", f"{change:+.1f} %")
     console.print(table)
-    sentence = uncertainty(before.tokens) if of_tokens else None
-    remarks(console, [sentence] if sentence else [])

@@ -95,7 +95,7 @@ def test_twenty_examples_are_enough_and_few_held_out_tokens_are_said_to_say_litt
     result, out = quiet(model, config)
     assert result.before is not None and result.before.tokens < 60
     sentence = f"The held-out set has only {result.before.tokens} tokens: its loss is known to about "
-    assert out.index(sentence) < out.index("step 1/4") < out.rindex(sentence)
+    assert out.count("The held-out set has only") == 1 and out.index(sentence) < out.index("step 1/4")
 
 
 @pytest.mark.unit
