@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from entrenar.train import folder
+
 from .imports import FLOORS
 from .sources import PACKAGE, ROOT, files, name, text
 
@@ -99,6 +101,14 @@ def test_a_path_that_is_not_there_is_seen(mention: str) -> None:
 def test_a_name_that_is_not_there_is_seen() -> None:
     assert "gradcheck" in words()
     assert "_".join(["never", "written", "anywhere"]) not in words()
+
+
+def test_every_file_of_a_runs_folder_is_listed() -> None:
+    section = re.search(r"^## The folder of a run\n(.*?)^## ", text(ROOT / "docs/formats.md"), re.MULTILINE | re.DOTALL)
+    assert section
+    rows = re.findall(r"^\| ([\w., ]+) \|", section[1], re.MULTILINE)[1:]
+    listed = {name for row in rows for name in re.split(r", or |, ", row)}
+    assert listed == {folder.LOCK, folder.BEGUN, *folder.FOLDERS, *folder.RECORDS}
 
 
 LAYOUTS = {
