@@ -1,11 +1,12 @@
-"""Types of GGUF files: what packing them costs over fp32, and files of them decoded and prefilled beside llama.cpp.
+"""Weight types: what packing them costs over fp32, what eight rows of x cost over one, and whole GGUF files.
 
-The products are those of `gemm`; the files are one random model in each type, the same file for both sides, on the same
-threads. llama.cpp multiplies 8-bit activations, whatever our precision.
+The products are those of `gemm`, and the few rows those of the server's batches. The files are one random model in each
+type, the same file for both sides, on the same threads. llama.cpp multiplies 8-bit activations, whatever our precision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ TYPES = ("q4_k", "q5_k", "q6_k", "q8_0")
 SHAPES = [(768, 768), (2048, 2048), (4096, 4096), (11008, 4096), (4096, 11008)]  # (n, k)
 ROWS = (128, 512)
 QUICK_SHAPES = [(768, 768)]
+FEW, FEW_SHAPES = 8, [(2048, 2048), (11008, 4096)]  # rows; weights of the L2 cache, and of memory
 LAYOUTS = ("forward", "input")
 MODEL = "228m"
 LOADED = ("Q4_K_M", "Q4_0")
@@ -29,7 +31,13 @@ PREFILL = 512
 class Ours:
     """entrenar's `linear` over each type: y = x W^T, and dx = dy W with it."""
 
-    def prepare(self, m: int, n: int, k: int) -> None:
+    def types(self) -> list[str]:
+        """Every weight type of quantized values."""
+        from entrenar.autograd.weight_types import WEIGHT_TYPES
+
+        return [name for name, row in WEIGHT_TYPES.items() if row.is_quantized]
+
+    def prepare(self, m: int, n: int, k: int, types: Sequence[str] = TYPES) -> None:
         import numpy as np
 
         from entrenar.autograd import QuantizedTensor, Tensor
@@ -39,7 +47,16 @@ class Ours:
         self.dy = Tensor.from_numpy(rng.standard_normal((m, n), np.float32))
         w = rng.standard_normal((n, self.x.shape[1]), np.float32)
         self.weights: dict[str, Any] = {"fp32": Tensor.from_numpy(w)}
-        self.weights |= {name: QuantizedTensor.quantize(w, name) for name in TYPES}
+        self.weights |= {name: QuantizedTensor.quantize(w, name) for name in types}
+
+    def few(self, rows: int, weight_type: str, precision: str) -> float:
+        """Seconds of y = x W^T for the first `rows` of x, as a step of generation multiplies them."""
+        from entrenar import matmul_precision
+        from entrenar.autograd import Tensor, linear, no_grad
+
+        x, weight = Tensor.from_numpy(self.x[:rows]), self.weights[weight_type]
+        with matmul_precision(precision), no_grad():
+            return timed(lambda: linear(x, weight))
 
     def run(self, layout: str, weight_type: str, precision: str) -> float:
         from entrenar import matmul_precision
@@ -73,6 +90,22 @@ def _packing(bench: Bench) -> None:
                         case = f"time of {name} / fp32, {m}x{n}x{k} {layout}, highest"
                         costs, detail = times.ratios("fp32", name), milliseconds(times, [name, "fp32"])
                         bench.add(Row("weights", case, costs, target=Target(1.10, at_most=True), detail=detail))
+
+
+def _few_rows(bench: Bench) -> None:
+    one, eight = "1 row", f"{FEW} rows"
+    with bench.worker("weights", "Ours") as ours:
+        types = TYPES if bench.quick else ours.call("types")
+        for n, k in QUICK_SHAPES if bench.quick else FEW_SHAPES:
+            ours.call("prepare", m=FEW, n=n, k=k, types=types)
+            for precision in bench.precisions(four_bits=True):
+                for name in types:
+                    turn = partial(ours.call, "few", weight_type=name, precision=precision)
+                    times = bench.interleave({one: partial(turn, rows=1), eight: partial(turn, rows=FEW)})
+                    nanoseconds = (f"{of} {1e9 * times.median(of) / (n * k / 32):.3g} ns" for of in (one, eight))
+                    case = f"time of {eight} / {one} of {name}, {n}x{k}, {precision}"
+                    detail = f"for 32 columns of a row of W: {', '.join(nanoseconds)}"
+                    bench.add(Row("weights", case, times.ratios(one, eight), detail=detail, less=True))
 
 
 def _files(bench: Bench) -> None:
@@ -136,7 +169,8 @@ def _memory(bench: Bench) -> None:
 
 
 def run(bench: Bench) -> None:
-    """Packing, then whole files: loaded, decoded and prefilled."""
+    """Packing, few rows, then whole files: loaded, decoded and prefilled."""
     _packing(bench)
+    _few_rows(bench)
     _memory(bench)
     _files(bench)
