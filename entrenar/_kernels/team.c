@@ -4,6 +4,10 @@
 // same CPUs, spinning takes the CPU from the thread that is waited for. Threads spin only while they get their CPUs:
 // each compares elapsed time with its CPU time, and where a share of it went to others, the team sleeps instead of
 // spinning for a while.
+//
+// Placing: the scheduler puts a thread that another wakes on that one's CPU, and may leave both there though another CPU
+// is idle, where a team of two takes the time of one. So a worker that finds itself on its caller's CPU leaves it, and
+// stays away from that CPU.
 #define _GNU_SOURCE
 #include "team.h"
 
@@ -36,11 +40,15 @@ static const int64_t SPIN_CROWDED = MILLISECOND / 50;  // where this process has
 static const int64_t WINDOW = 10 * MILLISECOND;        // over which time and CPU time are compared
 static const double LOST = 0.15;                       // share of a window beyond which others use the CPUs
 // After the last such window the team sleeps at once for HOLD, and twice as long where spinning shows one within QUIET.
-static const int64_t HOLD = 100 * MILLISECOND;
+static const int64_t HOLD = 20 * MILLISECOND;
 static const int64_t LONGEST_HOLD = 1000 * MILLISECOND;
-static const int64_t QUIET = 1000 * MILLISECOND;
+static const int64_t QUIET = 200 * MILLISECOND;
 static const int64_t GAP = MILLISECOND;  // outside of regions: the thread may have slept there, so nothing is known
-enum { LOOPS = 8, LINE = 64 };
+enum { LOOPS = 8, LINE = 64, MOST_CPUS = 8192 };
+
+typedef struct {
+    cpu_set_t sets[MOST_CPUS / CPU_SETSIZE];
+} cpus_allowed;
 
 typedef struct team_state team_state;
 typedef struct {
@@ -56,6 +64,7 @@ typedef struct {
     int sleeps;
     pthread_t thread;
     member self;
+    int64_t left;  // when it last left its caller's CPU, or tried to
 } worker;
 struct team_state {
     team_body *body;
@@ -64,7 +73,10 @@ struct team_state {
     int workers;  // threads there are beside the caller
     int capacity;
     worker **list;
-    int64_t ended;  // when the last region did
+    pid_t caller;
+    int cpu;         // that the caller was on when this region began
+    int64_t parted;  // when a worker last left it
+    int64_t ended;   // when the last region did
     int64_t hold, held_until;
     _Alignas(LINE) uint32_t generation;  // of the barrier
     int sleepers;
@@ -80,6 +92,10 @@ static int crowd;                // threads in all teams
 static int cpus = 1;
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static int get_allowed(pid_t thread, cpus_allowed *set) { return sched_getaffinity(thread, sizeof *set, set->sets); }
+static int set_allowed(const cpus_allowed *set) { return sched_setaffinity(0, sizeof *set, set->sets); }
+static int count_allowed(const cpus_allowed *set) { return CPU_COUNT_S(sizeof *set, set->sets); }
 
 static int64_t now_on(clockid_t clock) {
     struct timespec t;
@@ -145,7 +161,8 @@ static void look(team_state *t, member *m) {
     int64_t passed = at - m->since;
     if (passed < WINDOW) return;
     int64_t awake = passed - m->slept, got = now_on(CLOCK_THREAD_CPUTIME_ID) - m->cpu_since;
-    if (awake - got > LOST * (double)passed) {
+    int parted = __atomic_load_n(&t->parted, __ATOMIC_RELAXED) >= m->since;  // until then two were on one CPU
+    if (!parted && awake - got > LOST * (double)passed) {
         int64_t held_until = __atomic_load_n(&t->held_until, __ATOMIC_RELAXED);
         int64_t hold = __atomic_load_n(&t->hold, __ATOMIC_RELAXED);
         if (at - held_until >= QUIET || !hold) hold = HOLD;
@@ -171,6 +188,17 @@ static void barrier(void) {
     if (me.team) meet(me.team, &me);
 }
 
+// Leave the CPU that the caller is on, for the others that it may use; tried once a window.
+static void leave(team_state *t, worker *w) {
+    int64_t at = now();
+    if (at - w->left < WINDOW) return;
+    w->left = at;
+    cpus_allowed others = {0};
+    if (get_allowed(t->caller, &others) || count_allowed(&others) < t->size) return;  // two share a CPU in any case
+    CPU_CLR_S(t->cpu, sizeof others, others.sets);
+    if (!set_allowed(&others)) __atomic_store_n(&t->parted, at, __ATOMIC_RELAXED);
+}
+
 static void *work(void *pointer) {
     worker *w = pointer;
     team_state *t = w->self.team;
@@ -183,6 +211,7 @@ static void *work(void *pointer) {
         if (__atomic_load_n(&t->ending, __ATOMIC_ACQUIRE)) return NULL;
         me.size = t->size;
         me.loops = 0;
+        if (sched_getcpu() == t->cpu) leave(t, w);
         t->body(t->data);
         meet(t, &me);
     }
@@ -237,6 +266,7 @@ static team_state *team_of(int size) {
         if (!t) return NULL;
         memset(t, 0, sizeof *t);
         mine = t;
+        t->caller = (pid_t)syscall(SYS_gettid);
         __atomic_fetch_add(&crowd, 1, __ATOMIC_RELAXED);
         pthread_setspecific(key, t);
     }
@@ -279,6 +309,7 @@ static void parallel(team_body *body, void *data, unsigned threads) {
     t->body = body;
     t->data = data;
     t->size = t->workers + 1 < (int)threads ? t->workers + 1 : (int)threads;
+    t->cpu = sched_getcpu();
     memset(t->next, 0, sizeof t->next);
     me.team = t;
     me.index = 0;
@@ -320,17 +351,16 @@ static int loop_start(long start, long end, long increment, long chunk, long *fi
 static int thread_number(void) { return me.team ? me.index : 0; }
 static int thread_count(void) { return me.size; }
 
-enum { MOST_CPUS = 8192 };
 typedef struct {
     const int *cpus;
     int count, each, failed;
 } placement;
 static void place(void *pointer) {
     placement *p = pointer;
-    unsigned long set[MOST_CPUS / (8 * sizeof(long))] = {0};
+    cpus_allowed set = {0};
     int first = p->each ? thread_number() % p->count : 0, last = p->each ? first + 1 : p->count;
-    for (int i = first; i < last; i++) CPU_SET_S(p->cpus[i], sizeof set, (cpu_set_t *)set);
-    if (sched_setaffinity(0, sizeof set, (cpu_set_t *)set)) __atomic_store_n(&p->failed, errno, __ATOMIC_RELAXED);
+    for (int i = first; i < last; i++) CPU_SET_S(p->cpus[i], sizeof set, set.sets);
+    if (set_allowed(&set)) __atomic_store_n(&p->failed, errno, __ATOMIC_RELAXED);
 }
 int team_place(int threads, const int *cpus, int count, int each) {
     placement p = {cpus, count, each, 0};

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <assert.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -84,6 +85,42 @@ static void all(int rounds) {
     }
     dynamic(3, 5, 5, 1, 1);  // nothing to do
 }
+static cpu_set_t
+of_worker(const cpu_set_t *wanted) {  // the CPUs that the second thread may run on, set first where wanted
+    cpu_set_t found;
+#pragma omp parallel num_threads(2)
+    if (omp_get_thread_num() == 1) {
+        if (wanted) assert(sched_setaffinity(0, sizeof *wanted, wanted) == 0);
+        assert(sched_getaffinity(0, sizeof found, &found) == 0);
+    }
+    return found;
+}
+static void a_worker_leaves_its_callers_cpu(void) {
+    cpu_set_t both, one, set;
+    assert(sched_getaffinity(0, sizeof both, &both) == 0);
+    if (CPU_COUNT(&both) < 2) return;
+    int left = 0;
+    for (int i = 0; i < 100 && !left; i++) {  // the scheduler may move the caller meanwhile
+        CPU_ZERO(&one);
+        CPU_SET(sched_getcpu(), &one);
+        of_worker(&one);
+        for (int j = 0; j < 15 && !left; j++) {  // it tries once in 10 ms
+            usleep(1000);
+            set = of_worker(NULL);
+            left = !CPU_EQUAL(&set, &one);
+        }
+    }
+    assert(left && CPU_COUNT(&set) == CPU_COUNT(&both) - 1);
+    assert(sched_setaffinity(0, sizeof one, &one) == 0);  // as a tool does that gives a process one CPU
+    of_worker(&one);
+    for (int j = 0; j < 15; j++) {
+        usleep(1000);
+        set = of_worker(NULL);
+        assert(CPU_EQUAL(&set, &one));
+    }
+    assert(sched_setaffinity(0, sizeof both, &both) == 0);
+    of_worker(&both);
+}
 static void *in_a_thread(void *rounds) {
     all((int)(long)rounds);
     return NULL;
@@ -94,6 +131,7 @@ int main(int count, char **arguments) {
     // TEAM_ACTIVE too: five threads and more are a crowd on few CPUs, and must not spin for as long as they may
     for (int policy = TEAM_ADAPTIVE; policy <= TEAM_ACTIVE; policy++) {
         team_set_waiting(policy);
+        a_worker_leaves_its_callers_cpu();
         all(rounds);
         usleep(20000);  // the workers have gone to sleep
         all(2);
