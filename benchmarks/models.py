@@ -176,9 +176,9 @@ class Ours:
         """Seconds from `prompt` random tokens to the first new one."""
         return self._generate(prompt, 1, precision)
 
-    def decode(self, new: int, precision: str = "highest") -> float:
+    def decode(self, new: int, precision: str = "highest", prompt: int = PROMPT) -> float:
         """Seconds for each token after the first."""
-        return (self._generate(PROMPT, new + 1, precision) - self._generate(PROMPT, 1, precision)) / new
+        return (self._generate(prompt, new + 1, precision) - self._generate(prompt, 1, precision)) / new
 
     def _generate(self, prompt: int, new: int, precision: str = "highest") -> float:
         from entrenar import matmul_precision

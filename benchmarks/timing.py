@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 # wall time, or with --cpu-time what this process (on one thread) used of a CPU that others share
-clock = time.process_time if os.environ.get("BENCHMARK_CLOCK") == "cpu" else time.perf_counter
+ON_CPU = os.environ.get("BENCHMARK_CLOCK") == "cpu"
+clock = time.process_time if ON_CPU else time.perf_counter
 LONG = 0.2  # seconds after which a call needs neither warm-up nor repetition
 
 
