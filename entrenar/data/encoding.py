@@ -23,6 +23,7 @@ from entrenar.io.tokenizer import Tokenizer
 
 PROMPTS_SEEN = 100  # examples whose answer's beginning is held against the template's prompt for one
 KEYS_SAID, KEYS_KEPT = 8, 1000  # of the keys that nothing reads: before training, and in summary.json
+Encoded = tuple[str, Sample | None]  # why there is no sample, or the sample
 UNMARKED = "every answer is marked as not trained (weight 0, or train, trainable or loss false)"
 
 
@@ -87,21 +88,23 @@ def encode_examples(
     too_long: str = "auto",
     folder: str | Path | None = None,
     check: Callable[[Example, Sample], None] = lambda example, sample: None,
+    whole: Callable[[Example], Encoded] | None = None,
 ) -> tuple[Samples, SideReport]:
     """The samples of the examples that have something to train, each seen by `check`, and what became of the others.
 
     With `last_answer` the last answer of a conversation is trained alone. `too_long` says what becomes of examples
-    longer than `sequence_length` (`lengths.fitted`), `folder` where many samples stand (`Samples`). Raises
+    longer than `sequence_length` (`lengths.fitted`), `folder` where many samples stand (`Samples`), and `whole` has the
+    whole sample of an example where it is known (else `encoded` makes it). Raises
     ConfigError, naming the example's place, where the template has no place for what a record holds, FormatError
     where one is too long and that is an error.
     """
     samples, report = Samples(folder=folder), SideReport()
     for example in examples:
         report.count(example)
-        reason, whole = _encoded(example, tokenizer, train_on_prompt, last_answer)
+        reason, sample = whole(example) if whole else encoded(example, tokenizer, train_on_prompt, last_answer)
         pieces: list[Sample] = []
-        if whole is not None:
-            reason, pieces = fitted(whole, sequence_length, too_long, example)
+        if sample is not None:
+            reason, pieces = fitted(sample, sequence_length, too_long, example)
         if not pieces:
             report.left_out[reason] = report.left_out.get(reason, 0) + 1
             report.first_left_out.setdefault(reason, example.where)
@@ -151,10 +154,8 @@ def _answers(example: Example) -> frozenset[int]:
     return frozenset(i for i, message in enumerate(example.messages) if message["role"] == "assistant")
 
 
-def _encoded(
-    example: Example, tokenizer: Tokenizer, train_on_prompt: bool, last_answer: bool
-) -> tuple[str, Sample | None]:
-    """The whole sample, however long, or why there is none."""
+def encoded(example: Example, tokenizer: Tokenizer, train_on_prompt: bool, last_answer: bool) -> Encoded:
+    """The whole sample, however long, or why there is none; raises as `encode_examples`."""
     if example.document is not None:
         sample = encode_document(example.document, tokenizer)
         return ("its text is a single token", None) if not sample.trained.any() else ("", sample)

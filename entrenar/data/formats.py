@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -104,7 +104,7 @@ def content_text(message: dict[str, Any]) -> str:
 class Examples(Sequence[Example]):
     """Examples that are read when they are asked for."""
 
-    def read(self, indices: Sequence[int]) -> Iterator[Example]:
+    def read(self, indices: Iterable[int]) -> Iterator[Example]:
         """The examples of these indices, in their order."""
         raise NotImplementedError
 
@@ -135,7 +135,7 @@ class ExampleFile(Examples):
     def __len__(self) -> int:
         return len(self.records)
 
-    def read(self, indices: Sequence[int]) -> Iterator[Example]:
+    def read(self, indices: Iterable[int]) -> Iterator[Example]:
         """The examples of these indices, in their order."""
         for where, record in self.records.read(indices):
             if self.format == "auto":

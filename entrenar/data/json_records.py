@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 import json
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
 from entrenar.data.foreign_files import SNIFFED, check_regular, check_text, command
+from entrenar.data.places import Places
 from entrenar.errors import FormatError
 
 MARK = b"\xef\xbb\xbf"  # some editors begin a file with a byte order mark
@@ -56,7 +56,7 @@ class RecordFile(Sequence[tuple[str, Any]]):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.size = check_regular(self.path)
-        self._starts, self._ends, self._numbers = array("q"), array("q"), array("q")
+        self._places = Places()
         self._kind = "line"
         try:
             with self.path.open("rb") as file:
@@ -72,7 +72,7 @@ class RecordFile(Sequence[tuple[str, Any]]):
         return self._kind == "line"
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._places)
 
     @overload
     def __getitem__(self, index: int) -> tuple[str, Any]: ...
@@ -87,34 +87,31 @@ class RecordFile(Sequence[tuple[str, Any]]):
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         return self.read(range(len(self)))
 
-    def read(self, indices: Sequence[int]) -> Iterator[tuple[str, Any]]:
+    def read(self, indices: Iterable[int]) -> Iterator[tuple[str, Any]]:
         """The records of these indices, in their order."""
         try:
             with self.path.open("rb") as file:
                 for index in indices:
-                    file.seek(self._starts[index])
-                    size = self._ends[index] - self._starts[index]
-                    content = file.read(size)
-                    if len(content) != size:
+                    start, end = self._places.span(index)
+                    file.seek(start)
+                    content = file.read(end - start)
+                    if len(content) != end - start:
                         raise FormatError(f"{self.path}: became shorter while it was read.")
                     yield self._where(index), self._parsed(content, index)
         except OSError as error:
             raise FormatError(f"{self.path}: cannot be read ({error.strerror}).") from error
 
     def _where(self, index: int) -> str:
-        return f"{self.path}, {self._kind} {self._numbers[index]}"
-
-    def _add(self, start: int, end: int, number: int) -> None:
-        self._starts.append(start)
-        self._ends.append(end)
-        self._numbers.append(number)
+        return f"{self.path}, {self._kind} {self._places.number(index)}"
 
     def _parsed(self, content: bytes, index: int) -> Any:
         where = self._where(index)
+        if not self.lines:  # up to the next record of the list
+            content = content.rstrip(BLANK).removesuffix(b",")
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise no_utf8(self.path, where, error.reason, self._starts[index] + error.start) from error
+            raise no_utf8(self.path, where, error.reason, self._places.span(index)[0] + error.start) from error
         try:
             return DECODER.decode(text)
         except (ValueError, RecursionError) as error:
@@ -156,7 +153,7 @@ class RecordFile(Sequence[tuple[str, Any]]):
             for line in parts:
                 number += 1
                 if line.strip(BLANK):
-                    self._add(position, position + len(line), number)
+                    self._places.append(position, position + len(line), number)
                 position += len(line)
 
     def _join_lines(self) -> None:
@@ -167,7 +164,7 @@ class RecordFile(Sequence[tuple[str, Any]]):
         except FormatError as error:
             problem = error
         with self.path.open("rb") as file:
-            start = self._starts[0]
+            start, following = self._places.span(0)
             file.seek(start)
             content = file.read()
         try:
@@ -175,17 +172,16 @@ class RecordFile(Sequence[tuple[str, Any]]):
             _, end = DECODER.raw_decode(text)
         except (ValueError, RecursionError):
             raise problem from None
-        if len(text[:end].encode("utf-8")) <= self._ends[0] - start:
+        if len(text[:end].encode("utf-8")) <= following - start:
             raise problem  # the first line holds a whole object, and something else
         if text[end:].strip():
             advice = command("jq -c . {file} > {output}", self.path)
             raise FormatError(
                 f"{self.path}: its objects go over several lines, expected one object a line; convert it: {advice} ."
             )
-        number, end = self._numbers[0], self._ends[-1]
-        for column in (self._starts, self._ends, self._numbers):
-            del column[:]
-        self._add(start, end, number)
+        whole = Places()
+        whole.append(start, self._places.end, self._places.number(0))
+        self._places = whole
 
     def _find_in_list(self, file: BinaryIO) -> None:
         text = _Window(file, self.path)
@@ -198,7 +194,7 @@ class RecordFile(Sequence[tuple[str, Any]]):
                     raise text.not_json(len(self) + 1, "a record is missing after a comma")
                 start = text.position
                 text.value(len(self) + 1)
-                self._add(start, text.position, len(self) + 1)
+                self._places.append(start, text.position, len(self) + 1)
                 following = text.peek()
                 if following not in (",", "]"):
                     raise text.not_json(len(self), "a comma or the end of the list is missing after it")

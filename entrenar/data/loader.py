@@ -9,6 +9,7 @@ import numpy as np
 
 from entrenar.data.masking import Sample
 from entrenar.data.packing import Batch, Rows, collate, pack
+from entrenar.data.places import compact
 from entrenar.data.samples import Samples
 from entrenar.errors import ConfigError
 
@@ -17,8 +18,8 @@ NEARBY = 50  # batches among whose samples those of like length are put together
 
 def _lengths(samples: Sequence[Sample]) -> np.ndarray:
     if isinstance(samples, Samples):
-        return samples.lengths
-    return np.fromiter((len(sample) for sample in samples), np.int64, len(samples))
+        return compact(samples.lengths)
+    return compact(np.fromiter((len(sample) for sample in samples), np.int64, len(samples)))
 
 
 def _rows(lengths: np.ndarray, sequence_length: int, packing: bool) -> Rows:
@@ -57,12 +58,14 @@ class DataLoader:
         self.seed, self.packing, self.pad_id = seed, packing, pad_id
         self._lengths = _lengths(samples)
         self.epoch, self.position = 0, 0
-        marks, self.truncated = np.zeros(len(samples), np.int64), 0
+        marks, self.truncated = np.zeros(len(samples), np.int32), 0
         for index, sample in enumerate(samples):
             marks[index] = sample.trained[1:sequence_length].sum()
             self.truncated += sample.truncated or len(sample) > sequence_length
         drawn = self._drawn()
-        tokens, trained = int(np.minimum(self._lengths[drawn], sequence_length).sum()), int(marks[drawn].sum())
+        tokens = int(np.minimum(self._lengths[drawn], sequence_length).sum(dtype=np.int64))
+        trained = int(marks[drawn].sum(dtype=np.int64))
+        del drawn, marks  # before as many more stand beside them
         if not trained:
             raise ConfigError(
                 f"None of the {tokens} tokens of {len(samples)} examples is trained; the answers are missing, or cut "
@@ -74,13 +77,14 @@ class DataLoader:
 
     def _drawn(self) -> np.ndarray:
         """The samples of this epoch, in no order."""
-        return np.arange(len(self.samples))
+        return compact(np.arange(len(self.samples)))
 
     def _shuffled(self) -> Sequence[list[int]]:
         """This epoch's rows: which samples share one changes too."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
         drawn = self._drawn()
-        order = drawn[rng.permutation(len(drawn))]
+        order = drawn[compact(rng.permutation(len(drawn)))]
+        del drawn
         rows = _rows(self._lengths[order], self.sequence_length, self.packing)
         return rows.renamed(order, rng.permutation(len(rows)) if self.packing else self._by_length(order, rng))
 
@@ -90,7 +94,7 @@ class DataLoader:
         The first places fill up the last batch of the epoch before.
         """
         first = -self._rows_before() % self.batch_size
-        size, places = self.batch_size, np.arange(len(order))
+        size, places = self.batch_size, compact(np.arange(len(order)))
         full = first + max(0, len(order) - first) // size * size  # where the last whole batch ends
         for start in range(first, full, NEARBY * size):
             part = places[start : min(start + NEARBY * size, full)]

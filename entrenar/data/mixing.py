@@ -10,6 +10,7 @@ import numpy as np
 
 from entrenar.data.loader import DataLoader
 from entrenar.data.masking import Sample
+from entrenar.data.places import compact
 from entrenar.errors import ConfigError
 
 
@@ -50,7 +51,7 @@ class MixedLoader(DataLoader):
 
     def _drawn(self) -> np.ndarray:
         files = range(len(self.mix.counts))
-        return np.concatenate([self.mix.drawn(number, self.epoch, self.seed) for number in files])
+        return np.concatenate([compact(self.mix.drawn(number, self.epoch, self.seed)) for number in files])
 
     def _rows_before(self) -> int:
         return sum(self.mix.passed(number, self.epoch) for number in range(len(self.mix.counts)))

@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 
 from entrenar.data.masking import Sample
+from entrenar.data.places import compact, ints
 
 IGNORE = -100  # target of a token that is not trained
 
@@ -41,8 +42,8 @@ class Rows(Sequence[list[int]]):
     """Lists of sample indices in flat arrays: row i is `samples[bounds[j] : bounds[j + 1]]` with j = `order[i]`."""
 
     def __init__(self, samples: np.ndarray, bounds: np.ndarray, order: np.ndarray | None = None) -> None:
-        self._samples, self._bounds = samples, bounds
-        self._order = np.arange(len(bounds) - 1) if order is None else order
+        self._samples, self._bounds = compact(samples), compact(bounds)
+        self._order = compact(np.arange(len(bounds) - 1) if order is None else order)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -60,25 +61,32 @@ class Rows(Sequence[list[int]]):
 
     def renamed(self, names: np.ndarray, order: np.ndarray) -> Rows:
         """These rows in another order, with `names` of the indices in their place."""
-        return Rows(names[self._samples], self._bounds, order)
+        return Rows(compact(names)[self._samples], self._bounds, order)
 
 
 def pack(lengths: Sequence[int] | np.ndarray, sequence_length: int) -> Rows:
     """Bins of sample indices whose lengths (capped) sum to at most `sequence_length`: best fit, longest first."""
-    sizes = np.minimum(np.asarray(lengths, np.int64), sequence_length)
-    longest_first = np.argsort(-sizes, kind="stable")
+    given = lengths if isinstance(lengths, np.ndarray) else np.array(lengths, np.int64)
+    sizes = np.minimum(given, sequence_length)
+    longest_first = compact(np.argsort(-sizes, kind="stable"))
     rooms: dict[int, array[int]] = {}  # free room -> bins that have it
+    free = 0  # bit r: a bin has r tokens of free room
     chosen, count = array("q"), 0
-    for size in (int(size) for size in sizes[longest_first]):
-        room = next((room for room in range(size, sequence_length) if rooms.get(room)), None)
-        if room is None:
-            room, number, count = sequence_length, count, count + 1
-        else:
+    for size in ints(sizes[longest_first]):
+        fitting = free >> size
+        if fitting:
+            room = size + (fitting & -fitting).bit_length() - 1
             number = rooms[room].pop()
+            if not rooms[room]:
+                free ^= 1 << room
+        else:
+            room, number, count = sequence_length, count, count + 1
         chosen.append(number)
-        rooms.setdefault(room - size, array("q")).append(number)
-    bins = np.array(chosen, np.int64)
-    order = np.argsort(bins, kind="stable")  # of one bin in the order in which they came into it
+        if room - size < sequence_length:
+            rooms.setdefault(room - size, array("q")).append(number)
+            free |= 1 << (room - size)
+    bins = np.frombuffer(chosen, np.int64) if chosen else np.zeros(0, np.int64)
+    order = compact(np.argsort(bins, kind="stable"))  # of one bin in the order in which they came into it
     bounds = np.concatenate([[0], np.cumsum(np.bincount(bins, minlength=count))])
     return Rows(longest_first[order], bounds)
 

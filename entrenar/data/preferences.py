@@ -15,6 +15,7 @@ import numpy as np
 
 from entrenar.data.formats import Example, check_changes, example_of
 from entrenar.data.messages import is_empty
+from entrenar.data.places import ints
 from entrenar.data.record_files import TableFile, open_records
 from entrenar.data.split import digest
 from entrenar.errors import FormatError
@@ -62,8 +63,9 @@ class PreferenceFile(Sequence[Preference]):
                 hashes[side].append(digest(preference.text))
         if not places[0]:
             raise FormatError(f"{path}: holds no preferences; expected one JSON object a line.")
-        self._wanted, self._places = len(places[0]), np.array(places[0] + places[1], np.int64)
-        self.hashes = np.array(hashes[0] + hashes[1], np.uint64)
+        self._wanted = len(places[0])
+        self._places = np.concatenate([np.asarray(side) for side in places])
+        self.hashes = np.concatenate([np.asarray(side) for side in hashes])
 
     def _of_record(self, where: str, record: Any) -> list[Preference]:
         """What a record is: one preference, or the wanted and the unwanted answer of a pair."""
@@ -93,8 +95,9 @@ class PreferenceFile(Sequence[Preference]):
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Iterator[Preference]:
         """The preferences of these indices, in their order."""
-        records = self._records.read(self._places[indices].tolist())
-        for index, (where, record) in zip(indices, records, strict=True):
+        given = np.asarray(indices, np.int64)
+        records = self._records.read(ints(self._places[given]))
+        for index, (where, record) in zip(ints(given), records, strict=True):
             yield self._of_record(where, record)[int(index >= self._wanted)]
 
 

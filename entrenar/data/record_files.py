@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from entrenar.data.foreign_files import SNIFFED, check_regular, check_text, delimiter_of
 from entrenar.data.json_records import MARK, RecordFile, no_utf8
+from entrenar.data.places import Places
 from entrenar.errors import ConfigError, FormatError
 
 TEXTS = (".txt", ".text", ".md", ".rst")
@@ -30,7 +30,7 @@ class Records(Sequence[tuple[str, Any]]):
     texts = False
     lines = False  # whether it is JSON Lines
 
-    def read(self, indices: Sequence[int]) -> Iterator[tuple[str, Any]]:
+    def read(self, indices: Iterable[int]) -> Iterator[tuple[str, Any]]:
         """The records of these indices, in their order."""
         raise NotImplementedError
 
@@ -111,7 +111,7 @@ class TextFiles(Records):
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, indices: Sequence[int]) -> Iterator[tuple[str, Any]]:
+    def read(self, indices: Iterable[int]) -> Iterator[tuple[str, Any]]:
         """The texts of these files."""
         for index in indices:
             path = self.files[index]
@@ -132,7 +132,7 @@ class TableFile(Records):
 
     def __init__(self, path: Path, delimiter: str) -> None:
         self.path, self.delimiter = path, delimiter
-        self._starts, self._numbers = array("q"), array("q")
+        self._places = Places()
         csv.field_size_limit(MOST_FIELD)
         with _reading(path), path.open("rb") as file:
             check_text(path, file.read(SNIFFED))
@@ -156,12 +156,10 @@ class TableFile(Records):
             for row in rows:
                 if row:
                     self._check(row, line)
-                    self._starts.append(start)
-                    self._numbers.append(line)
+                    self._places.append(start, position, line)
                 start, line = position, number + 1
         except csv.Error as error:
             raise FormatError(f"{self.path}, line {number}: is no row of CSV ({error}).") from error
-        self._end = position
         twice = [name for name in self.columns if self.columns.count(name) > 1]
         if twice:
             raise FormatError(f"{self.path}: has two columns {twice[0]!r}; keep one.")
@@ -184,15 +182,14 @@ class TableFile(Records):
             )
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._places)
 
-    def read(self, indices: Sequence[int]) -> Iterator[tuple[str, Any]]:
+    def read(self, indices: Iterable[int]) -> Iterator[tuple[str, Any]]:
         """The rows of these indices, as objects of their columns."""
         with _reading(self.path), self.path.open("rb") as file:
             for index in indices:
-                where = f"{self.path}, line {self._numbers[index]}"
-                start = self._starts[index]
-                end = self._starts[index + 1] if index + 1 < len(self) else self._end
+                where = f"{self.path}, line {self._places.number(index)}"
+                start, end = self._places.span(index)
                 file.seek(start)
                 text = file.read(end - start).decode("utf-8")
                 row = next(csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter, strict=True), [])
@@ -245,7 +242,7 @@ class ParquetFile(Records):
     def __len__(self) -> int:
         return self._bounds[-1]
 
-    def read(self, indices: Sequence[int]) -> Iterator[tuple[str, Any]]:
+    def read(self, indices: Iterable[int]) -> Iterator[tuple[str, Any]]:
         """The rows of these indices; one group of rows is held."""
         held: tuple[int, list[dict[str, Any]]] = (0, [])
         for index in indices:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, overload
 
@@ -17,6 +18,7 @@ from entrenar.io.atomic import unwritable
 
 HELD_BYTES = 64 << 20  # of samples in memory; with more, all go into a file
 WRITTEN_BYTES = 1 << 20  # at once, from then on
+READ_BYTES = 1 << 16  # at once, where all are gone through
 TRUNCATED, WEIGHTED = 1, 2  # bits of a sample's mark
 
 
@@ -70,7 +72,10 @@ class Samples(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
-        mark, content = self._marks[index], self._read(self._places[index], self._places[index + 1])
+        return self._sample(self._marks[index], self._read(self._places[index], self._places[index + 1]))
+
+    @staticmethod
+    def _sample(mark: int, content: bytes) -> Sample:
         size = len(content) // (9 if mark & WEIGHTED else 5)
         tokens, trained = np.frombuffer(content, np.int32, size), np.frombuffer(content, bool, size, 4 * size)
         weights = np.frombuffer(content[5 * size :], np.float32) if mark & WEIGHTED else None
@@ -84,11 +89,26 @@ class Samples(Sequence[Sample]):
             raise FormatError(f"The tokens of the examples, in {self._folder}: were cut off while the run read them.")
         return content
 
+    def __iter__(self) -> Iterator[Sample]:
+        start = 0
+        while start < len(self):
+            first = self._places[start]
+            last = first + READ_BYTES
+            if first < self._written:  # nothing stands in the file and in the buffer
+                last = min(last, self._written)
+            stop = max(start + 1, bisect_right(self._places, last) - 1)
+            content = self._read(first, self._places[stop])
+            for index in range(start, stop):
+                begin, end = self._places[index] - first, self._places[index + 1] - first
+                yield self._sample(self._marks[index], content[begin:end])
+            start = stop
+
     @property
     def lengths(self) -> np.ndarray:
         """The tokens of each sample, (n,) int64."""
-        marks = np.frombuffer(self._marks, np.uint8)
-        return np.diff(np.frombuffer(self._places, np.int64)) // np.where(marks & WEIGHTED, 9, 5)
+        sizes = np.diff(np.frombuffer(self._places, np.int64))
+        sizes //= np.where(np.frombuffer(self._marks, np.uint8) & WEIGHTED, np.uint8(9), np.uint8(5))
+        return sizes
 
     @property
     def nbytes(self) -> int:

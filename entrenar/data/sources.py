@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -95,15 +96,15 @@ class ExampleFiles(Examples):
         self.sources = sources
         self._files = [ExampleFile(source.path, format) for source in sources]
         counts = [min(len(file), most or len(file)) for file in self._files]
-        self.bounds = np.array([0, *accumulate(counts)])
+        self._begins = [0, *accumulate(counts)]
+        self.bounds = np.array(self._begins)
 
     def __len__(self) -> int:
         return int(self.bounds[-1])
 
-    def read(self, indices: Sequence[int]) -> Iterator[Example]:
+    def read(self, indices: Iterable[int]) -> Iterator[Example]:
         """The examples of these indices, in their order."""
-        numbers = np.searchsorted(self.bounds, indices, side="right") - 1
-        for number, group in groupby(zip(numbers.tolist(), indices, strict=True), key=lambda pair: pair[0]):
-            first = int(self.bounds[number])
-            for example in self._files[number].read([index - first for _, index in group]):
+        for number, group in groupby(indices, key=lambda index: bisect_right(self._begins, index) - 1):
+            begin = self._begins[number]
+            for example in self._files[number].read(index - begin for index in group):
                 yield replace(example, file=number) if number else example

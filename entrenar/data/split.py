@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import overload
 
 import numpy as np
 
 from entrenar.data.formats import Example, Examples
+from entrenar.data.places import BLOCK, compact, ints
 
 
-def digests(examples: Iterable[Example]) -> np.ndarray:
+def digests(examples: Collection[Example]) -> np.ndarray:
     """The first 64 bits of the SHA-256 of each example's text, (n,) uint64."""
-    return np.fromiter((digest(example.text) for example in examples), np.uint64)
+    return np.fromiter((digest(example.text) for example in examples), np.uint64, len(examples))
 
 
 def digest(text: str) -> int:
@@ -44,8 +45,18 @@ def split_files(hashes: np.ndarray, bounds: np.ndarray, fraction: float) -> tupl
     kept = np.ones(len(hashes), bool)
     for start, stop in pairwise(bounds):
         kept[start + split_indices(hashes[start:stop], fraction)[1]] = False
-    kept &= ~np.isin(hashes, hashes[~kept])
-    return np.flatnonzero(kept), np.flatnonzero(~kept)
+    kept &= ~among(hashes, hashes[~kept])
+    return compact(np.flatnonzero(kept)), compact(np.flatnonzero(~kept))
+
+
+def among(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which of `hashes` (n,) stand in `others` too, (n,) bool: as `np.isin`, in a byte a hash instead of 40."""
+    found, ordered = np.zeros(len(hashes), bool), np.sort(others)
+    for start in range(0, len(hashes) if len(ordered) else 0, BLOCK):
+        part = hashes[start : start + BLOCK]
+        places = np.minimum(np.searchsorted(ordered, part), len(ordered) - 1)
+        found[start : start + BLOCK] = ordered[places] == part
+    return found
 
 
 def split_held_out(examples: Sequence[Example], fraction: float = 0.02) -> tuple[list[Example], list[Example]]:
@@ -58,7 +69,7 @@ class Subset(Sequence[Example]):
     """Some of a file's examples, or of a list's, read when they are asked for."""
 
     def __init__(self, examples: Examples | list[Example], indices: np.ndarray) -> None:
-        self._examples, self._indices = examples, indices
+        self._examples, self._indices = examples, compact(indices)
 
     def chosen(self, indices: np.ndarray) -> Subset:
         """Those of these indices."""
@@ -78,5 +89,5 @@ class Subset(Sequence[Example]):
 
     def __iter__(self) -> Iterator[Example]:
         if isinstance(self._examples, Examples):
-            return self._examples.read(self._indices.tolist())
-        return (self._examples[i] for i in self._indices.tolist())
+            return self._examples.read(ints(self._indices))
+        return (self._examples[i] for i in ints(self._indices))

@@ -6,14 +6,14 @@ import html
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
 from entrenar.data import DataReport, Example, ExampleFiles, Sample, SideReport, digest, encode_examples, sources_of
-from entrenar.data.encoding import FileReport, file_reports
+from entrenar.data.encoding import Encoded, FileReport, encoded, file_reports
+from entrenar.data.split import among
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.train.config import Data
@@ -36,7 +36,8 @@ class Overlap:
 @dataclass
 class DataCheck:
     """What was found: `lengths` counts whole samples by (from, to) tokens, `bad` is the sentence of the first record
-    that is refused and `bad_records` their number, `duplicates` counts texts that stood before, `shown` are samples."""
+    that is refused and `bad_records` their number, `duplicates` counts texts that stood before, `shown` are samples and
+    `texts` (n,) uint64 the digests of the records that are read."""
 
     source: str
     records: int
@@ -51,13 +52,19 @@ class DataCheck:
     longest: int = 0
     files: list[FileReport] = field(default_factory=list)
     shown: list[tuple[str, list[tuple[bool, str]]]] = field(default_factory=list)
-    texts: set[int] = field(default_factory=set)
+    texts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)
     overlap: Overlap | None = None
 
     @property
     def trained_percent(self) -> float:
         """Of the tokens, those that are trained."""
         return 100 * self.report.trained_tokens / self.report.tokens if self.report.tokens else 0.0
+
+    def refuse(self, sentence: str) -> None:
+        """Count one more record that is refused, and whether because its answer holds nothing."""
+        self.bad_records += 1
+        self.bad = self.bad or sentence
+        self.empty_answers += bool(EMPTY.search(sentence))
 
     def remarks(self) -> list[str]:
         """The sentences that a run would say of the file."""
@@ -67,7 +74,7 @@ class DataCheck:
 
     def table(self) -> dict[str, object]:
         """For JSON: all but the samples that are shown."""
-        found = asdict(self)
+        found = asdict(replace(self, texts=self.texts[:0]))
         for name in ("report", "shown", "lengths", "texts"):
             del found[name]
         read = {key: value for key, value in asdict(self.report).items() if key not in ("examples", "unused")}
@@ -92,49 +99,70 @@ def check_data(
     assert data.path is not None
     sources = sources_of(data.path)
     examples = ExampleFiles(sources, data.max_examples, data.format)
-    count, name = len(examples), ", ".join(source.path for source in sources)
-    found = DataCheck(name, count, sequence_length, SideReport(), overlap=Overlap() if against else None)
+    count, prompts = len(examples), data.train_on_prompt
+    found = DataCheck(", ".join(source.path for source in sources), count, sequence_length, SideReport())
     samples = [0] * len(sources)
-    options: dict[str, Any] = {"train_on_prompt": data.train_on_prompt, "last_answer": data.answers == "last"}
-    lengths: array[int] = array("q")
+    texts, refused, lengths = array("Q"), array("q"), array("i")
+    last: Encoded = "", None  # of the example that is read
 
     def keep(example: Example, sample: Sample) -> None:
         samples[example.file] += 1
         if len(found.shown) < show:
             found.shown.append((example.where, marked_text(sample, tokenizer)))
 
+    def whole(_: Example) -> Encoded:
+        return last
+
     def read() -> Iterator[Example]:
-        seen = found.texts
+        nonlocal last
+        reader = examples.read(range(count))
         for index in range(count):
             try:
-                example = examples[index]
-                whole = encode_examples([example], tokenizer, 2**31 - 1, **options)[0]
-                check_vocabulary([example] * len(whole), whole, tokenizer, vocabulary)
+                example = next(reader)
+                last = encoded(example, tokenizer, prompts, data.answers == "last")
+                if last[1] is not None:
+                    check_vocabulary([example], [last[1]], tokenizer, vocabulary)
+                    lengths.append(len(last[1]))
             except (ConfigError, FormatError) as error:
-                found.bad_records += 1
-                found.bad = found.bad or str(error)
-                found.empty_answers += _empty_answer(str(error))
+                found.refuse(str(error))
+                refused.append(index)
+                reader = examples.read(range(index + 1, count))  # an error ends the one before
                 continue
-            lengths.extend(map(len, whole))
-            text = digest(example.text)
-            if text in seen:
-                found.duplicates += 1
-                found.first_duplicate = found.first_duplicate or example.where
-            seen.add(text)
-            if against is not None and found.overlap is not None and text in against.texts:
-                found.overlap.records += 1
-                found.overlap.first = found.overlap.first or example.where
+            texts.append(digest(example.text))
             yield example
 
-    found.report = encode_examples(read(), tokenizer, sequence_length, **options, too_long=data.too_long, check=keep)[1]
-    found.files = file_reports(sources, samples)
+    found.report = encode_examples(
+        read(), tokenizer, sequence_length, train_on_prompt=prompts, too_long=data.too_long, check=keep, whole=whole
+    )[1]
+    found.files, found.texts = file_reports(sources, samples), np.asarray(texts)
     found.lengths, found.longest = histogram(lengths), max(lengths, default=0)
+    again = repeated(found.texts)
+    found.duplicates, found.first_duplicate = _counted(again, examples, refused)
+    if against is not None:
+        found.overlap = Overlap(*_counted(among(found.texts, against.texts), examples, refused))
     return found
 
 
-def _empty_answer(sentence: str) -> bool:
-    """Whether a record was refused because its answer holds nothing."""
-    return bool(EMPTY.search(sentence))
+def repeated(hashes: np.ndarray) -> np.ndarray:
+    """Which of them stood before, (n,) bool."""
+    order = np.argsort(hashes, kind="stable")
+    marks = np.zeros(len(hashes), bool)
+    ordered = hashes[order]
+    marks[order[1:]] = ordered[1:] == ordered[:-1]
+    return marks
+
+
+def _counted(marks: np.ndarray, examples: ExampleFiles, refused: Sequence[int]) -> tuple[int, str]:
+    """How many are marked of the examples without those of the indices `refused`, which ascend, and where the first
+    stands."""
+    if not marks.any():
+        return 0, ""
+    number = int(marks.argmax())
+    for index in refused:
+        if index > number:
+            break
+        number += 1
+    return int(marks.sum()), examples[number].where
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -26,6 +26,7 @@ from entrenar.data import (
     split_indices,
 )
 from entrenar.data.encoding import file_reports
+from entrenar.data.split import among
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.train.config import TrainConfig
@@ -87,7 +88,8 @@ class Dataset:
 
 @dataclass
 class _Side:
-    """One side's samples, what became of the rest, the digest of each text and its file, and the first example."""
+    """One side's samples, what became of the rest, the digest of each text, its file where files are several, and the
+    first example."""
 
     examples: Subset
     samples: Samples
@@ -107,7 +109,7 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Datase
     report = DataReport(source_name(config), config.training.sequence_length, training.report, held_out.report)
     if config.data.eval_path is not None:
         report.evaluated = config.data.eval_path
-        report.shared = int(np.isin(held_out.hashes, training.hashes).sum())
+        report.shared = int(among(held_out.hashes, training.hashes).sum())
     elif len(held_out.examples) and not held_out.samples:
         _hold_out_others(training, held_out, config.data.held_out_fraction, config.checkpointing.directory)
     for side, kind in ((training, ""), (held_out, "held-out ")):
@@ -156,13 +158,15 @@ def held_out(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int, *, whol
 
 def _encode_side(examples: Subset, config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> _Side:
     first, hashes, files = None, array("Q"), array("I")
+    several = config.data.path is not None and len(sources_of(config.data.path)) > 1
 
     def check(example: Example, sample: Sample) -> None:
         nonlocal first
         check_vocabulary([example], [sample], tokenizer, vocabulary)
         first = first or example
         hashes.append(digest(example.text))
-        files.append(example.file)
+        if several:
+            files.append(example.file)
 
     samples, report = encode_examples(
         examples,
@@ -174,7 +178,7 @@ def _encode_side(examples: Subset, config: TrainConfig, tokenizer: Tokenizer, vo
         folder=config.checkpointing.directory,
         check=check,
     )
-    return _Side(examples, samples, report, np.array(hashes, np.uint64), np.array(files, np.int64), first)
+    return _Side(examples, samples, report, np.asarray(hashes), np.asarray(files), first)
 
 
 def _hold_out_others(training: _Side, held_out: _Side, fraction: float, directory: str) -> None:
@@ -185,7 +189,7 @@ def _hold_out_others(training: _Side, held_out: _Side, fraction: float, director
     chosen = set(training.hashes[moved].tolist())
     held_out.first = next(example for example in training.examples if digest(example.text) in chosen)
     whole = training.samples
-    training.files = training.files[kept]
+    training.files = training.files[kept] if len(training.files) else training.files
     training.samples, held_out.samples = (Samples((whole[i] for i in side), directory) for side in (kept, moved))
     training.report.examples -= len(moved)
     held_out.report.examples += len(moved)

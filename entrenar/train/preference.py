@@ -18,6 +18,8 @@ from entrenar.autograd import Tensor, no_grad
 from entrenar.autograd.ops.cross_entropy import linear_cross_entropy
 from entrenar.autograd.precision import get_matmul_precision, matmul_precision
 from entrenar.data import IGNORE, Batch, DataLoader, Sample, Samples, collate
+from entrenar.data.packing import Rows
+from entrenar.data.places import compact
 from entrenar.errors import ConfigError, NumericsError
 from entrenar.models.api import LLaMAModel
 from entrenar.train.config import Preferences
@@ -99,8 +101,9 @@ class PreferenceLoader(DataLoader):
     def _shuffled(self) -> Sequence[list[int]]:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
         group = self.data.group
-        order = rng.permutation(len(self.samples) // group)
-        return [[int(i) * group + k] for i in order for k in range(group)]
+        order = compact(rng.permutation(len(self.samples) // group))
+        answers = (order[:, None] * group + np.arange(group, dtype=order.dtype)).reshape(-1)
+        return Rows(answers, np.arange(len(answers) + 1))
 
     def _collated(self, rows: list[list[int]]) -> Batch:
         return self.data.batch([i for row in rows for i in row], self.sequence_length, self.pad_id)

@@ -12,6 +12,7 @@ import numpy as np
 from entrenar.data import DataReport, Example, Samples, SideReport, encode_example, split_files
 from entrenar.data.preferences import Preference, PreferenceFile
 from entrenar.data.sources import unweighted
+from entrenar.data.split import among
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
@@ -73,7 +74,7 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Prefer
     (first, trained, shown), (second, kept, held_out_shown) = sides
     report = DataReport(source_name(config), config.training.sequence_length, trained, kept)
     if own is not None:
-        report.evaluated, report.shared = str(data.eval_path), int(np.isin(own.hashes, hashes).sum())
+        report.evaluated, report.shared = str(data.eval_path), int(among(own.hashes, hashes).sum())
     shown = held_out_shown or shown
     assert shown is not None  # held above
     return PreferenceSides(first, second, shown, report)

@@ -41,6 +41,18 @@ def test_a_check_counts_and_names_the_first_bad_record(model: Path, tmp_path: Pa
 
 
 @pytest.mark.unit
+def test_a_refused_record_moves_no_place_of_those_behind_it(model: Path, tmp_path: Path) -> None:
+    bad, one, two = RECORDS[3], RECORDS[0], RECORDS[1]
+    path = write(tmp_path / "d.jsonl", [bad, one, bad, two, bad, two, one])
+    path.write_text("\n" + path.read_text())  # a blank line counts
+    others = write(tmp_path / "e.jsonl", [bad, bad, {"prompt": "What is 9?", "completion": "Nine."}, bad, two, bad])
+    words = ("data", "check", "--data", path, "--eval-data", others, "--model", model, "--json")
+    found = json.loads(run_entrenar(*words).stdout)
+    assert (found["bad_records"], found["duplicates"], found["first_duplicate"]) == (3, 2, f"{path}, line 7")
+    assert found["evaluation"]["overlap"] == {"records": 1, "first": f"{others}, line 5"}
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("colours", [True, False])
 def test_samples_are_coloured_in_the_terminal_and_marked_without_colours(
     colours: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

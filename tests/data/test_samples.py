@@ -23,6 +23,7 @@ from tests.train.builders import ROOT, SMALL, config_for, quiet, write_examples,
 def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HELD_BYTES", 500)
     monkeypatch.setattr(module, "WRITTEN_BYTES", 100)
+    monkeypatch.setattr(module, "READ_BYTES", 300)
 
 
 def some(count: int, seed: int = 0) -> list[Sample]:
