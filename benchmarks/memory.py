@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 from harness import Bench, Row, Target, Worker
 from models import ALL_LINEARS
@@ -11,6 +14,7 @@ from step import LENGTH, PEERS, QV, Case, cases
 __all__ = ["PEERS", "run"]
 ANYWHERE = None  # bytes do not depend on the SIMD tier
 SEVEN_BILLION_MIB = 4.9 * 1024
+DATA_MIB = 128  # 64 MiB of tokens in memory, and the index of a file
 # without a target: the base as wide as the peer's, and every activation kept
 FOR_COMPARISON = [
     Case("1.1b", "lora", QV, {}, None, options={"dtype": "float32"}),
@@ -24,6 +28,45 @@ def _peak(worker: Worker, steps: int = 2) -> tuple[float, str]:
     for _ in range(steps):
         worker.call("step", length=LENGTH)
     return worker.close(), f"{loaded:.0f} loading"
+
+
+class Reading:
+    """A process that does with a file of examples what a run does before its first step, without a model's weights."""
+
+    def first_rows(self, megabytes: int) -> dict[str, int]:
+        """Encode a file of so many MB (1 kB a record), pack and hash it, and take a batch; records and tokens."""
+        from entrenar.io.hub import fetch_default_model
+        from entrenar.models.checkpoint import Checkpoint
+        from entrenar.train import dataset, fingerprint, run
+        from entrenar.train.config import Checkpointing, Data, TrainConfig
+
+        checkpoint = Checkpoint.open(fetch_default_model(progress=False))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "examples.jsonl"
+            with path.open("w") as file:
+                for number in range(megabytes * 1000):
+                    answer = f"the answer to {number} has words of several lengths. " * 18
+                    file.write(json.dumps({"prompt": f"What is {number}?", "completion": answer}) + "\n")
+            config = TrainConfig(data=Data(path=str(path)), checkpointing=Checkpointing(folder))
+            found = dataset.encode(config, checkpoint.tokenizer(), checkpoint.config.vocab_size)
+            loader, _ = run.batches(config, found.training, found.held_out, 0)
+            fingerprint.of_examples(loader.samples)
+            loader.next_batch()
+        return {"records": megabytes * 1000, "tokens": loader.tokens}
+
+
+def _data(bench: Bench) -> None:
+    """What a file of examples adds to a run that reads a small one."""
+    large = 50 if bench.quick else 500
+    peaks, tokens = [], 0
+    for megabytes in (1, large):
+        with bench.worker("memory", "Reading") as worker:
+            tokens = worker.call("first_rows", megabytes=megabytes)["tokens"]
+        peaks.append(worker.close())
+    target = Target(DATA_MIB, at_most=True, tiers=ANYWHERE)
+    detail = f"{large},000 records, {tokens:,} tokens; {peaks[0]:.0f} MiB with 1 MB"
+    label = f"examples, a file of {large} MB beside one of 1 MB"
+    bench.add(Row("memory", label, [peaks[1] - peaks[0]], "MiB", target, detail=detail, timed=False))
 
 
 def _compare(bench: Bench, case: Case, checkpointing: bool = False) -> None:
@@ -40,7 +83,8 @@ def _compare(bench: Bench, case: Case, checkpointing: bool = False) -> None:
 
 
 def run(bench: Bench) -> None:
-    """Every case of `step`, 4-bit bases with checkpointing too, and a 7B shape against an absolute limit."""
+    """A file of examples, every case of `step`, 4-bit bases with checkpointing too, a 7B shape against a limit."""
+    _data(bench)
     chosen = cases(bench)
     for case in chosen:
         _compare(bench, case)

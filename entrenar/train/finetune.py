@@ -239,7 +239,7 @@ def _show_summary(console: Console, trainer: Trainer, needed: MemoryEstimate, su
     for (layer, reason), count in unquantized.items():
         summary.remarks.append(f"{layer} of {count} layers stays in full precision: {reason}.")
     judged = trainer.held_out if trainer.objective.of_tokens else []
-    few = report.uncertainty(sum(batch.trained_tokens for batch in judged)) if judged else None
+    few = report.held_out_size(sum(batch.trained_tokens for batch in judged)) if judged else None
     summary.remarks += [few] if few else []
     report.remarks(console, summary.remarks)
 

@@ -58,7 +58,7 @@ def fingerprint(
         "entrenar's version": _version(),
         "the base model": _frozen(model),
         **fixed,
-        "the examples": _examples(samples),
+        "the examples": of_examples(samples),
         "the held-out examples": _held_out(held_out),
     }
     return dict(json.loads(json.dumps(values, default=repr)))  # as it comes back from a file
@@ -88,7 +88,8 @@ def _frozen(model: LLaMAModel) -> str:
         return hashlib.sha256(b"".join(pool.map(digest, frozen))).hexdigest()
 
 
-def _examples(samples: Sequence[Sample]) -> str:
+def of_examples(samples: Sequence[Sample]) -> str:
+    """A hash of every sample's tokens, marks and weights, in order."""
     data = hashlib.sha256()
     for sample in samples:
         data.update(sample.tokens.tobytes())

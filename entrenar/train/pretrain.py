@@ -79,7 +79,7 @@ def _train(shape: LLaMAConfig, config: TrainConfig, console: Console) -> run.Res
     report.summary(console, "Training from scratch", rows | {"vocabulary": f"{tokenizer.vocab_size:,} tokens"})
     summary.estimate = needed.items
     summary.remarks += _unused_rows(tokenizer, shape)
-    few = report.uncertainty(sum(batch.trained_tokens for batch in batches)) if batches else None
+    few = report.held_out_size(sum(batch.trained_tokens for batch in batches)) if batches else None
     summary.remarks += [few] if few else []
     report.remarks(console, summary.remarks)
 
