@@ -1,8 +1,9 @@
-"""The server: eight requests at once against one, and one against llama.cpp's server over the same file and threads."""
+"""The server: eight requests at once against one, each against llama.cpp's server over the same file and threads."""
 
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import re
 import subprocess
@@ -31,19 +32,20 @@ class _Server:
     """Asks a server of the completions API, at `address`."""
 
     address: str
+    asked = itertools.count()  # so that no prompt begins like one before it, which servers go on from
 
     def ask(self, requests: int, new: int) -> float:
         """Seconds for a token where so many requests at once are answered with `new` each."""
         with ThreadPoolExecutor(requests) as pool:
             started = clock()
-            written = list(pool.map(partial(self._complete, new), range(requests)))
+            written = list(pool.map(partial(self._complete, new), itertools.islice(self.asked, requests)))
             seconds = clock() - started
         if written != [new] * requests:
             raise RuntimeError(f"{type(self).__name__} wrote {written} tokens where {new} each were asked for.")
         return seconds / sum(written)
 
     def _complete(self, new: int, number: int) -> int:
-        prompt = [1000 + number, *range(200, 199 + PROMPT)]
+        prompt = [1000 + number % 20000, *range(200, 199 + PROMPT)]
         wanted = {"prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True}
         request = urllib.request.Request(
             f"{self.address}/v1/completions", json.dumps(wanted).encode(), {"Content-Type": "application/json"}
@@ -71,12 +73,12 @@ class Ours(_Server):
 class LlamaCpp(_Server):
     """llama.cpp's server, in this process."""
 
-    def __init__(self, model: str, file_type: str | None, threads: int) -> None:
+    def __init__(self, model: str, file_type: str | None, threads: int, slots: int) -> None:
         import xllamacpp
 
         parameters = xllamacpp.CommonParams()
         parameters.model.path = _path(model, file_type)
-        parameters.n_ctx, parameters.n_parallel, parameters.port = 512, 1, 0
+        parameters.n_ctx, parameters.n_parallel, parameters.port = 512 * slots, slots, 0
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
         parameters.verbosity = 0
         self.server = xllamacpp.Server(parameters)
@@ -89,7 +91,7 @@ def _row(case: str, times: Times, of: str, to: str, target: float) -> Row:
 
 
 def run(bench: Bench) -> None:
-    """Tokens a second of eight requests at once over those of one, and of one over llama.cpp's."""
+    """Tokens a second of eight requests at once over those of one, and of each over llama.cpp's."""
     new = 16 if bench.quick else 96
     with bench.worker("models", "Preparation") as preparation:
         for model, file_type in CASES:
@@ -105,14 +107,18 @@ def _case(bench: Bench, model: str, file_type: str | None, precision: str, new: 
     of = {"model": model, "file_type": file_type}
     with (
         bench.worker("serve", "Ours", **of, precision=precision) as ours,
-        bench.worker("serve", "LlamaCpp", **of, threads=bench.threads) as peer,
+        bench.worker("serve", "LlamaCpp", **of, threads=bench.threads, slots=1) as peer,
+        bench.worker("serve", "LlamaCpp", **of, threads=bench.threads, slots=AT_ONCE) as crowded_peer,
     ):
         turns = {
             "one": partial(ours.call, "ask", requests=1, new=new),
             f"{AT_ONCE} at once": partial(ours.call, "ask", requests=AT_ONCE, new=new),
             "llama.cpp": partial(peer.call, "ask", requests=1, new=new),
+            f"llama.cpp, {AT_ONCE}": partial(crowded_peer.call, "ask", requests=AT_ONCE, new=new),
         }
         times = bench.interleave(turns)
     case = f"{model} {file_type or 'Q4_1'}, {precision}"
     bench.add(_row(f"{case}: {AT_ONCE} at once / one", times, f"{AT_ONCE} at once", "one", 3.0))
     bench.add(_row(f"{case}: one / llama.cpp", times, "one", "llama.cpp", 1.0))
+    both = f"{AT_ONCE} at once", f"llama.cpp, {AT_ONCE}"
+    bench.add(_row(f"{case}: {AT_ONCE} at once / llama.cpp's", times, *both, 1.0))

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import bisect
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from entrenar.autograd import Tensor, no_grad
-from entrenar.autograd.ops.attention import cached_attention, write_cache
+from entrenar.autograd.ops.attention import CacheRows, cached_attention, write_cache
 from entrenar.errors import ConfigError
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from entrenar.models.api import LLaMAModel
     from entrenar.models.config import LLaMAConfig
+
+
+NOBODY = np.empty(0, np.int64)
 
 
 class KeyValueCache(Protocol):
@@ -49,27 +55,26 @@ class LayerCache:
 class SlotCache:
     """Keys and values of one layer, (slots, capacity, kv_heads, head_dim): a sequence has a slot, of its own length.
 
-    `select` says which slots the rows of the next batch are, and how long each is before it.
+    `select` says which slots the rows of the next batch are, and how long each is before and after it.
     """
 
     def __init__(self, slots: int, capacity: int, kv_heads: int, head_dim: int) -> None:
         self.keys = Tensor.empty(slots, capacity, kv_heads, head_dim)  # memory that is not written costs nothing
         self.values = Tensor.empty(slots, capacity, kv_heads, head_dim)
-        self._slots = self._lengths = np.empty(0, np.int64)
+        self._before = self._after = CacheRows(NOBODY, NOBODY)
 
-    def select(self, slots: np.ndarray, lengths: np.ndarray) -> None:
+    def select(self, before: CacheRows, after: CacheRows) -> None:
         """The rows of the next batch."""
-        self._slots, self._lengths = slots, lengths
+        self._before, self._after = before, after
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Add the keys and values of new tokens, each row's to its slot."""
-        write_cache(self.keys, self._lengths, k, self._slots)
-        write_cache(self.values, self._lengths, v, self._slots)
-        self._lengths = self._lengths + k.shape[1]
+        write_cache(self.keys, self._before, k)
+        write_cache(self.values, self._before, v)
 
     def attend(self, q: Tensor, options: Mapping[str, Any]) -> Tensor:
         """Attention of each row's last tokens over its slot."""
-        return cached_attention(q, self.keys, self.values, self._lengths, slots=self._slots, **options)
+        return cached_attention(q, self.keys, self.values, self._after, **options)
 
 
 def longest_alike(config: LLaMAConfig) -> int:
@@ -81,8 +86,9 @@ def longest_alike(config: LLaMAConfig) -> int:
 class Slots:
     """Caches of every layer for several sequences at once, that models of one base share.
 
-    A sequence takes a slot with `open` and gives it back with `close`. `run` puts new tokens of some sequences through
-    a model together. Raises ConfigError where `capacity` is above `longest_alike`.
+    A sequence takes a slot with `open` and gives it back with `close`; the next one that begins alike goes on from what
+    the slot holds. `run` puts new tokens of some sequences through a model together. Raises ConfigError where
+    `capacity` is above `longest_alike`.
     """
 
     def __init__(self, model: LLaMAModel, slots: int, capacity: int) -> None:
@@ -93,7 +99,8 @@ class Slots:
                 "beyond which its rope scaling rotates short and long ones in other ways; ask for fewer."
             )
         self.capacity, self.lengths = capacity, np.zeros(slots, np.int64)
-        self._free = list(range(slots))[::-1]
+        self._free = deque(range(slots))  # the first is the one that was given back first
+        self._held: list[tuple[LLaMAModel | None, Sequence[int]]] = [(None, ())] * slots
         self._layers = [
             SlotCache(slots, capacity, config.kv_heads, config.head_size) for _ in range(config.num_hidden_layers)
         ]
@@ -103,20 +110,37 @@ class Slots:
         """Slots that no sequence has."""
         return len(self._free)
 
-    def open(self, model: LLaMAModel) -> int:
-        """A slot for a new sequence of `model`, with the prefix that its adapter may have."""
-        slot = self._free.pop()
-        self.lengths[slot] = 0
-        for cache, layer in zip(self._layers, model.model.layers, strict=True):
-            if layer.self_attn.prefix is not None:
-                cache.select(np.array([slot]), np.zeros(1, np.int64))
-                cache.append(*layer.self_attn.prefix.cached(model.config.kv_heads))
-        self.lengths[slot] = model.prefix_length
-        return slot
+    def open(self, model: LLaMAModel, prompt: Sequence[int] = ()) -> tuple[int, int]:
+        """(a slot for a new sequence of `model`, how many tokens of its prompt the slot holds: not the last one).
 
-    def close(self, slot: int) -> None:
-        """Give a slot back."""
+        The slot that holds most of the prompt, else the one that was given back first. An adapter's prefix is in it.
+        """
+        shared = {slot: self._shared(slot, model, prompt) for slot in self._free}
+        slot = max(self._free, key=lambda slot: shared[slot])
+        self._free.remove(slot)
+        self._held[slot] = (model, ())
+        self.lengths[slot] = model.prefix_length + shared[slot]
+        if not shared[slot] and model.prefix_length:
+            self._select([slot], np.zeros(1, np.int64), model.prefix_length)
+            for cache, layer in zip(self._layers, model.model.layers, strict=True):
+                assert layer.self_attn.prefix is not None
+                cache.append(*layer.self_attn.prefix.cached(model.config.kv_heads))
+        return slot, shared[slot]
+
+    def close(self, slot: int, tokens: Sequence[int] = ()) -> None:
+        """Give a slot back, with the tokens that ran in it."""
+        self._held[slot] = (self._held[slot][0], tokens)
         self._free.append(slot)
+
+    def _shared(self, slot: int, model: LLaMAModel, prompt: Sequence[int]) -> int:
+        of, tokens = self._held[slot]
+        most = min(len(tokens), len(prompt) - 1) if of is model else 0
+        return next((i for i in range(most) if tokens[i] != prompt[i]), max(0, most))
+
+    def _select(self, slots: ArrayLike, before: np.ndarray, new: int) -> None:
+        rows = CacheRows(slots, before), CacheRows(slots, before + new)
+        for cache in self._layers:
+            cache.select(*rows)
 
     @no_grad()
     def run(self, model: LLaMAModel, slots: Sequence[int], tokens: np.ndarray, *, last_only: bool = True) -> Tensor:
@@ -126,8 +150,7 @@ class Slots:
         """
         rows = np.asarray(slots, np.int64)
         before = self.lengths[rows]
-        for cache in self._layers:
-            cache.select(rows, before)
+        self._select(rows, before, tokens.shape[1])
         positions = before[:, None] + np.arange(tokens.shape[1])
         hidden = model.hidden_states(tokens, positions, caches=self._layers, length=self.capacity, last_only=last_only)
         self.lengths[rows] = before + tokens.shape[1]

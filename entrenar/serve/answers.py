@@ -9,7 +9,7 @@ from typing import Any
 
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.serve.protocol import Asked
-from entrenar.serve.request import Part, TokenScore
+from entrenar.serve.request import Job, Part, TokenScore
 
 
 class Completions:
@@ -82,13 +82,13 @@ class Envelope:
         self._shape, self._asked = shape, asked
         self._id, self._created = f"{shape.prefix}-{uuid.uuid4().hex}", int(time.time())
 
-    def whole(self, parts: Sequence[Part], produced: int) -> dict[str, Any]:
+    def whole(self, parts: Sequence[Part], jobs: Sequence[Job]) -> dict[str, Any]:
         """The answer with a part, its whole, for each choice."""
         choices = [
             {"index": index, **self._shape.choice(part, 0, chunk=False), "finish_reason": part.finish}
             for index, part in enumerate(parts)
         ]
-        return self._object(self._shape.kind, choices) | {"usage": self.usage(produced)}
+        return self._object(self._shape.kind, choices) | {"usage": self.usage(jobs)}
 
     def first(self) -> list[dict[str, Any]]:
         """The chunks before any text."""
@@ -102,19 +102,24 @@ class Envelope:
         choice = self._shape.choice(part, offset, chunk=True)
         return self._chunk({"index": index, **choice, "finish_reason": part.finish})
 
-    def last(self, produced: int) -> dict[str, Any]:
+    def last(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The chunk that says what was used."""
-        return self._object(self._shape.chunk_kind, []) | {"usage": self.usage(produced)}
+        return self._object(self._shape.chunk_kind, []) | {"usage": self.usage(jobs)}
 
     @property
     def count(self) -> int:
         """Choices."""
         return len(self._asked.prompts)
 
-    def usage(self, produced: int) -> dict[str, int]:
-        """Tokens of the prompts and of the answers."""
-        prompt = sum(map(len, self._asked.prompts))
-        return {"prompt_tokens": prompt, "completion_tokens": produced, "total_tokens": prompt + produced}
+    def usage(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """Tokens of the prompts, those of them that were not computed again, and of the answers."""
+        prompt, produced = sum(map(len, self._asked.prompts)), sum(job.produced for job in jobs)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": produced,
+            "total_tokens": prompt + produced,
+            "prompt_tokens_details": {"cached_tokens": sum(job.cached for job in jobs)},
+        }
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         return self._object(self._shape.chunk_kind, [choice])

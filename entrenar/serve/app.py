@@ -32,6 +32,12 @@ METRICS: tuple[tuple[str, str, str, Callable[[Engine], float]], ...] = (
     ("entrenar_serve_failed_total", "counter", "prompts without an answer", lambda e: e.counts.failed),
     ("entrenar_serve_cancelled_total", "counter", "answers nobody waited for", lambda e: e.counts.cancelled),
     ("entrenar_serve_prompt_tokens_total", "counter", "tokens of prompts", lambda e: e.counts.prompt_tokens),
+    (
+        "entrenar_serve_cached_tokens_total",
+        "counter",
+        "prompt tokens not run again",
+        lambda e: e.counts.cached_tokens,
+    ),
     ("entrenar_serve_generated_tokens_total", "counter", "tokens of answers", lambda e: e.counts.generated_tokens),
     ("entrenar_serve_steps_total", "counter", "forward passes that gave tokens", lambda e: e.counts.steps),
     ("entrenar_serve_compute_seconds_total", "counter", "seconds of computing", lambda e: e.counts.seconds),
@@ -74,11 +80,6 @@ class Listener:
         finally:
             for job in self.jobs:
                 job.cancelled = True  # of no effect on those that ended
-
-    @property
-    def produced(self) -> int:
-        """Tokens so far."""
-        return sum(job.produced for job in self.jobs)
 
 
 def application(engine: Engine, key: str | None) -> Starlette:
@@ -198,7 +199,7 @@ async def _answer(
         if part.error is not None:
             return _error(part.error, 503)
         found[index].append(part)
-    return JSONResponse(envelope.whole([_joined(parts) for parts in found], listener.produced))
+    return JSONResponse(envelope.whole([_joined(parts) for parts in found], listener.jobs))
 
 
 def _joined(parts: Sequence[Part]) -> Part:
@@ -218,7 +219,7 @@ async def _events(request: Request, listener: Listener, envelope: Envelope, aske
         yield _event(envelope.chunk(index, part, lengths[index]))
         lengths[index] += len(part.text)
     if asked.include_usage:
-        yield _event(envelope.last(listener.produced))
+        yield _event(envelope.last(listener.jobs))
     yield "data: [DONE]\n\n"
 
 

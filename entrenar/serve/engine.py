@@ -1,8 +1,9 @@
 """One thread that computes: it takes requests from a queue and runs those that are open through their model together.
 
-A request is admitted when a slot is free. Its prompt runs in chunks, one between two steps of the others (chunked
-prefill, Agrawal et al., 2023, arXiv 2308.16369); then every step gives each open sequence a token (continuous batching,
-Yu et al., Orca, OSDI 2022). Sequences of one model share a forward pass; adapters of one base share slots and weights.
+A request is admitted when a slot is free; what the slot holds of its prompt, from a request before, is not computed
+again. Its prompt runs in chunks, one between two steps of the others (chunked prefill, Agrawal et al., 2023, arXiv
+2308.16369), short ones together; then every step gives each open sequence a token (continuous batching, Yu et al.,
+Orca, OSDI 2022). Sequences of one model share a forward pass; adapters of one base share slots and weights.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from entrenar.autograd import no_grad
+from entrenar.autograd import Tensor, no_grad
 from entrenar.errors import EntrenarError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
@@ -41,6 +42,7 @@ class Counts:
     failed: int = 0
     cancelled: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0  # of prompts, that a slot held
     generated_tokens: int = 0
     steps: int = 0
     seconds: float = 0.0  # in which it computed
@@ -59,8 +61,14 @@ class _Open:
     scores: list[TokenScore] = field(default_factory=list)  # not told yet
 
     @property
-    def decoding(self) -> bool:
-        return self.ran == len(self.written) - 1 and self.ran >= len(self.job.prompt)
+    def left(self) -> int:
+        """Tokens of the prompt that are not through."""
+        return len(self.job.prompt) - self.ran
+
+    @property
+    def scored(self) -> bool:
+        """Whether the prompt's own tokens are scored."""
+        return self.job.settings.echo and self.job.settings.top is not None
 
 
 class Engine:
@@ -176,20 +184,25 @@ class Engine:
     def _admit(self, job: Job) -> None:
         rng = np.random.Generator(np.random.Philox(job.settings.seed))
         text = Text(self.tokenizer, job.prompt, job.settings.stop)
-        self._open.append(_Open(job, self._slots.open(self.models[job.model]), text, rng, list(job.prompt)))
+        item = _Open(job, 0, text, rng, list(job.prompt))
+        known = job.prompt if job.settings.cache_prompt and not item.scored else ()
+        item.slot, item.ran = self._slots.open(self.models[job.model], known)
+        job.cached = item.ran
+        self._open.append(item)
         self.counts.prompt_tokens += len(job.prompt)
+        self.counts.cached_tokens += job.cached
 
     def _turn(self) -> None:
-        """A chunk of the oldest prompt that is not through, then a token for every sequence that is."""
+        """A chunk of the oldest prompt that is not through, then a token for every sequence whose prompt is."""
         for item in list(self._open):
             if item.job.cancelled:
                 self.counts.cancelled += 1
                 self._leave(item)
-        prompt = next((item for item in self._open if not item.decoding), None)
-        if prompt is not None:
-            self._guarded(self._prefill, [prompt])
+        prompts = [item for item in self._open if item.left > 0]
+        if prompts:
+            self._guarded(self._prefill, _together(prompts))
         for name in self.models:
-            group = [item for item in self._open if item.decoding and item.job.model == name]
+            group = [item for item in self._open if item.left <= 0 and item.job.model == name]
             if group:
                 self._guarded(self._decode, group)
 
@@ -205,31 +218,36 @@ class Engine:
                     self._leave(item)
 
     def _prefill(self, items: list[_Open]) -> None:
-        """The next chunk of a prompt; after its last, the first token. Its tokens are scored where that is asked."""
-        (item,) = items
-        model, prompt, settings = self.models[item.job.model], item.job.prompt, item.job.settings
-        end = min(item.ran + PREFILL_CHUNK, len(prompt))
-        scored = settings.echo and settings.top is not None
-        chunk = np.asarray(prompt[item.ran : end], np.int64)[None]
-        hidden = self._slots.run(model, [item.slot], chunk, last_only=not scored)
-        if scored:
-            item.scores += [TokenScore(prompt[0], None)] if item.ran == 0 else []
-            for first in range(item.ran, min(end, len(prompt) - 1), SCORED):
-                last = min(first + SCORED, end, len(prompt) - 1)
-                logits = model.logits(hidden[:, first - item.ran : last - item.ran]).numpy()[0]
-                item.scores += [
-                    token_score(row, prompt[first + i + 1], settings.top or 0) for i, row in enumerate(logits)
-                ]
-        item.ran = end
-        if end < len(prompt):
-            return
-        if settings.echo:
-            item.job.tell(Part(self.tokenizer.decode(prompt), tuple(item.scores)))
-            item.scores = []
-        if settings.max_tokens == 0:
-            self._finish(item, "length")
-        else:
-            self._choose(item, model.logits(hidden[:, -1:]).numpy()[0, 0])
+        """The next chunk of these prompts; after a last one, the first token. One that is scored runs alone."""
+        model, length = self.models[items[0].job.model], min(items[0].left, PREFILL_CHUNK)
+        chunk = np.array([item.job.prompt[item.ran : item.ran + length] for item in items], np.int64)
+        hidden = self._slots.run(model, [item.slot for item in items], chunk, last_only=not items[0].scored)
+        if items[0].scored:
+            self._score(items[0], model, hidden)
+        last = hidden[:, -1:]
+        for item in items:
+            item.ran += length
+        if any(item.left == 0 and item.job.settings.max_tokens for item in items):
+            logits = model.logits(last).numpy()[:, 0]
+        for row, item in enumerate(items):
+            if item.left > 0:
+                continue
+            if item.job.settings.echo:
+                item.job.tell(Part(self.tokenizer.decode(item.job.prompt), tuple(item.scores)))
+                item.scores = []
+            if item.job.settings.max_tokens == 0:
+                self._finish(item, "length")
+            else:
+                self._guarded(partial(self._chosen, logits[row]), [item])
+
+    def _score(self, item: _Open, model: LLaMAModel, hidden: Tensor) -> None:
+        """The scores of a chunk's tokens by hidden states (1, T, hidden), but that of the next chunk's first."""
+        prompt, top = item.job.prompt, item.job.settings.top or 0
+        item.scores += [TokenScore(prompt[0], None)] if item.ran == 0 else []
+        end = min(item.ran + hidden.shape[1], len(prompt) - 1)
+        for first in range(item.ran, end, SCORED):
+            logits = model.logits(hidden[:, first - item.ran : min(first + SCORED, end) - item.ran]).numpy()[0]
+            item.scores += [token_score(row, prompt[first + i + 1], top) for i, row in enumerate(logits)]
 
     def _decode(self, items: list[_Open]) -> None:
         """One token for every sequence of a model."""
@@ -277,4 +295,13 @@ class Engine:
 
     def _leave(self, item: _Open) -> None:
         self._open.remove(item)
-        self._slots.close(item.slot)
+        self._slots.close(item.slot, item.written[: item.ran])
+
+
+def _together(prompts: Sequence[_Open]) -> list[_Open]:
+    """The first, and those of its model that run with it: their next tokens are as many as it has left."""
+    first, length = prompts[0], prompts[0].left
+    if first.scored or length > PREFILL_CHUNK // 2:
+        return [first]
+    alike = [item for item in prompts if item.job.model == first.job.model and not item.scored and item.left >= length]
+    return alike[: PREFILL_CHUNK // length]

@@ -30,6 +30,7 @@ COMMON = (
     "stream_options",
     "logprobs",
     "ignore_eos",
+    "cache_prompt",
 )
 COMPLETION = (*COMMON, "prompt", "echo")
 CHAT = (*COMMON, "messages", "max_completion_tokens", "top_logprobs")
@@ -205,6 +206,7 @@ def _settings(table: Mapping[str, Any], tokens: int | None, top: int | None, ech
         echo=echo,
         top=top,
         ignore_eos=_flag(table, "ignore_eos"),
+        cache_prompt=_flag(table, "cache_prompt", True),
     )
 
 
@@ -227,11 +229,11 @@ def _asked(table: Mapping[str, Any], model: str, prompts: list[list[int]], setti
     return Asked(model, prompts, settings, stream, bool((options or {}).get("include_usage")))
 
 
-def _flag(table: Mapping[str, Any], name: str) -> bool:
+def _flag(table: Mapping[str, Any], name: str, default: bool = False) -> bool:
     value = table.get(name)
     if value is not None and not isinstance(value, bool):
         raise BadRequest(f"{name} is {shown(value)}, expected true or false.", name)
-    return bool(value)
+    return default if value is None else value
 
 
 def _integer(table: Mapping[str, Any], name: str, default: Any, least: int, most: int = 2**31) -> Any:

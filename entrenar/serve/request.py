@@ -17,6 +17,7 @@ class Settings:
     """How a request is answered; `top` alternatives stand beside each log-probability, None asks for neither.
 
     `ignore_eos` writes on after an end token, as vLLM's and llama.cpp's servers do where a speed is measured.
+    `cache_prompt` goes on from what a slot holds of the prompt, as llama.cpp's server does by default.
     """
 
     max_tokens: int = 16
@@ -27,6 +28,7 @@ class Settings:
     echo: bool = False
     top: int | None = None
     ignore_eos: bool = False
+    cache_prompt: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Job:
     arrived: float = field(default_factory=time.monotonic)
     cancelled: bool = False  # set by whoever asked, when nobody listens any longer
     produced: int = 0
+    cached: int = 0  # tokens of the prompt that were not computed again
 
 
 class StopText:

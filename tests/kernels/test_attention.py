@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from entrenar._kernels import cpu
 from entrenar.autograd import Tensor, no_grad
-from entrenar.autograd.ops.attention import attention, cached_attention, write_cache
+from entrenar.autograd.ops.attention import CacheRows, attention, cached_attention, write_cache
 from entrenar.errors import ConfigError, GraphError, ShapeError
 
 from .cases.attention import qkv, reference_attention
@@ -367,12 +367,12 @@ def test_rows_of_a_batch_use_slots_of_a_cache_each_to_a_length_of_its_own() -> N
     keys, values = (random.standard_normal((3, 6, 2, 8), np.float32) for _ in range(2))
     q, k = random.standard_normal((2, 1, 4, 8), np.float32), random.standard_normal((2, 1, 2, 8), np.float32)
     cache = Tensor(keys)
-    write_cache(cache, np.array(lengths) - 1, k, slots)
+    write_cache(cache, CacheRows(slots, np.array(lengths) - 1), k)
     expected = keys.copy()
     for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
         expected[slot, length - 1] = k[row, 0]
     np.testing.assert_array_equal(cache.numpy(), expected)
-    out = cached_attention(q, cache, values, lengths, window=3, slots=slots).numpy()
+    out = cached_attention(q, cache, values, CacheRows(slots, lengths), window=3).numpy()
     for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
         alone = cached_attention(q[row : row + 1], cache[slot : slot + 1], values[slot : slot + 1], length, window=3)
         np.testing.assert_array_equal(out[row], alone.numpy()[0])
@@ -380,19 +380,26 @@ def test_rows_of_a_batch_use_slots_of_a_cache_each_to_a_length_of_its_own() -> N
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
-    ("slots", "lengths", "message"),
+    ("slots", "positions", "message"),
     [
-        ([3, 0], [1, 1], "slots lie between 0 and 3, expected 0 to 2"),
-        ([-1, 0], [1, 1], "slots lie between -1 and 0"),
-        ([0, 1], [0, 1], "length lie between 0 and 1, expected 1 to 6"),
-        ([0, 1], [1, 7], "length lie between 1 and 7"),
-        ([0], [1, 1], "slots must be a vector of 2 integers"),
-        ([0, 1], 1, "length must be a vector of 2 integers"),
-        ([0.0, 1.0], [1, 1], "slots must be a vector of 2 integers"),
+        ([3, 0], [1, 1], "slot 3 is not in a cache of 3"),
+        ([-1, 0], [1, 1], "slot -1 is not in a cache of 3"),
+        ([0, 1], [0, 1], "position 0 in slot 0, expected 1 to 6"),
+        ([0, 1], [1, 7], "position 7 in slot 1, expected 1 to 6"),
+        ([0], [1], "1 rows of the cache for a batch of 2"),
+        ([0], [1, 1], "1 slots and 2 positions"),
+        ([0, 1], 1, "positions must be a vector of integers"),
+        ([0.0, 1.0], [1, 1], "slots must be a vector of integers"),
+        (np.array([2**63, 0], np.uint64), [1, 1], "slot -9223372036854775808 is not"),
     ],
 )
-def test_slots_that_a_cache_lacks_are_refused(slots: list[float], lengths: object, message: str) -> None:
+def test_slots_that_a_cache_lacks_are_refused(slots: object, positions: object, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
-        cached_attention(ones(2, 1, 4, 8), ones(3, 6, 2, 8), ones(3, 6, 2, 8), lengths, slots=slots)
-    with pytest.raises(ShapeError, match=message.replace("length", "start").split(" lie")[0]):
-        write_cache(ones(3, 6, 2, 8), np.array(lengths) - 1, ones(2, 1, 2, 8), slots)
+        cached_attention(ones(2, 1, 4, 8), ones(3, 6, 2, 8), ones(3, 6, 2, 8), CacheRows(slots, positions))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("positions", [[-1, 0], [0, 5]])
+def test_a_slot_takes_only_what_it_has_room_for(positions: list[int]) -> None:
+    with pytest.raises(ShapeError, match=r"write_cache: position (-1|5) in slot \d, expected 0 to 4"):
+        write_cache(ones(3, 6, 2, 8), CacheRows([0, 1], positions), ones(2, 2, 2, 8))

@@ -26,7 +26,7 @@ def test_sequences_that_come_and_go_run_together_as_alone(changes: dict) -> None
     texts = random_tokens(model.config, 4, 20)
     lengths, rows = (7, 4, 11), []
     for text, length in zip(texts, lengths, strict=False):
-        rows.append(slots.open(model))
+        rows.append(slots.open(model)[0])
         first = slots.run(model, rows[-1:], text[None, :length]).numpy()
         np.testing.assert_allclose(first[0, 0], alone(model, text[:length])[-1], rtol=1e-5, atol=1e-5)
     order = [2, 0, 1]  # of the rows of a batch
@@ -38,18 +38,50 @@ def test_sequences_that_come_and_go_run_together_as_alone(changes: dict) -> None
             np.testing.assert_allclose(found[row, 0], expected, rtol=1e-5, atol=1e-5)
     slots.close(rows[1])
     assert slots.free == 1
-    again = slots.open(model)  # which holds what the sequence before left
+    again, _ = slots.open(model)  # which holds what the sequence before left
     whole = slots.run(model, [again], texts[3][None, :9], last_only=False).numpy()
     np.testing.assert_allclose(whole[0], alone(model, texts[3, :9]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.unit
+def test_a_sequence_goes_on_from_the_slot_that_holds_most_of_it() -> None:
+    model, other = random_model(), random_model()
+    slots = Slots(model, 3, 20)
+    text = random_tokens(model.config, 1, 20)[0]
+    for length, expected in ((5, 0), (9, 5)):  # two sequences that begin alike
+        row, held = slots.open(model, text[:length].tolist())
+        assert held == expected
+        slots.run(model, [row], text[None, held:length])
+        slots.close(row, text[:length].tolist())
+    row, held = slots.open(model, text[:12].tolist())
+    assert held == 9
+    found = slots.run(model, [row], text[None, 9:12], last_only=False).numpy()[0]
+    np.testing.assert_allclose(found, alone(model, text[:12])[9:], rtol=1e-5, atol=1e-5)
+    slots.close(row, text[:12].tolist())
+    assert slots.open(model, text[:12].tolist()) == (row, 11)  # the last token's logits are asked for
+    changed = [*text[:4].tolist(), (text[4] + 1) % model.config.vocab_size]
+    assert slots.open(model, [*changed, 1])[1] == 0  # who holds these four has no room for another sequence
+    slots.close(row, text[:12].tolist())
+    assert slots.open(other, text[:12].tolist())[1] == 0
+
+
+@pytest.mark.unit
+def test_a_sequence_that_begins_like_none_takes_the_slot_that_was_given_back_first() -> None:
+    model = random_model()
+    slots = Slots(model, 3, 8)
+    rows = [slots.open(model)[0] for _ in range(3)]
+    for row in (rows[1], rows[2], rows[0]):
+        slots.close(row, [1, 2, 3])
+    assert [slots.open(model, [5, 6])[0] for _ in range(3)] == [rows[1], rows[2], rows[0]]
 
 
 @pytest.mark.unit
 def test_a_full_slot_takes_no_token() -> None:
     model = random_model()
     slots = Slots(model, 1, 4)
-    row = slots.open(model)
+    row, _ = slots.open(model)
     slots.run(model, [row], np.ones((1, 4), np.int64))
-    with pytest.raises(ShapeError, match="start lie between 4 and 4, expected 0 to 3"):
+    with pytest.raises(ShapeError, match="position 4 in slot 0, expected 0 to 3"):
         slots.run(model, [row], np.ones((1, 1), np.int64))
 
 

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from entrenar.adapters.peft import load_adapter
 from entrenar.autograd import no_grad
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAModel
+from entrenar.serve.engine import _together
 from tests.train.builders import run_entrenar
 
 from .conftest import Server
@@ -93,7 +95,45 @@ def test_chat_answers_by_the_template_whole_and_as_a_stream(server: Server, mode
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     assert len(chunks) > 4  # parts, as they come
-    assert chunks[-2].choices[0].finish_reason == "length" and chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].finish_reason == "length" and chunks[-1].usage.completion_tokens == 10
+
+
+@pytest.mark.unit
+def test_a_conversation_goes_on_without_its_beginning_being_computed_again(
+    serve: Callable[..., Server], model: Path, adapter: Path
+) -> None:
+    server = serve("--model", model, "--adapter", adapter, "--slots", "2")
+    found, tokenizer = loaded(model)
+
+    def cached(text: str, **more: object) -> tuple[int, str]:
+        answer = ask(server, {"model": "tiny", "prompt": text, "max_tokens": 8, "temperature": 0, **more})[1]
+        return answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["choices"][0]["text"]
+
+    first = "What is 1 plus 2?"
+    begun, answer = cached(first)
+    assert begun == 0
+    longer = first + answer + " And 3 plus 4?"
+    begun, second = cached(longer)
+    length = len(tokenizer.encode(longer, add_bos=True))
+    assert len(tokenizer.encode(first)) <= begun < length - 4
+    assert second == alone(found, tokenizer, longer, 8)
+    assert cached(longer, cache_prompt=False) == (0, second)
+    assert cached(longer)[0] == length - 1
+    assert cached(longer, model="tuned")[0] == 0  # whose keys and values are others
+    assert cached(longer, echo=True, logprobs=1)[0] == 0  # every token of it is scored
+    assert ask(server, {"prompt": first, "cache_prompt": 1})[0] == 400
+
+
+@pytest.mark.unit
+def test_short_prompts_run_together() -> None:
+    def waiting(left: int, model: str = "a", scored: bool = False) -> Any:
+        return SimpleNamespace(left=left, job=SimpleNamespace(model=model), scored=scored)
+
+    first, longer, shorter, other, scored = waiting(4), waiting(7), waiting(3), waiting(4, "b"), waiting(4, scored=True)
+    assert _together([first, shorter, longer, other, scored]) == [first, longer]
+    assert _together([scored, first]) == [scored]
+    assert _together([first] * 300) == [first] * 128  # 512 tokens
+    assert _together([waiting(600), first])[0].left == 600 and len(_together([waiting(600), waiting(600)])) == 1
 
 
 @pytest.mark.unit

@@ -13,16 +13,18 @@ def attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor: ...
-def write_cache(
-    cache: Tensor, start: int | ArrayLike, x: Tensor | ArrayLike, slots: ArrayLike | None = None
-) -> None: ...
+
+class CacheRows:
+    count: int
+    def __init__(self, slots: ArrayLike, positions: ArrayLike) -> None: ...
+
+def write_cache(cache: Tensor, start: int | CacheRows, x: Tensor | ArrayLike) -> None: ...
 def cached_attention(
     q: Tensor | ArrayLike,
     key_cache: Tensor | ArrayLike,
     value_cache: Tensor | ArrayLike,
-    length: int | ArrayLike,
+    length: int | CacheRows,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
-    slots: ArrayLike | None = None,
 ) -> Tensor: ...

@@ -234,83 +234,121 @@ def attention(q, k, v, cu_seqlens=None, scale=None, causal=True, cu_seqlens_k=No
     return computed(out, "attention", None)
 
 
-cdef list slot_numbers(str op, str name, object values, Py_ssize_t count, Py_ssize_t first, Py_ssize_t last):
-    """One integer from `first` to `last` for each of `count` batch rows, as a list."""
-    array = checked_array(values, op, name)
-    if array.dtype.kind not in "iu" or array.ndim != 1 or array.size != count:
-        raise ShapeError(f"{op}: with slots, {name} must be a vector of {count} integers, one a batch row, found shape "
-                         f"{array.shape} of {array.dtype}.")
-    if (found := array.tolist()) and not (first <= min(found) and max(found) <= last):  # NumPy's cost 10 us a call
-        raise ShapeError(f"{op}: {name} lie between {min(found)} and {max(found)}, expected {first} to {last}.")
-    return found
+cdef class CacheRows:
+    """Which rows of a key/value cache the rows of a batch have, slots (batch,), and where in each, positions (batch,).
+
+    Made once for the caches of all layers. Raises ShapeError where they are no integers or differ in number.
+    """
+    cdef Py_ssize_t* slots
+    cdef Py_ssize_t* positions
+    cdef readonly Py_ssize_t count
+
+    def __cinit__(self, slots, positions):
+        cdef list rows = _integers("slots", slots), places = _integers("positions", positions)
+        cdef Py_ssize_t i
+        if len(rows) != len(places):
+            raise ShapeError(f"CacheRows: there are {len(rows)} slots and {len(places)} positions; they must agree.")
+        self.count = len(rows)
+        self.slots = <Py_ssize_t*> malloc(max(<Py_ssize_t> 1, 2 * self.count) * sizeof(Py_ssize_t))
+        if self.slots == NULL:
+            raise MemoryBudgetError(f"CacheRows: a table of {self.count} rows could not be allocated.")
+        self.positions = self.slots + self.count
+        for i in range(self.count):
+            self.slots[i], self.positions[i] = rows[i], places[i]
+
+    def __dealloc__(self):
+        free(self.slots)
 
 
-def write_cache(cache, start, x, slots=None):
+cdef list _integers(str name, object values):
+    array = checked_array(values, "CacheRows", name)
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise ShapeError(f"CacheRows: {name} must be a vector of integers, one a batch row, found shape {array.shape} "
+                         f"of {array.dtype}.")
+    return array.astype(np.int64).tolist()
+
+
+cdef int check_rows(
+    str op, CacheRows rows, Py_ssize_t batch, Tensor cache, Py_ssize_t first, Py_ssize_t last
+) except -1:
+    """ShapeError where rows are not those of a batch of this size, or lie outside of the cache or of first to last."""
+    cdef Py_ssize_t i
+    if rows.count != batch:
+        raise ShapeError(f"{op}: there are {rows.count} rows of the cache for a batch of {batch}; they must agree.")
+    for i in range(rows.count):
+        if not 0 <= rows.slots[i] < cache.dims[0]:
+            raise ShapeError(f"{op}: slot {rows.slots[i]} is not in a cache of {cache.dims[0]}.")
+        if not first <= rows.positions[i] <= last:
+            raise ShapeError(f"{op}: position {rows.positions[i]} in slot {rows.slots[i]}, expected {first} to {last}.")
+    return 0
+
+
+def write_cache(cache, start, x):
     """Copy x (batch, T, heads, head size) to the positions from `start` on of a cache (batch, capacity, ...).
 
-    With `slots`, (batch,) integers, the cache has other rows: row i of x goes to row slots[i], from start[i] on.
+    With CacheRows as the start the cache has other rows: row i of x goes to row slots[i], from positions[i] on.
     Not differentiable. Raises ShapeError where x does not fit there, GraphError where a gradient would be lost.
     """
     cdef Tensor c = check_float32(as_tensor(cache), "write_cache", "cache")
     cdef Tensor a = check_float32(as_tensor(x), "write_cache", "x")
-    cdef Py_ssize_t first = 0, i, width
-    cdef list starts = None, rows = None
-    if slots is None:
+    cdef CacheRows rows = start if isinstance(start, CacheRows) else None
+    cdef Py_ssize_t first = 0, i, width, row, position
+    if rows is None:
         first = checked_integer(start, "write_cache", "start")
     if (a.ndim != 4 or c.ndim != 4 or a.dims[2] != c.dims[2] or a.dims[3] != c.dims[3]
-            or slots is None and a.dims[0] != c.dims[0] or not 0 <= first <= c.dims[1] - a.dims[1]):
+            or rows is None and a.dims[0] != c.dims[0] or not 0 <= first <= c.dims[1] - a.dims[1]):
         raise ShapeError(f"write_cache: x of shape {shape_str(a)} does not fit a cache of shape {shape_str(c)} from "
                          f"position {first} on.")
     if wants_grad(a) or wants_grad(c):
         raise GraphError("write_cache has no backward; call it inside no_grad().")
-    if slots is not None:
-        starts = slot_numbers("write_cache", "start", start, a.dims[0], 0, c.dims[1] - a.dims[1])
-        rows = slot_numbers("write_cache", "slots", slots, a.dims[0], 0, c.dims[0] - 1)
+    if rows is not None:
+        check_rows("write_cache", rows, a.dims[0], c, 0, c.dims[1] - a.dims[1])
     width = a.dims[2] * a.dims[3]
     for i in range(a.dims[0]):
-        row, position = (i, first) if slots is None else (rows[i], starts[i])
-        memcpy(c.data + (<Py_ssize_t> row * c.dims[1] + <Py_ssize_t> position) * width, a.data + i * a.dims[1] * width,
+        row, position = i, first
+        if rows is not None:
+            row, position = rows.slots[i], rows.positions[i]
+        memcpy(c.data + (row * c.dims[1] + position) * width, a.data + i * a.dims[1] * width,
                <size_t> (a.dims[1] * width) * sizeof(float))
 
 
-cdef Segments slot_segments(Tensor q, Tensor k, object length, object slots):
-    """One segment a batch row of q, over the first length[i] keys of row slots[i]."""
-    cdef list lengths = slot_numbers("cached_attention", "length", length, q.dims[0], q.dims[1], k.dims[1])
-    cdef list rows = slot_numbers("cached_attention", "slots", slots, q.dims[0], 0, k.dims[0] - 1)
+cdef Segments slot_segments(Tensor q, Tensor k, CacheRows rows):
+    """One segment a batch row of q, over the first positions[i] keys of row slots[i]."""
+    check_rows("cached_attention", rows, q.dims[0], k, q.dims[1], k.dims[1])
     cdef Segments segments = Segments(q.dims[0])
-    cdef Py_ssize_t i, row
+    cdef Py_ssize_t i
     for i in range(segments.count):
-        row = rows[i]
-        segments.put(i, i * q.dims[1], q.dims[1], row * k.dims[1], lengths[i])
+        segments.put(i, i * q.dims[1], q.dims[1], rows.slots[i] * k.dims[1], rows.positions[i])
     return segments
 
 
-def cached_attention(q, key_cache, value_cache, length, scale=None, window=None, softcap=None, slots=None):
+def cached_attention(q, key_cache, value_cache, length, scale=None, window=None, softcap=None):
     """Causal attention of T new tokens over the first `length` entries of a key/value cache; not differentiable.
 
     q (batch, T, heads, head size), float32; key_cache, value_cache (batch, capacity, kv heads, head size), of which the
     first `length` positions are filled, the T new tokens' own being the last of them: query i sees the positions
     j <= length - T + i. T = 1 decodes, T > 1 is a chunk of the prompt. Gives (batch, T, heads, head size). `scale`,
-    `window` and `softcap` are those of attention; a cache holds what lies before the window too. With `slots`, (batch,)
-    integers, the caches have other rows: row i of q sees the first length[i] positions of row slots[i].
+    `window` and `softcap` are those of attention; a cache holds what lies before the window too. With CacheRows
+    as the length the caches have other rows: row i of q sees the first positions[i] positions of row slots[i].
 
     Raises ShapeError where shapes or length do not fit, ConfigError as attention does, GraphError where a gradient
     would be lost.
     """
     cdef Tensor a = as_tensor(q), b = as_tensor(key_cache), c = as_tensor(value_cache)
-    cdef Heads heads = check_heads("cached_attention", a, b, c, "key_cache", "value_cache", slots is not None)
+    cdef CacheRows rows_of = length if isinstance(length, CacheRows) else None
+    cdef Heads heads = check_heads("cached_attention", a, b, c, "key_cache", "value_cache", rows_of is not None)
     cdef Scores scores = check_scores("cached_attention", heads.dim, scale, True, window, softcap)
     cdef Segments segments
     cdef Py_ssize_t keys
     cdef int status
-    if slots is None:
+    if rows_of is None:
         keys = checked_integer(length, "cached_attention", "length")
         if not a.dims[1] <= keys <= b.dims[1]:
             raise ShapeError(f"cached_attention: length {keys} must lie between the {a.dims[1]} queries and the "
                              f"cache's capacity of {b.dims[1]}.")
         segments = batch_segments(a, b, keys)
     else:
-        segments = slot_segments(a, b, length, slots)
+        segments = slot_segments(a, b, rows_of)
     if wants_grad(a) or wants_grad(b) or wants_grad(c):
         raise GraphError("cached_attention has no backward; call it inside no_grad(), or use attention to train.")
     cdef Tensor out = new_like(a)
