@@ -5,9 +5,9 @@
 // each compares elapsed time with its CPU time, and where a share of it went to others, the team sleeps instead of
 // spinning for a while.
 //
-// Placing: the scheduler puts a thread that another wakes on that one's CPU, and may leave both there though another CPU
-// is idle, where a team of two takes the time of one. So a worker that finds itself on its caller's CPU leaves it, and
-// stays away from that CPU.
+// Placing: the scheduler puts a thread that another wakes on that one's CPU, and may leave both there though another
+// CPU is idle, where a team of two takes the time of one. So a worker that finds itself on its caller's CPU leaves it,
+// and stays away from that CPU.
 #define _GNU_SOURCE
 #include "team.h"
 
