@@ -28,6 +28,8 @@ DATA_INDEX_SHARE = 0.2  # what of it is not of tokens, which stand in a file whe
 DATA_TOKEN_BYTES, DATA_EXAMPLE_BYTES = 5, 200
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/gemm.pyx)
+# What the allocator keeps of freed blocks: at most a part of what is in use and some more (autograd/allocator.c).
+CACHED_PART, CACHED_BYTES = 4, 64 << 20
 MARGIN = 1.1  # what an estimate may be off by, once layers are chosen to fit it
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "schedulefree_adamw": 2, "muon": 2, "sgd": 1}  # floats for each trained
 # Floats that are aside in evaluations, y: no gradient is there then, but the process keeps the memory of gradients.
@@ -97,10 +99,13 @@ class StepMemory:
 
     def estimate(self, checkpointing: bool | int) -> MemoryEstimate:
         """The items where `checkpointing` layers are computed again in backward, or True for all."""
+        recomputed = recomputed_layers(self.config, checkpointing)
+        activations = self._activations(recomputed)
         return MemoryEstimate(
             {
                 **self.fixed,
-                "activations": self._activations(recomputed_layers(self.config, checkpointing)),
+                "activations": activations,
+                "cache": max(0, self._working(recomputed) + self._kept(recomputed) - activations),
                 "scratch": self._packed(),
                 "data": self.data_bytes,
                 "runtime": RUNTIME_BYTES + self.config.vocab_size * ENTRY_BYTES,
@@ -109,16 +114,27 @@ class StepMemory:
 
     def _activations(self, recomputed: int) -> int:
         """Beside the gradients: backward frees activations as it makes those, so at any moment the larger counts."""
-        token_bytes, table, layers = 4 * self.tokens, self.table, self.config.num_hidden_layers
-        saved = (recomputed * table.hidden + (layers - recomputed) * table.layer + 2 * table.hidden) * token_bytes
+        token_bytes, table = 4 * self.tokens, self.table
+        saved, working = self._saved(recomputed), self._working(recomputed)
         head = 4 * table.logits * table.hidden if self.trains_logits else 0  # its gradient exists before any other
         logits = table.logits * token_bytes // self.chunks
-        working = table.backward * token_bytes
-        if recomputed == layers:  # else those of the last layer are free before one is computed again
-            working += table.layer * token_bytes
         short, long = self.sides  # of Muon's largest: gradient, step, x, the next x; x x^T, its square and a product
         muon = 4 * (5 * short * long + 3 * short * short)
         return max(max(saved + head + max(logits, working), self.gradients + working) - self.gradients, muon)
+
+    def _saved(self, recomputed: int) -> int:
+        """What backward needs of forward."""
+        table, kept_layers = self.table, self.config.num_hidden_layers - recomputed
+        return 4 * self.tokens * (recomputed * table.hidden + kept_layers * table.layer + 2 * table.hidden)
+
+    def _working(self, recomputed: int) -> int:
+        """What backward of one layer needs beside that."""
+        last = recomputed == self.config.num_hidden_layers  # else its own are free before a layer is computed again
+        return 4 * self.tokens * (self.table.backward + (self.table.layer if last else 0))
+
+    def _kept(self, recomputed: int) -> int:
+        """Of the activations that backward has freed, what the allocator keeps while all gradients stand beside it."""
+        return min(self._saved(recomputed), sum(self.fixed.values()) // CACHED_PART + CACHED_BYTES)
 
     def _packed(self) -> int:
         """A of a product, packed in the kernels' order: tokens by what they are multiplied with."""
