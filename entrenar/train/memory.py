@@ -22,10 +22,11 @@ from entrenar.train.updates import MUON, is_hidden_matrix
 from entrenar.train.verify import PIECE_BYTES
 
 RUNTIME_BYTES = 128 << 20  # Python, the libraries, the documentation's examples
-# Of a file of examples, for each of its bytes: 5 bytes a token of four, 200 an example of a thousand, and the rows.
+# Of a file of examples, for each of its bytes: 5 bytes a token of four, 50 an example of a thousand, and what a buffer
+# that grows has to spare.
 DATA_SHARE = 1.6
-DATA_INDEX_SHARE = 0.2  # what of it is not of tokens, which stand in a file where they are many
-DATA_TOKEN_BYTES, DATA_EXAMPLE_BYTES = 5, 200
+DATA_INDEX_SHARE = 0.05  # what of it is not of tokens, which stand in a file where they are many
+DATA_TOKEN_BYTES, DATA_EXAMPLE_BYTES = 5, 50
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/gemm.pyx)
 # What the allocator keeps of freed blocks: at most a part of what is in use and some more (autograd/allocator.c).

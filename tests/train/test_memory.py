@@ -322,7 +322,7 @@ def test_the_data_of_no_file_or_few_examples_count_little(tmp_path: Path) -> Non
         memory.data_bytes(TrainConfig(data=Data(path=name, max_examples=most)))
         for name, most in ((None, 0), (str(tmp_path / "none"), 0), (str(path), 0), (str(path), 3))
     ]
-    assert sizes == [0, 0, int(memory.DATA_SHARE * 10**6), 3 * (512 * 5 + 200)]
+    assert sizes == [0, 0, int(memory.DATA_SHARE * 10**6), 3 * (512 * 5 + 50)]
 
 
 # ---------------------------------------------------------------------- what would make it fit
