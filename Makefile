@@ -135,7 +135,7 @@ profile-llama-anomaly: build  ## train the example watched, then say what was sl
 planted-faults: build  ## plant faults in watched runs, and count the false alarms of runs without any (CLEAN=10)
 	PYTHONPATH="$(CURDIR)" $(PYTHON) scripts/planted_faults.py --clean $(or $(CLEAN),10)
 
-memory-table:  ## hold the plan of `entrenar memory` against the peak of six real runs; fails beyond 10 %
+memory-table:  ## hold the plan of `entrenar memory` against the peak of eight real runs; fails beyond 5 %
 	$(PYTHON) -m pip install -q .
 	$(PYTHON) scripts/memory_table.py $(MODEL)
 
