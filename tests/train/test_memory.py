@@ -315,6 +315,18 @@ def test_the_examples_of_a_file_count_and_need_no_more_than_is_estimated(tmp_pat
 
 
 @pytest.mark.unit
+def test_what_the_allocator_keeps_of_freed_activations_counts_beside_all_gradients() -> None:
+    def parts(checkpointing: bool, **options: Any) -> dict[str, int]:
+        return memory.StepMemory(SMOLLM2, adapter=None, **options).estimate(checkpointing).items
+
+    whole, again = parts(False, sequence_length=256), parts(True, sequence_length=256)
+    assert 150 << 20 < whole["cache"] < 200 << 20 and again["cache"] < whole["cache"] / 5
+    long = parts(False, sequence_length=8192)
+    held = sum(long[name] for name in ("weights", "gradients", "optimizer"))
+    assert long["activations"] > held and long["cache"] <= held // 4 + (64 << 20)
+
+
+@pytest.mark.unit
 def test_the_data_of_no_file_or_few_examples_count_little(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(bytes(10**6))
