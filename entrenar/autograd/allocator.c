@@ -14,6 +14,7 @@ typedef struct block {
 } block;
 static block *free_blocks[CLASSES];
 static size_t in_use, cached, peak;
+static size_t footprint;  // the most that was in use and cached at once, since the cache was emptied
 
 static size_t class_bytes(int size_class) {
     size_t base = (size_t)1 << (SMALLEST_BITS + size_class / STEPS);
@@ -59,6 +60,7 @@ void allocator_trim(size_t remaining) {
             cached -= class_bytes(c);
             system_give(first, class_bytes(c));
         }
+    if (!remaining) footprint = in_use;
 }
 
 void *allocator_take(size_t bytes, int *size_class) {
@@ -71,8 +73,13 @@ void *allocator_take(size_t bytes, int *size_class) {
         free_blocks[c] = memory->next;
         cached -= rounded;
     } else {
-        // keep the cache small against what is in use: sizes that never come back must not pile up
-        if (cached > in_use / 4 + (64u << 20)) allocator_trim(in_use / 8 + (32u << 20));
+        // Beyond the footprint the cache is kept small against what is in use: sizes that never come back must not pile
+        // up. Below it they stay: after an evaluation the next step finds its blocks again.
+        size_t total = in_use + cached + rounded;
+        if (total > footprint && cached > in_use / 4 + (64u << 20)) {
+            size_t few = in_use / 8 + (32u << 20), excess = total - footprint;
+            allocator_trim(cached > few + excess ? cached - excess : few);
+        }
         memory = system_take(rounded);
         if (!memory) {
             allocator_trim(0);
@@ -82,6 +89,7 @@ void *allocator_take(size_t bytes, int *size_class) {
     }
     in_use += rounded;
     if (in_use > peak) peak = in_use;
+    if (in_use + cached > footprint) footprint = in_use + cached;
     return memory;
 }
 

@@ -114,6 +114,17 @@ def test_empty_cache_gives_the_memory_back_to_the_system() -> None:
     assert process.memory_info().rss - before < 20 * MIB
 
 
+def test_a_step_finds_its_blocks_again_after_a_phase_of_other_sizes() -> None:
+    blocks = [Tensor.empty(8, MIB // 4) for _ in range(40)]
+    most = memory_stats()["in_use"]
+    del blocks
+    for size in (3, 5, 7):  # an evaluation, which holds little
+        Tensor.empty(size, MIB // 4)
+    held = memory_stats()
+    assert held["cached"] > 300 * MIB
+    assert held["cached"] + held["in_use"] <= most, "nor more than there was"
+
+
 def test_sizes_that_never_come_back_do_not_pile_up() -> None:
     for step in range(400):
         Tensor.empty(MIB // 4 + step * 16_384)  # 1 to 26 MiB, 5 GiB in all
