@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
 
 NOBODY = np.empty(0, np.int64)
+
+
+def common_beginning(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens two sequences have in common before they differ."""
+    shorter = min(len(tokens), len(others))
+    return next((i for i in range(shorter) if tokens[i] != others[i]), shorter)
 
 
 class KeyValueCache(Protocol):
@@ -83,6 +90,24 @@ def longest_alike(config: LLaMAConfig) -> int:
     return bisect.bisect_left(lengths, True, key=lambda length: config.rotary_span(length) != config.rotary_span(1))
 
 
+@dataclass(frozen=True)
+class _Held:
+    """What a slot holds: the tokens of a sequence of a model, behind its prefix, the first `asked` of them a prompt."""
+
+    model: LLaMAModel | None
+    tokens: Sequence[int]
+    asked: int
+
+    def shared(self, model: LLaMAModel, prompt: Sequence[int]) -> int:
+        """The tokens that a prompt for `model` begins with too, all but its last at most."""
+        return common_beginning(self.tokens, prompt[:-1]) if self.model is model else 0
+
+    def goes_on(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt begins with all of this one's, or of what ran of it."""
+        begun = self.tokens[: self.asked]
+        return list(prompt[: len(begun)]) == list(begun)
+
+
 class Slots:
     """Caches of every layer for several sequences at once, that models of one base share.
 
@@ -100,7 +125,7 @@ class Slots:
             )
         self.capacity, self.lengths = capacity, np.zeros(slots, np.int64)
         self._free = deque(range(slots))  # the first is the one that was given back first
-        self._held: list[tuple[LLaMAModel | None, Sequence[int]]] = [(None, ())] * slots
+        self._held = [_Held(None, (), 0)] * slots
         self._layers = [
             SlotCache(slots, capacity, config.kv_heads, config.head_size) for _ in range(config.num_hidden_layers)
         ]
@@ -110,32 +135,41 @@ class Slots:
         """Slots that no sequence has."""
         return len(self._free)
 
-    def open(self, model: LLaMAModel, prompt: Sequence[int] = ()) -> tuple[int, int]:
+    @no_grad()
+    def open(self, model: LLaMAModel, prompt: Sequence[int], *, reuse: bool = True) -> tuple[int, int]:
         """(a slot for a new sequence of `model`, how many tokens of its prompt the slot holds: not the last one).
 
-        The slot that holds most of the prompt, else the one that was given back first. An adapter's prefix is in it.
+        A prompt that goes on from the whole prompt of an earlier sequence has that one's slot. Others have the slot
+        that was given back first, and in it, copied, what they share with an earlier sequence; without `reuse` nothing
+        is shared. An adapter's prefix is in the slot.
         """
-        shared = {slot: self._shared(slot, model, prompt) for slot in self._free}
-        slot = max(self._free, key=lambda slot: shared[slot])
+        shared = {slot: self._held[slot].shared(model, prompt) if reuse else 0 for slot in self._free}
+        source = max(self._free, key=lambda slot: shared[slot])
+        slot = source if self._held[source].goes_on(prompt) else self._free[0]
         self._free.remove(slot)
-        self._held[slot] = (model, ())
-        self.lengths[slot] = model.prefix_length + shared[slot]
-        if not shared[slot] and model.prefix_length:
-            self._select([slot], np.zeros(1, np.int64), model.prefix_length)
-            for cache, layer in zip(self._layers, model.model.layers, strict=True):
-                assert layer.self_attn.prefix is not None
-                cache.append(*layer.self_attn.prefix.cached(model.config.kv_heads))
-        return slot, shared[slot]
+        self._held[slot] = _Held(model, (), len(prompt))
+        prefix, common = model.prefix_length, shared[source]
+        if not common:
+            self._write_prefix(model, slot)
+        elif slot != source:
+            self._select([slot], np.zeros(1, np.int64), prefix + common)
+            for cache in self._layers:
+                cache.append(*(kept[source : source + 1, : prefix + common] for kept in (cache.keys, cache.values)))
+        self.lengths[slot] = prefix + common
+        return slot, common
 
-    def close(self, slot: int, tokens: Sequence[int] = ()) -> None:
+    def close(self, slot: int, tokens: Sequence[int]) -> None:
         """Give a slot back, with the tokens that ran in it."""
-        self._held[slot] = (self._held[slot][0], tokens)
+        self._held[slot] = replace(self._held[slot], tokens=tokens)
         self._free.append(slot)
 
-    def _shared(self, slot: int, model: LLaMAModel, prompt: Sequence[int]) -> int:
-        of, tokens = self._held[slot]
-        most = min(len(tokens), len(prompt) - 1) if of is model else 0
-        return next((i for i in range(most) if tokens[i] != prompt[i]), max(0, most))
+    def _write_prefix(self, model: LLaMAModel, slot: int) -> None:
+        if not model.prefix_length:
+            return
+        self._select([slot], np.zeros(1, np.int64), model.prefix_length)
+        for cache, layer in zip(self._layers, model.model.layers, strict=True):
+            assert layer.self_attn.prefix is not None
+            cache.append(*layer.self_attn.prefix.cached(model.config.kv_heads))
 
     def _select(self, slots: ArrayLike, before: np.ndarray, new: int) -> None:
         rows = CacheRows(slots, before), CacheRows(slots, before + new)

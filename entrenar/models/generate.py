@@ -10,7 +10,7 @@ import numpy as np
 
 from entrenar.autograd import no_grad
 from entrenar.errors import ConfigError, NumericsError, ShapeError
-from entrenar.models.caches import LayerCache
+from entrenar.models.caches import LayerCache, common_beginning
 from entrenar.models.generation import Generation
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ class Cache:
 
     def prepared(self, model: LLaMAModel, prompt: Sequence[int], capacity: int) -> list[LayerCache]:
         """Layers with room for `capacity` tokens that hold the common beginning, all but the last token at most."""
-        prefix, held = model.prefix_length, min(len(self.tokens), len(prompt) - 1)
-        common = next((i for i in range(held) if self.tokens[i] != prompt[i]), held)
+        prefix, common = model.prefix_length, common_beginning(self.tokens, prompt[:-1])
         if self._span != model.config.rotary_span(prefix + common):
             common = 0
         if not self.layers or self.layers[0].keys.shape[1] < prefix + capacity:

@@ -185,8 +185,8 @@ class Engine:
         rng = np.random.Generator(np.random.Philox(job.settings.seed))
         text = Text(self.tokenizer, job.prompt, job.settings.stop)
         item = _Open(job, 0, text, rng, list(job.prompt))
-        known = job.prompt if job.settings.cache_prompt and not item.scored else ()
-        item.slot, item.ran = self._slots.open(self.models[job.model], known)
+        reuse = job.settings.cache_prompt and not item.scored
+        item.slot, item.ran = self._slots.open(self.models[job.model], job.prompt, reuse=reuse)
         job.cached = item.ran
         self._open.append(item)
         self.counts.prompt_tokens += len(job.prompt)
