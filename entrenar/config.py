@@ -290,13 +290,13 @@ def default_of(spec: Field[Any]) -> Any:
     return spec.default_factory() if spec.default_factory is not MISSING else spec.default
 
 
-def one_or_several(path: str | list[str] | None) -> str | list[str] | None:
-    """A list of one path as that path; ConfigError for an empty list, or an empty path in one."""
+def one_or_several(path: str | list[str] | None, name: str) -> str | list[str] | None:
+    """A list of one path as that path; ConfigError for an empty list, or an empty path in one, of option `name`."""
     if not isinstance(path, list):
         return path
     if not path or "" in path:
         what = "holds an empty path" if path else "is an empty list"
-        raise ConfigError(f"data.path {what}, expected files or folders of examples; leave it out, or name them.")
+        raise ConfigError(f"{name} {what}, expected files or folders of examples; leave it out, or name them.")
     return path[0] if len(path) == 1 else path
 
 

@@ -456,16 +456,21 @@ def test_toml_beyond_the_reader_is_one_sentence(text: str, message: str, tmp_pat
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
-    ("value", "key", "message"),
+    ("value", "option", "message"),
     [
-        ("", "path", r"^data\.path is empty; leave it out, or give it a value\.$"),
-        (list(range(1000)), "eval_path", r"^data\.eval_path is \[0, 1, 2, 3, 4, 5, \.\.\.\], expected text\.$"),
+        ("", "data.path", r"^data\.path is empty; leave it out, or give it a value\.$"),
+        (
+            list(range(1000)),
+            "observe.trace_file",
+            r"^observe\.trace_file is \[0, 1, 2, 3, 4, 5, \.\.\.\], expected text\.$",
+        ),
     ],
     ids=["empty", "long"],
 )
-def test_a_text_that_is_empty_or_something_long_is_refused_shortly(value: Any, key: str, message: str) -> None:
+def test_a_text_that_is_empty_or_something_long_is_refused_shortly(value: Any, option: str, message: str) -> None:
+    section, key = option.split(".")
     with pytest.raises(ConfigError, match=message):
-        from_table(section_types()["data"], {key: value}, "data")
+        from_table(section_types()[section], {key: value}, section)
 
 
 @pytest.mark.unit

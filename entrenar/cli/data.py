@@ -49,6 +49,7 @@ def main(
     )
     parser.add_argument("--json", action="store_true", help="print JSON (default: false)")
     parsed = parser.parse_args(arguments)
+    from entrenar.data import eval_sources
     from entrenar.train.data_check import check_data, page
     from entrenar.train.loading import open_checkpoint
 
@@ -66,6 +67,7 @@ def main(
     model = (checkpoint.tokenizer(), checkpoint.config.vocab_size, length)
     sides = [check_data(data, *model, show=asked.show)]
     if asked.eval_data is not None:
+        eval_sources(asked.eval_data)  # refuses what a run would
         sides.append(check_data(replace(data, path=asked.eval_data), *model, show=asked.show, against=sides[0]))
     table: dict[str, Any] = sides[0].table()
     if len(sides) > 1:

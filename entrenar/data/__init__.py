@@ -8,7 +8,7 @@ from entrenar.data.mixing import Mix, MixedLoader
 from entrenar.data.packing import IGNORE, Batch, collate, pack
 from entrenar.data.pydocs import documentation_examples
 from entrenar.data.samples import Samples
-from entrenar.data.sources import ExampleFiles, Source, sources_of
+from entrenar.data.sources import ExampleFiles, Source, eval_sources, names_of, sources_of
 from entrenar.data.split import Subset, digest, digests, split_files, split_held_out, split_indices
 from entrenar.data.windows import text_windows
 
@@ -34,7 +34,9 @@ __all__ = [
     "encode_document",
     "encode_example",
     "encode_examples",
+    "eval_sources",
     "evaluation_batches",
+    "names_of",
     "pack",
     "read_examples",
     "sources_of",

@@ -30,29 +30,29 @@ class Source:
         return stored_bytes(self.path)
 
 
-def sources_of(given: str | Sequence[str]) -> list[Source]:
-    """The files of PATH or PATH:WEIGHT texts; a path that exists is that path, whatever colons it has.
+def sources_of(given: str | Sequence[str], name: str = "data.path") -> list[Source]:
+    """The files of PATH or PATH:WEIGHT texts of option `name`; a path that exists is that path, whatever colons it has.
 
     Raises ConfigError for a weight that is no number above 0, that only some of the files have, or that a single file
     has, and for a file that stands there twice.
     """
-    found = [_source(text) for text in ([given] if isinstance(given, str) else given)]
+    found = [_source(text, name) for text in ([given] if isinstance(given, str) else given)]
     weighted = [source for source in found if source.weight is not None]
     if weighted and len(found) == 1:
         raise ConfigError(
-            f"data.path gives {found[0].path} the weight {weighted[0].weight:g}, which has no effect without another "
+            f"{name} gives {found[0].path} the weight {weighted[0].weight:g}, which has no effect without another "
             "file; leave it out."
         )
     if weighted and len(weighted) < len(found):
         without = next(source.path for source in found if source.weight is None)
-        raise ConfigError(f"data.path gives {without} no weight and others one; give each file a weight, or none.")
+        raise ConfigError(f"{name} gives {without} no weight and others one; give each file a weight, or none.")
     for at, source in enumerate(found):
         if source.path in [other.path for other in found[:at]]:
-            raise ConfigError(f"data.path names {source.path} twice; name it once (a weight repeats it).")
+            raise ConfigError(f"{name} names {source.path} twice; name it once (a weight repeats it).")
     return found
 
 
-def _source(text: str) -> Source:
+def _source(text: str, name: str) -> Source:
     path, colon, weight = text.rpartition(":")
     if not colon or _exists(text):
         return Source(text)
@@ -63,7 +63,7 @@ def _source(text: str) -> Source:
             return Source(text)
         value = math.nan
     if not path or not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"data.path is {shown(text)}, whose weight {shown(weight)} is not a number above 0.")
+        raise ConfigError(f"{name} is {shown(text)}, whose weight {shown(weight)} is not a number above 0.")
     return Source(path, value)
 
 
@@ -74,12 +74,22 @@ def _exists(path: str) -> bool:
         return False
 
 
-def unweighted(given: str | Sequence[str], user: str) -> list[Source]:
+def eval_sources(given: str | Sequence[str]) -> list[Source]:
+    """The files to evaluate on: every token of them counts alike, so ConfigError where they have weights."""
+    return unweighted(given, "an evaluation", "data.eval_path")
+
+
+def names_of(sources: Iterable[Source]) -> str:
+    """The paths, as a sentence or a report names them together."""
+    return ", ".join(source.path for source in sources)
+
+
+def unweighted(given: str | Sequence[str], user: str, name: str = "data.path") -> list[Source]:
     """The files for what draws all alike; ConfigError where they have weights."""
-    found = sources_of(given)
+    found = sources_of(given, name)
     if found[0].weight is not None:
         raise ConfigError(
-            f"data.path gives {found[0].path} the weight {found[0].weight:g}, which {user} does not use; leave the "
+            f"{name} gives {found[0].path} the weight {found[0].weight:g}, which {user} does not use; leave the "
             "weights out."
         )
     return found

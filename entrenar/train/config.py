@@ -172,8 +172,8 @@ class Data(Section):
         "(a.jsonl:0.7 b.jsonl:0.3); unset is Python's documentation",
         words=True,
     )
-    eval_path: str | None = option(
-        None, help="examples to evaluate on, as the path's; unset holds out held_out_fraction of the path's"
+    eval_path: str | list[str] | None = option(
+        None, help="examples to evaluate on, as the path's; unset holds out held_out_fraction of the path's", words=True
     )
     format: str = option("auto", help=FORMAT_HELP, choices=tuple(FORMATS))
     held_out_fraction: float = option(
@@ -195,7 +195,8 @@ class Data(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.path = one_or_several(self.path)
+        self.path = one_or_several(self.path, "data.path")
+        self.eval_path = one_or_several(self.eval_path, "data.eval_path")
 
 
 @dataclass

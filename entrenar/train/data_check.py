@@ -11,7 +11,17 @@ from itertools import groupby
 
 import numpy as np
 
-from entrenar.data import DataReport, Example, ExampleFiles, Sample, SideReport, digest, encode_examples, sources_of
+from entrenar.data import (
+    DataReport,
+    Example,
+    ExampleFiles,
+    Sample,
+    SideReport,
+    digest,
+    encode_examples,
+    names_of,
+    sources_of,
+)
 from entrenar.data.encoding import Encoded, FileReport, encoded, file_reports
 from entrenar.data.split import among
 from entrenar.errors import ConfigError, FormatError
@@ -100,7 +110,7 @@ def check_data(
     sources = sources_of(data.path)
     examples = ExampleFiles(sources, data.max_examples, data.format)
     count, prompts = len(examples), data.train_on_prompt
-    found = DataCheck(", ".join(source.path for source in sources), count, sequence_length, SideReport())
+    found = DataCheck(names_of(sources), count, sequence_length, SideReport())
     samples = [0] * len(sources)
     texts, refused, lengths = array("Q"), array("q"), array("i")
     last: Encoded = "", None  # of the example that is read

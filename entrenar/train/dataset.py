@@ -10,7 +10,6 @@ import numpy as np
 from entrenar.data import (
     DataReport,
     Example,
-    ExampleFile,
     ExampleFiles,
     Mix,
     Sample,
@@ -21,6 +20,8 @@ from entrenar.data import (
     digests,
     documentation_examples,
     encode_examples,
+    eval_sources,
+    names_of,
     sources_of,
     split_files,
     split_indices,
@@ -38,7 +39,7 @@ DOCUMENTATION = "the documentation"
 def source_name(config: TrainConfig, documentation: str = DOCUMENTATION) -> str:
     """What the examples are of: the path, the paths of several files, or the library's documentation."""
     path = config.data.path
-    return documentation if path is None else ", ".join(source.path for source in sources_of(path))
+    return documentation if path is None else names_of(sources_of(path))
 
 
 def _all_examples(config: TrainConfig) -> tuple[Subset, np.ndarray]:
@@ -55,14 +56,14 @@ def split_examples(config: TrainConfig) -> tuple[Subset, Subset]:
     """(to train on, held out) of the files, each split for itself, or of the library's documentation; every record of
     them has been checked.
 
-    With data.eval_path the examples of that file are held out, and all others are trained on.
+    With data.eval_path the examples of its files are held out, and all others are trained on.
 
     Nothing is held out where data.held_out_fraction is 0; else ConfigError where one side is empty.
     """
     data = config.data
     whole, bounds = _all_examples(config)
     if data.eval_path is not None:
-        others = ExampleFile(data.eval_path, data.format)
+        others = ExampleFiles(eval_sources(data.eval_path), data.max_examples, data.format)
         return whole, Subset(others, np.arange(len(others)))
     count = len(whole)
     training, held_out = split_files(digests(whole), bounds, data.held_out_fraction)
@@ -108,7 +109,7 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Datase
     training, held_out = (_encode_side(side, config, tokenizer, vocabulary) for side in split_examples(config))
     report = DataReport(source_name(config), config.training.sequence_length, training.report, held_out.report)
     if config.data.eval_path is not None:
-        report.evaluated = config.data.eval_path
+        report.evaluated = names_of(eval_sources(config.data.eval_path))
         report.shared = int(among(held_out.hashes, training.hashes).sum())
     elif len(held_out.examples) and not held_out.samples:
         _hold_out_others(training, held_out, config.data.held_out_fraction, config.checkpointing.directory)

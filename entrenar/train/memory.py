@@ -10,7 +10,7 @@ from typing import Any
 from entrenar.adapters.base import AdapterConfig
 from entrenar.adapters.qlora import QLoRAConfig
 from entrenar.autograd.ops.cross_entropy import HEAD_CHUNK_BYTES
-from entrenar.data import Source, sources_of
+from entrenar.data import eval_sources, sources_of
 from entrenar.data.samples import HELD_BYTES
 from entrenar.errors import ConfigError, MemoryBudgetError
 from entrenar.models.config import LLaMAConfig
@@ -157,7 +157,7 @@ def data_bytes(config: TrainConfig, share: float = DATA_SHARE) -> int:
     """What the examples of a file take, of which tokens and training marks are kept and no text; 0 where it is none."""
     data, most = config.data, config.data.max_examples
     files = [] if data.path is None else sources_of(data.path)
-    files += [] if data.eval_path is None else [Source(data.eval_path)]
+    files += [] if data.eval_path is None else eval_sources(data.eval_path)
     size = sum(source.nbytes for source in files)
     rows = len(files) * most * (config.training.sequence_length * DATA_TOKEN_BYTES + DATA_EXAMPLE_BYTES)
     if share == DATA_SHARE and share * size > (held := HELD_BYTES * (4 if config.preference.method == "kto" else 2)):

@@ -75,8 +75,10 @@ class Checked:
     answers: str = option("all", help="which answers of a conversation are trained", choices=("all", "last"))
     too_long: str = option("auto", help="what becomes of examples longer than a row", choices=TOO_LONG)
     show: int = option(3, help="samples that are shown", minimum=0)
-    eval_data: str | None = option(
-        None, help="examples to evaluate on, which are checked alike, and held against the others; unset is none"
+    eval_data: str | list[str] | None = option(
+        None,
+        help="examples to evaluate on, which are checked alike, and held against the others; unset is none",
+        words=True,
     )
 
     def __post_init__(self) -> None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 
-from entrenar.data import DataReport, Example, Samples, SideReport, encode_example, split_files
+from entrenar.data import (
+    DataReport,
+    Example,
+    Samples,
+    SideReport,
+    encode_example,
+    eval_sources,
+    names_of,
+    split_files,
+)
 from entrenar.data.preferences import Preference, PreferenceFile
 from entrenar.data.sources import unweighted
 from entrenar.data.split import among
@@ -56,10 +65,11 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Prefer
     options: dict[str, Any] = {"labelled": method == "kto"}
     sources = unweighted(data.path, method)
     files = [PreferenceFile(source.path, **options, most=data.max_examples) for source in sources]
-    own = None if data.eval_path is None else PreferenceFile(data.eval_path, **options)
+    others = [] if data.eval_path is None else eval_sources(data.eval_path)
+    own = [PreferenceFile(source.path, **options, most=data.max_examples) for source in others]
     hashes, bounds = np.concatenate([file.hashes for file in files]), np.array([0, *accumulate(map(len, files))])
-    training, held_out = split_files(hashes, bounds, data.held_out_fraction if own is None else 0)
-    if not len(training) or (own is None and data.held_out_fraction and not len(held_out)):
+    training, held_out = split_files(hashes, bounds, 0 if own else data.held_out_fraction)
+    if not len(training) or (not own and data.held_out_fraction and not len(held_out)):
         raise ConfigError(
             f"{source_name(config)}: has {len(hashes)} preferences, which cannot be both trained on and held out; give "
             "more, or data.held_out_fraction = 0."
@@ -70,11 +80,12 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Prefer
             yield from file.read(side[(first <= side) & (side < end)] - first)
 
     sides = [_encoded(chosen(training), config, tokenizer, vocabulary)]
-    sides.append(_encoded(chosen(held_out) if own is None else own, config, tokenizer, vocabulary))
+    sides.append(_encoded(chain(*own) if own else chosen(held_out), config, tokenizer, vocabulary))
     (first, trained, shown), (second, kept, held_out_shown) = sides
     report = DataReport(source_name(config), config.training.sequence_length, trained, kept)
-    if own is not None:
-        report.evaluated, report.shared = str(data.eval_path), int(among(own.hashes, hashes).sum())
+    if own:
+        report.evaluated = names_of(others)
+        report.shared = second.group * sum(int(among(file.hashes, hashes).sum()) for file in own)
     shown = held_out_shown or shown
     assert shown is not None  # held above
     return PreferenceSides(first, second, shown, report)

@@ -42,3 +42,23 @@ def test_a_wrong_validation_file_is_one_sentence(tokenizer: Tokenizer, tmp_path:
         dataset.encode(config, tokenizer, tokenizer.vocab_size)
     with pytest.raises(ConfigError, match=r"^data\.held_out_fraction is 0\.1, which has no effect where data\.eval_p"):
         TrainConfig(data=Data(path=path, eval_path=path, held_out_fraction=0.1))
+
+
+@pytest.mark.unit
+def test_several_validation_files_are_evaluated_on_together(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["One", "two", "three"])
+    others = [write(tmp_path / "b.jsonl", ["two", "four"]), write(tmp_path / "c.jsonl", ["four, one", "two, four"])]
+    data = dataset.encode(TrainConfig(data=Data(path=path, eval_path=others)), tokenizer, tokenizer.vocab_size)
+    assert (len(data.training), len(data.held_out), data.report.evaluated) == (3, 4, ", ".join(others))
+    data = dataset.encode(
+        TrainConfig(data=Data(path=path, eval_path=others, max_examples=1)), tokenizer, tokenizer.vocab_size
+    )
+    assert (len(data.training), len(data.held_out)) == (1, 2)  # of each file
+
+
+@pytest.mark.unit
+def test_files_to_evaluate_on_have_no_weights(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["One", "two"])
+    config = TrainConfig(data=Data(path=path, eval_path=[f"{path}:0.5", f"{tmp_path / 'b.jsonl'}:0.5"]))
+    with pytest.raises(ConfigError, match=r"^data\.eval_path gives .*a\.jsonl the weight 0\.5, which an evaluation do"):
+        dataset.encode(config, tokenizer, tokenizer.vocab_size)

@@ -234,7 +234,7 @@ def test_a_file_of_its_own_to_evaluate_on(model: Path, tmp_path: Path) -> None:
     base = config_for(data, tmp_path / "run", SHORT, preference=Preferences("dpo"))
     result, said = quiet(model, replace(base, data=Data(path=str(data), eval_path=str(others))))
     assert result.before is not None and result.before.loss == pytest.approx(math.log(2), rel=1e-6)
-    assert "others.parquet: 3 of its 6 samples" in said
+    assert "others.parquet: 6 of its 6 samples" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["data"]
     assert summary["evaluated"] == str(others) and summary["training"]["samples"] == 48
 
