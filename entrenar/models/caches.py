@@ -108,6 +108,9 @@ class _Held:
         return list(prompt[: len(begun)]) == list(begun)
 
 
+NOTHING = _Held(None, (), 0)
+
+
 class Slots:
     """Caches of every layer for several sequences at once, that models of one base share.
 
@@ -125,7 +128,7 @@ class Slots:
             )
         self.capacity, self.lengths = capacity, np.zeros(slots, np.int64)
         self._free = deque(range(slots))  # the first is the one that was given back first
-        self._held = [_Held(None, (), 0)] * slots
+        self._held = [NOTHING] * slots
         self._layers = [
             SlotCache(slots, capacity, config.kv_heads, config.head_size) for _ in range(config.num_hidden_layers)
         ]
@@ -146,15 +149,16 @@ class Slots:
         shared = {slot: self._held[slot].shared(model, prompt) if reuse else 0 for slot in self._free}
         source = max(self._free, key=lambda slot: shared[slot])
         slot = source if self._held[source].goes_on(prompt) else self._free[0]
-        self._free.remove(slot)
-        self._held[slot] = _Held(model, (), len(prompt))
         prefix, common = model.prefix_length, shared[source]
+        self._held[slot] = NOTHING  # should writing fail half way
         if not common:
             self._write_prefix(model, slot)
         elif slot != source:
             self._select([slot], np.zeros(1, np.int64), prefix + common)
             for cache in self._layers:
                 cache.append(*(kept[source : source + 1, : prefix + common] for kept in (cache.keys, cache.values)))
+        self._free.remove(slot)
+        self._held[slot] = _Held(model, (), len(prompt))
         self.lengths[slot] = prefix + common
         return slot, common
 

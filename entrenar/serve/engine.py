@@ -172,8 +172,7 @@ class Engine:
                 if job.cancelled:
                     self.counts.cancelled += 1
                 elif self._late(job):
-                    self.counts.failed += 1
-                    job.tell(Part(error=f"The request waited for {self._seconds:g} s, the server's --timeout."))
+                    self._fail(job, f"The request waited for {self._seconds:g} s, the server's --timeout.")
                 else:
                     self._admit(job)
             return not self._closing
@@ -186,11 +185,18 @@ class Engine:
         text = Text(self.tokenizer, job.prompt, job.settings.stop)
         item = _Open(job, 0, text, rng, list(job.prompt))
         reuse = job.settings.cache_prompt and not item.scored
-        item.slot, item.ran = self._slots.open(self.models[job.model], job.prompt, reuse=reuse)
+        try:
+            item.slot, item.ran = self._slots.open(self.models[job.model], job.prompt, reuse=reuse)
+        except (EntrenarError, MemoryError) as error:
+            return self._fail(job, error)
         job.cached = item.ran
         self._open.append(item)
         self.counts.prompt_tokens += len(job.prompt)
         self.counts.cached_tokens += job.cached
+
+    def _fail(self, job: Job, why: str | BaseException) -> None:
+        self.counts.failed += 1
+        job.tell(Part(error=str(why) or type(why).__name__))
 
     def _turn(self) -> None:
         """A chunk of the oldest prompt that is not through, then a token for every sequence whose prompt is."""
@@ -213,8 +219,7 @@ class Engine:
         except (EntrenarError, MemoryError) as error:
             for item in items:
                 if item in self._open:
-                    self.counts.failed += 1
-                    item.job.tell(Part(error=str(error) or type(error).__name__))
+                    self._fail(item.job, error)
                     self._leave(item)
 
     def _prefill(self, items: list[_Open]) -> None:
