@@ -23,28 +23,32 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def split_indices(hashes: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def split_indices(hashes: np.ndarray, fraction: float, least: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """(to train on, held out) indices, ascending, of examples with these `digests`; a fraction of 0 holds out nothing.
 
-    Held out is what lies below `fraction` of the hashes' range. Where that leaves a side empty, as chance does with few
-    examples, the texts of the smallest hashes are held out until they are max(1, fraction x n) examples, and the text
-    of the largest is trained on. One side stays empty only where all texts are equal.
+    Held out is what lies below `fraction` of the hashes' range. Where that leaves nothing to train on or fewer than
+    `least` texts held out, as chance does with few examples, the texts of the smallest hashes are held out until they
+    are max(1, fraction x n) examples and `least` texts, and the text of the largest is trained on. One side stays empty
+    only where all texts are equal.
     """
     limit = int(fraction * 2**64)
     held_out = hashes < np.uint64(limit) if limit < 2**64 else np.ones(len(hashes), bool)
-    if 0 < fraction < 1 and len(hashes) and (held_out.all() or not held_out.any()):
+    few = len(np.unique(hashes[held_out])) < least
+    if 0 < fraction < 1 and len(hashes) and (held_out.all() or few):
         texts, counts = np.unique(hashes, return_counts=True)  # ascending
         wanted = max(1, int(fraction * len(hashes)))
-        number = int(np.searchsorted(np.cumsum(counts), wanted)) + 1
+        number = max(least, int(np.searchsorted(np.cumsum(counts), wanted)) + 1)
         held_out = hashes <= texts[min(number, len(texts) - 1) - 1] if len(texts) > 1 else np.zeros(len(hashes), bool)
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def split_files(hashes: np.ndarray, bounds: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def split_files(
+    hashes: np.ndarray, bounds: np.ndarray, fraction: float, least: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """As `split_indices` for each of several files, which begin at `bounds`; what one holds out no other trains on."""
     kept = np.ones(len(hashes), bool)
     for start, stop in pairwise(bounds):
-        kept[start + split_indices(hashes[start:stop], fraction)[1]] = False
+        kept[start + split_indices(hashes[start:stop], fraction, least)[1]] = False
     kept &= ~among(hashes, hashes[~kept])
     return compact(np.flatnonzero(kept)), compact(np.flatnonzero(~kept))
 

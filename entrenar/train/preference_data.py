@@ -63,12 +63,13 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Prefer
     data, method = config.data, config.preference.method
     assert data.path is not None  # held by the configuration
     options: dict[str, Any] = {"labelled": method == "kto"}
+    least = 2 if method == "kto" else 1  # an answer is compared with those to other prompts
     sources = unweighted(data.path, method)
     files = [PreferenceFile(source.path, **options, most=data.max_examples) for source in sources]
     others = [] if data.eval_path is None else eval_sources(data.eval_path)
     own = [PreferenceFile(source.path, **options, most=data.max_examples) for source in others]
     hashes, bounds = np.concatenate([file.hashes for file in files]), np.array([0, *accumulate(map(len, files))])
-    training, held_out = split_files(hashes, bounds, 0 if own else data.held_out_fraction)
+    training, held_out = split_files(hashes, bounds, 0 if own else data.held_out_fraction, least)
     if not len(training) or (not own and data.held_out_fraction and not len(held_out)):
         raise ConfigError(
             f"{source_name(config)}: has {len(hashes)} preferences, which cannot be both trained on and held out; give "
@@ -82,6 +83,12 @@ def encode(config: TrainConfig, tokenizer: Tokenizer, vocabulary: int) -> Prefer
     sides = [_encoded(chosen(training), config, tokenizer, vocabulary)]
     sides.append(_encoded(chain(*own) if own else chosen(held_out), config, tokenizer, vocabulary))
     (first, trained, shown), (second, kept, held_out_shown) = sides
+    for side, source, use in ((first, source_name(config), "train"), (second, names_of(others), "evaluate")):
+        if len(side.samples) == 1 and least > 1:
+            raise ConfigError(
+                f"{source or source_name(config)}: has one answer to {use} on, and {method} compares an answer with "
+                "those to other prompts, so that its loss would say nothing; give more."
+            )
     report = DataReport(source_name(config), config.training.sequence_length, trained, kept)
     if own:
         report.evaluated = names_of(others)

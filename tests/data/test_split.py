@@ -52,6 +52,9 @@ def test_a_large_share_of_few_examples_leaves_one_to_train_on() -> None:
 def test_a_share_below_the_count_is_rounded_down_and_one_at_least() -> None:
     hashes = np.arange(2**63, 2**63 + 300, dtype=np.uint64)  # chance would hold out none
     assert [len(split_indices(hashes[:n], 0.02)[1]) for n in (2, 49, 50, 99, 100, 299)] == [1, 1, 1, 1, 2, 5]
+    assert [len(split_indices(hashes[:n], 0.02, 2)[1]) for n in (2, 3, 99, 299)] == [1, 2, 2, 5]
+    by_chance = np.concatenate([hashes, np.zeros(2, np.uint64)])  # one text that stands there twice
+    assert [len(split_indices(by_chance, 0.001, least)[1]) for least in (1, 2)] == [2, 3]
 
 
 @pytest.mark.unit

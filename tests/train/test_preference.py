@@ -18,7 +18,7 @@ from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig
 from entrenar.train import TrainConfig
-from entrenar.train.config import Preferences, Training
+from entrenar.train.config import Checkpointing, Data, Preferences, Training
 from entrenar.train.preference import PreferenceData, PreferenceLoader, PreferenceObjective, dpo, kto, orpo
 from tests.train.builders import ADDITIONS, SHAPE, SMALL, config_for, quiet, write_model
 
@@ -338,6 +338,24 @@ def test_a_run_learns_its_preferences_and_resumes_to_the_same_bits(method: str, 
     whole, _ = quiet(model, config)
     files = [(result.output / "adapter_model.safetensors").read_bytes() for result in (whole, parts)]
     assert files[0] == files[1]
+
+
+@pytest.mark.unit
+def test_kto_evaluates_on_two_answers_at_least(model: Path, tmp_path: Path) -> None:
+    data = write_preferences(tmp_path / "preferences.jsonl", "kto")
+    config = config_for(data, tmp_path / "run", replace(SMALL, batch_size=4), preference=Preferences("kto"))
+    result, _ = quiet(model, replace(config, data=replace(config.data, held_out_fraction=0.001)))
+    assert result.before is not None and result.after is not None
+    assert result.after.loss != result.before.loss  # alone an answer is compared with itself: 0.5 whatever is learned
+    one = tmp_path / "one.jsonl"
+    one.write_text(data.read_text().splitlines()[0] + "\n")
+    for path, other, said in (
+        (data, str(one), "one.jsonl: has one answer to evaluate on, and kto compares an answer with those to other "),
+        (one, str(data), "one.jsonl: has one answer to train on, and kto"),
+    ):
+        changed = replace(config.data, path=str(path), eval_path=other, held_out_fraction=Data.held_out_fraction)
+        with pytest.raises(ConfigError, match=said):
+            quiet(model, replace(config, data=changed, checkpointing=Checkpointing(str(tmp_path / "other"))))
 
 
 @pytest.mark.unit
