@@ -122,5 +122,5 @@ def show(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         name = "none" if row["adapter"] is None else escape(printable(row["adapter"]))
         table.add_row(name, f"{row['loss']:.4f}", perplexity, *(change if len(rows) > 1 else []))
     console.print(table)
-    few = report.uncertainty(rows[0]["tokens"])
+    few = report.uncertainty(rows[0]["tokens"], held_out=False)
     report.remarks(console, [few] if few else [])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from entrenar.adapters.options import OPTIONS, AdapterOptions, LoRAOptions
 from entrenar.adapters.presets import PRESETS
 from entrenar.cli.flags import CONFIG, PRESET, Parser, config_from, early, parser_for
-from entrenar.config import BASE_KEYS, add_arguments, load_toml, names_of, print_out, without
+from entrenar.config import BASE_KEYS, add_arguments, load_toml, names_of, nearest, print_out, without
 from entrenar.errors import ConfigError
 from entrenar.train.config import NO_ADAPTER, Pretrained, TrainConfig, shape_hint
 
@@ -113,8 +113,15 @@ def _continuing(arguments: Sequence[str]) -> list[str]:
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith(f"{ADAPTER}=") else [word])]
     for at, word in enumerate(words[:-1]):
         value = words[at + 1]
-        if word == ADAPTER and value not in (*OPTIONS, NONE) and Path(value).is_dir():
+        if word != ADAPTER or value in (*OPTIONS, NONE):
+            continue
+        if Path(value).is_dir():
             words[at] = CONTINUE
+        elif "/" in value:
+            raise ConfigError(
+                f"{ADAPTER} is {value}, and there is no such folder; expected that of an adapter, which is trained on, "
+                f"or one of {', '.join((*OPTIONS, NONE))}."
+            )
     return words
 
 
@@ -215,5 +222,8 @@ def _shape(path: str) -> dict[str, Any]:
         return {}
     from entrenar.models.config import LLaMAConfig
 
-    config = LLaMAConfig.from_file(path, shape_hint)  # which refuses what is no table
+    def hint(key: str) -> str:
+        return shape_hint(key) or nearest(key, [*BASE_KEYS, *names_of(LLaMAConfig)])
+
+    config = LLaMAConfig.from_file(path, hint)  # which refuses what is no table
     return {key: getattr(config, key) for key in without(table, BASE_KEYS)}

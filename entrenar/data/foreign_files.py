@@ -37,6 +37,7 @@ BINARY: tuple[tuple[bytes, str, str], ...] = (
     (b"\x80\x04", "a Python pickle", "give the examples as JSON Lines"),
     (b"\x80\x05", "a Python pickle", "give the examples as JSON Lines"),
 )
+EXPECTED = "a file of examples (JSON, CSV, Parquet, text) or a folder of texts"
 HEADING = re.compile(r'"?[A-Za-z_][\w-]*"?')  # of a column
 ENCODINGS = (  # the longer marks first: UTF-32's begins as UTF-16's does
     (b"\xff\xfe\x00\x00", "UTF-32LE"),
@@ -52,12 +53,12 @@ def check_regular(path: Path) -> int:
         status = path.stat()
     except (OSError, ValueError) as error:  # a NUL in a name is a ValueError
         reason = error.strerror if isinstance(error, OSError) else error
-        raise FormatError(f"{path}: cannot be read ({reason}); expected a .jsonl or .json file.") from error
+        raise FormatError(f"{path}: cannot be read ({reason}); expected {EXPECTED}.") from error
     if stat.S_ISREG(status.st_mode):
         return status.st_size
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
-    raise FormatError(f"{path}: is {kind}, expected a .jsonl or .json file; write its content to a file first.")
+    raise FormatError(f"{path}: is {kind}, expected {EXPECTED}; write its content to a file first.")
 
 
 def check_text(path: Path, head: bytes) -> None:

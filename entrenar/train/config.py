@@ -424,9 +424,10 @@ class TrainConfig:
             ("training.early_stopping_patience", t.early_stopping_patience),
             ("checkpointing.keep_best", self.checkpointing.keep_best),
         ):
-            if on and not t.evaluate_every:
+            if on and not 0 < t.evaluate_every <= self.most_steps:
+                steps = f" of at most the {t.steps} steps of the run" if t.evaluate_every else ""
                 raise ConfigError(
-                    f"{key} is {str(on).lower()}, which has no effect without training.evaluate_every; set both."
+                    f"{key} is {str(on).lower()}, which has no effect without training.evaluate_every{steps}; set both."
                 )
         if t.early_stopping_threshold and not t.early_stopping_patience:
             raise ConfigError(

@@ -174,18 +174,19 @@ def write_json_lines(path: Path, reports: Sequence[StepReport]) -> None:
             file.write("\n")
 
 
-def uncertainty(tokens: int) -> str | None:
-    """The sentence for a held-out set of so few tokens that its loss says little, else None.
+def uncertainty(tokens: int, *, held_out: bool = True) -> str | None:
+    """The sentence for a `held_out` (or any other) set of so few tokens that its loss says little, else None.
 
     The losses of single tokens scatter about as widely as their mean is large (their distribution is close to an
     exponential one), so the mean of n tokens is known to about 1 / sqrt(n) of itself: 5 % at 400.
     """
     if tokens >= FEW_TOKENS:
         return None
+    what, more = ("The held-out set", "hold out") if held_out else ("What is evaluated", "evaluate on")
+    where = " (data.held_out_fraction, or a larger file of data.eval_path)" if held_out else ""
     return (
-        f"The held-out set has only {tokens} tokens: its loss is known to about {100 / max(tokens, 1) ** 0.5:.0f} % "
-        f"(1 / sqrt(tokens)), so that a change says little; hold out at least {FEW_TOKENS} "
-        "(data.held_out_fraction)."
+        f"{what} has only {tokens} tokens: its loss is known to about {100 / max(tokens, 1) ** 0.5:.0f} % "
+        f"(1 / sqrt(tokens)), so that a change says little; {more} at least {FEW_TOKENS}{where}."
     )
 
 

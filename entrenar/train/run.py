@@ -222,8 +222,9 @@ def _ending(trainer: Trainer) -> list[str]:
     t, said = trainer.config.training, []
     if trainer.exhausted and trainer.step < t.steps:
         said.append(
-            f"Training stopped early, after step {trainer.step} of {t.steps}: the held-out loss became no lower in "
-            f"{t.early_stopping_patience} evaluations."
+            f"Training stopped early, after step {trainer.step} of {t.steps}: the held-out loss became "
+            + (f"lower by no more than {t.early_stopping_threshold:g}" if t.early_stopping_threshold else "no lower")
+            + f" in {t.early_stopping_patience} evaluations."
         )
     if trainer.config.checkpointing.keep_best:
         lowest, taken = best(trainer.reports), trainer.take_best()

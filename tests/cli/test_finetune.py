@@ -81,6 +81,17 @@ def test_every_kind_sits_on_a_base_in_4_bits(kind: str, model: Path, data: Path,
 
 # ---------------------------------------------------------------------- what is wrong
 @pytest.mark.unit
+def test_a_folder_that_is_missing_and_a_misspelt_path_are_said(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^--adapter is runs/no, and there is no such folder; expected that of an ad"
+    ):
+        main(["--adapter", "runs/no"])
+    (tmp_path / "run.toml").write_text('[model]\npth = "base"\n')
+    with pytest.raises(ConfigError, match=r"model\.pth is no known key; did you mean 'path'\?"):
+        main(["--config", str(tmp_path / "run.toml")])
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -100,7 +100,11 @@ def test_twenty_examples_are_enough_and_few_held_out_tokens_are_said_to_say_litt
 
 @pytest.mark.unit
 def test_few_tokens_are_below_what_five_percent_needs() -> None:
-    assert report.uncertainty(400) is None
+    assert report.uncertainty(400) is report.uncertainty(400, held_out=False) is None
+    assert "hold out at least 400 (data.held_out_fraction, or a larger file of data.eval_p" in str(
+        report.uncertainty(24)
+    )
+    assert str(report.uncertainty(24, held_out=False)).endswith("says little; evaluate on at least 400.")
     assert "known to about 20 % (1 / sqrt(tokens))" in str(report.uncertainty(24)) == report.held_out_size(24)
     assert report.held_out_size(400) is report.held_out_size(1_000_000) is None
     assert "has 1,000,001 tokens that count in its loss, before the first step" in str(report.held_out_size(1_000_001))

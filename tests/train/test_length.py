@@ -152,6 +152,11 @@ def test_training_stops_where_the_held_out_loss_falls_no_more_and_a_resume_stays
     [
         ({"early_stopping_patience": 2}, {}, "early_stopping_patience is 2, which has no effect without"),
         ({}, {"keep_best": True}, r"checkpointing\.keep_best is true, which has no effect without training\.evaluate"),
+        (
+            {"steps": 4, "evaluate_every": 5},
+            {"keep_best": True},
+            r"without training\.evaluate_every of at most the 4 steps",
+        ),
         ({"early_stopping_threshold": 0.1}, {}, "early_stopping_threshold is 0.1, which has no effect without"),
         ({"continue_adapter": "x"}, {}, "continue_adapter is x, and the run trains all weights"),
     ],
@@ -229,6 +234,7 @@ def test_a_run_writes_its_best_weights_stops_early_and_samples(model: Path, data
     assert lowest is not None and lowest.held_out is not None and result.after is not None
     assert result.after.loss == lowest.held_out.loss
     assert len(result.reports) == 10 and f"stopped early, after step {len(result.reports)} of 30" in shown
+    assert "became lower by no more than 100 in 4 evaluations." in shown
     assert f"The result is of step {lowest.step}" in shown and "Step 2:" in shown
     remarks = json.loads((tmp_path / "run" / "summary.json").read_text())["remarks"]
     assert any("stopped early" in remark for remark in remarks)
