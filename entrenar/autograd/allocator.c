@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 enum { SMALLEST_BITS = 6, STEPS = 8, CLASSES = (48 - SMALLEST_BITS) * STEPS };
+enum { NEAR = 4 };  // a mapped block may be so many classes larger, about half, than what is asked for
 static const size_t MAPPED = (size_t)1 << 20;  // from here on blocks are mapped, and unmapped when trimmed
 static const size_t HUGE_PAGE = (size_t)2 << 20;
 
@@ -66,6 +67,12 @@ void allocator_trim(size_t remaining) {
 void *allocator_take(size_t bytes, int *size_class) {
     if (bytes > (size_t)1 << 47) return NULL;
     int c = class_of(bytes);
+    if (bytes >= MAPPED)  // sizes that vary from step to step share blocks, so that no cache of each piles up
+        for (int larger = c; larger <= c + NEAR && larger < CLASSES; larger++)
+            if (free_blocks[larger]) {
+                c = larger;
+                break;
+            }
     size_t rounded = class_bytes(c);
     *size_class = c;
     block *memory = free_blocks[c];

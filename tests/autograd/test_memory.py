@@ -87,6 +87,18 @@ def test_a_freed_block_serves_the_next_tensor_of_its_size() -> None:
         assert memory_stats()["cached"] <= cached - 4 * size
 
 
+def test_a_free_block_that_is_up_to_half_larger_serves_before_new_memory() -> None:
+    first = Tensor.empty(12, MIB // 4)
+    address = first.numpy().ctypes.data
+    del first
+    assert Tensor.empty(6, MIB // 4).numpy().ctypes.data != address
+    held = memory_stats()["cached"]
+    near = Tensor.empty(9, MIB // 4)
+    assert near.numpy().ctypes.data == address and memory_stats()["cached"] == held - 12 * MIB
+    del near
+    assert memory_stats()["cached"] == held
+
+
 def test_stats_count_what_is_used_cached_and_the_peak() -> None:
     before = memory_stats()
     tensors = [Tensor.empty(1024, 1024) for _ in range(3)]
