@@ -155,12 +155,13 @@ def line_chart(
     name: str,
     height: int = 240,
     zero: bool = False,
+    may_log: bool = True,
     reference: Sequence[float] = (),
     marks: Sequence[Mark] = (),
 ) -> str | None:
     """Lines over steps; `reference` are horizontal lines. None where no value is finite."""
     everything = np.concatenate([*(line.y for line in series), np.array(reference)])
-    up = vertical(everything, height, zero=zero)
+    up = vertical(everything, height, zero=zero, may_log=may_log)
     if up is None:
         return None
     across = horizontal(np.concatenate([line.x for line in series]))

@@ -164,9 +164,10 @@ def _loss(run: Run, marks: Sequence[Mark]) -> str:
     shown = [_figure(title, line_chart(lines, name="Loss by step", marks=marks, height=280), keys)]
     if not held_out.size:
         shown.append(_missing("Nothing was held out, so that there is no loss before and after."))
-    for title, name in (("Gradient norm", "grad_norm"), ("Learning rate", "learning_rate")):
+    for title, name, may_log in (("Gradient norm", "grad_norm", True), ("Learning rate", "learning_rate", False)):
         lines = [Series(title, "one", steps, run.columns[name])]
-        shown.append(_figure(title, line_chart(lines, name=f"{title} by step", height=170), []))
+        chart = line_chart(lines, name=f"{title} by step", height=170, may_log=may_log)
+        shown.append(_figure(title, chart, []))
     return "\n".join(shown)
 
 

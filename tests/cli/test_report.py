@@ -122,6 +122,17 @@ def test_preferences_are_named_and_have_no_perplexity(tmp_path: Path) -> None:
     assert "method qlora" in found.text and "tuned by" not in found.text and "perplexity" in found.text
 
 
+def test_the_curve_of_a_learning_rate_that_ends_near_zero_is_the_schedules(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 40)
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) | {"learning_rate": 1e-3 * 0.8**i} for i, line in enumerate(path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page, _ = report(folder)
+    chart = page[page.index("Learning rate by step") :]
+    ticks = re.findall(r">([^<>]+)</text>", chart[: chart.index("</svg>")])
+    assert "0" in ticks and "5e-4" in ticks and "1e-6" not in ticks
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 60, 700])
 def test_every_part_of_a_run_is_in_the_page(tmp_path: Path, steps: int) -> None:
     page, found = report(write_run(tmp_path, steps, slow=steps))
