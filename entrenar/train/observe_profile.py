@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from entrenar._kernels import profile as counters
+from entrenar.autograd import empty_cache
 from entrenar.errors import ConfigError
 from entrenar.io.atomic import atomic_file, real_file
 from entrenar.observe.bottlenecks import bottlenecks
@@ -88,6 +89,7 @@ class Profiler(Callback):
     # ------------------------------------------------------------------ what is written
     def _finish(self, end: Counts, step: int) -> None:
         """Write and show the whole run, against the larger of the peaks before and after it."""
+        empty_cache()  # of the steps that are over: measuring takes memory of its own
         peak = machine_peak(self._peak.threads, again=True)
         whole = Profile.between(self._start, end, peak, (self._first, step))
         if self.wanted.profile_every and step > self._last_step:
