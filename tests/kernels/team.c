@@ -121,6 +121,22 @@ static void a_worker_leaves_its_callers_cpu(void) {
     assert(sched_setaffinity(0, sizeof both, &both) == 0);
     of_worker(&both);
 }
+static void more_threads_than_cpus_leave_none(void) {  // two share a CPU wherever they go
+    cpu_set_t all;
+    assert(sched_getaffinity(0, sizeof all, &all) == 0);
+    int threads = CPU_COUNT(&all) + 1, narrowed = 0;
+    for (int i = 0; i < 15; i++) {
+        usleep(1000);
+#pragma omp parallel num_threads(threads)
+        {
+            cpu_set_t set;
+            if (i == 0) assert(sched_setaffinity(0, sizeof all, &all) == 0);
+            assert(sched_getaffinity(0, sizeof set, &set) == 0);
+            if (!CPU_EQUAL(&set, &all)) __atomic_fetch_add(&narrowed, 1, __ATOMIC_RELAXED);
+        }
+    }
+    assert(!narrowed);
+}
 static void *in_a_thread(void *rounds) {
     all((int)(long)rounds);
     return NULL;
@@ -132,6 +148,7 @@ int main(int count, char **arguments) {
     for (int policy = TEAM_ADAPTIVE; policy <= TEAM_ACTIVE; policy++) {
         team_set_waiting(policy);
         a_worker_leaves_its_callers_cpu();
+        more_threads_than_cpus_leave_none();
         all(rounds);
         usleep(20000);  // the workers have gone to sleep
         all(2);
