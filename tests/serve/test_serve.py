@@ -51,6 +51,13 @@ def ask(server: Server, body: object, path: str = "/v1/completions", **headers: 
     return answer.status, json.loads(answer.read())
 
 
+def metrics(server: Server) -> dict[str, str]:
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    return dict(line.split() for line in text.splitlines() if not line.startswith("#"))
+
+
 @pytest.mark.unit
 def test_requests_that_come_together_are_answered_as_each_alone(server: Server, model: Path, adapter: Path) -> None:
     asked = [(name, text) for text in QUESTIONS for name in ("tiny", "tuned")]
@@ -119,9 +126,13 @@ def test_a_conversation_goes_on_without_its_beginning_being_computed_again(
     assert second == alone(found, tokenizer, longer, 8)
     assert cached(longer, cache_prompt=False) == (0, second)
     assert cached(longer)[0] == length - 1
+    both = ask(server, {"model": "tiny", "prompt": [longer, longer], "max_tokens": 1})[1]["usage"]
+    assert both["prompt_tokens_details"]["cached_tokens"] == 2 * (length - 1)
+    assert float(metrics(server)["entrenar_serve_cached_tokens_total"]) == begun + 3 * (length - 1)
     assert cached(longer, model="tuned")[0] == 0  # whose keys and values are others
     assert cached(longer, echo=True, logprobs=1)[0] == 0  # every token of it is scored
-    assert ask(server, {"prompt": first, "cache_prompt": 1})[0] == 400
+    status, refused = ask(server, {"model": "tiny", "prompt": first, "cache_prompt": 1})
+    assert status == 400 and "cache_prompt is 1, expected true or false" in refused["error"]["message"]
 
 
 @pytest.mark.unit
@@ -251,9 +262,7 @@ def test_health_and_metrics_say_what_was_done(server: Server) -> None:
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
     connection.request("GET", "/health")
     assert json.loads(connection.getresponse().read()) == {"status": "ok"}
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    values = dict(line.split() for line in text.splitlines() if not line.startswith("#"))
+    values = metrics(server)
     assert float(values["entrenar_serve_generated_tokens_total"]) >= 5
     assert float(values["entrenar_serve_running"]) == 0
 
