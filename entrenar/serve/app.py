@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from entrenar.serve import protocol
 from entrenar.serve.answers import ChatCompletions, Completions, Envelope
-from entrenar.serve.engine import Busy, Engine
+from entrenar.serve.engine import Busy, Engine, TooMany
 from entrenar.serve.protocol import Asked, BadRequest
 from entrenar.serve.request import Job, Part
 
@@ -168,7 +168,9 @@ def _error(message: str, status: int, param: str | None = None) -> JSONResponse:
 async def _body(request: Request) -> Any:
     """The request's JSON; BadRequest where it is too large, of another type, or none."""
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        raise BadRequest("The content type is not application/json.", status=415)
+        raise BadRequest(
+            "The content type is not application/json; send the header Content-Type: application/json.", status=415
+        )
     content = bytearray()
     async for piece in request.stream():
         content += piece
@@ -188,6 +190,8 @@ async def _answer(
         listener = Listener(engine, asked)
     except BadRequest as error:
         return _error(str(error), error.status, error.param)
+    except TooMany as error:
+        return _error(str(error), 400, "prompt")
     except Busy as error:
         return _error(str(error), 503 if not engine.alive else 429)
     envelope = Envelope(shape, asked)

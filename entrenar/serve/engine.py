@@ -33,6 +33,10 @@ class Busy(EntrenarError):
     """The queue is full."""
 
 
+class TooMany(EntrenarError):
+    """The request has more prompts than the server takes at once."""
+
+
 @dataclass
 class Counts:
     """What the engine did since it began; read by /metrics."""
@@ -92,7 +96,7 @@ class Engine:
         self.models, self.tokenizer, self.ends = dict(models), tokenizer, ends
         self.context, self.counts = context, Counts()
         self._slots = Slots(next(iter(models.values())), slots, context)
-        self._computing, self._longest, self._seconds = computing, queue, seconds
+        self._computing, self._longest, self._seconds, self._places = computing, queue, seconds, slots
         self._waiting: deque[Job] = deque()
         self._open: list[_Open] = []
         self._changed, self._closing = threading.Condition(), False
@@ -122,14 +126,21 @@ class Engine:
         self._thread.start()
 
     def submit(self, *jobs: Job) -> None:
-        """Queue requests, all or none; Busy where the queue has no room, or the engine has ended."""
+        """Queue requests, all or none; Busy where slots and queue have no room, or the engine has ended, TooMany where
+        they never have."""
         with self._changed:
             if self._closing:
                 raise Busy("The server is shutting down; ask again when it is back.")
-            if len(self._waiting) + len(jobs) > self._longest:
+            most, here = self._places + self._longest, len(self._open) + len(self._waiting)
+            if len(jobs) > most:
+                raise TooMany(
+                    f"The request has {len(jobs)} prompts, expected at most {most}, the server's --slots and --queue; "
+                    "send fewer at once, or start it with a larger --queue."
+                )
+            if here + len(jobs) > most:
                 raise Busy(
-                    f"{len(self._waiting)} requests are waiting, and the queue takes {self._longest}; ask again later, "
-                    "or start the server with a larger --queue."
+                    f"{here} requests are answered or wait, and slots and queue take {most}: there is no room for "
+                    f"{len(jobs)} more; ask again later, or start the server with a larger --queue."
                 )
             self._waiting.extend(jobs)
             self.counts.requests += len(jobs)

@@ -18,7 +18,7 @@ from entrenar.io.tokenizer import Tokenizer
 from entrenar.llama import LLaMAModel
 from entrenar.models import caches
 from entrenar.serve import engine as module
-from entrenar.serve.engine import Engine
+from entrenar.serve.engine import Busy, Engine, TooMany
 from entrenar.serve.request import Job, Part, Settings
 
 CONTEXT, VOCABULARY = 48, 250
@@ -68,9 +68,11 @@ def models(model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     return found
 
 
-def engine_of(models: dict[str, LLaMAModel], place: Path, slots: int, ends: Sequence[int] = ()) -> Engine:
+def engine_of(
+    models: dict[str, LLaMAModel], place: Path, slots: int, ends: Sequence[int] = (), queue: int = 99
+) -> Engine:
     tokenizer = Tokenizer.from_directory(place)
-    return Engine(models, tokenizer, ends, nullcontext(), slots=slots, context=CONTEXT, queue=99, seconds=600)
+    return Engine(models, tokenizer, ends, nullcontext(), slots=slots, context=CONTEXT, queue=queue, seconds=600)
 
 
 @pytest.mark.unit
@@ -159,3 +161,22 @@ def test_whatever_comes_leaves_and_fails_the_others_are_answered_as_alone(
     for one in whole:
         assert one.tokens == alone(models[one.job.model], one.job.prompt, one.job.settings.max_tokens), one.job
     assert engine.counts.finished == len(whole) and engine._slots.free == 3
+
+
+@pytest.mark.unit
+def test_what_slots_and_queue_take(models: dict[str, LLaMAModel], model: Path) -> None:
+    engine = engine_of(models, model, 2, queue=1)
+    jobs = [Job("base", [10, 11], Settings(temperature=0, max_tokens=9), lambda part: None) for _ in range(4)]
+    with pytest.raises(TooMany, match=r"^The request has 4 prompts, expected at most 3, the server's --slots and --qu"):
+        engine.submit(*jobs)
+    engine.submit(*jobs[:3])  # more than the queue, before a slot was given
+    turn(engine)
+    assert (engine.running, engine.waiting) == (2, 1)
+    with pytest.raises(
+        Busy, match=r"^3 requests are answered or wait, and slots and queue take 3: there is no room for 1"
+    ):
+        engine.submit(jobs[3])
+    while engine.running or engine.waiting:
+        turn(engine)
+    engine.submit(jobs[3])
+    assert engine.counts.requests == 4

@@ -278,11 +278,11 @@ def test_a_client_that_leaves_frees_its_slot(serve: Callable[..., Server], model
 
 
 @pytest.mark.unit
-def test_a_full_queue_says_come_again(serve: Callable[..., Server], model: Path) -> None:
+def test_a_request_of_more_prompts_than_the_server_takes_is_refused(serve: Callable[..., Server], model: Path) -> None:
     server = serve("--model", model, "--slots", "1", "--queue", "1")
-    status, answer = ask(server, {"prompt": ["a", "b"], "max_tokens": 1})
-    assert status == 429 and "--queue" in answer["error"]["message"]
-    assert ask(server, {"prompt": "a", "max_tokens": 1})[0] == 200
+    assert ask(server, {"prompt": ["a", "b"], "max_tokens": 1})[0] == 200  # one has the slot
+    status, answer = ask(server, {"prompt": ["a", "b", "c"], "max_tokens": 1})
+    assert status == 400 and "has 3 prompts, expected at most 2" in answer["error"]["message"]  # asking again is no use
 
 
 @pytest.mark.unit
