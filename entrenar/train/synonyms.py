@@ -118,7 +118,7 @@ def key_hint(types: Mapping[str, type], section: str | None, key: str) -> str | 
     if not found:
         said = _lacking(name)
         return said and re.sub(r"--[a-z-]+", lambda flag: _as_key(flags.get(flag[0], []), flag[0]), said)
-    called = dict(found).get(section or "", found[0][1])
+    called = found[0][1]  # in each of its sections
     homes = "" if section in dict(found) else " or ".join(f"[{home}]" for home, _ in found)
     if called == key:
         return f"{'it stands' if section else 'put it'} under {homes}."

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from entrenar.data import Example, ExampleFile, Subset, digests, documentation_examples, split_held_out, split_indices
+from entrenar.data.places import BLOCK
+from entrenar.data.split import among
 
 
 def numbered(count: int, start: int = 0) -> list[Example]:
@@ -91,3 +93,12 @@ def test_a_subset_reads_the_chosen_examples_in_order(tmp_path: Path) -> None:
         subset = Subset(examples, np.array([1, 3, 4]))
         assert [example.messages[1]["content"] for example in subset] == ["1", "3", "4"]
         assert subset[0].where == f"{path}, line 2" and subset[1:] == [file[3], file[4]] and len(subset) == 3
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_hashes_among_others_are_found_in_every_block(count: int) -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 2 * BLOCK + 5, np.uint64)
+    others = np.concatenate([hashes[rng.integers(0, len(hashes), count)], rng.integers(0, 2**64, count, np.uint64)])
+    np.testing.assert_array_equal(among(hashes, others), np.isin(hashes, others))

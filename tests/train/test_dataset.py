@@ -281,6 +281,24 @@ def test_examples_that_are_left_out_do_not_stop_a_run_by_being_held_out(
 
 
 @pytest.mark.unit
+def test_examples_that_are_held_out_in_place_of_others_are_not_counted_of_their_file(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, tokenizer = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], Tokenizer.from_directory(model)
+    calls, again = [], dataset._hold_out_others
+    monkeypatch.setattr(dataset, "_hold_out_others", lambda *sides: (calls.append(sides), again(*sides)))
+    for start in range(0, 320, 16):
+        for path, first in zip(paths, (start, start + 8), strict=True):
+            texts = [f"What is {first + n} plus 1?{n % 2 * ' plus 1' * 99}" for n in range(8)]
+            path.write_text("\n".join(json.dumps({"prompt": text, "completion": "It is more."}) for text in texts))
+        config = config_for(paths[0], tmp_path / "run")
+        config.data = replace(config.data, path=[str(path) for path in paths], held_out_fraction=0.1)
+        data = dataset.encode(config, tokenizer, tokenizer.vocab_size)
+        assert sum(file.samples for file in data.report.files) == len(data.training)
+    assert 0 < len(calls) < 20
+
+
+@pytest.mark.unit
 def test_the_sample_answers_the_question_that_is_shown(model: Path) -> None:
     tokenizer = Tokenizer.from_directory(model)
     turns = [{"role": role, "content": f"{role} {n}"} for n in range(2) for role in ("user", "assistant")]
