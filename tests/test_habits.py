@@ -37,6 +37,10 @@ def test_models_tokenizers_and_loaders() -> None:
     one = tokenizer("a b")
     assert one["input_ids"][-2:] == tokenizer.encode("a b")[-2:] and set(one["attention_mask"]) == {1}
     assert tokenizer(["a b", "c"])["input_ids"][0] == one["input_ids"]
+    with pytest.raises(
+        ConfigError, match=r"return_tensors is no option here; ids come as lists, whole and without padd"
+    ):
+        tokenizer("a b", return_tensors="pt")
     loader = DataLoader(samples(), 2, LENGTH)
     first = [batch.tokens.tolist() for batch in loader]
     other = DataLoader(samples(), 2, LENGTH)

@@ -100,8 +100,16 @@ class Tokenizer:
         ids = self.encode_with_offsets(text, parse_special=parse_special)[0]
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
 
-    def __call__(self, text: str | Sequence[str], *, add_special_tokens: bool = True) -> dict[str, Any]:
-        """input_ids and attention_mask as transformers gives them for a text, or lists of both for several."""
+    def __call__(self, text: str | Sequence[str], *, add_special_tokens: bool = True, **others: Any) -> dict[str, Any]:
+        """input_ids and attention_mask as transformers gives them for a text, or lists of both for several.
+
+        ConfigError for transformers' other options, which nothing reads.
+        """
+        if others:
+            raise ConfigError(
+                f"Tokenizer.__call__: {next(iter(others))} is no option here; ids come as lists, whole and without "
+                "padding: numpy.array makes an array of them, entrenar.data.collate rows of samples."
+            )
         if not isinstance(text, str):
             found = [self(each, add_special_tokens=add_special_tokens) for each in text]
             return {key: [each[key] for each in found] for key in ("input_ids", "attention_mask")}
