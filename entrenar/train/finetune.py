@@ -143,6 +143,7 @@ def _assemble(
         *tokenizer.remarks,
         *vocabulary_remarks(tokenizer, rows),
         *data.report.remarks(),
+        *([] if isinstance(data, dataset.Dataset) else data.remarks(config.preference)),
     ]
     remarks += stop_remarks(loader.samples, end_tokens(model, tokenizer), tokenizer)
     record = Record(Path(config.checkpointing.directory), Summary(remarks, data.report.table()))

@@ -25,7 +25,7 @@ from entrenar.data.split import among
 from entrenar.errors import ConfigError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.api import LLaMAModel
-from entrenar.train.config import TrainConfig
+from entrenar.train.config import Preferences, TrainConfig
 from entrenar.train.dataset import source_name
 from entrenar.train.preference import (
     PreferenceBatch,
@@ -36,6 +36,8 @@ from entrenar.train.preference import (
 )
 from entrenar.train.vocabulary import check_vocabulary
 
+MOST_WANTED = 4 / 3  # times the unwanted, by weight (Ethayarajh et al., 2024)
+
 
 @dataclass
 class PreferenceSides:
@@ -45,6 +47,26 @@ class PreferenceSides:
     held_out: PreferenceData
     shown: Example
     report: DataReport
+
+    def remarks(self, settings: Preferences) -> list[str]:
+        """How much KTO's wanted answers weigh against the unwanted, where that is not as advised; TRL warns of it."""
+        if settings.method != "kto":
+            return []
+        labels = self.training.labels
+        wanted, unwanted = int(labels.sum()), int((~labels).sum())
+        if not wanted or not unwanted:
+            kind, other = ("wanted", "unwanted") if wanted else ("unwanted", "wanted")
+            return [f"All {len(labels):,} answers that are trained on are {kind}: kto learns from {other} ones too."]
+        ratio = wanted * settings.desirable_weight / (unwanted * settings.undesirable_weight)
+        if wanted == unwanted or 1 <= ratio <= MOST_WANTED:
+            return []
+        key, value = ("desirable", settings.desirable_weight / ratio)
+        if ratio > 1:
+            key, value = ("undesirable", settings.undesirable_weight * ratio)
+        return [
+            f"{wanted:,} answers are wanted and {unwanted:,} are not: with their weights the ratio is {ratio:.2f}, and "
+            f"the authors of kto advise 1 to 4/3; preference.{key}_weight = {value:.3g} makes it 1."
+        ]
 
     def batches(
         self, config: TrainConfig, model: LLaMAModel, pad_id: int

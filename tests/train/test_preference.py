@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from entrenar.data import Sample
+from entrenar.data import DataReport, Example, Sample, SideReport
 from entrenar.data.preferences import PreferenceFile
 from entrenar.errors import ConfigError, FormatError
 from entrenar.llama import LLaMAModel
@@ -20,6 +21,7 @@ from entrenar.lora import LoRAConfig
 from entrenar.train import TrainConfig
 from entrenar.train.config import Checkpointing, Data, Preferences, Training
 from entrenar.train.preference import PreferenceData, PreferenceLoader, PreferenceObjective, dpo, kto, orpo
+from entrenar.train.preference_data import PreferenceSides
 from tests.train.builders import ADDITIONS, SHAPE, SMALL, config_for, quiet, write_model
 
 METHODS = ("dpo", "orpo", "kto")
@@ -356,6 +358,34 @@ def test_kto_evaluates_on_two_answers_at_least(model: Path, tmp_path: Path) -> N
         changed = replace(config.data, path=str(path), eval_path=other, held_out_fraction=Data.held_out_fraction)
         with pytest.raises(ConfigError, match=said):
             quiet(model, replace(config, data=changed, checkpointing=Checkpointing(str(tmp_path / "other"))))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("wanted", "unwanted", "weights", "said"),
+    [
+        (4, 4, {"desirable_weight": 3.0}, None),  # as in TRL, which then says nothing
+        (4, 3, {}, None),
+        (
+            8,
+            4,
+            {},
+            "8 answers are wanted and 4 are not: .* ratio is 2.00, .*[.]undesirable_weight = 2 makes",
+        ),
+        (8, 4, {"undesirable_weight": 2.0}, None),
+        (3, 6, {}, r"3 answers are wanted and 6 are not: .* ratio is 0.50, .* preference\.desirable_weight = 2 makes"),
+        (5, 0, {}, "All 5 answers that are trained on are wanted: kto learns from unwanted ones too"),
+    ],
+)
+def test_kto_says_where_its_sides_weigh_too_unequally(
+    wanted: int, unwanted: int, weights: dict[str, float], said: str | None
+) -> None:
+    labels = [True] * wanted + [False] * unwanted
+    data = PreferenceData([Sample(np.arange(4), np.arange(4) > 1)] * len(labels), labels, 1, shifts=False)
+    sides = PreferenceSides(data, data, Example([]), DataReport("a", 8, SideReport(), SideReport()))
+    remarks = sides.remarks(Preferences("kto", **weights))
+    assert (remarks == []) if said is None else (len(remarks) == 1 and re.match(said, remarks[0]))
+    assert sides.remarks(Preferences("dpo")) == []
 
 
 @pytest.mark.unit
