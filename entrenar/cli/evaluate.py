@@ -69,8 +69,19 @@ def main(
         print_out(json.dumps(table, indent=2))
     else:
         show(console, rows)
-        report.remarks(console, lengths(read, parsed.sequence_length))
+        report.remarks(console, [*weights(parsed.data), *lengths(read, parsed.sequence_length)])
     return table
+
+
+def weights(data: str | list[str]) -> list[str]:
+    """That the weights of files, which say how a run draws them, are not used here."""
+    from entrenar.data import sources_of
+
+    if all(source.weight is None for source in sources_of(data)):
+        return []
+    return [
+        "The weights of the files are not used: every token of all of them counts alike, as in a run's held-out loss."
+    ]
 
 
 def lengths(read: SideReport, length: int) -> list[str]:

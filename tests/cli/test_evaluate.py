@@ -12,6 +12,7 @@ import pytest
 from entrenar.adapters.dora import DoRAConfig
 from entrenar.adapters.peft import save_adapter
 from entrenar.adapters.prefix import PrefixConfig
+from entrenar.cli.evaluate import main
 from entrenar.cli.main import dispatch
 from entrenar.llama import LLaMAModel
 from entrenar.lora import LoRAConfig
@@ -134,3 +135,15 @@ def test_what_is_wrong_is_one_sentence_before_a_model_is_read(
         ended = run_entrenar("evaluate", *words)
         assert (ended.returncode, ended.stderr.count("\n")) == (status, 1), ended.stderr
         assert text in ended.stderr, ended.stderr
+
+
+@pytest.mark.unit
+def test_weights_of_files_are_said_to_count_for_nothing(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.jsonl").write_text(data.read_text())
+    words = ["--model", str(model), "--data", f"{data}:0.7", f"{tmp_path / 'other.jsonl'}:0.3"]
+    weighted = main(words)
+    assert "The weights of the files are not used" in capsys.readouterr().out
+    assert weighted == main([word.removesuffix(":0.7").removesuffix(":0.3") for word in words])
+    assert "weights" not in capsys.readouterr().out
