@@ -502,10 +502,8 @@ class TrainConfig:
                 raise ConfigError(f"observe.loggers: {name} stands there twice; leave one out.")
 
     def _check_traces(self) -> None:
-        """Spans that nobody would read, and files that would be written twice."""
+        """Spans that nobody would read."""
         o = self.observe
-        if o.trace_file is not None and o.trace_file == o.trace_chrome:
-            raise ConfigError(f"observe.trace_file and observe.trace_chrome are both {o.trace_file}; name two files.")
         for name in ("trace_layers", "trace_ops"):
             if getattr(o, name) and not (o.trace or o.trace_file or o.trace_chrome):
                 raise ConfigError(

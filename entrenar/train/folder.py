@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from entrenar.data.sources import sources_of
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io import atomic
 from entrenar.io.atomic import made_folders, real_file, real_folder
@@ -28,6 +29,7 @@ REPORT = "report.html"  # of `entrenar report`
 PROFILE, PROFILES = "profile.json", "profile"  # of the whole run, and a folder with one of every few steps
 CONFIG = "config.toml"  # the whole configuration, as --config takes it
 RECORDS = (METRICS, JSON_LINES, ANOMALIES, PROFILE, SUMMARY, REPORT, LOSS, CONFIG)
+NAMED = ("trace_file", "trace_chrome", "metrics_file", "profile_out")  # of [observe]: files that a person names
 RESULTS = (
     *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     *("model/config.json", "model/model.safetensors", "model/model.safetensors.index.json"),
@@ -63,6 +65,7 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(
             f"checkpointing.directory: {directory} cannot be written ({existing}: {error.strerror}); choose another."
         ) from error
+    _check_named(config)
     if settings.resume and settings.overwrite:
         raise ConfigError("checkpointing.overwrite is set together with resume; choose one of the two.")
     left = earlier(directory)
@@ -71,6 +74,25 @@ def check(config: TrainConfig) -> None:
             f"checkpointing.directory: {directory} holds an earlier run ({left.relative_to(directory)}); continue it "
             "with --resume, replace it with --overwrite, or choose another directory."
         )
+
+
+def _check_named(config: TrainConfig) -> None:
+    """ConfigError where an option of [observe] names a file that another option names, or that the run writes."""
+    directory, data = Path(config.checkpointing.directory), config.data
+    taken = {os.path.realpath(directory / name): "which the run writes itself" for name in (*RECORDS, LOCK, BEGUN)}
+    for option, given in (("data.path", data.path), ("data.eval_path", data.eval_path)):
+        sources = [] if given is None else sources_of(given, option)
+        taken |= {os.path.realpath(source.path): f"the file that {option} names" for source in sources}
+    for option in NAMED:
+        name = getattr(config.observe, option)
+        if name is None:
+            continue
+        place = os.path.realpath(name)
+        owners = [inside for inside in FOLDERS if Path(place).is_relative_to(os.path.realpath(directory / inside))]
+        whose = f"in the folder {owners[0]} of the run, whose files it writes itself" if owners else taken.get(place)
+        if whose is not None:
+            raise ConfigError(f"observe.{option} is {name}, {whose}; name another file.")
+        taken[place] = f"the file that observe.{option} names"
 
 
 def killed_at_once(directory: Path) -> bool:

@@ -20,7 +20,7 @@ from rich.console import Console
 from entrenar.errors import ConfigError, NumericsError
 from entrenar.observe import extras, otlp, otlp_sdk
 from entrenar.observe.events import event, span
-from entrenar.train.config import Observe, TrainConfig
+from entrenar.train.config import Observe
 from entrenar.train.observe_traces import of_rank
 from entrenar.train.observers import observers
 from entrenar.train.trainer import Trainer
@@ -407,11 +407,6 @@ def test_each_rank_has_a_file_of_its_own() -> None:
 
 
 # ---------------------------------------------------------------------- what is refused
-def test_two_traces_in_one_file_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"are both a\.jsonl; name two files"):
-        TrainConfig(observe=Observe(trace_file="a.jsonl", trace_chrome="a.jsonl"))
-
-
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [

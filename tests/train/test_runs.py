@@ -25,7 +25,7 @@ from entrenar.io.safetensors import save_safetensors
 from entrenar.llama import LLaMAModel
 from entrenar.lora import load_adapter
 from entrenar.train import Trainer, evaluate, finetune, interrupt, report, run
-from entrenar.train.config import LRSchedule, Training
+from entrenar.train.config import LRSchedule, Observe, Training
 from entrenar.train.step import StepReport
 from tests.conftest import heed_interrupts
 from tests.train.builders import (
@@ -63,6 +63,34 @@ def test_what_is_in_the_way_is_found_before_training(blocked: str, model: Path, 
         (tmp_path / blocked).write_text("mine")
     with pytest.raises(ConfigError, match=rf"checkpointing\.directory: .*{blocked} is in the way; choose another"):
         quiet(model, config_for(data, tmp_path))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("options", "whose"),
+    [
+        ({"trace_file": "run/metrics.csv"}, "which the run writes itself"),
+        ({"trace_chrome": "link/profile.json"}, "which the run writes itself"),
+        ({"trace_chrome": "run/.entrenar.lock"}, "which the run writes itself"),
+        ({"profile_out": "run/../run/profile/steps-1.pb.gz"}, "in the folder profile of the run, whose files it"),
+        ({"metrics_file": "run/adapter/a.prom"}, "in the folder adapter of the run, whose files it writes itself"),
+        ({"trace_file": "a.jsonl", "trace_chrome": "./a.jsonl"}, "the file that observe.trace_file names"),
+        ({"trace_file": "a.txt", "profile_out": "a.txt"}, "the file that observe.trace_file names"),
+        ({"trace_file": "run/../examples.jsonl"}, "the file that data.path names"),
+    ],
+)
+def test_a_file_that_two_would_write_is_refused_before_training(
+    options: dict[str, str], whose: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("run")
+    (tmp_path / "run").mkdir()
+    shutil.copy(data, tmp_path / "examples.jsonl")
+    wanted = replace(config_for(Path("examples.jsonl"), Path("run")), observe=Observe(**options))
+    option, name = list(options.items())[-1]
+    with pytest.raises(ConfigError, match=rf"^observe\.{option} is {re.escape(name)}, {whose}.*; name another file\.$"):
+        quiet("nowhere", wanted)
+    assert (tmp_path / "examples.jsonl").read_bytes() == data.read_bytes() and not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.unit
