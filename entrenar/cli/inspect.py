@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from entrenar.config import ArgumentParser, print_out, text_argument
-from entrenar.errors import printable
+from entrenar.errors import FormatError, printable
 from entrenar.train import report
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ ROWS = 2000  # of a table; --json has all
 def main(
     arguments: Sequence[str] | None = None, *, description: str = DESCRIPTION, prog: str | None = None
 ) -> dict[str, Any]:
-    """Show a file; what --json prints. FormatError where it is nothing that is read, SystemExit for a wrong flag."""
+    """Show a file; what --json prints. SystemExit for a wrong flag.
+
+    FormatError where it is nothing that is read, and, after what it holds is shown, where it is damaged.
+    """
     parser = ArgumentParser(
         prog=prog, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -46,6 +49,8 @@ def main(
         print_out(json.dumps(table, indent=2, ensure_ascii=True, allow_nan=False))
     else:
         show(report.Output(), found, table)
+    if found.damaged:
+        raise FormatError(str(found.problem))
     return table
 
 
@@ -78,7 +83,7 @@ def show(console: Console, found: Contents, table: dict[str, Any]) -> None:
         if count > ROWS:
             console.print(f"{count - ROWS:,} more {what}: --json has all.")
     report.remarks(console, found.remarks)
-    if found.problem is not None:
+    if found.problem is not None and not found.damaged:
         report.remarks(console, [f"It does not load here: {found.problem}"])
 
 

@@ -35,7 +35,10 @@ EXPECTED = (
 
 @dataclass
 class Contents:
-    """What is there. `problem` says why it does not load as a model or adapter; None where it does, or is none."""
+    """What is there. `problem` says why it does not load as a model or adapter; None where it does, or is none.
+
+    `damaged` says that the problem is the files', and not that this version lacks something.
+    """
 
     path: str
     kind: str
@@ -44,6 +47,7 @@ class Contents:
     metadata: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)  # family and shape, where it loads
     problem: str | None = None
+    damaged: bool = False
     remarks: list[str] = field(default_factory=list)
 
     def types(self) -> dict[str, dict[str, int]]:
@@ -142,8 +146,10 @@ def _checkpoint(path: Path) -> Contents:
     values: dict[Any, Any] = {str(pair[0]): pair[1] for pair in pairs if isinstance(pair, list) and len(pair) == 2}
     metadata = {key: value.get("value", value) for key, value in values.items() if isinstance(value, dict)}
     wrong = run_state.damage(path)
-    problem = None if wrong is None else f"{path}: is damaged ({wrong})."
-    return Contents(str(path), "checkpoint of a run", _sizes(files), tensors, metadata, problem=problem)
+    found = Contents(str(path), "checkpoint of a run", _sizes(files), tensors, metadata, damaged=wrong is not None)
+    if found.damaged:
+        found.problem = f"{path}: is damaged ({wrong}); use another checkpoint of the run, or start it anew."
+    return found
 
 
 def _model(found: Contents, path: Path) -> Contents:

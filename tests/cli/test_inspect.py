@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -96,6 +97,33 @@ def test_what_is_wrong_is_one_sentence(model: Path, tmp_path: Path) -> None:
     refused(tmp_path / "cut.safetensors", "truncated")
     ended = run_entrenar("inspect", model, "--jsn")
     assert ended.returncode == 2 and "did you mean '--json'?" in ended.stderr
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors", "SHA256SUMS"])
+def test_a_damaged_checkpoint_is_listed_and_ends_with_one_sentence(name: str, tmp_path: Path) -> None:
+    trainer_of(run_config(tmp_path, steps=1, every=1, minutes=1)).run()
+    path = tmp_path / "checkpoint" / "step-1"
+    content = bytearray((path / name).read_bytes())
+    content[-1 if name != "state.json" else content.rindex(b"1")] ^= 1  # its header and its JSON are as they were
+    (path / name).write_bytes(content)
+    for words in (["inspect", path], ["inspect", path, "--json"]):
+        ended = run_entrenar(*words)
+        assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+        assert re.search(r"error: .*step-1: is damaged \(.*checksums.*\); use another checkpoint", ended.stderr)
+        assert "checkpoint of a run" in ended.stdout
+    assert json.loads(ended.stdout)["problem"] in ended.stderr
+
+
+@pytest.mark.chaos
+def test_files_that_are_cut_end_with_one_sentence(model: Path, tmp_path: Path) -> None:
+    LLaMAModel.from_pretrained(model).save_gguf(tmp_path / "m.gguf", type="Q8_0")
+    trainer_of(run_config(tmp_path, steps=1, every=1, minutes=1)).run()
+    path = tmp_path / "checkpoint" / "step-1"
+    for file, given in ((tmp_path / "m.gguf", tmp_path / "m.gguf"), (path / "state.safetensors", path)):
+        file.write_bytes(file.read_bytes()[:-40])
+        ended = run_entrenar("inspect", given, "--json")
+        assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1), ended.stderr
 
 
 @pytest.mark.chaos
