@@ -38,6 +38,7 @@ BINARY: tuple[tuple[bytes, str, str], ...] = (
     (b"\x80\x05", "a Python pickle", "give the examples as JSON Lines"),
 )
 EXPECTED = "a file of examples (JSON, CSV, Parquet, text) or a folder of texts"
+SEPARATORS, TABLES = ("\t", ",", ";"), {".tsv": "\t", ".csv": ","}  # of values; by a file's name
 HEADING = re.compile(r'"?[A-Za-z_][\w-]*"?')  # of a column
 ENCODINGS = (  # the longer marks first: UTF-32's begins as UTF-16's does
     (b"\xff\xfe\x00\x00", "UTF-32LE"),
@@ -93,9 +94,11 @@ def delimiter_of(path: Path, head: bytes) -> str:
     if first[:1] in (b"{", b"[") or suffix in (".txt", ".md"):
         return ""
     line = first.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
-    for delimiter, named in (("\t", ".tsv"), (",", ".csv")):
-        if suffix == named or (delimiter in line and all(HEADING.fullmatch(field) for field in line.split(delimiter))):
-            return delimiter
+    if suffix in TABLES:  # a single column named "instruction;output" would be of no use to anybody
+        return next((mark for mark in (TABLES[suffix], *SEPARATORS) if mark in line), TABLES[suffix])
+    for mark in SEPARATORS:
+        if mark in line and all(HEADING.fullmatch(field) for field in line.split(mark)):
+            return mark
     return ""
 
 

@@ -32,7 +32,13 @@ def json_lines(path: Path, records: list[dict[str, Any]]) -> list[Example]:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t"), ("data", ",")])
+@pytest.mark.parametrize(
+    ("suffix", "delimiter"),
+    [
+        *(("csv", ","), ("csv", ";"), ("csv", "\t"), ("tsv", "\t"), ("tsv", ","), ("tsv", ";")),
+        *(("data", ","), ("data", ";")),
+    ],
+)
 def test_a_table_is_its_rows(suffix: str, delimiter: str, tmp_path: Path) -> None:
     path = tmp_path / f"d.{suffix}"
     with path.open("w", newline="", encoding="utf-8-sig") as file:
