@@ -95,14 +95,16 @@ def option(
     choices: Sequence[Any] | None = None,
     factory: Callable[[], Any] | Any = MISSING,
     words: bool = False,
+    called: Callable[[str], str | None] | None = None,
 ) -> Any:
     """A dataclass field with its documentation and the range that its value must lie in.
 
     With `choices` and a `minimum` it takes one of the choices or a number. With `words` its flag takes several values
-    as words of their own, as paths need, not between commas.
+    as words of their own, as paths need, not between commas. `called` gives the sentence for a choice by the name that
+    another program has for it, or None.
     """
     limits = {"minimum": minimum, "above": above, "below": below, "maximum": maximum, "choices": choices}
-    metadata = {"help": help, "unit": unit, "words": words, **limits}
+    metadata = {"help": help, "unit": unit, "words": words, "called": called, **limits}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     if default is MISSING:
@@ -231,7 +233,10 @@ def check_value(value: Any, spec: Field[Any], where: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     ranged = number and limits.get("minimum") is not None  # beside the choices a number may stand
     if choices is not None and value not in choices and value is not None and not ranged:
-        hint = nearest(value, map(str, choices)) if isinstance(value, str) else f"expected one of {tuple(choices)}."
+        hint = f"expected one of {tuple(choices)}."
+        if isinstance(value, str):
+            called = limits.get("called")
+            hint = (called and called(value)) or nearest(value, map(str, choices))
         if limits.get("minimum") is not None:
             hint = f"expected {type_name(int)} or one of {', '.join(map(repr, choices))}."
         raise ConfigError(f"{where} is {shown(value)}; {hint}")

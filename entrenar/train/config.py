@@ -25,7 +25,7 @@ from entrenar.config import (
 )
 from entrenar.errors import ConfigError
 from entrenar.observe.loggers import LOGGERS
-from entrenar.train.synonyms import key_hint
+from entrenar.train.synonyms import format_hint, key_hint
 from entrenar.train.updates import OPTIMIZERS, check_updates, optimizer_of, schedule_of
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class Data(Section):
     eval_path: str | list[str] | None = option(
         None, help="examples to evaluate on, as the path's; unset holds out held_out_fraction of the path's", words=True
     )
-    format: str = option("auto", help=FORMAT_HELP, choices=tuple(FORMATS))
+    format: str = option("auto", help=FORMAT_HELP, choices=tuple(FORMATS), called=format_hint)
     held_out_fraction: float = option(
         0.02, help="share of the examples kept for evaluation, at least one; 0 keeps none", minimum=0, below=1
     )

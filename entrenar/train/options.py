@@ -9,6 +9,7 @@ from entrenar.config import check_dataclass, option
 from entrenar.errors import ConfigError
 from entrenar.models.file_types import FILE_TYPES, KEEP
 from entrenar.train.config import FORMAT_HELP, MODEL_HELP
+from entrenar.train.synonyms import format_hint
 
 ROW, BATCH = 512, 4  # tokens of a row, and rows that are evaluated at once
 EXAMPLES_HELP = "examples: files (JSON, CSV, Parquet, text) or folders of texts"
@@ -49,7 +50,7 @@ class Rows:
     sequence_length: int = option(ROW, help="length of a row", unit="tokens", minimum=2)
     batch_size: int = option(BATCH, help="rows that run through the model at once", minimum=1)
     max_examples: int = option(0, help="use at most this many examples of each file; 0 is all", minimum=0)
-    format: str = option("auto", help=FORMAT_HELP, choices=tuple(FORMATS))
+    format: str = option("auto", help=FORMAT_HELP, choices=tuple(FORMATS), called=format_hint)
     train_on_prompt: bool = option(False, help="evaluate the prompts too, not only the answers")
     answers: str = option("all", help="which answers of a conversation are evaluated", choices=("all", "last"))
     too_long: str = option(
@@ -70,7 +71,7 @@ class Checked:
     model: str | None = option(None, help=MODEL_HELP)
     sequence_length: int = option(ROW, help="length of a row", unit="tokens", minimum=2)
     max_examples: int = option(0, help="use at most this many examples of each file; 0 is all", minimum=0)
-    format: str = option("auto", help=FORMAT_HELP, choices=tuple(FORMATS))
+    format: str = option("auto", help=FORMAT_HELP, choices=tuple(FORMATS), called=format_hint)
     train_on_prompt: bool = option(False, help="train on the prompts too, not only on the answers")
     answers: str = option("all", help="which answers of a conversation are trained", choices=("all", "last"))
     too_long: str = option("auto", help="what becomes of examples longer than a row", choices=TOO_LONG)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from entrenar.adapters.options import OPTIONS
+from entrenar.choices import FORMATS
 from entrenar.config import BASE_KEYS, names_of
 
 # Flags that are called otherwise than their key, by section.
@@ -69,6 +70,16 @@ SYNONYMS = {
     "--file": "prompt-file",
     "--double-quantization": "bnb-4bit-use-double-quant double-quant",
 }
+# What others call a format of the data: axolotl's types, the names of mlx-lm, LLaMA-Factory, torchtune and TRL.
+FORMAT_SYNONYMS = {
+    "segments": "input_output",
+    "messages": "chat_template chat openai tools conversational",
+    "sharegpt": "conversation conversations",
+    "alpaca": "instruction instruct",
+    "prompt_completion": "completions",
+    "text": "pretrain pretraining language_modeling raw",
+    "text (texts without a prompt, as axolotl has them) or prompt_completion": "completion",
+}
 HELD_OUT = "a share of --data is held out and evaluated before and after: --held-out-fraction, --evaluate-every"
 LACKING = {
     "prompt p": "the prompt stands without a flag: entrenar generate TEXT, or --file FILE",
@@ -99,6 +110,13 @@ def hint(flag: str, flags: Collection[str]) -> str | None:
         return f"it is written --{name} here."
     ours = _ours(name, flags)
     return f"it is called {ours} here." if ours else _lacking(name)
+
+
+def format_hint(name: str) -> str | None:
+    """The sentence for a format of the data by another program's name, of whose parts the first says it."""
+    first = re.split("[.:]", name.replace("-", "_").lower())[0]  # axolotl: chat_template.default, alpaca:phi
+    ours = next((ours for ours, theirs in FORMAT_SYNONYMS.items() if first in theirs.split()), first)
+    return f"it is called {ours} here." if ours != first or first in FORMATS else None
 
 
 def key_hint(types: Mapping[str, type], section: str | None, key: str) -> str | None:

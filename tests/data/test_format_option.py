@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from entrenar.data import ExampleFile
 from entrenar.data.formats import LAYOUTS
 from entrenar.errors import ConfigError, FormatError
 from entrenar.train.config import Data, TrainConfig
+from entrenar.train.options import Checked, Rows
+from entrenar.train.synonyms import format_hint
 
 RECORDS: dict[str, dict[str, Any]] = {
     "messages": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "m"}]},
@@ -65,6 +68,28 @@ def test_text_reads_a_file_of_any_name(tmp_path: Path) -> None:
     assert (example.document, example.whole_file) == ("one line\nanother", True)
     with pytest.raises(FormatError):
         list(ExampleFile(path))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("input_output", "segments"),
+        ("chat_template", "messages"),
+        ("chat_template.default", "messages"),
+        ("alpaca:phi", "alpaca"),
+        ("completions", "prompt_completion"),
+        ("completion", "text (texts without a prompt, as axolotl has them) or prompt_completion"),
+        ("chat", "messages"),
+        ("Prompt-Completion", "prompt_completion"),
+    ],
+)
+def test_another_program_s_name_of_a_format_is_answered_with_ours(theirs: str, ours: str) -> None:
+    for make in (Data, partial(Rows, "a"), partial(Checked, "a")):
+        with pytest.raises(ConfigError) as error:
+            make(format=theirs)
+        assert str(error.value).endswith(f"format is '{theirs}'; it is called {ours} here.")
+    assert format_hint("texts") is None and format_hint("jsonl") is None  # the nearest name, or the list of them
 
 
 @pytest.mark.unit
