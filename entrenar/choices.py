@@ -6,6 +6,7 @@ PRECISIONS = ("highest", "high", "medium")  # of matrix products, by the number 
 DTYPES = ("auto", "float32", "float16", "bfloat16", "int16")  # of frozen weights
 SAVED_DTYPES = ("float32", "float16", "bfloat16")  # of a directory's weights
 QUANTIZE = (None, "auto", "nf4", "int4")
+PREFERENCES = ("none", "dpo", "orpo", "kto")  # losses over preferences in the place of examples
 TOO_LONG = ("auto", "truncate", "drop", "split", "error")
 FALLS = ("cosine", "linear", "1-sqrt")  # how a learning rate decays at the end
 # What data.format may say, and the key that a record of it has.

@@ -6,6 +6,7 @@ import json
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -29,10 +30,12 @@ DESCRIPTION = """Say what is in a data file, as a model would be trained on it.
     entrenar data check --data examples.jsonl --model DIRECTORY_OR_GGUF
     entrenar data check --data examples.jsonl --model base.gguf --html check.html
     entrenar data check --data examples.jsonl --eval-data held_out.jsonl --model base.gguf --json
+    entrenar data check --data pairs.jsonl --preference dpo --model base.gguf
 
 Counts, lengths, the share of tokens that is trained, duplicates, empty answers, the first record that is refused, and
 samples in which what is trained is coloured. With --eval-data the same of that file, and how many of its records are
-trained on too. Where a record is refused the status is 1, and the error stream has the sentence of the first.
+trained on too. With --preference the chosen and the rejected answer of each record, or the label of its answer, as
+finetune reads them. Where a record is refused the status is 1, and the error stream has the sentence of the first.
 """
 
 
@@ -65,10 +68,11 @@ def main(
     )
     length = min(asked.sequence_length, checkpoint.config.context)
     model = (checkpoint.tokenizer(), checkpoint.config.vocab_size, length)
-    sides = [check_data(data, *model, show=asked.show)]
+    check = partial(check_data, show=asked.show, preference=asked.preference)
+    sides = [check(data, *model)]
     if asked.eval_data is not None:
         eval_sources(asked.eval_data)  # refuses what a run would
-        sides.append(check_data(replace(data, path=asked.eval_data), *model, show=asked.show, against=sides[0]))
+        sides.append(check(replace(data, path=asked.eval_data), *model, against=sides[0]))
     table: dict[str, Any] = sides[0].table()
     if len(sides) > 1:
         table["evaluation"] = sides[1].table()
@@ -94,6 +98,7 @@ def rows(found: DataCheck) -> dict[str, str]:
         "refused": f"{found.bad_records:,}" + (f": the first is {found.bad}" if found.bad else ""),
         "left out": f"{sum(read.left_out.values()):,}",
         "samples": f"{read.samples:,} in rows of {found.sequence_length:,} tokens, the longest {found.longest:,}",
+        "answers": ", ".join(f"{count:,} {name}" for name, count in found.answers.items()),
         "tokens": f"{read.tokens:,}, {found.trained_percent:.1f} % of them trained",
         "empty answers": f"{found.empty_answers:,}",
         "duplicates": f"{found.duplicates:,}"
@@ -102,7 +107,7 @@ def rows(found: DataCheck) -> dict[str, str]:
     if found.overlap is not None:
         first = f": the first is {found.overlap.first}" if found.overlap.first else ""
         said["also trained on"] = f"{found.overlap.records:,}{first}"
-    return {key: printable(value) for key, value in said.items()}
+    return {key: printable(value) for key, value in said.items() if value}
 
 
 def show(console: Console, found: DataCheck) -> None:

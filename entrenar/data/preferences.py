@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from entrenar.config import shown
 from entrenar.data.formats import Example, check_changes, example_of
 from entrenar.data.messages import is_empty
 from entrenar.data.places import ints
@@ -44,31 +45,28 @@ class Preference:
         return self.pair or "\n".join(answer.text for answer in self.answers)
 
 
-class PreferenceFile(Sequence[Preference]):
-    """The preferences of a file's first `most` records (0 is all): pairs, or `labelled` answers; read when asked for.
+class PreferenceRecords:
+    """The records of a file (JSON, CSV or Parquet), each as its preferences, read and checked one at a time.
 
-    The file is one of JSON, CSV or Parquet. A prompt is a text or a list of messages, answers are too (in CSV the
-    JSON of one). Where answers are labelled, a pair is one wanted and one unwanted answer, the wanted ones of all
-    pairs first, as TRL has them. Raises FormatError, naming file and line, where a record is not as expected: all are
-    checked at once. `hashes` (n,) uint64 are the digests of their texts.
+    A prompt is a text or a list of messages, answers are too (in CSV the JSON of one). A record is a pair; where
+    answers are `labelled`, an answer, or a pair as its wanted and its unwanted one. Raises FormatError, naming file
+    and line, where the file or the record that is read is not as expected.
     """
 
-    def __init__(self, path: str | Path, *, labelled: bool, most: int = 0) -> None:
+    def __init__(self, path: str | Path, *, labelled: bool) -> None:
         self._records, self._labelled = open_records(path), labelled
-        count = min(len(self._records), most or len(self._records))
-        places, hashes = (array("q"), array("q")), (array("Q"), array("Q"))  # wanted or all of a record, unwanted
-        for index, (where, record) in enumerate(self._records.read(range(count))):
-            for side, preference in enumerate(self._of_record(where, record)):
-                places[side].append(index)
-                hashes[side].append(digest(preference.text))
-        if not places[0]:
+        if not self._records:
             raise FormatError(f"{path}: holds no preferences; expected one JSON object a line.")
-        self._wanted = len(places[0])
-        self._places = np.concatenate([np.asarray(side) for side in places])
-        self.hashes = np.concatenate([np.asarray(side) for side in hashes])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, indices: Iterable[int]) -> Iterator[list[Preference]]:
+        """What the records of these indices are, in their order."""
+        for where, record in self._records.read(indices):
+            yield self._of_record(where, record)
 
     def _of_record(self, where: str, record: Any) -> list[Preference]:
-        """What a record is: one preference, or the wanted and the unwanted answer of a pair."""
         if isinstance(self._records, TableFile):
             record = _from_cells(record, where)
         if not self._labelled:
@@ -78,6 +76,27 @@ class PreferenceFile(Sequence[Preference]):
             labels = zip((True, False), pair.answers, strict=True)
             return [Preference((answer,), label, pair.text) for label, answer in labels]
         return [_labelled(record, where)]
+
+
+class PreferenceFile(Sequence[Preference]):
+    """The preferences of a file's first `most` records (0 is all): pairs, or `labelled` answers; read when asked for.
+
+    Where answers are labelled, a pair is one wanted and one unwanted answer, the wanted ones of all pairs first, as
+    TRL has them. Raises as `PreferenceRecords`: all records are checked at once. `hashes` (n,) uint64 are the digests
+    of their texts.
+    """
+
+    def __init__(self, path: str | Path, *, labelled: bool, most: int = 0) -> None:
+        self._records = PreferenceRecords(path, labelled=labelled)
+        count = min(len(self._records), most or len(self._records))
+        places, hashes = (array("q"), array("q")), (array("Q"), array("Q"))  # wanted or all of a record, unwanted
+        for index, found in enumerate(self._records.read(range(count))):
+            for side, preference in enumerate(found):
+                places[side].append(index)
+                hashes[side].append(digest(preference.text))
+        self._wanted = len(places[0])
+        self._places = np.concatenate([np.asarray(side) for side in places])
+        self.hashes = np.concatenate([np.asarray(side) for side in hashes])
 
     def __len__(self) -> int:
         return len(self._places)
@@ -97,8 +116,8 @@ class PreferenceFile(Sequence[Preference]):
         """The preferences of these indices, in their order."""
         given = np.asarray(indices, np.int64)
         records = self._records.read(ints(self._places[given]))
-        for index, (where, record) in zip(ints(given), records, strict=True):
-            yield self._of_record(where, record)[int(index >= self._wanted)]
+        for index, found in zip(ints(given), records, strict=True):
+            yield found[int(index >= self._wanted)]
 
 
 def _from_cells(record: dict[str, Any], where: str) -> dict[str, Any]:
@@ -121,7 +140,15 @@ def _from_cells(record: dict[str, Any], where: str) -> dict[str, Any]:
     return found | ({"label": LABELS[label]} if label in LABELS else {})
 
 
+def _check_empty(record: Any, keys: Sequence[str], where: str) -> None:
+    """FormatError for a key that is there and holds an empty text or list."""
+    for key in keys:
+        if isinstance(record, dict) and record.get(key) in ("", []):
+            raise FormatError(f"{where}: {key} is {shown(record[key])}, expected non-empty text or messages.")
+
+
 def _pair(record: Any, where: str) -> Preference:
+    _check_empty(record, ("chosen", "rejected"), where)
     missing = [key for key in ("chosen", "rejected") if not isinstance(record, dict) or not record.get(key)]
     if missing:
         raise FormatError(f"{where}: has no {' and no '.join(missing)}, expected an object with {PAIRED}.")
@@ -134,6 +161,7 @@ def _pair(record: Any, where: str) -> Preference:
 
 
 def _labelled(record: Any, where: str) -> Preference:
+    _check_empty(record, ("prompt", "completion"), where)
     if not isinstance(record, dict) or not record.get("prompt") or not record.get("completion"):
         raise FormatError(f"{where}: has no prompt or no completion, expected an object with {LABELLED}.")
     if not isinstance(record.get("label"), bool):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from entrenar.config import shown
 from entrenar.data.formats import Example, ExampleFile, Examples
 from entrenar.data.record_files import stored_bytes
 from entrenar.errors import ConfigError
+
+Record = TypeVar("Record")
+Read = TypeVar("Read", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,36 @@ def unweighted(given: str | Sequence[str], user: str, name: str = "data.path") -
     return found
 
 
+class Readable(Protocol[Read]):
+    """What has so many records, and reads those that are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Iterable[int]) -> Iterator[Read]:
+        """The records of these indices, in their order."""
+
+
+class Joined(Generic[Record]):
+    """The records of several files, one file after the other, of each the first `most` (0 is all).
+
+    `begins` (files + 1) are where each begins.
+    """
+
+    def __init__(self, files: Sequence[Readable[Record]], most: int = 0) -> None:
+        self._files = files
+        self.begins = [0, *accumulate(min(len(file), most or len(file)) for file in files)]
+
+    def __len__(self) -> int:
+        return self.begins[-1]
+
+    def read(self, indices: Iterable[int]) -> Iterator[tuple[int, Record]]:
+        """The number of its file and the record, of these indices, in their order."""
+        for number, group in groupby(indices, key=lambda index: bisect_right(self.begins, index) - 1):
+            begin = self.begins[number]
+            for record in self._files[number].read(index - begin for index in group):
+                yield number, record
+
+
 class ExampleFiles(Examples):
     """The examples of several files, one file after the other, of each the first `most` (0 is all).
 
@@ -104,17 +138,13 @@ class ExampleFiles(Examples):
 
     def __init__(self, sources: Sequence[Source], most: int = 0, format: str = "auto") -> None:
         self.sources = sources
-        self._files = [ExampleFile(source.path, format) for source in sources]
-        counts = [min(len(file), most or len(file)) for file in self._files]
-        self._begins = [0, *accumulate(counts)]
-        self.bounds = np.array(self._begins)
+        self._joined = Joined([ExampleFile(source.path, format) for source in sources], most)
+        self.bounds = np.array(self._joined.begins)
 
     def __len__(self) -> int:
-        return int(self.bounds[-1])
+        return len(self._joined)
 
     def read(self, indices: Iterable[int]) -> Iterator[Example]:
         """The examples of these indices, in their order."""
-        for number, group in groupby(indices, key=lambda index: bisect_right(self._begins, index) - 1):
-            begin = self._begins[number]
-            for example in self._files[number].read(index - begin for index in group):
-                yield replace(example, file=number) if number else example
+        for number, example in self._joined.read(indices):
+            yield replace(example, file=number) if number else example

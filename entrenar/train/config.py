@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from entrenar.adapters import presets
 from entrenar.adapters.options import LoRAOptions
-from entrenar.choices import DTYPES, FALLS, FORMATS, PRECISIONS, QUANTIZE, TOO_LONG
+from entrenar.choices import DTYPES, FALLS, FORMATS, PRECISIONS, PREFERENCES, QUANTIZE, TOO_LONG
 from entrenar.config import (
     ADAPTER_SECTIONS,
     BASE_KEYS,
@@ -230,7 +230,7 @@ class Preferences(Section):
         "none",
         help="loss over preferences: dpo and orpo of records with prompt, chosen and rejected, kto with prompt, "
         "completion and label",
-        choices=("none", "dpo", "orpo", "kto"),
+        choices=PREFERENCES,
     )
     beta: float = option(0.1, help="strength: of the log-ratios (dpo, kto), of the odds ratio (orpo's lambda)", above=0)
     label_smoothing: float = option(

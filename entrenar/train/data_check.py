@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 
@@ -14,24 +14,25 @@ import numpy as np
 from entrenar.data import (
     DataReport,
     Example,
-    ExampleFiles,
     Sample,
     SideReport,
     digest,
     encode_examples,
     names_of,
-    sources_of,
 )
 from entrenar.data.encoding import Encoded, FileReport, encoded, file_reports
 from entrenar.data.split import among
 from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
+from entrenar.train.checked_records import CheckedExamples, CheckedPreferences, CheckedRecords
 from entrenar.train.config import Data
+from entrenar.train.preference_data import encode_answer
 from entrenar.train.vocabulary import check_vocabulary
 
 BINS = 12  # of the histogram
 EMPTY = re.compile(
-    r": (output|completion|content|value) is ('(\s|\\[nrt])*'|None|\[\]), expected|assistant has no (content|value)"
+    r": (output|completion|content|value|chosen|rejected) is ('(\s|\\[nrt])*'|None|\[\]), expected"
+    r"|assistant has no (content|value)"
 )
 
 
@@ -46,8 +47,9 @@ class Overlap:
 @dataclass
 class DataCheck:
     """What was found: `lengths` counts whole samples by (from, to) tokens, `bad` is the sentence of the first record
-    that is refused and `bad_records` their number, `duplicates` counts texts that stood before, `shown` are samples and
-    `texts` (n,) uint64 the digests of the records that are read."""
+    that is refused and `bad_records` their number, `duplicates` counts texts that stood before, `answers` those of
+    preferences by what they are, `shown` are samples (where, runs of their text) and `texts` (n,) uint64 the digests
+    of the records that are read."""
 
     source: str
     records: int
@@ -58,6 +60,7 @@ class DataCheck:
     empty_answers: int = 0
     duplicates: int = 0
     first_duplicate: str = ""
+    answers: dict[str, int] = field(default_factory=dict)
     lengths: list[tuple[int, int, int]] = field(default_factory=list)
     longest: int = 0
     files: list[FileReport] = field(default_factory=list)
@@ -83,13 +86,18 @@ class DataCheck:
         )
 
     def table(self) -> dict[str, object]:
-        """For JSON: all but the samples that are shown."""
+        """For JSON."""
         found = asdict(replace(self, texts=self.texts[:0]))
         for name in ("report", "shown", "lengths", "texts"):
             del found[name]
         read = {key: value for key, value in asdict(self.report).items() if key not in ("examples", "unused")}
         lengths = [{"from": low, "to": high, "samples": count} for low, high, count in self.lengths]
-        return found | read | {"trained_percent": self.trained_percent, "lengths": lengths, "remarks": self.remarks()}
+        samples = [
+            {"where": where, "runs": [{"trained": trained, "text": text} for trained, text in runs]}
+            for where, runs in self.shown
+        ]
+        derived = {"trained_percent": self.trained_percent, "lengths": lengths, "remarks": self.remarks()}
+        return found | read | derived | {"shown": samples}
 
 
 def check_data(
@@ -99,58 +107,93 @@ def check_data(
     sequence_length: int,
     *,
     show: int = 3,
+    preference: str = "none",
     against: DataCheck | None = None,
 ) -> DataCheck:
     """Read every record of `data.path`, go on after one that is refused, and show the first `show` samples.
 
-    With `against`, what was found of the training data, the records that stand there too are counted in `overlap`.
-    Raises FormatError or ConfigError where the file as a whole cannot be read.
+    With `preference`, a method, records are preferences, and all answers of the first `show` records are shown. With
+    `against`, what was found of the training data, the records that stand there too are counted in `overlap`. Raises
+    FormatError or ConfigError where the file as a whole cannot be read.
     """
-    assert data.path is not None
-    sources = sources_of(data.path)
-    examples = ExampleFiles(sources, data.max_examples, data.format)
-    count, prompts = len(examples), data.train_on_prompt
-    found = DataCheck(names_of(sources), count, sequence_length, SideReport())
-    samples = [0] * len(sources)
-    texts, refused, lengths = array("Q"), array("q"), array("i")
-    last: Encoded = "", None  # of the example that is read
+    plain = preference == "none"
+    records: CheckedRecords = CheckedExamples(data) if plain else CheckedPreferences(data, preference)
+
+    def encode(example: Example) -> Encoded:
+        if not plain:
+            return "", encode_answer(example, tokenizer, vocabulary, sequence_length)
+        reason, sample = encoded(example, tokenizer, data.train_on_prompt, data.answers == "last")
+        if sample is not None:
+            check_vocabulary([example], [sample], tokenizer, vocabulary)
+        return reason, sample
+
+    found = DataCheck(names_of(records.sources), len(records), sequence_length, SideReport())
+    reading, samples = _Reading(records, found, encode), [0] * len(records.sources)
 
     def keep(example: Example, sample: Sample) -> None:
         samples[example.file] += 1
-        if len(found.shown) < show:
-            found.shown.append((example.where, marked_text(sample, tokenizer)))
-
-    def whole(_: Example) -> Encoded:
-        return last
-
-    def read() -> Iterator[Example]:
-        nonlocal last
-        reader = examples.read(range(count))
-        for index in range(count):
-            try:
-                example = next(reader)
-                last = encoded(example, tokenizer, prompts, data.answers == "last")
-                if last[1] is not None:
-                    check_vocabulary([example], [last[1]], tokenizer, vocabulary)
-                    lengths.append(len(last[1]))
-            except (ConfigError, FormatError) as error:
-                found.refuse(str(error))
-                refused.append(index)
-                reader = examples.read(range(index + 1, count))  # an error ends the one before
-                continue
-            texts.append(digest(example.text))
-            yield example
+        if len(found.shown) < show if plain else len(reading.texts) <= show:
+            where = f"{example.where}, {reading.name}" if reading.name else example.where
+            found.shown.append((where, marked_text(sample, tokenizer)))
 
     found.report = encode_examples(
-        read(), tokenizer, sequence_length, train_on_prompt=prompts, too_long=data.too_long, check=keep, whole=whole
+        reading.examples(),
+        tokenizer,
+        sequence_length,
+        train_on_prompt=data.train_on_prompt,
+        too_long=data.too_long,
+        check=keep,
+        whole=lambda _: reading.last,
     )[1]
-    found.files, found.texts = file_reports(sources, samples), np.asarray(texts)
-    found.lengths, found.longest = histogram(lengths), max(lengths, default=0)
-    again = repeated(found.texts)
-    found.duplicates, found.first_duplicate = _counted(again, examples, refused)
+    found.files, found.texts = file_reports(records.sources, samples), np.asarray(reading.texts)
+    found.lengths, found.longest = histogram(reading.lengths), max(reading.lengths, default=0)
+    found.duplicates, found.first_duplicate = reading.counted(repeated(found.texts))
     if against is not None:
-        found.overlap = Overlap(*_counted(among(found.texts, against.texts), examples, refused))
+        found.overlap = Overlap(*reading.counted(among(found.texts, against.texts)))
     return found
+
+
+class _Reading:
+    """Every record once: `last` is what the example that is read became, `name` what it is called, `texts` are the
+    digests of the records that are read, `lengths` the tokens of their examples; `found` hears of the others."""
+
+    def __init__(self, records: CheckedRecords, found: DataCheck, encode: Callable[[Example], Encoded]) -> None:
+        self.records, self.found, self.encode = records, found, encode
+        self.texts, self.lengths, self.refused = array("Q"), array("i"), array("q")
+        self.last: Encoded = "", None
+        self.name = ""
+
+    def examples(self) -> Iterator[Example]:
+        """The examples of the records of which none is refused."""
+        count = len(self.records)
+        reader = self.records.read(range(count))
+        for index in range(count):
+            try:
+                record = next(reader)
+                encodings = [self.encode(example) for _, example in record.examples]
+            except (ConfigError, FormatError) as error:
+                self.found.refuse(str(error))
+                self.refused.append(index)
+                reader = self.records.read(range(index + 1, count))  # an error ends the one before
+                continue
+            self.texts.append(digest(record.text))
+            for (self.name, example), self.last in zip(record.examples, encodings, strict=True):
+                if self.last[1] is not None:
+                    self.lengths.append(len(self.last[1]))
+                if self.name:
+                    self.found.answers[self.name] = self.found.answers.get(self.name, 0) + 1
+                yield example
+
+    def counted(self, marks: np.ndarray) -> tuple[int, str]:
+        """How many of the records that are read are marked, and where the first stands."""
+        if not marks.any():
+            return 0, ""
+        number = int(marks.argmax())
+        for index in self.refused:  # they ascend
+            if index > number:
+                break
+            number += 1
+        return int(marks.sum()), next(self.records.read([number])).where
 
 
 def repeated(hashes: np.ndarray) -> np.ndarray:
@@ -160,19 +203,6 @@ def repeated(hashes: np.ndarray) -> np.ndarray:
     ordered = hashes[order]
     marks[order[1:]] = ordered[1:] == ordered[:-1]
     return marks
-
-
-def _counted(marks: np.ndarray, examples: ExampleFiles, refused: Sequence[int]) -> tuple[int, str]:
-    """How many are marked of the examples without those of the indices `refused`, which ascend, and where the first
-    stands."""
-    if not marks.any():
-        return 0, ""
-    number = int(marks.argmax())
-    for index in refused:
-        if index > number:
-            break
-        number += 1
-    return int(marks.sum()), examples[number].where
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:

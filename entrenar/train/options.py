@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from entrenar.choices import FORMATS, PRECISIONS, QUANTIZE, SAVED_DTYPES, TOO_LONG
+from entrenar.choices import FORMATS, PRECISIONS, PREFERENCES, QUANTIZE, SAVED_DTYPES, TOO_LONG
 from entrenar.config import check_dataclass, option
 from entrenar.errors import ConfigError
 from entrenar.models.file_types import FILE_TYPES, KEEP
@@ -75,7 +75,13 @@ class Checked:
     train_on_prompt: bool = option(False, help="train on the prompts too, not only on the answers")
     answers: str = option("all", help="which answers of a conversation are trained", choices=("all", "last"))
     too_long: str = option("auto", help="what becomes of examples longer than a row", choices=TOO_LONG)
-    show: int = option(3, help="samples that are shown", minimum=0)
+    preference: str = option(
+        "none",
+        help="read preferences, as finetune does for this loss: prompt, chosen and rejected (dpo, orpo), or prompt, "
+        "completion and label (kto)",
+        choices=PREFERENCES,
+    )
+    show: int = option(3, help="samples that are shown; of preferences, records", minimum=0)
     eval_data: str | list[str] | None = option(
         None,
         help="examples to evaluate on, which are checked alike, and held against the others; unset is none",

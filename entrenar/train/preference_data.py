@@ -12,9 +12,10 @@ import numpy as np
 from entrenar.data import (
     DataReport,
     Example,
-    Samples,
+    Sample,
     SideReport,
     encode_example,
+    encode_examples,
     eval_sources,
     names_of,
     split_files,
@@ -124,17 +125,34 @@ def _encoded(
     preferences: Iterable[Preference], config: TrainConfig, tokenizer: Tokenizer, vocabulary: int
 ) -> tuple[PreferenceData, SideReport, Example | None]:
     """The answers as tokens, what they are, and the first of them."""
-    labelled, folder = config.preference.method == "kto", config.checkpointing.directory
-    samples, labels, report, first = Samples(folder=folder), bytearray(), SideReport(), None
-    for preference in preferences:
-        for answer in preference.answers:
-            sample = encode_example(answer, tokenizer, config.training.sequence_length)
-            check_sample(sample, answer.where)
-            check_vocabulary([answer], [sample], tokenizer, vocabulary)
-            report.count(answer)
-            samples.append(sample)
-            labels.append(preference.label)
-            first = first or answer
-    report.count_samples(samples)
+    labelled, length = config.preference.method == "kto", config.training.sequence_length
+    labels, first = bytearray(), None
+    folder = config.checkpointing.directory
+
+    def answers() -> Iterator[Example]:
+        nonlocal first
+        for preference in preferences:
+            for answer in preference.answers:
+                labels.append(preference.label)
+                first = first or answer
+                yield answer
+
+    samples, report = encode_examples(
+        answers(),
+        tokenizer,
+        length,
+        folder=folder,
+        whole=lambda answer: ("", encode_answer(answer, tokenizer, vocabulary, length)),
+    )
     marks = np.frombuffer(labels, bool)
     return PreferenceData(samples, marks, 1 if labelled else 2, shifts=labelled, folder=folder), report, first
+
+
+def encode_answer(answer: Example, tokenizer: Tokenizer, vocabulary: int, length: int) -> Sample:
+    """All tokens of an answer and its prompt; ConfigError or FormatError, naming its place, where its first `length`
+    train nothing, or have one that a model of `vocabulary` tokens lacks."""
+    whole = encode_example(answer, tokenizer)
+    row = whole.part(0, min(len(whole), length))
+    check_sample(row, answer.where)
+    check_vocabulary([answer], [row], tokenizer, vocabulary)
+    return whole

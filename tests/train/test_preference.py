@@ -86,7 +86,7 @@ def test_prompts_are_texts_or_messages_and_may_be_implicit(tmp_path: Path) -> No
     ("record", "labelled", "message"),
     [
         ({"text": "a"}, False, "has no chosen and no rejected, expected an object with prompt"),
-        ({"chosen": "a", "rejected": ""}, False, "has no rejected"),
+        ({"chosen": "a", "rejected": ""}, False, "rejected is .., expected non-empty text or messages"),
         ({"chosen": "a", "rejected": ["b"]}, False, "of different kinds"),
         ({"chosen": "a", "rejected": "b"}, False, "begin with no prompt that they share"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, False, "the user's part is no text"),
