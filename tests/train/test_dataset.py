@@ -16,6 +16,7 @@ from entrenar.errors import ConfigError, FormatError
 from entrenar.io.tokenizer import Tokenizer
 from entrenar.models.checkpoint import Checkpoint
 from entrenar.train import dataset, pretrain, report
+from entrenar.train.config import Preferences
 from entrenar.train.finetune import encode_prompt
 from tests.train.builders import SHAPE, SMALL, config_for, quiet, write_examples, write_model
 
@@ -215,6 +216,16 @@ def test_the_layout_of_a_model_without_a_template_is_said(tmp_path: Path) -> Non
     assert out.index(said) < out.index("step 1/1")
     remarks = json.loads((tmp_path / "run" / "summary.json").read_text())["remarks"]
     assert any(remark.startswith(said) for remark in remarks)
+
+
+@pytest.mark.unit
+def test_the_layout_of_preferences_without_a_template_is_said(tmp_path: Path) -> None:
+    model, path = without_places(tmp_path / "model", None), tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "It is not."} for n in range(4)]
+    path.write_text("\n".join(map(json.dumps, pairs)))
+    training = replace(SMALL, steps=1, sequence_length=120)
+    _, out = quiet(model, config_for(path, tmp_path / "run", training, preference=Preferences("dpo")))
+    assert "so that 8 conversations are written in the layout of Stanford Alpaca" in out
 
 
 @pytest.mark.unit
