@@ -1,4 +1,5 @@
 from numpy.typing import ArrayLike
+from typing_extensions import disjoint_base
 
 from entrenar.autograd.tensor import Tensor
 
@@ -14,9 +15,11 @@ def attention(
     softcap: float | None = None,
 ) -> Tensor: ...
 
+@disjoint_base
 class CacheRows:
-    count: int
-    def __init__(self, slots: ArrayLike, positions: ArrayLike) -> None: ...
+    def __new__(cls, slots: ArrayLike, positions: ArrayLike) -> CacheRows: ...
+    @property
+    def count(self) -> int: ...
 
 def write_cache(cache: Tensor, start: int | CacheRows, x: Tensor | ArrayLike) -> None: ...
 def cached_attention(
