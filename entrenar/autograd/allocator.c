@@ -1,5 +1,5 @@
-// Size classes split each power of two in eight, so at most an eighth of a block is unused. A free block holds the
-// link of its class's free list in its own first bytes.
+// Size classes split each power of two in eight, so at most an eighth of a block is unused, or a third where a free
+// larger one serves. A free block holds the link of its class's free list in its own first bytes.
 #include "allocator.h"
 #include <stdint.h>
 #include <stdlib.h>
