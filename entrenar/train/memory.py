@@ -29,8 +29,8 @@ DATA_INDEX_SHARE = 0.05  # what of it is not of tokens, which stand in a file wh
 DATA_TOKEN_BYTES, DATA_EXAMPLE_BYTES = 5, 50
 ENTRY_BYTES = 512  # of the tokenizer, for each entry of its vocabulary
 PACKED_ROWS, PACKED_STEPS = 1024, 8192  # that a product packs at once, about (_kernels/gemm.pyx)
-# What the allocator keeps of freed blocks where its footprint grows: at most a part of what is in use then and some more
-# (autograd/allocator.c).
+# What the allocator keeps of freed blocks where its footprint grows: at most a part of what is in use then and some
+# more (autograd/allocator.c).
 CACHED_PART, CACHED_BYTES = 4, 64 << 20
 MARGIN = 1.1  # what an estimate may be off by, once layers are chosen to fit it
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "schedulefree_adamw": 2, "muon": 2, "sgd": 1}  # floats for each trained
